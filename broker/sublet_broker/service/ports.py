@@ -1,0 +1,209 @@
+"""The ports: what the use-cases need of the world, as Protocols. Everything here is synchronous.
+
+Adapters implement them (SQLModel, Ray, files); the simulator implements them in memory.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from sublet_broker.market.facts import Fact, JobFact, OfferFact
+
+F = TypeVar("F", bound=Fact)
+
+
+class Clock(Protocol):
+    """The broker's clock: ms since 1970 that never go back, whatever the machine's clock does."""
+
+    def now_ms(self) -> int:
+        """Return the time."""
+        ...
+
+
+class Entropy(Protocol):
+    """Randomness for nonces."""
+
+    def hex(self, count_bytes: int) -> str:
+        """Return `count_bytes` random bytes as hex digits."""
+        ...
+
+
+class Transaction(Protocol):
+    """One atomic change. What is put is seen by later gets and finds of the same transaction."""
+
+    def get(self, kind: type[F], *key: str | int) -> F | None:
+        """Return the fact with that key (the values of KEY, in order)."""
+        ...
+
+    def find(
+        self,
+        kind: type[F],
+        where: Mapping[str, Any] | None = None,
+        *,
+        after: tuple[str, int] | None = None,
+        before: tuple[str, int] | None = None,
+        order_by: str | None = None,
+        descending: bool = False,
+        limit: int | None = None,
+    ) -> list[F]:
+        """Return facts whose fields equal `where` (a tuple or set value: any of them).
+
+        `after` / `before`: (field, value), strictly beyond. Ordered by `order_by`, ties and the
+        default by key, so that the same data gives the same list in every store.
+        """
+        ...
+
+    def put(self, fact: Fact) -> None:
+        """Insert the fact, or replace the one with its key."""
+        ...
+
+    def add(self, fact: Fact) -> None:
+        """Insert the fact. Raises AlreadyThere if its key is taken."""
+        ...
+
+    def delete(self, kind: type[Fact], *key: str | int) -> None:
+        """Remove the fact with that key, if there is one."""
+        ...
+
+    def next(self, counter: str) -> int:
+        """Return the counter's next number (1, 2, ...), kept by this transaction."""
+        ...
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Run `action` once the transaction is durable; never if it is rolled back."""
+        ...
+
+
+class AlreadyThere(Exception):
+    """A fact with that key exists."""
+
+
+class Store(Protocol):
+    """The database. Transactions are serialisable; an exception rolls back."""
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """Begin a transaction; it commits (durably) when the block ends without an exception."""
+        ...
+
+    def snapshot(self) -> AbstractContextManager[Transaction]:
+        """Begin a read-only transaction on one consistent state; writers aren't held up."""
+        ...
+
+
+class BlobMissing(Exception):
+    """No blob with that hash."""
+
+
+class BlobStore(Protocol):
+    """Content-addressed bytes."""
+
+    def put(self, sha256: str, data: bytes) -> None:
+        """Keep `data` durably (fsynced, then renamed). Raises ValueError if the hash differs and
+        StorageFull when the disk is full; then nothing is kept."""
+        ...
+
+    def get(self, sha256: str) -> bytes:
+        """Return the bytes. Raises BlobMissing (also if what lies there has been damaged)."""
+        ...
+
+    def has(self, sha256: str) -> bool:
+        """Say whether a blob of that name lies there (its content isn't read)."""
+        ...
+
+    def delete(self, sha256: str) -> None:
+        """Remove the blob, if it is there."""
+        ...
+
+    def names(self) -> Iterable[str]:
+        """Return the hashes of all blobs."""
+        ...
+
+
+class StorageFull(Exception):
+    """The disk is full: the request failed, nothing else did."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A shard's suggestion: this job on that offer. The scheduler commits it or not."""
+
+    job: str
+    offer: str
+    device_ids: tuple[str, ...]
+    pool: str
+    shard_epoch: int
+
+
+@dataclass(frozen=True)
+class BookEntry:
+    """An offer with what is free of it, as a shard keeps it."""
+
+    offer: OfferFact
+    free_device_ids: tuple[str, ...]
+
+
+class Matcher(Protocol):
+    """The match engine (Ray's shards, or in-process). Proposes, never commits; may be away."""
+
+    def offer_changed(self, entry: BookEntry) -> None:
+        """An offer is new, or has other free devices (none: it stays in the book, full)."""
+        ...
+
+    def offer_gone(self, offer: str, pool: str) -> None:
+        """An offer is closed or its agent disconnected."""
+        ...
+
+    def job_queued(self, job: JobFact) -> None:
+        """A job wants a machine (idempotent)."""
+        ...
+
+    def job_gone(self, job: str) -> None:
+        """The job no longer wants one."""
+        ...
+
+    def propose(self, now_ms: int) -> list[Proposal]:
+        """Return the shards' proposals. Raises MatcherAway when the engine doesn't answer."""
+        ...
+
+    def rebuild(self) -> None:
+        """Drop all state; shards rebuild from the database."""
+        ...
+
+
+class MatcherAway(Exception):
+    """The match engine doesn't answer: jobs stay queued, everything else goes on."""
+
+
+@dataclass(frozen=True)
+class VerifyTask:
+    """A checkpoint whose chunks are to be checked."""
+
+    checkpoint: str
+    job: str
+    index_sha256: str
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What the verifier found. `permanent`: the content is wrong, trying again won't help."""
+
+    checkpoint: str
+    ok: bool
+    detail: str
+    total_bytes: int = 0
+    chunk_sizes: Mapping[str, int] | None = None
+    permanent: bool = True
+
+
+class Verifier(Protocol):
+    """Checks checkpoints' content (Ray tasks, or in-process)."""
+
+    def submit(self, task: VerifyTask) -> None:
+        """Start checking; the same checkpoint twice is checked once."""
+        ...
+
+    def collect(self) -> list[VerifyResult]:
+        """Return what has been finished since the last call."""
+        ...

@@ -1,0 +1,341 @@
+"""What the broker's REST API takes and returns. Prefix /v1; every call but three is signed (auth.py).
+
+    GET  /v1/broker                      BrokerInfo                      (unsigned)
+    GET  /healthz, /readyz, /metrics                                     (unsigned)
+    POST /v1/keys             SignedRequest(key)      -> PartyView       introduces a party
+    GET  /v1/offers?kind=&region=                     -> OffersPage
+    POST /v1/offers/match     MatchRequest            -> MatchView       what would this job get?
+    PUT  /v1/blobs/{sha256}   bytes                   -> 204             the renter's own inputs
+    POST /v1/blobs/missing    MissingRequest          -> MissingView
+    POST /v1/jobs             SignedRequest(job)      -> JobView         201; holds the budget
+    GET  /v1/jobs?state=&name=&limit=                 -> JobsPage
+    GET  /v1/jobs/{job}                               -> JobView         id, or its first 8+ digits
+    POST /v1/jobs/{job}/cancel | pause                -> JobView
+    POST /v1/jobs/{job}/resume  ResumeRequest         -> JobView         with an amendment, if any
+    GET  /v1/jobs/{job}/events?after=                 -> EventsPage
+    GET  /v1/jobs/{job}/logs?after=&follow=           -> NDJSON of JobLogLine, streamed
+    GET  /v1/jobs/{job}/checkpoints                   -> CheckpointsPage
+    GET  /v1/jobs/{job}/statement                     -> StatementView
+    GET  /v1/jobs/{job}/export                        -> Export (export.py)
+    GET  /v1/jobs/{job}/receipts?unsigned=true        -> ReceiptsPage    to countersign
+    POST /v1/receipts/{receipt}/signature SignedRequest(receipt) -> 204
+    PUT|GET /v1/jobs/{job}/blobs/{sha256}             bytes              renter, or holder of the epoch
+    POST /v1/jobs/{job}/blobs/missing MissingRequest  -> MissingView     holder: header Sublet-Epoch
+    GET  /v1/balance                                  -> BalanceView
+    GET  /v1/earnings                                 -> EarningsView
+    POST /v1/deposits         SignedRequest(deposit)  -> BalanceView     the operator's key only
+    WS   /v1/agent                                                       the session of session.py
+
+Errors are RFC 9457 problem+json (Problem). A POST with an Idempotency-Key may be sent again: same
+body, same answer; another body, 409. Unknown fields in an answer are ignored by the client, so
+that a broker may be newer than it.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sublet_contracts.documents import Device, Resources
+from sublet_contracts.envelope import Envelope
+from sublet_contracts.reasons import Fault, Reason
+from sublet_contracts.states import CheckpointState, JobState, LeaseState, RunState
+
+
+class View(BaseModel):
+    """An answer."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Body(BaseModel):
+    """A request's body: nothing in it goes unread."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Problem(View):
+    """RFC 9457, with `field` and `fix` besides."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str = Field(description="stable, for programs: no_match, over_balance, replayed ...")
+    field: str = Field(default="", description="what in the request is wrong")
+    fix: str = Field(default="", description="what to do next")
+
+
+class BrokerInfo(View):
+    """Who the broker is and how it works."""
+
+    broker: str = Field(description="its party id; pinned by clients on first use")
+    version: str
+    time_ms: int
+    fee_bps: int
+    heartbeat_ms: int
+    image_policy: str
+    max_blob_bytes: int
+    receipt_acceptance: str = "cumulative"
+
+
+class SignedRequest(Body):
+    """A signed document."""
+
+    envelope: Envelope
+
+
+class PartyView(View):
+    """A party the broker knows."""
+
+    party: str
+    name: str
+    since_ms: int
+
+
+class OfferView(View):
+    """An offer on the market."""
+
+    id: str
+    provider: str
+    name: str
+    devices: tuple[Device, ...]
+    free_devices: int
+    price_ucr_per_device_hour: int
+    cpu_millis: int
+    memory_bytes: int
+    disk_bytes: int
+    region: str
+    runner: str
+    egress: bool
+    expires_ms: int
+
+
+class OffersPage(View):
+    """Offers, cheapest first."""
+
+    offers: tuple[OfferView, ...]
+
+
+class MatchRequest(Body):
+    """A job as it would be signed, in the parts that matter for matching."""
+
+    resources: Resources
+    max_price_ucr_per_device_hour: int = Field(ge=0)
+    image: str = ""
+    budget_ucr: int = Field(default=0, ge=0)
+
+
+class MatchView(View):
+    """The matching offers; where there is none, which constraint fails and what to relax."""
+
+    offers: tuple[OfferView, ...]
+    considered: int
+    failures: dict[str, int] = Field(description="constraint -> offers that fail on it")
+    relax: str = Field(default="", description="the cheapest constraint to relax, in words")
+
+
+class MissingRequest(Body):
+    """Chunks one would like to upload."""
+
+    sha256: tuple[str, ...] = Field(max_length=10_000)
+
+
+class MissingView(View):
+    """Those that must be uploaded."""
+
+    missing: tuple[str, ...]
+
+
+class ResumeRequest(Body):
+    """Resume a paused job, perhaps with a larger budget."""
+
+    amendment: Envelope | None = None
+
+
+class RunView(View):
+    """One lease of a job and the run under it."""
+
+    lease: str
+    epoch: int
+    offer: str
+    provider: str
+    provider_name: str
+    device_ids: tuple[str, ...]
+    hardware_class: str
+    price_ucr_per_device_hour: int
+    lease_state: LeaseState
+    run_state: RunState
+    reason: Reason | None
+    fault: Fault | None
+    detail: str
+    start_step: int
+    step: int
+    total_steps: int
+    metrics: dict[str, float]
+    durable_step: int
+    cum_device_ms: int
+    payable_device_ms: int
+    charge_ucr: int = Field(description="so far; final once the lease is settled")
+    started_ms: int
+    last_seen_ms: int
+    ended_ms: int | None
+
+
+class JobView(View):
+    """A job as its renter sees it."""
+
+    id: str
+    name: str
+    renter: str
+    state: JobState
+    reason: Reason | None
+    says: str = Field(description="the state in words, with what to do next if anything")
+    image: str
+    command: tuple[str, ...]
+    resources: Resources
+    max_price_ucr_per_device_hour: int
+    budget_ucr: int
+    held_ucr: int
+    charged_ucr: int = Field(description="settled, plus what the running lease would charge now")
+    settled_ucr: int
+    submitted_ms: int
+    started_ms: int | None
+    ended_ms: int | None
+    step: int
+    total_steps: int
+    metrics: dict[str, float]
+    durable_step: int
+    recoveries: int
+    lost_device_ms: int
+    outputs: str | None = Field(description="document id of the outputs, once they are durable")
+    outputs_index_sha256: str | None
+    document: Envelope
+    runs: tuple[RunView, ...] = Field(description="in order of epochs")
+
+
+class JobsPage(View):
+    """Jobs, newest first."""
+
+    jobs: tuple[JobView, ...]
+
+
+class EventView(View):
+    """One entry of the append-only history."""
+
+    id: int
+    time_ms: int
+    job: str
+    lease: str | None
+    epoch: int
+    kind: str = Field(description="job, run, lease, checkpoint, receipt, money")
+    before: str
+    after: str
+    reason: Reason | None
+    detail: str
+
+
+class EventsPage(View):
+    """Events in order, from `after` on."""
+
+    events: tuple[EventView, ...]
+    next_after: int
+
+
+class JobLogLine(View):
+    """One line of a job's output. `cursor` rises over all of the job's leases."""
+
+    cursor: int
+    epoch: int
+    number: int
+    time_ms: int
+    stream: str
+    text: str
+
+
+class CheckpointView(View):
+    """One checkpoint of a job."""
+
+    id: str
+    kind: str
+    step: int
+    epoch: int
+    state: CheckpointState
+    index_sha256: str
+    total_bytes: int
+    created_ms: int
+    durable_ms: int | None
+    detail: str
+
+
+class CheckpointsPage(View):
+    """Checkpoints, newest first."""
+
+    checkpoints: tuple[CheckpointView, ...]
+
+
+class ReceiptsPage(View):
+    """Receipts of a job, oldest first."""
+
+    receipts: tuple[Envelope, ...]
+    leases: dict[str, Envelope] = Field(description="the leases they belong to, by id")
+
+
+class Charge(View):
+    """One line of a statement."""
+
+    time_ms: int
+    lease: str
+    epoch: int
+    provider: str
+    price_ucr_per_device_hour: int
+    reason: Reason
+    fault: Fault
+    cum_device_ms: int
+    payable_device_ms: int
+    lost_device_ms: int
+    charged_ucr: int
+    fee_ucr: int
+    receipt: str | None
+    settlement: str
+    accepted_by: str
+
+
+class StatementView(View):
+    """Every charge of a job with the receipt it rests on."""
+
+    job: str
+    name: str
+    state: JobState
+    budget_ucr: int
+    held_ucr: int
+    charged_ucr: int
+    released_ucr: int
+    lost_work_charged_ucr: int = Field(description="always 0 where the provider was at fault")
+    charges: tuple[Charge, ...]
+
+
+class LedgerLine(View):
+    """One transfer as an account's owner sees it."""
+
+    time_ms: int
+    account: str
+    amount_ucr: int = Field(description="positive: credited")
+    cites: str
+    memo: str
+
+
+class BalanceView(View):
+    """A party's account."""
+
+    party: str
+    available_ucr: int
+    held_ucr: int
+    earned_ucr: int
+    lines: tuple[LedgerLine, ...] = ()
+
+
+class EarningsView(View):
+    """What a provider has earned."""
+
+    party: str
+    earned_ucr: int
+    pending_ucr: int
+    charges: tuple[Charge, ...]

@@ -1,0 +1,89 @@
+"""The append-only log: Merkle tree hashes, inclusion and consistency proofs (RFC 6962, section 2.1).
+
+A leaf is a document id. Whoever keeps a signed tree head can check that a document is in the log
+(inclusion) and that a later head only added to it (consistency).
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+EMPTY_ROOT = hashlib.sha256(b"").hexdigest()
+
+
+def leaf_hash(document_id: str) -> bytes:
+    """Return the hash of a leaf."""
+    return hashlib.sha256(b"\x00" + bytes.fromhex(document_id)).digest()
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def _split(size: int) -> int:
+    """Return the largest power of two smaller than `size`."""
+    return 1 << ((size - 1).bit_length() - 1)
+
+
+def _root(leaves: Sequence[bytes]) -> bytes:
+    if not leaves:
+        return hashlib.sha256(b"").digest()
+    # Level by level: a lone last node moves up as it is, which gives the same tree as the
+    # recursive definition without its depth of calls.
+    level = list(leaves)
+    while len(level) > 1:
+        paired = [_node(a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
+        if len(level) % 2:
+            paired.append(level[-1])
+        level = paired
+    return level[0]
+
+
+def root(document_ids: Sequence[str]) -> str:
+    """Return the log's root over `document_ids`, 64 hex digits."""
+    return _root([leaf_hash(d) for d in document_ids]).hex()
+
+
+def inclusion_proof(document_ids: Sequence[str], position: int) -> list[str]:
+    """Return the sibling hashes that lead from the leaf at `position` to the root."""
+    leaves = [leaf_hash(d) for d in document_ids]
+    if not 0 <= position < len(leaves):
+        raise IndexError(f"the log has {len(leaves)} entries, none at {position}")
+
+    def path(start: int, end: int, at: int) -> list[bytes]:
+        if end - start == 1:
+            return []
+        middle = start + _split(end - start)
+        if at < middle:
+            return [*path(start, middle, at), _root(leaves[middle:end])]
+        return [*path(middle, end, at), _root(leaves[start:middle])]
+
+    return [h.hex() for h in path(0, len(leaves), position)]
+
+
+def root_from_inclusion(
+    document_id: str, position: int, size: int, proof: Sequence[str]
+) -> str | None:
+    """Return the root that `proof` leads to, or None if it can't be a proof of that form."""
+    if not 0 <= position < size or len(proof) > 64:
+        return None
+    hashed = leaf_hash(document_id)
+    at, last = position, size - 1
+    for sibling_hex in proof:
+        if last == 0 or len(sibling_hex) != 64:
+            return None
+        sibling = bytes.fromhex(sibling_hex)
+        if at % 2 or at == last:
+            hashed = _node(sibling, hashed)
+            while at and not at % 2:
+                at //= 2
+                last //= 2
+        else:
+            hashed = _node(hashed, sibling)
+        at //= 2
+        last //= 2
+    return hashed.hex() if last == 0 else None
+
+
+def is_extension(older: Sequence[str], newer: Sequence[str]) -> bool:
+    """Say whether the log `newer` begins with the log `older`."""
+    return list(newer[: len(older)]) == list(older)

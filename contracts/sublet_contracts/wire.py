@@ -1,0 +1,383 @@
+"""The messages between broker and agent: one JSON text frame each, over the agent's websocket.
+
+A frame is {"type": ..., "mid": ... or null, "body": {...}}. A message with a `mid` is reliable: its
+sender keeps it on disk and sends it again, on this connection or the next, until an `ack` names the
+mid; its receiver acts on it once, however often it comes. A message without one may be lost.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from sublet_contracts.documents import (
+    Count,
+    DocumentId,
+    Name,
+    Nonce,
+    Party,
+    Text,
+    refused_by_validation,
+)
+from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
+from sublet_contracts.envelope import Envelope
+from sublet_contracts.reasons import Reason
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 1024 * 1024
+MAX_LOG_LINE_CHARACTERS = 16 * 1024
+MAX_LOG_LINES_PER_FRAME = 500
+MAX_RUNS = 64
+
+Mid = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9._:-]+$")]
+RunState = Literal["assigned", "pulling", "restoring", "running", "draining", "exited"]
+
+
+class FrameRefused(ValueError):
+    """A frame breaks the protocol; the message says how."""
+
+
+class Message(BaseModel):
+    """What all messages share."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    TYPE: ClassVar[str]
+    SENDER: ClassVar[Literal["broker", "agent", "both"]]
+    RELIABLE: ClassVar[bool] = False
+
+
+class Hello(Message):
+    """The broker greets: prove who you are by signing my nonce."""
+
+    TYPE: ClassVar[str] = "hello"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
+
+    broker: Party
+    nonce: Nonce
+    versions: tuple[int, ...] = Field(min_length=1, max_length=16)
+    time_ms: Count
+
+
+class Join(Message):
+    """The agent answers with a signed session proof."""
+
+    TYPE: ClassVar[str] = "join"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
+
+    proof: Envelope
+    version: int
+
+
+class HeldLease(BaseModel):
+    """A lease that the broker believes the agent to hold."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    lease: DocumentId
+    epoch: Count
+
+
+class Welcome(Message):
+    """The agent is in. What it runs beyond `leases` it must stop: those have gone elsewhere."""
+
+    TYPE: ClassVar[str] = "welcome"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
+
+    heartbeat_ms: int = Field(ge=100, le=60_000)
+    fee_bps: Count
+    leases: tuple[HeldLease, ...] = Field(max_length=MAX_RUNS)
+
+
+class Refused(Message):
+    """The broker closes the connection and says why and what to do."""
+
+    TYPE: ClassVar[str] = "refused"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
+
+    code: Name
+    detail: str = Field(max_length=1024)
+
+
+class Ack(Message):
+    """These messages are on my disk; forget them."""
+
+    TYPE: ClassVar[str] = "ack"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "both"
+
+    mids: tuple[Mid, ...] = Field(max_length=1000)
+
+
+class Announce(Message):
+    """The agent's offer, new or refreshed."""
+
+    TYPE: ClassVar[str] = "announce"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
+
+    offer: Envelope
+
+
+class Withdraw(Message):
+    """No further leases: the owner wants the devices, or the agent is stopping."""
+
+    TYPE: ClassVar[str] = "withdraw"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
+    RELIABLE: ClassVar[bool] = True
+
+    offer_sequence: Count
+
+
+class Assign(Message):
+    """A lease to sign and run."""
+
+    TYPE: ClassVar[str] = "assign"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
+    RELIABLE: ClassVar[bool] = True
+
+    lease: Envelope
+    job: Envelope
+    checkpoint: Envelope | None
+
+
+class LeaseAnswer(Message):
+    """The lease with the agent's signature, or why not."""
+
+    TYPE: ClassVar[str] = "lease_answer"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
+    RELIABLE: ClassVar[bool] = True
+
+    lease: DocumentId
+    signed: Envelope | None
+    refusal: Text = ""
+
+
+class Prepare(Message):
+    """You may get this job soon: pull its image and restore its checkpoint."""
+
+    TYPE: ClassVar[str] = "prepare"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
+
+    job: Envelope
+    checkpoint: Envelope | None
+
+
+class Unprepare(Message):
+    """The job went on where it was; drop what was prepared."""
+
+    TYPE: ClassVar[str] = "unprepare"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
+
+    job: DocumentId
+
+
+class Order(Message):
+    """What the broker wants of a run. It only ever hardens: run, then drain, then stop."""
+
+    TYPE: ClassVar[str] = "order"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
+    RELIABLE: ClassVar[bool] = True
+
+    lease: DocumentId
+    epoch: Count
+    desired: Literal["drain", "stop"]
+    reason: Reason
+    grace_ms: Count
+
+
+class RunReport(BaseModel):
+    """One run in a heartbeat. All figures are cumulative."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    lease: DocumentId
+    epoch: Count
+    state: RunState
+    cum_device_ms: Count
+    step: Count = 0
+    total_steps: Count = 0
+    metrics: dict[Name, FiniteFloat] = Field(default_factory=dict, max_length=32)
+    detail: Text = ""
+
+
+class Heartbeat(Message):
+    """I am here, and this is what I run."""
+
+    TYPE: ClassVar[str] = "heartbeat"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
+
+    runs: tuple[RunReport, ...] = Field(max_length=MAX_RUNS)
+
+
+class RunChanged(Message):
+    """A run entered a state. `reason` and `exit_code` stand on exited."""
+
+    TYPE: ClassVar[str] = "run_changed"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
+    RELIABLE: ClassVar[bool] = True
+
+    lease: DocumentId
+    epoch: Count
+    state: RunState
+    cum_device_ms: Count
+    reason: Reason | None = None
+    exit_code: int | None = Field(default=None, ge=-255, le=255)
+    detail: str = Field(default="", max_length=2048)
+
+
+class CheckpointUploaded(Message):
+    """All chunks and the index of this checkpoint are at the broker: verify it."""
+
+    TYPE: ClassVar[str] = "checkpoint_uploaded"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
+    RELIABLE: ClassVar[bool] = True
+
+    checkpoint: Envelope
+
+
+class CheckpointVerdict(Message):
+    """The checkpoint is durable, or is refused for `detail`."""
+
+    TYPE: ClassVar[str] = "checkpoint_verdict"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
+    RELIABLE: ClassVar[bool] = True
+
+    lease: DocumentId
+    epoch: Count
+    checkpoint: DocumentId
+    kind: Literal["checkpoint", "outputs"]
+    step: Count
+    durable: bool
+    detail: str = Field(default="", max_length=1024)
+
+
+class ReceiptIssued(Message):
+    """The next receipt of a lease."""
+
+    TYPE: ClassVar[str] = "receipt_issued"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
+    RELIABLE: ClassVar[bool] = True
+
+    receipt: Envelope
+
+
+class Settled(Message):
+    """The lease is closed and paid; its state may be deleted."""
+
+    TYPE: ClassVar[str] = "settled"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
+    RELIABLE: ClassVar[bool] = True
+
+    settlement: Envelope
+
+
+class LogLine(BaseModel):
+    """One line of the run's output. `number` counts from 0 within the lease."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    number: Count
+    time_ms: Count
+    stream: Literal["stdout", "stderr", "sublet"]
+    text: str = Field(max_length=MAX_LOG_LINE_CHARACTERS)
+
+
+class Logs(Message):
+    """Consecutive lines. The broker answers with the number that it wants next."""
+
+    TYPE: ClassVar[str] = "logs"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
+
+    lease: DocumentId
+    epoch: Count
+    lines: tuple[LogLine, ...] = Field(min_length=1, max_length=MAX_LOG_LINES_PER_FRAME)
+
+
+class LogsWanted(Message):
+    """Lines before `next_number` are kept; send on from there."""
+
+    TYPE: ClassVar[str] = "logs_wanted"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
+
+    lease: DocumentId
+    next_number: Count
+
+
+class Prepared(Message):
+    """The successor is ready (or can't be: then another is tried)."""
+
+    TYPE: ClassVar[str] = "prepared"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
+
+    job: DocumentId
+    ready: bool
+    detail: Text = ""
+
+
+MESSAGES: dict[str, type[Message]] = {
+    message.TYPE: message
+    for message in (
+        Hello,
+        Join,
+        Welcome,
+        Refused,
+        Ack,
+        Announce,
+        Withdraw,
+        Assign,
+        LeaseAnswer,
+        Prepare,
+        Unprepare,
+        Order,
+        Heartbeat,
+        RunChanged,
+        CheckpointUploaded,
+        CheckpointVerdict,
+        ReceiptIssued,
+        Settled,
+        Logs,
+        LogsWanted,
+        Prepared,
+    )
+}
+
+
+class Frame(BaseModel):
+    """A message on the wire."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    type: str = Field(max_length=40)
+    mid: Mid | None
+    body: dict[str, Any]
+
+
+def encode_frame(message: Message, mid: str | None = None) -> bytes:
+    """Return the frame for `message`. A reliable message must have a mid, another must not.
+
+    Raises FrameRefused.
+    """
+    if (mid is not None) != message.RELIABLE:
+        raise FrameRefused(f"{message.TYPE}: {'needs a' if message.RELIABLE else 'takes no'} mid")
+    data = canonical_json(
+        {"type": message.TYPE, "mid": mid, "body": message.model_dump(mode="json")}
+    )
+    if len(data) > MAX_FRAME_BYTES:
+        raise FrameRefused(f"{message.TYPE}: {len(data)} bytes; at most {MAX_FRAME_BYTES} fit")
+    return data
+
+
+def decode_frame(data: bytes) -> tuple[Message, str | None]:
+    """Return the message in a frame, and its mid. Raises FrameRefused."""
+    try:
+        value = parse_json(data, max_bytes=MAX_FRAME_BYTES, allow_floats=True)
+        frame = Frame.model_validate(value)
+        kind = MESSAGES.get(frame.type)
+        if kind is None:
+            raise FrameRefused(f"unknown message type {frame.type!r}; update this side")
+        message = kind.model_validate_json(canonical_json(frame.body))
+    except EncodingError as error:
+        raise FrameRefused(str(error)) from error
+    except ValidationError as error:
+        raise FrameRefused(str(refused_by_validation(error))) from error
+    if (frame.mid is not None) != message.RELIABLE:
+        raise FrameRefused(f"{frame.type}: {'needs a' if message.RELIABLE else 'takes no'} mid")
+    return message, frame.mid
