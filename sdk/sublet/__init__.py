@@ -1,0 +1,1 @@
+"""Run jobs on other people's idle GPUs."""

@@ -1,0 +1,1 @@
+"""Tests of sublet; see README.md here for what lives where."""
