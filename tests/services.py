@@ -44,7 +44,7 @@ def missing(service: Service) -> str | None:
 
 
 def postgres_url() -> str:
-    """Return the SQLAlchemy URL of a PostgreSQL that tests may fill, after `require("postgres")`."""
+    """Return the SQLAlchemy URL of a PostgreSQL that tests may fill; requires "postgres" itself."""
     require("postgres")
     return os.environ[POSTGRES_VARIABLE]
 
