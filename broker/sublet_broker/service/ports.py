@@ -79,6 +79,10 @@ class AlreadyThere(Exception):
     """A fact with that key exists."""
 
 
+class RuleBroken(Exception):
+    """The database refused a change that breaks one of its own rules; the transaction is lost."""
+
+
 class Store(Protocol):
     """The database. Transactions are serialisable; an exception rolls back."""
 

@@ -1,0 +1,67 @@
+"""The broker's clock and its randomness.
+
+The clock starts at the machine's wall time, or at the high-water mark of an earlier run if that is
+later, and goes on by the time since boot. So it never goes back, neither when somebody sets the
+machine's clock nor over a restart; and no jump of the wall clock makes all agents look silent.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Self
+
+from sublet_broker.adapters.sql_store import CLOCK_COUNTER, SqlStore
+from sublet_broker.market.facts import CounterFact
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _since_boot_ms() -> int:
+    # Unlike CLOCK_MONOTONIC it counts the time a laptop sleeps.
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+class SteadyClock:
+    """ports.Clock."""
+
+    def __init__(
+        self,
+        not_before_ms: int = 0,
+        *,
+        wall_ms: Callable[[], int] = _wall_ms,
+        since_boot_ms: Callable[[], int] = _since_boot_ms,
+    ) -> None:
+        self._wall_ms = wall_ms
+        self._since_boot_ms = since_boot_ms
+        self._zero_ms = max(wall_ms(), not_before_ms) - since_boot_ms()
+
+    @classmethod
+    def resume(cls, store: SqlStore) -> Self:
+        """Go on from the mark in `store`, and leave one there with each commit.
+
+        The mark is in the same commit as the times that were read before it, so no time that
+        anybody could have seen is later than it.
+        """
+        with store.snapshot() as tx:
+            mark = tx.get(CounterFact, CLOCK_COUNTER)
+        clock = cls(mark.value if mark else 0)
+        store.stamp_commits(clock.now_ms)
+        return clock
+
+    def now_ms(self) -> int:
+        """See ports.Clock."""
+        return self._zero_ms + self._since_boot_ms()
+
+    def ahead_of_wall_ms(self) -> int:
+        """Return by how much this clock is ahead of the machine's (negative: behind)."""
+        return self.now_ms() - self._wall_ms()
+
+
+class SystemEntropy:
+    """ports.Entropy from the operating system."""
+
+    def hex(self, count_bytes: int) -> str:
+        """See ports.Entropy."""
+        return os.urandom(count_bytes).hex()
