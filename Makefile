@@ -75,13 +75,16 @@ demo: $(READY) ## the whole story with real parts: a fine-tuning job survives ki
 test: $(READY) ## run the tests; choose with PYTEST_ARGS="-k ledger -x"
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
+# All four run even when the first fails, so that one run tells everything that is wrong.
 check: $(READY) ## ruff, mypy --strict and the import arrows
-	@echo 'ruff check';   $(VENV)/bin/ruff check --quiet .
-	@echo 'ruff format';  $(VENV)/bin/ruff format --check --quiet . || { echo 'Some files are not formatted: make fix'; exit 1; }
-	@echo 'mypy';         $(PY) -m mypy --no-error-summary
-	@echo 'lint-imports'; $(VENV)/bin/lint-imports --config pyproject.toml >$(VENV)/arrows.log 2>&1 \
-		|| { cat $(VENV)/arrows.log; exit 1; }
-	@echo 'all clean'
+	@failed=; \
+	step() { echo "$$1"; shift; "$$@" >$(VENV)/check.log 2>&1 || { cat $(VENV)/check.log; failed=1; }; }; \
+	step 'ruff check'   $(VENV)/bin/ruff check .; \
+	step 'ruff format'  $(VENV)/bin/ruff format --check .; \
+	step 'mypy'         $(PY) -m mypy; \
+	step 'lint-imports' $(VENV)/bin/lint-imports --config pyproject.toml; \
+	if [[ -n $$failed ]]; then echo 'make: the check failed; make fix repairs formatting and simple lint'; exit 1; fi; \
+	echo 'all clean'
 
 fix: $(READY) ## let ruff repair and format what it can
 	@$(VENV)/bin/ruff check --fix --quiet . || true
