@@ -82,7 +82,7 @@ check: $(READY) ## ruff, mypy --strict and the import arrows
 	step 'ruff check'   $(VENV)/bin/ruff check .; \
 	step 'ruff format'  $(VENV)/bin/ruff format --check .; \
 	step 'mypy'         $(PY) -m mypy; \
-	step 'lint-imports' $(VENV)/bin/lint-imports --config pyproject.toml; \
+	step 'lint-imports' $(VENV)/bin/lint-imports --no-logo --config pyproject.toml; \
 	if [[ -n $$failed ]]; then echo 'make: the check failed; make fix repairs formatting and simple lint'; exit 1; fi; \
 	echo 'all clean'
 
