@@ -1,4 +1,4 @@
-"""What the broker's REST API takes and returns. Prefix /v1; every call but three is signed (auth.py).
+"""What the broker's REST API takes and returns. All but four calls are signed (see auth.py).
 
     GET  /v1/broker                      BrokerInfo                      (unsigned)
     GET  /healthz, /readyz, /metrics                                     (unsigned)
@@ -19,7 +19,7 @@
     GET  /v1/jobs/{job}/export                        -> Export (export.py)
     GET  /v1/jobs/{job}/receipts?unsigned=true        -> ReceiptsPage    to countersign
     POST /v1/receipts/{receipt}/signature SignedRequest(receipt) -> 204
-    PUT|GET /v1/jobs/{job}/blobs/{sha256}             bytes              renter, or holder of the epoch
+    PUT|GET /v1/jobs/{job}/blobs/{sha256}             bytes              renter, or lease holder
     POST /v1/jobs/{job}/blobs/missing MissingRequest  -> MissingView     holder: header Sublet-Epoch
     GET  /v1/balance                                  -> BalanceView
     GET  /v1/earnings                                 -> EarningsView

@@ -348,7 +348,7 @@ class Deposit(Document):
 
 
 class Amendment(Document):
-    """The renter raises a job's bounds. Totals, not deltas, so that sending it twice is harmless."""
+    """The renter raises a job's bounds. Totals, not deltas: sending it twice is harmless."""
 
     KIND: ClassVar[str] = "amendment"
     SIGNED_BY: ClassVar[str] = "the renter"

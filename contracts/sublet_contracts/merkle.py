@@ -1,4 +1,4 @@
-"""The append-only log: Merkle tree hashes, inclusion and consistency proofs (RFC 6962, section 2.1).
+"""The append-only log: Merkle tree hashes and inclusion proofs (RFC 6962, section 2.1).
 
 A leaf is a document id. Whoever keeps a signed tree head can check that a document is in the log
 (inclusion) and that a later head only added to it (consistency).

@@ -27,7 +27,7 @@ def device_ms_within(price_ucr_per_device_hour: int, amount_ucr: int) -> int | N
 
 
 def payable_device_ms(reason: Reason, cum_device_ms: int, durable_device_ms: int) -> int:
-    """Return the device time that an ending for `reason` makes payable: the durable-progress rule."""
+    """Return the device time that `reason` makes payable: the durable-progress rule."""
     if MEANINGS[reason].fault in (Fault.PROVIDER, Fault.BROKER):
         return min(durable_device_ms, cum_device_ms)
     return cum_device_ms

@@ -1,0 +1,151 @@
+"""What the demo shows: a live picture in a terminal, plain lines where there is none."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sublet_contracts.rules import UCR_PER_CREDIT
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+STATE_STYLES = {
+    "running": "green",
+    "succeeded": "bold green",
+    "recovering": "bold yellow",
+    "starting": "cyan",
+    "queued": "cyan",
+    "failed": "bold red",
+    "killed": "bold red",
+    "idle": "dim",
+}
+
+
+def credits(amount_ucr: int) -> str:
+    """Return an amount for people: credits with six decimals at most, never rounded."""
+    text = f"{amount_ucr // UCR_PER_CREDIT}.{amount_ucr % UCR_PER_CREDIT:06d}"
+    whole, fraction = text.split(".")
+    return f"{whole}.{fraction.rstrip('0').ljust(2, '0')}"
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Return the newest `width` values as a line of blocks."""
+    shown = list(values)[-width:]
+    if not shown:
+        return ""
+    low, high = min(shown), max(shown)
+    span = (high - low) or 1.0
+    return "".join(BLOCKS[round((value - low) / span * (len(BLOCKS) - 1))] for value in shown)
+
+
+@dataclass
+class ProviderRow:
+    """A provider as the demo shows it."""
+
+    name: str
+    device: str
+    price_ucr_per_device_hour: int
+    state: str = "idle"
+
+
+@dataclass
+class Scene:
+    """All that is on the screen."""
+
+    title: str
+    runner: str
+    providers: dict[str, ProviderRow] = field(default_factory=dict)
+    job_state: str = ""
+    step: int = 0
+    total_steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    durable_steps: list[int] = field(default_factory=list)
+    charge_ucr: int = 0
+    budget_ucr: int = 0
+    lost_work: str = "nothing lost"
+    events: list[tuple[float, str]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def elapsed(self) -> float:
+        """Return the seconds since the beginning."""
+        return time.monotonic() - self.started
+
+
+def render(scene: Scene) -> RenderableType:
+    """Return the picture of a scene."""
+    market = Table(box=None, expand=True, pad_edge=False)
+    for heading in ("provider", "device", "price/h", "state"):
+        market.add_column(heading, style="bold" if heading == "provider" else "")
+    for row in scene.providers.values():
+        market.add_row(
+            row.name,
+            row.device,
+            credits(row.price_ucr_per_device_hour),
+            Text(row.state, style=STATE_STYLES.get(row.state, "")),
+        )
+    job = Table.grid(padding=(0, 2), expand=True)
+    job.add_column(style="dim", width=11)
+    job.add_column()
+    job.add_row("state", Text(scene.job_state, style=STATE_STYLES.get(scene.job_state, "")))
+    bar = ProgressBar(total=max(scene.total_steps, 1), completed=scene.step, width=40)
+    job.add_row("step", Group(bar, f"{scene.step} of {scene.total_steps or '?'}"))
+    if scene.losses:
+        job.add_row("loss", f"{sparkline(scene.losses)}  {scene.losses[-1]:.3f}")
+    durable = " ".join(str(step) for step in scene.durable_steps[-8:]) or "none yet"
+    job.add_row("durable at", durable)
+    job.add_row("cost", f"{credits(scene.charge_ucr)} of at most {credits(scene.budget_ucr)}")
+    job.add_row("lost work", scene.lost_work)
+    story = Text()
+    for at, event in scene.events[-9:]:
+        story.append(f"{at:6.1f} s  ", style="dim")
+        story.append(event + "\n")
+    story.rstrip()
+    return Group(
+        Panel(market, title="market", title_align="left", border_style="blue"),
+        Panel(job, title=scene.title, title_align="left", border_style="blue"),
+        Panel(story, title="what happens", title_align="left", border_style="blue"),
+    )
+
+
+class Stage:
+    """Shows a scene while it lives. `say` adds a line to the story."""
+
+    def __init__(self, scene: Scene, console: Console) -> None:
+        self.scene = scene
+        self.console = console
+        self._live = (
+            Live(get_renderable=self._picture, console=console, refresh_per_second=4)
+            if console.is_terminal
+            else None
+        )
+
+    def _picture(self) -> RenderableType:
+        return render(self.scene)
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def say(self, event: str) -> None:
+        """Add a line to the story (where there is no terminal: print it)."""
+        at = self.scene.elapsed()
+        self.scene.events.append((at, event))
+        if self._live is None:
+            self.console.print(f"{at:6.1f} s  {event}", highlight=False)
