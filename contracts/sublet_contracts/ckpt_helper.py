@@ -447,7 +447,11 @@ def TrainerCallback(meta: Mapping[str, Any] | None = None) -> Any:  # noqa: N802
             self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
         ) -> None:
             if state.is_world_process_zero:
-                numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
+                numbers = {
+                    name: value
+                    for name, value in (logs or {}).items()
+                    if isinstance(value, (int, float)) and not name.startswith(("train_", "total_"))
+                }
                 progress(state.global_step, state.max_steps, **numbers)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
