@@ -30,7 +30,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HOME", "/tmp/huggingface")
 
-from sublet import ckpt  # in a job it comes from the agent
+from sublet import ckpt  # noqa: E402  (in a job it comes from the agent)
 
 if TYPE_CHECKING or __package__:
     from sublet.finetune import dataset
@@ -196,6 +196,7 @@ def finetune(options: argparse.Namespace, base: Path, rows: list[dataset.Row], o
     ckpt.progress(steps, steps, accuracy=after)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(out / "adapter"))
+    _sort_targets(out / "adapter" / "adapter_config.json")
     tokenizer.save_pretrained(str(out / "adapter"))
     with (out / "loss.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("step", "loss"), *curve])
@@ -247,6 +248,13 @@ def _load_adapter(model: Any, folder: Path) -> None:
     from safetensors.torch import load_file
 
     set_peft_model_state_dict(model, load_file(str(folder / "adapter_model.safetensors")))
+
+
+def _sort_targets(path: Path) -> None:
+    """Put the adapter's targets in order: peft writes a set, which is in another one every time."""
+    config = json.loads(path.read_text())
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _printer(base: Any) -> Any:
