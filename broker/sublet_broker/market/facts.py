@@ -89,6 +89,8 @@ class JobFact(Fact):
     """It is not matched before (backoff after a failed attempt)."""
     avoid: tuple[str, ...] = ()
     """Providers that failed it, most recent last: tried again only when nobody else fits."""
+    prefer: str = ""
+    """The provider that prepared to take it over; tried first."""
     hardware_class: str = ""
     """Pinned by its first checkpoint: byte-identity holds within a class."""
     wanted: str = ""
@@ -181,6 +183,8 @@ class CheckpointFact(Fact):
     created_ms: int
     envelope: Envelope
     durable_ms: int | None = None
+    kept: bool = True
+    """Whether its content is still there: older ones are pruned, their documents stay."""
     detail: str = ""
 
 

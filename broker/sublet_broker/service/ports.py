@@ -8,7 +8,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from sublet_broker.market.facts import Fact, JobFact, OfferFact
+from sublet_broker.market.facts import Fact, JobFact
+from sublet_broker.market.matching import BookEntry
+from sublet_broker.market.settling import SettlementCase, SettlementDecision
+
+__all__ = [
+    "AlreadyThere", "BlobMissing", "BlobStore", "BookEntry", "Clock", "Entropy", "Matcher",
+    "MatcherAway", "Proposal", "RuleBroken", "Settler", "SettlementCase", "SettlementDecision",
+    "StorageFull", "Store", "Transaction", "Verifier", "VerifyResult", "VerifyTask",
+]  # fmt: skip
 
 F = TypeVar("F", bound=Fact)
 
@@ -52,6 +60,10 @@ class Transaction(Protocol):
         `after` / `before`: (field, value), strictly beyond. Ordered by `order_by`, ties and the
         default by key, so that the same data gives the same list in every store.
         """
+        ...
+
+    def count(self, kind: type[Fact], where: Mapping[str, Any] | None = None) -> int:
+        """Return how many facts `find` would return."""
         ...
 
     def put(self, fact: Fact) -> None:
@@ -139,14 +151,6 @@ class Proposal:
     shard_epoch: int
 
 
-@dataclass(frozen=True)
-class BookEntry:
-    """An offer with what is free of it, as a shard keeps it."""
-
-    offer: OfferFact
-    free_device_ids: tuple[str, ...]
-
-
 class Matcher(Protocol):
     """The match engine (Ray's shards, or in-process). Proposes, never commits; may be away."""
 
@@ -210,4 +214,12 @@ class Verifier(Protocol):
 
     def collect(self) -> list[VerifyResult]:
         """Return what has been finished since the last call."""
+        ...
+
+
+class Settler(Protocol):
+    """Decides batches of settlements (a Ray task); settling.decide for each case."""
+
+    def decide(self, cases: list[SettlementCase]) -> list[SettlementDecision]:
+        """Return the decisions in the cases' order. Raises MatcherAway when it doesn't answer."""
         ...

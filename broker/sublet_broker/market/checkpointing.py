@@ -1,0 +1,97 @@
+"""Checkpointing: which saved state counts, and which one a job resumes from.
+
+Rules:
+- A checkpoint is admitted only from the holder of the job's epoch, for a step that isn't behind the
+  lease's start, within the size that the broker takes. It counts once the verifier has seen every
+  chunk; if its lease has been closed meanwhile it never counts.
+- A job resumes from the newest durable checkpoint: highest step, then newest epoch. One that turns
+  out to be damaged is quarantined, and the one before it is used.
+- The newest few are kept, and all outputs; the content of older ones is pruned. Their documents
+  stay, because receipts rest on them.
+- One checkpoint that can't be restored by one provider proves nothing: it is verified again. If two
+  leases in a row fail on it, it is quarantined whatever the verifier says.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from sublet_broker.market.facts import CheckpointFact, LeaseFact
+from sublet_contracts.documents import Checkpoint
+from sublet_contracts.reasons import Reason
+from sublet_contracts.states import CHECKPOINT, CheckpointState, step
+
+
+def why_refused(
+    document: Checkpoint, lease: LeaseFact, *, max_bytes: int, most_device_ms: int
+) -> str | None:
+    """Say why a checkpoint of the epoch's holder is refused; None: it is admitted."""
+    if document.lease != lease.id or document.job != lease.job:
+        return "it names another lease"
+    if document.total_bytes > max_bytes:
+        return f"{document.total_bytes} bytes; at most {max_bytes} are taken"
+    if document.kind == "checkpoint" and document.step < lease.start_step:
+        return f"step {document.step} lies before step {lease.start_step}, where the lease began"
+    if document.cum_device_ms > most_device_ms:
+        return "it claims more device time than has passed since the lease was made"
+    return None
+
+
+def judged(
+    fact: CheckpointFact, *, ok: bool, current: bool, detail: str, now_ms: int
+) -> CheckpointFact:
+    """Return an uploaded checkpoint as the verifier judged it."""
+    if ok and current:
+        return replace(
+            fact,
+            state=step(CHECKPOINT, fact.state, CheckpointState.DURABLE),
+            durable_ms=now_ms,
+            detail="",
+        )
+    why = detail if not ok else "its lease was closed before it was verified"
+    return replace(
+        fact, state=step(CHECKPOINT, fact.state, CheckpointState.REJECTED), detail=why[:1024]
+    )
+
+
+def quarantined(fact: CheckpointFact, detail: str) -> CheckpointFact:
+    """Return a durable checkpoint as damaged."""
+    return replace(
+        fact, state=step(CHECKPOINT, fact.state, CheckpointState.QUARANTINED), detail=detail[:1024]
+    )
+
+
+def _age(fact: CheckpointFact) -> tuple[int, int, int, str]:
+    return (fact.step, fact.epoch, fact.created_ms, fact.id)
+
+
+def resume_point(checkpoints: Iterable[CheckpointFact]) -> CheckpointFact | None:
+    """Return the checkpoint from which the job goes on; None: from the start."""
+    usable = [
+        c
+        for c in checkpoints
+        if c.kind == "checkpoint" and c.state is CheckpointState.DURABLE and c.kept
+    ]
+    return max(usable, key=_age, default=None)
+
+
+def superseded(checkpoints: Iterable[CheckpointFact], keep: int) -> list[CheckpointFact]:
+    """Return the durable checkpoints whose content is no longer kept, oldest first."""
+    durable = sorted(
+        (
+            c
+            for c in checkpoints
+            if c.kind == "checkpoint" and c.state is CheckpointState.DURABLE and c.kept
+        ),
+        key=_age,
+    )
+    return durable[: max(0, len(durable) - keep)]
+
+
+def failed_twice(start: str, leases: Iterable[LeaseFact]) -> bool:
+    """Say whether two leases have failed to restore the same checkpoint."""
+    failed = [
+        lease
+        for lease in leases
+        if lease.start_checkpoint == start and lease.reason is Reason.RESTORE_FAILED
+    ]
+    return len({lease.provider for lease in failed}) >= 2 or len(failed) >= 2

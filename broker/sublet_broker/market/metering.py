@@ -1,0 +1,111 @@
+"""Metering: which receipts count.
+
+Rules:
+- Receipts of a lease form one chain: 1, 2, 3 ..., each naming the one before. Nothing depends on
+  the order in which they arrive: one that comes before its predecessor (or before the checkpoint it
+  names is verified) is not acknowledged, so its agent sends it again; one that was seen before
+  changes nothing.
+- Two receipts that can't stand in one chain (the same sequence, or another past) are equivocation:
+  both are kept as evidence, the chain is disputed, and counts up to the last receipt on which both
+  histories agree.
+- A receipt is cumulative, priced as the lease says, and its durable progress is that of a
+  checkpoint of this lease that the broker has verified. One that breaks this is dropped and the
+  chain stays.
+- The broker's own clock bounds what can be claimed: since the lease was made, until the receipt
+  came, times devices, and a small tolerance. It is applied when the lease is settled.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sublet_broker.market.facts import ChainFact, CheckpointFact, LeaseFact, ReceiptFact
+from sublet_contracts.documents import Receipt
+from sublet_contracts.rules import charge_ucr
+from sublet_contracts.states import CheckpointState
+
+
+class Admission(StrEnum):
+    """What a receipt is to its chain."""
+
+    NEW = "new"
+    KNOWN = "known"
+    EARLY = "early"
+    FORK = "fork"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A receipt's admission; `detail` says why it is wrong, `agreed` where a fork begins."""
+
+    admission: Admission
+    detail: str = ""
+    agreed: int = 0
+
+
+def judge(
+    receipt: Receipt,
+    id: str,
+    lease: LeaseFact,
+    chain: ChainFact,
+    at_sequence: ReceiptFact | None,
+    head: Receipt | None,
+    checkpoint: CheckpointFact | None,
+) -> Judgement:
+    """Judge a receipt of the lease's provider.
+
+    `at_sequence`: the chain's receipt with this sequence; `head`: its newest; `checkpoint`: the one
+    that the receipt names.
+    """
+    if receipt.epoch != lease.epoch or receipt.job != lease.job or receipt.lease != lease.id:
+        return Judgement(Admission.WRONG, "it is of another lease")
+    if at_sequence is not None:
+        if at_sequence.id == id:
+            return Judgement(Admission.KNOWN)
+        return Judgement(Admission.FORK, "two receipts with one sequence", receipt.sequence - 1)
+    if receipt.sequence > chain.sequence + 1:
+        return Judgement(Admission.EARLY)
+    if receipt.previous != chain.head:
+        agreed = max(0, chain.sequence - 1)
+        return Judgement(Admission.FORK, "it follows another receipt than the one we hold", agreed)
+    wrong = _why_wrong(receipt, lease, head, checkpoint)
+    if wrong == _NOT_VERIFIED:
+        return Judgement(Admission.EARLY)
+    return Judgement(Admission.WRONG, wrong) if wrong else Judgement(Admission.NEW)
+
+
+_NOT_VERIFIED = "its checkpoint has not been verified yet"
+
+
+def _why_wrong(
+    receipt: Receipt, lease: LeaseFact, head: Receipt | None, checkpoint: CheckpointFact | None
+) -> str:
+    if head is not None:
+        if head.final:
+            return "the chain was final"
+        if (
+            receipt.cum_device_ms < head.cum_device_ms
+            or receipt.durable_device_ms < head.durable_device_ms
+        ):
+            return "it goes back behind the receipt before it"
+    expected = charge_ucr(lease.price_ucr_per_device_hour, receipt.cum_device_ms)
+    if receipt.charge_ucr != min(expected, lease.hold_ucr):
+        return "its charge is not price x time"
+    if receipt.durable_checkpoint is None:
+        return "durable time without a checkpoint" if receipt.durable_device_ms else ""
+    if checkpoint is None or checkpoint.lease != lease.id:
+        return "it names a checkpoint that this lease did not make"
+    if checkpoint.state is CheckpointState.UPLOADED:
+        return _NOT_VERIFIED
+    if checkpoint.state is CheckpointState.REJECTED:
+        return "it names a checkpoint that was rejected"
+    if checkpoint.cum_device_ms != receipt.durable_device_ms:
+        return "its durable time is not its checkpoint's"
+    if checkpoint.kind == "checkpoint" and checkpoint.step != receipt.durable_step:
+        return "its durable step is not its checkpoint's"
+    return ""
+
+
+def most_device_ms(*, proposed_ms: int, until_ms: int, devices: int, tolerance_ms: int) -> int:
+    """Return the device time that can have been used by the broker's clock."""
+    return (max(0, until_ms - proposed_ms) + tolerance_ms) * devices

@@ -1,0 +1,155 @@
+"""Resuming: what becomes of a job when its lease has ended, and who takes it over.
+
+Rules, first match counts:
+1. It succeeded: the job has, whatever else was wished meanwhile.
+2. The renter wants it cancelled: cancelled.
+3. The reason's own meaning (reasons.py): finish, fail, cancel, pause or retry. A pause that the
+   renter has taken back, and a budget's edge that has been topped up, are retries.
+4. Before a retry: the renter wants a pause; then too many attempts without a new durable step; then
+   a budget that pays for no further minute. Each of these pauses the job and says why.
+5. Otherwise it goes on: recovering if it ever ran, queued if not.
+
+An attempt is a lease that was signed. The first attempt after a loss starts at once: recovery time
+is what people wait for. Only attempts that come to nothing one after the other wait longer and
+longer. Providers that failed the job are avoided, not excluded, until it has made progress
+elsewhere.
+"""
+
+from dataclasses import dataclass, replace
+
+from sublet_broker.market.accepted import accepted
+from sublet_broker.market.facts import JobFact, LeaseFact
+from sublet_broker.market.leasing import affords_a_lease
+from sublet_contracts.documents import Job
+from sublet_contracts.reasons import MEANINGS, Next, Reason
+from sublet_contracts.states import JOB, JobState, LeaseState, is_terminal, step
+
+MAX_AVOIDED = 8
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a lease ended, in what matters to its job."""
+
+    reason: Reason
+    detail: str
+    provider: str
+    signed: bool
+    """Whether the agent had signed the lease: else it was no attempt."""
+    progressed: bool
+    """Whether it made a new durable step."""
+    successor: str = ""
+    """The provider that has prepared to take over."""
+    topped_up: bool = False
+    """Whether more can be charged now than this lease left over."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often and how slowly attempts are made."""
+
+    fruitless_limit: int
+    backoff_ms: int
+    backoff_max_ms: int
+
+
+def after(job: JobFact, ending: Ending, patience: Patience, now_ms: int) -> JobFact:
+    """Return the job after its lease ended. Its `settled_ucr` must count that lease already."""
+    if is_terminal(JOB, job.state):
+        return job
+    job = _counted(job, ending)
+    kind = _what_next(job, ending)
+    if ending.reason is Reason.SUCCEEDED:
+        return _moved(job, JobState.SUCCEEDED, Reason.SUCCEEDED, ending.detail, now_ms)
+    if job.wanted == "cancel":
+        return _moved(job, JobState.CANCELLED, Reason.CANCELLED, ending.detail, now_ms)
+    if kind is Next.FAIL:
+        return _moved(job, JobState.FAILED, ending.reason, ending.detail, now_ms)
+    if kind is Next.CANCEL:
+        return _moved(job, JobState.CANCELLED, ending.reason, ending.detail, now_ms)
+    if kind is Next.PAUSE:
+        return _moved(job, JobState.PAUSED, ending.reason, ending.detail, now_ms)
+    return _retried(job, ending, patience, now_ms)
+
+
+def _counted(job: JobFact, ending: Ending) -> JobFact:
+    if ending.progressed:
+        return replace(job, fruitless=0, avoid=(), prefer="")
+    fruitless = job.fruitless + (1 if ending.signed else 0)
+    return replace(job, fruitless=fruitless, prefer="")
+
+
+def _what_next(job: JobFact, ending: Ending) -> Next:
+    meaning = MEANINGS[ending.reason].next
+    if ending.reason is Reason.PAUSED_BY_RENTER and job.wanted != "pause":
+        return Next.RETRY
+    if ending.reason is Reason.BUDGET_EXHAUSTED and ending.topped_up:
+        return Next.RETRY
+    return meaning
+
+
+def _retried(job: JobFact, ending: Ending, patience: Patience, now_ms: int) -> JobFact:
+    if job.wanted == "pause":
+        return _moved(job, JobState.PAUSED, Reason.PAUSED_BY_RENTER, "", now_ms)
+    if job.fruitless >= patience.fruitless_limit:
+        detail = f"{job.fruitless} attempts, the last one: {MEANINGS[ending.reason].says}"
+        return _moved(job, JobState.PAUSED, Reason.NO_PROGRESS, detail, now_ms)
+    if not affords_a_lease(job, accepted(job.envelope, Job)):
+        return _moved(job, JobState.PAUSED, Reason.BUDGET_EXHAUSTED, ending.detail, now_ms)
+    waiting = JobState.QUEUED if job.started_ms is None else JobState.RECOVERING
+    blamed = MEANINGS[ending.reason].next is Next.RETRY and ending.reason is not Reason.YIELDED
+    avoid = (*(p for p in job.avoid if p != ending.provider), ending.provider)
+    return replace(
+        job,
+        state=waiting if job.state is waiting else step(JOB, job.state, waiting),
+        reason=ending.reason,
+        detail=ending.detail,
+        avoid=avoid[-MAX_AVOIDED:] if blamed else job.avoid,
+        prefer=ending.successor,
+        not_before_ms=now_ms + _wait_ms(job, ending, patience),
+    )
+
+
+def _wait_ms(job: JobFact, ending: Ending, patience: Patience) -> int:
+    if not ending.signed:
+        return patience.backoff_ms if ending.provider in job.avoid else 0
+    if job.fruitless <= 1:
+        return 0
+    return min(patience.backoff_ms << (job.fruitless - 2), patience.backoff_max_ms)
+
+
+def _moved(job: JobFact, state: JobState, reason: Reason, detail: str, now_ms: int) -> JobFact:
+    return replace(
+        job,
+        state=step(JOB, job.state, state),
+        reason=reason,
+        detail=detail,
+        wanted="",
+        prefer="",
+        ended_ms=now_ms if is_terminal(JOB, state) else None,
+    )
+
+
+def ended_by_renter(job: JobFact, state: JobState, reason: Reason, now_ms: int) -> JobFact:
+    """Return a job without a live lease as cancelled or paused, or cancelled by its expiry."""
+    return _moved(job, state, reason, "", now_ms)
+
+
+def resumed(job: JobFact, now_ms: int) -> JobFact:
+    """Return a paused job in line again."""
+    waiting = JobState.QUEUED if job.started_ms is None else JobState.RECOVERING
+    return replace(
+        job,
+        state=step(JOB, job.state, waiting),
+        reason=None,
+        detail="",
+        wanted="",
+        fruitless=0,
+        not_before_ms=now_ms,
+    )
+
+
+def wants_machine(job: JobFact, leases: list[LeaseFact]) -> bool:
+    """Say whether the job stands in line. `leases`: those of the job that aren't closed."""
+    live = any(lease.state is not LeaseState.CLOSED for lease in leases)
+    return job.state in (JobState.QUEUED, JobState.RECOVERING) and not job.wanted and not live
