@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from functools import cache, lru_cache
+from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -78,7 +78,6 @@ class FactCodec:
         )
 
 
-@cache
 def codec_of(kind: type[Fact]) -> FactCodec:
     """Return the kind's codec. Raises TypeError for a field of a type that has none."""
     hints = get_type_hints(kind)

@@ -15,7 +15,7 @@ sessions, since each fact is loaded, replaced and forgotten.
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     Column,
@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     bindparam,
     delete,
+    func,
     or_,
     select,
     text,
@@ -48,6 +49,21 @@ _ANY_OF = (tuple, set, frozenset)
 _DISK_FULL_SQLSTATES = ("53100", "53000")
 
 
+_Filters = tuple[tuple[str, str, bool], ...]
+"""For each field that is looked at: its name, how, and whether None counts too."""
+
+
+class _Shape(NamedTuple):
+    """What a find looks like, whatever the values."""
+
+    filters: _Filters
+    after: str | None
+    before: str | None
+    order_by: str | None
+    descending: bool
+    limited: bool
+
+
 class _Kind:
     """A kind of fact with its table and the statements that were built for it."""
 
@@ -63,7 +79,9 @@ class _Kind:
         changed = [name for name in names if name not in kind.KEY]
         insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
         made = insert(self.table).values({name: bindparam(name) for name in names})
-        self.add: Executable = made.on_conflict_do_nothing(index_elements=list(kind.KEY))
+        only_new = made.on_conflict_do_nothing(index_elements=list(kind.KEY))
+        # SQLAlchemy forgets an INSERT's row count unless it is told to keep it.
+        self.add: Executable = only_new.execution_options(preserve_rowcount=True)
         self.put: Executable = (
             made.on_conflict_do_update(
                 index_elements=list(kind.KEY),
@@ -72,7 +90,8 @@ class _Kind:
             if changed
             else self.add
         )
-        self.finds: dict[tuple[Any, ...], Select[Any]] = {}
+        self.finds: dict[_Shape, Select[Any]] = {}
+        self.counts: dict[_Filters, Select[Any]] = {}
 
     def key_values(self, key: tuple[str | int, ...]) -> dict[str, Any]:
         if len(key) != len(self.key):
@@ -111,34 +130,41 @@ class SqlReader:
     ) -> list[F]:
         """See ports.Transaction."""
         known = self._kinds[kind]
-        shape: list[Any] = [after and after[0], before and before[0], order_by, descending]
         values: dict[str, Any] = {}
-        for name, value in (where or {}).items():
-            to_column = known.codec.by_name[name].to_column
-            if isinstance(value, _ANY_OF):
-                some = [to_column(item) for item in value if item is not None]
-                has_none = len(some) != len(value)
-                if not some and not has_none:
-                    return []
-                shape.append((name, "any", has_none))
-                values[f"w_{name}"] = some
-            elif value is None:
-                shape.append((name, "none", True))
-            else:
-                shape.append((name, "is", False))
-                values[f"w_{name}"] = to_column(value)
+        filters = _filters(known, where, values)
+        if filters is None:
+            return []
         if after:
             values["after"] = after[1]
         if before:
             values["before"] = before[1]
-        key = (*shape, limit is not None)
-        statement = known.finds.get(key)
-        if statement is None:
-            statement = known.finds[key] = _find(known, shape, limit is not None)
         if limit is not None:
             values["row_limit"] = limit
-        rows = self._connection.execute(statement, values)
-        return [known.codec.from_row(row) for row in rows]
+        shape = _Shape(
+            filters,
+            after and after[0],
+            before and before[0],
+            order_by,
+            descending,
+            limit is not None,
+        )
+        statement = known.finds.get(shape)
+        if statement is None:
+            statement = known.finds[shape] = _find(known, shape)
+        return [known.codec.from_row(row) for row in self._connection.execute(statement, values)]
+
+    def count(self, kind: type[Fact], where: Mapping[str, Any] | None = None) -> int:
+        """See ports.Transaction."""
+        known = self._kinds[kind]
+        values: dict[str, Any] = {}
+        filters = _filters(known, where, values)
+        if filters is None:
+            return 0
+        statement = known.counts.get(filters)
+        if statement is None:
+            counted = select(func.count()).select_from(known.table)
+            statement = known.counts[filters] = _where(known, counted, filters)
+        return int(self._connection.execute(statement, values).scalar_one())
 
     def put(self, fact: Fact) -> None:
         """A snapshot is read-only: raises TypeError, as do add, delete and next."""
@@ -206,6 +232,7 @@ class SqlStore:
 
         Raises database.DatabaseUnsupported for a URL that can't be used.
         """
+        self.url = url
         self._engine: Engine = connect_engine(url, read_only=read_only)
         self._dialect = self._engine.dialect.name
         self._read_only = read_only
@@ -279,10 +306,30 @@ class SqlStore:
                 yield connection
 
 
-def _find(known: _Kind, shape: list[Any], limited: bool) -> Select[Any]:
-    after, before, order_by, descending, *where = shape
-    statement = select(*known.columns)
-    for name, how, with_none in where:
+def _filters(
+    known: _Kind, where: Mapping[str, Any] | None, values: dict[str, Any]
+) -> _Filters | None:
+    """Return the shape of `where` and fill `values`; None if nothing can match."""
+    shape: list[tuple[str, str, bool]] = []
+    for name, value in (where or {}).items():
+        to_column = known.codec.by_name[name].to_column
+        if isinstance(value, _ANY_OF):
+            some = [to_column(item) for item in value if item is not None]
+            has_none = len(some) != len(value)
+            if not some and not has_none:
+                return None
+            shape.append((name, "any", has_none))
+            values[f"w_{name}"] = some
+        elif value is None:
+            shape.append((name, "none", True))
+        else:
+            shape.append((name, "is", False))
+            values[f"w_{name}"] = to_column(value)
+    return tuple(shape)
+
+
+def _where(known: _Kind, statement: Select[Any], filters: _Filters) -> Select[Any]:
+    for name, how, with_none in filters:
         column = known.table.c[name]
         if how == "none":
             statement = statement.where(column.is_(None))
@@ -291,17 +338,22 @@ def _find(known: _Kind, shape: list[Any], limited: bool) -> Select[Any]:
         else:
             among = column.in_(bindparam(f"w_{name}", expanding=True))
             statement = statement.where(or_(column.is_(None), among) if with_none else among)
-    if after:
-        statement = statement.where(known.table.c[after] > bindparam("after"))
-    if before:
-        statement = statement.where(known.table.c[before] < bindparam("before"))
-    ordered = [known.table.c[order_by]] if order_by else []
-    for column in (*ordered, *(c for c in known.key if c.name != order_by)):
-        by: Any = column.desc() if descending else column.asc()
+    return statement
+
+
+def _find(known: _Kind, shape: _Shape) -> Select[Any]:
+    statement = _where(known, select(*known.columns), shape.filters)
+    if shape.after:
+        statement = statement.where(known.table.c[shape.after] > bindparam("after"))
+    if shape.before:
+        statement = statement.where(known.table.c[shape.before] < bindparam("before"))
+    ordered = [known.table.c[shape.order_by]] if shape.order_by else []
+    for column in (*ordered, *(c for c in known.key if c.name != shape.order_by)):
+        by: Any = column.desc() if shape.descending else column.asc()
         if column.nullable:  # SQLite and PostgreSQL disagree about where NULL stands
-            by = by.nulls_last() if descending else by.nulls_first()
+            by = by.nulls_last() if shape.descending else by.nulls_first()
         statement = statement.order_by(by)
-    return statement.limit(bindparam("row_limit")) if limited else statement
+    return statement.limit(bindparam("row_limit")) if shape.limited else statement
 
 
 @contextmanager

@@ -118,6 +118,7 @@ class JobRow(Row, table=True):
     fruitless: Whole
     not_before_ms: Whole
     avoid: Json
+    prefer: Str
     hardware_class: Str
     wanted: Str
     outputs: OptionalStr
@@ -229,6 +230,7 @@ class CheckpointRow(Row, table=True):
     created_ms: Whole
     envelope: Json
     durable_ms: OptionalWhole
+    kept: bool
     detail: Str
 
 

@@ -1,7 +1,8 @@
 """Checking a checkpoint's content: every chunk's hash and size, and every file's, by its index.
 
-Nothing here interprets what a stranger sent: bytes are hashed, the index is parsed by the contracts'
-strict reader, and that is all. The work is bounded by the task's max_bytes, whatever the index says.
+Nothing here interprets what a stranger sent: bytes are hashed, the index is parsed by the strict
+reader of the contracts, and that is all. The task's max_bytes bounds the work, whatever the index
+says.
 """
 
 import hashlib

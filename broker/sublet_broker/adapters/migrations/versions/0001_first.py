@@ -112,7 +112,7 @@ TABLES = (
 def make_tables() -> None:
     """One table per kind of fact, and `about`."""
     op.create_table(
-        "about", text("id"), text("value"), sa.PrimaryKeyConstraint("id", name="pk_about")
+        "about", text("id"), text("value"), sa.PrimaryKeyConstraint("id", name=op.f("pk_about"))
     )
     op.create_table(
         "account",
@@ -122,12 +122,13 @@ def make_tables() -> None:
         whole("pending_ucr"),
         sa.CheckConstraint(
             "id = 'world' OR credits_ucr - debits_ucr >= pending_ucr",
-            name="ck_account_no_overdraft",
+            name=op.f("ck_account_no_overdraft"),
         ),
         sa.CheckConstraint(
-            "debits_ucr >= 0 AND credits_ucr >= 0 AND pending_ucr >= 0", name="ck_account_signs"
+            "debits_ucr >= 0 AND credits_ucr >= 0 AND pending_ucr >= 0",
+            name=op.f("ck_account_signs"),
         ),
-        sa.PrimaryKeyConstraint("id", name="pk_account"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_account")),
     )
     op.create_table(
         "agent",
@@ -138,16 +139,16 @@ def make_tables() -> None:
         text("offer", nullable=True),
         whole("offer_sequence"),
         whole("withdrawn_sequence"),
-        sa.PrimaryKeyConstraint("id", name="pk_agent"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_agent")),
     )
     op.create_table(
         "amendment",
         text("id"),
         text("job"),
         text("envelope"),
-        sa.PrimaryKeyConstraint("id", name="pk_amendment"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_amendment")),
     )
-    op.create_index("ix_amendment_job", "amendment", ["job"])
+    op.create_index(op.f("ix_amendment_job"), "amendment", ["job"])
     op.create_table(
         "answer",
         text("party"),
@@ -156,18 +157,18 @@ def make_tables() -> None:
         whole("status"),
         text("body"),
         whole("time_ms"),
-        sa.PrimaryKeyConstraint("party", "key", name="pk_answer"),
+        sa.PrimaryKeyConstraint("party", "key", name=op.f("pk_answer")),
     )
-    op.create_index("ix_answer_time_ms", "answer", ["time_ms"])
+    op.create_index(op.f("ix_answer_time_ms"), "answer", ["time_ms"])
     op.create_table(
         "blob",
         text("scope"),
         text("sha256"),
         whole("size_bytes"),
-        sa.CheckConstraint("size_bytes >= 0", name="ck_blob_size"),
-        sa.PrimaryKeyConstraint("scope", "sha256", name="pk_blob"),
+        sa.CheckConstraint("size_bytes >= 0", name=op.f("ck_blob_size")),
+        sa.PrimaryKeyConstraint("scope", "sha256", name=op.f("pk_blob")),
     )
-    op.create_index("ix_blob_sha256", "blob", ["sha256"])
+    op.create_index(op.f("ix_blob_sha256"), "blob", ["sha256"])
     op.create_table(
         "chain",
         text("id"),
@@ -178,10 +179,10 @@ def make_tables() -> None:
         whole("cum_device_ms"),
         whole("durable_device_ms"),
         text("evidence"),
-        sa.PrimaryKeyConstraint("id", name="pk_chain"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_chain")),
     )
-    op.create_index("ix_chain_job", "chain", ["job"])
-    op.create_index("ix_chain_state", "chain", ["state"])
+    op.create_index(op.f("ix_chain_job"), "chain", ["job"])
+    op.create_index(op.f("ix_chain_state"), "chain", ["state"])
     op.create_table(
         "checkpoint",
         text("id"),
@@ -197,23 +198,27 @@ def make_tables() -> None:
         whole("created_ms"),
         text("envelope"),
         whole("durable_ms", nullable=True),
+        sa.Column("kept", sa.Boolean(), nullable=False),
         text("detail"),
-        sa.PrimaryKeyConstraint("id", name="pk_checkpoint"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_checkpoint")),
     )
-    op.create_index("ix_checkpoint_job_kind_state", "checkpoint", ["job", "kind", "state"])
-    op.create_index("ix_checkpoint_lease", "checkpoint", ["lease"])
-    op.create_index("ix_checkpoint_state", "checkpoint", ["state"])
+    op.create_index(op.f("ix_checkpoint_job_kind_state"), "checkpoint", ["job", "kind", "state"])
+    op.create_index(op.f("ix_checkpoint_lease"), "checkpoint", ["lease"])
+    op.create_index(op.f("ix_checkpoint_state"), "checkpoint", ["state"])
     op.create_table(
-        "counter", text("id"), whole("value"), sa.PrimaryKeyConstraint("id", name="pk_counter")
+        "counter",
+        text("id"),
+        whole("value"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_counter")),
     )
     op.create_table(
         "deposit",
         text("id"),
         text("party"),
         text("envelope"),
-        sa.PrimaryKeyConstraint("id", name="pk_deposit"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_deposit")),
     )
-    op.create_index("ix_deposit_party", "deposit", ["party"])
+    op.create_index(op.f("ix_deposit_party"), "deposit", ["party"])
     op.create_table(
         "event",
         whole("id"),
@@ -226,11 +231,11 @@ def make_tables() -> None:
         text("after"),
         text("reason", nullable=True),
         text("detail"),
-        sa.PrimaryKeyConstraint("id", name="pk_event"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_event")),
     )
-    op.create_index("ix_event_job_id", "event", ["job", "id"])
-    op.create_index("ix_event_kind", "event", ["kind"])
-    op.create_index("ix_event_lease", "event", ["lease"])
+    op.create_index(op.f("ix_event_job_id"), "event", ["job", "id"])
+    op.create_index(op.f("ix_event_kind"), "event", ["kind"])
+    op.create_index(op.f("ix_event_lease"), "event", ["lease"])
     op.create_table(
         "job",
         text("id"),
@@ -249,17 +254,20 @@ def make_tables() -> None:
         whole("fruitless"),
         whole("not_before_ms"),
         text("avoid"),
+        text("prefer"),
         text("hardware_class"),
         text("wanted"),
         text("outputs", nullable=True),
         whole("started_ms", nullable=True),
         whole("ended_ms", nullable=True),
-        sa.CheckConstraint("settled_ucr >= 0 AND settled_ucr <= budget_ucr", name="ck_job_budget"),
-        sa.PrimaryKeyConstraint("id", name="pk_job"),
+        sa.CheckConstraint(
+            "settled_ucr >= 0 AND settled_ucr <= budget_ucr", name=op.f("ck_job_budget")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_job")),
     )
-    op.create_index("ix_job_renter_name", "job", ["renter", "name"])
-    op.create_index("ix_job_renter_submitted_ms", "job", ["renter", "submitted_ms"])
-    op.create_index("ix_job_state", "job", ["state"])
+    op.create_index(op.f("ix_job_renter_name"), "job", ["renter", "name"])
+    op.create_index(op.f("ix_job_renter_submitted_ms"), "job", ["renter", "submitted_ms"])
+    op.create_index(op.f("ix_job_state"), "job", ["state"])
     op.create_table(
         "lease",
         text("id"),
@@ -282,13 +290,13 @@ def make_tables() -> None:
         whole("closed_ms", nullable=True),
         text("reason", nullable=True),
         text("detail"),
-        sa.CheckConstraint("hold_ucr >= 0 AND epoch >= 1", name="ck_lease_bounds"),
-        sa.PrimaryKeyConstraint("id", name="pk_lease"),
+        sa.CheckConstraint("hold_ucr >= 0 AND epoch >= 1", name=op.f("ck_lease_bounds")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lease")),
     )
-    op.create_index("ix_lease_offer_state", "lease", ["offer", "state"])
-    op.create_index("ix_lease_provider_state", "lease", ["provider", "state"])
-    op.create_index("ix_lease_renter", "lease", ["renter"])
-    op.create_index("ix_lease_state", "lease", ["state"])
+    op.create_index(op.f("ix_lease_offer_state"), "lease", ["offer", "state"])
+    op.create_index(op.f("ix_lease_provider_state"), "lease", ["provider", "state"])
+    op.create_index(op.f("ix_lease_renter"), "lease", ["renter"])
+    op.create_index(op.f("ix_lease_state"), "lease", ["state"])
     op.create_index("uq_lease_job_epoch", "lease", ["job", "epoch"], unique=True)
     op.create_index(
         "uq_lease_one_holder",
@@ -302,9 +310,9 @@ def make_tables() -> None:
         "log_entry",
         whole("id"),
         text("document"),
-        sa.PrimaryKeyConstraint("id", name="pk_log_entry"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_log_entry")),
     )
-    op.create_index("ix_log_entry_document", "log_entry", ["document"])
+    op.create_index(op.f("ix_log_entry_document"), "log_entry", ["document"])
     op.create_table(
         "log_line",
         text("job"),
@@ -315,17 +323,17 @@ def make_tables() -> None:
         whole("time_ms"),
         text("stream"),
         text("text"),
-        sa.PrimaryKeyConstraint("job", "id", name="pk_log_line"),
+        sa.PrimaryKeyConstraint("job", "id", name=op.f("pk_log_line")),
     )
-    op.create_index("ix_log_line_lease_number", "log_line", ["lease", "number"])
+    op.create_index(op.f("ix_log_line_lease_number"), "log_line", ["lease", "number"])
     op.create_table(
         "nonce",
         text("party"),
         text("nonce"),
         whole("time_ms"),
-        sa.PrimaryKeyConstraint("party", "nonce", name="pk_nonce"),
+        sa.PrimaryKeyConstraint("party", "nonce", name=op.f("pk_nonce")),
     )
-    op.create_index("ix_nonce_time_ms", "nonce", ["time_ms"])
+    op.create_index(op.f("ix_nonce_time_ms"), "nonce", ["time_ms"])
     op.create_table(
         "offer",
         text("id"),
@@ -335,10 +343,10 @@ def make_tables() -> None:
         sa.Column("open", sa.Boolean(), nullable=False),
         whole("expires_ms"),
         text("envelope"),
-        sa.PrimaryKeyConstraint("id", name="pk_offer"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_offer")),
     )
-    op.create_index("ix_offer_open_expires_ms", "offer", ["open", "expires_ms"])
-    op.create_index("ix_offer_provider_open", "offer", ["provider", "open"])
+    op.create_index(op.f("ix_offer_open_expires_ms"), "offer", ["open", "expires_ms"])
+    op.create_index(op.f("ix_offer_provider_open"), "offer", ["provider", "open"])
     op.create_table(
         "outbox",
         text("id"),
@@ -347,16 +355,16 @@ def make_tables() -> None:
         text("type"),
         text("body"),
         whole("created_ms"),
-        sa.PrimaryKeyConstraint("id", name="pk_outbox"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
     )
-    op.create_index("ix_outbox_recipient_order", "outbox", ["recipient", "order"])
+    op.create_index(op.f("ix_outbox_recipient_order"), "outbox", ["recipient", "order"])
     op.create_table(
         "party",
         text("id"),
         text("name"),
         whole("since_ms"),
         text("envelope"),
-        sa.PrimaryKeyConstraint("id", name="pk_party"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_party")),
     )
     op.create_table(
         "pending",
@@ -366,13 +374,13 @@ def make_tables() -> None:
         text("state"),
         text("cites"),
         whole("time_ms"),
-        sa.CheckConstraint("state IN ('open', 'posted', 'void')", name="ck_pending_state"),
-        sa.CheckConstraint("amount_ucr >= 0", name="ck_pending_amount"),
-        sa.PrimaryKeyConstraint("id", name="pk_pending"),
+        sa.CheckConstraint("state IN ('open', 'posted', 'void')", name=op.f("ck_pending_state")),
+        sa.CheckConstraint("amount_ucr >= 0", name=op.f("ck_pending_amount")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_pending")),
     )
-    op.create_index("ix_pending_account_state", "pending", ["account", "state"])
-    op.create_index("ix_pending_cites", "pending", ["cites"])
-    op.create_index("ix_pending_state", "pending", ["state"])
+    op.create_index(op.f("ix_pending_account_state"), "pending", ["account", "state"])
+    op.create_index(op.f("ix_pending_cites"), "pending", ["cites"])
+    op.create_index(op.f("ix_pending_state"), "pending", ["state"])
     op.create_table(
         "receipt",
         text("id"),
@@ -382,10 +390,10 @@ def make_tables() -> None:
         whole("received_ms"),
         sa.Column("countersigned", sa.Boolean(), nullable=False),
         text("envelope"),
-        sa.PrimaryKeyConstraint("id", name="pk_receipt"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_receipt")),
     )
-    op.create_index("ix_receipt_job_countersigned", "receipt", ["job", "countersigned"])
-    op.create_index("ix_receipt_lease_sequence", "receipt", ["lease", "sequence"])
+    op.create_index(op.f("ix_receipt_job_countersigned"), "receipt", ["job", "countersigned"])
+    op.create_index(op.f("ix_receipt_lease_sequence"), "receipt", ["lease", "sequence"])
     op.create_table(
         "run",
         text("id"),
@@ -408,12 +416,12 @@ def make_tables() -> None:
         whole("running_ms", nullable=True),
         whole("ended_ms", nullable=True),
         text("successor"),
-        sa.PrimaryKeyConstraint("id", name="pk_run"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_run")),
     )
-    op.create_index("ix_run_job", "run", ["job"])
-    op.create_index("ix_run_provider_state", "run", ["provider", "state"])
-    op.create_index("ix_run_state", "run", ["state"])
-    op.create_index("ix_run_successor", "run", ["successor"])
+    op.create_index(op.f("ix_run_job"), "run", ["job"])
+    op.create_index(op.f("ix_run_provider_state"), "run", ["provider", "state"])
+    op.create_index(op.f("ix_run_state"), "run", ["state"])
+    op.create_index(op.f("ix_run_successor"), "run", ["successor"])
     op.create_table(
         "settlement",
         text("id"),
@@ -423,14 +431,16 @@ def make_tables() -> None:
         text("renter"),
         whole("settled_ms"),
         text("envelope"),
-        sa.PrimaryKeyConstraint("id", name="pk_settlement"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_settlement")),
     )
-    op.create_index("ix_settlement_job", "settlement", ["job"])
-    op.create_index("ix_settlement_provider_settled_ms", "settlement", ["provider", "settled_ms"])
-    op.create_index("ix_settlement_renter", "settlement", ["renter"])
+    op.create_index(op.f("ix_settlement_job"), "settlement", ["job"])
+    op.create_index(
+        op.f("ix_settlement_provider_settled_ms"), "settlement", ["provider", "settled_ms"]
+    )
+    op.create_index(op.f("ix_settlement_renter"), "settlement", ["renter"])
     op.create_index("uq_settlement_lease", "settlement", ["lease"], unique=True)
     op.create_table(
-        "shard", text("id"), whole("epoch"), sa.PrimaryKeyConstraint("id", name="pk_shard")
+        "shard", text("id"), whole("epoch"), sa.PrimaryKeyConstraint("id", name=op.f("pk_shard"))
     )
     op.create_table(
         "transfer",
@@ -441,11 +451,11 @@ def make_tables() -> None:
         text("cites"),
         text("memo"),
         whole("time_ms"),
-        sa.CheckConstraint("cites <> ''", name="ck_transfer_cites_a_document"),
-        sa.CheckConstraint("amount_ucr >= 0", name="ck_transfer_amount"),
-        sa.CheckConstraint("debit <> credit", name="ck_transfer_two_accounts"),
-        sa.PrimaryKeyConstraint("id", name="pk_transfer"),
+        sa.CheckConstraint("cites <> ''", name=op.f("ck_transfer_cites_a_document")),
+        sa.CheckConstraint("amount_ucr >= 0", name=op.f("ck_transfer_amount")),
+        sa.CheckConstraint("debit <> credit", name=op.f("ck_transfer_two_accounts")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_transfer")),
     )
-    op.create_index("ix_transfer_cites", "transfer", ["cites"])
-    op.create_index("ix_transfer_credit", "transfer", ["credit"])
-    op.create_index("ix_transfer_debit", "transfer", ["debit"])
+    op.create_index(op.f("ix_transfer_cites"), "transfer", ["cites"])
+    op.create_index(op.f("ix_transfer_credit"), "transfer", ["credit"])
+    op.create_index(op.f("ix_transfer_debit"), "transfer", ["debit"])

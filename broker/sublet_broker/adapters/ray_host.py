@@ -1,0 +1,199 @@
+"""The process that is Ray's driver: `python -m sublet_broker.adapters.ray_host`.
+
+It stands between the broker and Ray because a driver shares Ray's fate: when the cluster's control
+store goes, Ray ends the driver's process, and it takes over signal handlers besides. Here the
+broker loses a child that it starts again, and nothing else. The two talk over a socket pair that
+only they have; when the broker is gone the socket closes, and the host takes Ray down with it.
+
+Requests are (number, operation, arguments); answers are (number, succeeded, value).
+"""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import ray
+
+from sublet_broker.adapters.ray_work import Shard, ShardReply, settle_batch, verify
+
+log = logging.getLogger("sublet.ray")
+
+NAMESPACE = "sublet"
+SHARD_ANSWER_S = 5.0
+SILENCES = 2  # so often a shard may miss its time before it is replaced
+_OBJECT_STORE_BYTES = 80 * 1024 * 1024  # Ray's least: only ids and records pass through it
+_MAX_TASK_RETRIES = 3
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """What the broker tells its host at start."""
+
+    address: str
+    database_url: str
+    blobs_root: str
+    shards: int
+    cpus: int
+    temp_dir: str
+
+
+class Host:
+    """Ray as the broker uses it."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._shards: dict[int, Any] = {}
+        self._silences: dict[int, int] = {}
+        self._operations: dict[str, Callable[..., Any]] = {
+            "ping": self.ping,
+            "propose": self.propose,
+            "rebuild": self.rebuild,
+            "verify": self.verify,
+            "settle": self.settle,
+            "shard_pids": self.shard_pids,
+        }
+
+    def start(self) -> None:
+        """Bring Ray up, and the shards. Raises what ray.init raises."""
+        local = self._config.address == "local"
+        bounds: dict[str, Any] = {
+            "num_cpus": self._config.cpus,
+            "num_gpus": 0,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_temp_dir": self._config.temp_dir,
+            "_node_ip_address": "127.0.0.1",
+        }
+        ray.init(
+            address=self._config.address,
+            namespace=NAMESPACE,
+            include_dashboard=False if local else None,
+            log_to_driver=False,
+            logging_config=ray.LoggingConfig(encoding="JSON", log_level="INFO"),
+            **(bounds if local else {}),
+        )
+        # The database and the blobs may be this machine's files, so the work stays where they are.
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            node_id=ray.get_runtime_context().get_node_id(), soft=False
+        )
+        # Shards wait for the database and compute little: they reserve no CPU of their own. Who
+        # finds one dead makes a new one, so Ray restarts none by itself.
+        self._make_shard = ray.remote(Shard).options(
+            num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
+        )
+        self.rebuild()
+        retried = {"max_retries": _MAX_TASK_RETRIES, "scheduling_strategy": here}
+        self._verify = ray.remote(verify).options(num_cpus=1, **retried)
+        self._settle = ray.remote(settle_batch).options(num_cpus=1, **retried)
+
+    def ping(self) -> bool:
+        """Say whether the control store answers and this machine's node is alive."""
+        return any(node["Alive"] for node in ray.nodes())
+
+    def rebuild(self) -> bool:
+        """Replace all shards by new ones, which read the database."""
+        with self._lock:
+            for shard in self._shards.values():
+                ray.kill(shard)
+            for number in range(self._config.shards):
+                self._build(number)
+        return True
+
+    def propose(self, changes: list[list[Any]], now_ms: int) -> list[ShardReply | None]:
+        """Ask all shards at once; None stands for one that does not answer.
+
+        A shard that died, or that stays silent, is replaced; what it was just told it reads from
+        the database, where it was committed before.
+        """
+        with self._lock:
+            asked = [
+                self._shards[number].propose.remote(mine, now_ms)
+                for number, mine in enumerate(changes)
+            ]
+            ready, _late = ray.wait(asked, num_returns=len(asked), timeout=SHARD_ANSWER_S)
+            replies: list[ShardReply | None] = []
+            for number, reference in enumerate(asked):
+                reply: ShardReply | None = None
+                if reference in ready:
+                    try:
+                        reply = ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        self._silences[number] = SILENCES
+                        log.warning("shard %d: %s", number, error)
+                self._silences[number] = 0 if reply else self._silences[number] + 1
+                if self._silences[number] > SILENCES:
+                    ray.kill(self._shards[number])
+                    self._build(number)
+                replies.append(reply)
+            return replies
+
+    def _build(self, number: int) -> None:
+        config = self._config
+        self._silences[number] = 0
+        self._shards[number] = self._make_shard.remote(config.database_url, number, config.shards)
+
+    def verify(self, task: Any) -> Any:
+        """Check one checkpoint in a task; a worker that is killed is replaced."""
+        return ray.get(self._verify.remote(task, self._config.blobs_root))
+
+    def settle(self, batch: Any) -> Any:
+        """Decide a batch of settlements in a task."""
+        return ray.get(self._settle.remote(batch))
+
+    def shard_pids(self) -> list[int]:
+        """Return the process ids of the shards, for tests and for people who look for them."""
+        pids: list[int] = ray.get([shard.pid.remote() for shard in self._shards.values()])
+        return pids
+
+    def serve(self, connection: Connection) -> None:
+        """Answer until the broker closes its end."""
+        sending = threading.Lock()
+
+        def answer(number: int, name: str, arguments: tuple[Any, ...]) -> None:
+            try:
+                reply = (number, True, self._operations[name](*arguments))
+            except Exception as error:  # noqa: BLE001 - the broker is told, and decides
+                reply = (number, False, f"{type(error).__name__}: {error}")
+            try:
+                with sending:
+                    connection.send(reply)
+            except (BrokenPipeError, ConnectionError):
+                return  # the broker is gone; the loop below notices as well
+
+        # The broker bounds what it asks for at once; threads only wait for Ray.
+        pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="host")
+        while True:
+            try:
+                number, name, arguments = connection.recv()
+            except (EOFError, ConnectionError):
+                ray.shutdown()
+                return
+            pool.submit(answer, number, name, arguments)
+
+
+def main() -> None:
+    """Serve on the descriptor that the broker names in the first argument."""
+    descriptor = int(sys.argv[1])
+    # Ray's processes must not hold it: the broker sees that we are gone by its closing.
+    os.set_inheritable(descriptor, False)
+    connection = Connection(descriptor)
+    config: HostConfig = HostConfig(**connection.recv())
+    host = Host(config)
+    try:
+        host.start()
+    except Exception as error:
+        connection.send((0, False, f"{type(error).__name__}: {error}"))
+        raise SystemExit(1) from error
+    connection.send((0, True, os.getpid()))
+    host.serve(connection)
+    os._exit(0)  # threads that still wait for Ray have nobody left to answer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The broker's clock never goes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sublet_broker.adapters.clock import SteadyClock, SystemEntropy
+from sublet_broker.adapters.sql_store import CLOCK_COUNTER, SqlStore
+from sublet_broker.market.facts import AccountFact, CounterFact
+
+
+@dataclass
+class Machine:
+    """A machine whose clocks the test moves."""
+
+    wall: int = 1_000_000
+    boot: int = 50
+
+    def clock(self, not_before_ms: int = 0) -> SteadyClock:
+        return SteadyClock(
+            not_before_ms, wall_ms=lambda: self.wall, since_boot_ms=lambda: self.boot
+        )
+
+
+def test_it_follows_the_time_since_boot_and_no_jump() -> None:
+    machine = Machine()
+    clock = machine.clock()
+    assert clock.now_ms() == 1_000_000
+    machine.boot += 10
+    machine.wall += 10
+    assert clock.now_ms() == 1_000_010
+    for jump in (-600_000, 1_200_000):
+        machine.wall += jump
+        assert clock.now_ms() == 1_000_010
+    assert clock.ahead_of_wall_ms() == -600_000
+
+
+def test_it_starts_after_what_was_seen_before() -> None:
+    machine = Machine()
+    clock = machine.clock(not_before_ms=1_600_000)
+    assert clock.now_ms() == 1_600_000
+    machine.boot += 1
+    assert clock.now_ms() == 1_600_001
+    assert machine.clock(not_before_ms=5).now_ms() == 1_000_000
+
+
+def test_each_commit_keeps_the_mark(sql_store: SqlStore) -> None:
+    clock = SteadyClock.resume(sql_store)
+    with sql_store.transaction() as tx:
+        tx.put(AccountFact("world", clock.now_ms(), 0))
+        seen = clock.now_ms()
+    with sql_store.snapshot() as tx:
+        mark = tx.get(CounterFact, CLOCK_COUNTER)
+    assert mark is not None
+    assert mark.value >= seen
+
+
+def test_after_a_restart_with_the_wall_clock_set_back(sql_store: SqlStore) -> None:
+    future = SteadyClock().now_ms() + 3_600_000
+    with sql_store.transaction() as tx:
+        tx.put(CounterFact(CLOCK_COUNTER, future))
+    clock = SteadyClock.resume(sql_store)
+    assert clock.now_ms() >= future
+    with sql_store.transaction() as tx:
+        tx.put(AccountFact("world"))
+    assert SteadyClock.resume(sql_store).now_ms() >= future
+
+
+def test_entropy() -> None:
+    entropy = SystemEntropy()
+    drawn = {entropy.hex(16) for _ in range(100)}
+    assert len(drawn) == 100
+    assert all(len(bytes.fromhex(one)) == 16 for one in drawn)

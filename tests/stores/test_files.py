@@ -1,0 +1,211 @@
+"""Blobs in a folder: whole and durable or not there, whatever happens in between."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sublet_broker.adapters.files import DataFolder, FileBlobs, FolderInUse
+from sublet_broker.service.ports import BlobMissing, StorageFull
+
+DATA = b"weights" * 1000
+NAME = hashlib.sha256(DATA).hexdigest()
+NEVER = "0" * 64
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> FileBlobs:
+    made = FileBlobs(tmp_path / "blobs")
+    made.prepare()
+    return made
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+
+
+def test_put_and_get(blobs: FileBlobs, tmp_path: Path) -> None:
+    assert not blobs.has(NAME)
+    blobs.put(NAME, DATA)
+    blobs.put(NAME, DATA)
+    assert blobs.has(NAME)
+    assert blobs.get(NAME) == DATA
+    assert list(blobs.names()) == [NAME]
+    assert files(tmp_path / "blobs") == [Path(NAME[:2], NAME[2:4], NAME)]
+    mode = (tmp_path / "blobs" / NAME[:2] / NAME[2:4] / NAME).stat().st_mode
+    assert stat.S_IMODE(mode) == 0o600
+    blobs.delete(NAME)
+    blobs.delete(NAME)
+    assert not blobs.has(NAME)
+    with pytest.raises(BlobMissing):
+        blobs.get(NAME)
+
+
+def test_an_empty_blob(blobs: FileBlobs) -> None:
+    name = hashlib.sha256(b"").hexdigest()
+    blobs.put(name, b"")
+    assert blobs.get(name) == b""
+
+
+def test_content_that_does_not_match_is_refused(blobs: FileBlobs, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="SHA-256"):
+        blobs.put(NAME, DATA + b"!")
+    assert files(tmp_path / "blobs") == []
+
+
+@pytest.mark.parametrize("name", ["", "../" + "a" * 61, NAME.upper(), NAME + "\n", NAME[:-1], "/"])
+def test_a_name_that_is_not_a_hash_reaches_no_file(blobs: FileBlobs, name: str) -> None:
+    for act in (blobs.get, blobs.has, blobs.delete):
+        with pytest.raises(ValueError, match="hex"):
+            act(name)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
+def test_a_damaged_blob_is_quarantined_and_can_be_sent_again(
+    blobs: FileBlobs, tmp_path: Path, damage: str
+) -> None:
+    blobs.put(NAME, DATA)
+    path = tmp_path / "blobs" / NAME[:2] / NAME[2:4] / NAME
+    bad = {"flip": b"W" + DATA[1:], "truncate": DATA[:-1], "empty": b""}[damage]
+    path.write_bytes(bad)
+    with pytest.raises(BlobMissing, match="damaged"):
+        blobs.get(NAME)
+    assert not blobs.has(NAME)
+    (kept,) = (tmp_path / "blobs" / "quarantine").iterdir()
+    assert kept.read_bytes() == bad
+    blobs.put(NAME, DATA)
+    assert blobs.get(NAME) == DATA
+
+
+def test_sending_again_heals_damage_that_nobody_has_read_yet(
+    blobs: FileBlobs, tmp_path: Path
+) -> None:
+    blobs.put(NAME, DATA)
+    (tmp_path / "blobs" / NAME[:2] / NAME[2:4] / NAME).write_bytes(b"W" + DATA[1:])
+    blobs.put(NAME, DATA)
+    assert blobs.get(NAME) == DATA
+
+
+@pytest.mark.parametrize("failing", ["open", "write", "fsync"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_keeps_nothing(
+    blobs: FileBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, code: int
+) -> None:
+    def full(*_: Any, **__: Any) -> int:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        if failing == "write":
+            real = os.fdopen
+
+            def fdopen(*arguments: Any, **how: Any) -> Any:
+                file = real(*arguments, **how)
+
+                class Full:
+                    def __enter__(self) -> Full:
+                        return self
+
+                    def __exit__(self, *_: Any) -> None:
+                        file.close()
+
+                    def write(self, data: memoryview) -> int:
+                        file.write(data[: len(data) // 2])
+                        return full()
+
+                return Full()
+
+            patch.setattr(os, "fdopen", fdopen)
+        else:
+            patch.setattr(os, failing, full)
+        with pytest.raises(StorageFull, match="full"):
+            blobs.put(NAME, DATA)
+    assert files(tmp_path / "blobs") == []
+    blobs.put(NAME, DATA)
+    assert blobs.get(NAME) == DATA
+
+
+def test_another_error_of_the_disk_is_not_called_full(
+    blobs: FileBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="broken"):
+        blobs.put(NAME, DATA)
+
+
+KILLED_HALF_WAY = """
+import os, signal, sys
+from pathlib import Path
+from sublet_broker.adapters.files import FileBlobs
+
+blobs = FileBlobs(Path(sys.argv[1]))
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+blobs.put(sys.argv[2], b"weights" * 1000)
+"""
+
+
+def test_what_a_killed_broker_left_is_swept(tmp_path: Path) -> None:
+    root = tmp_path / "blobs"
+    blobs = FileBlobs(root)
+    blobs.prepare()
+    (root / NAME[:2] / NAME[2:4]).mkdir(parents=True)  # so that its first fsync is the file's
+    done = subprocess.run([sys.executable, "-c", KILLED_HALF_WAY, str(root), NAME])
+    assert done.returncode == -signal.SIGKILL
+    assert not blobs.has(NAME)
+    assert len(files(root)) == 1
+    blobs.prepare()
+    assert files(root) == []
+    assert list(blobs.names()) == []
+
+
+def test_a_data_folder_has_one_broker(tmp_path: Path) -> None:
+    folder = DataFolder.open(tmp_path / "new" / "data")
+    assert stat.S_IMODE(folder.root.stat().st_mode) == 0o700
+    with pytest.raises(FolderInUse) as refused:
+        DataFolder.open(folder.root)
+    assert str(folder.root) in str(refused.value)
+    assert str(os.getpid()) in str(refused.value)
+    assert "--data" in str(refused.value)
+    folder.close()
+    folder.close()
+    DataFolder.open(folder.root).close()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from sublet_broker.adapters.files import DataFolder
+folder = DataFolder.open(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_broker_lets_go_of_its_folder(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(FolderInUse, match=str(holder.pid)):
+        DataFolder.open(tmp_path)
+    holder.kill()
+    holder.wait()
+    holder.stdin.close()
+    holder.stdout.close()
+    DataFolder.open(tmp_path).close()
