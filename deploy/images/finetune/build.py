@@ -78,13 +78,18 @@ def _ensure(client: Any, say: Callable[[str], None]) -> str:
     tag = f"{REPOSITORY}:{inputs[:16]}"
     for image in client.images.list(filters={"label": f"{LABEL}={inputs}"}):
         say(f"image: {tag} is there already")
+        image.tag(REPOSITORY, "latest")
         return str(image.id)
-    _check_python(client, base)
+    has_python = _check_python(client, base)
     started = time.monotonic()
     say("image: copying torch, transformers, peft and MiniLM into a layer")
+
+    def layer(target: IO[bytes]) -> None:
+        _write_layer(target, distributions, link_python=not has_python)
+
     container = client.containers.create(base, ["python3", "--version"], network_mode="none")
     try:
-        if not container.put_archive("/", _blocks(lambda t: _write_layer(t, distributions))):
+        if not container.put_archive("/", _blocks(layer)):
             raise ImageUnavailable("the engine refused the layer; is its disk full?")
         say("image: committing it")
         image = container.commit(
@@ -94,6 +99,7 @@ def _ensure(client: Any, say: Callable[[str], None]) -> str:
         )
     finally:
         container.remove(force=True)
+    image.tag(REPOSITORY, "latest")
     say(f"image: {tag} made in {time.monotonic() - started:.0f} s")
     return str(image.id)
 
@@ -190,22 +196,32 @@ def _base_module() -> Any:
     return module
 
 
-def _check_python(client: Any, base: str) -> None:
-    """The libraries hold machine code for one version of Python and one kind of processor."""
-    code = "import sys, platform; print(*sys.version_info[:2], platform.machine())"
+def _check_python(client: Any, base: str) -> bool:
+    """Return whether the base has the command `python`. Raises ImageUnavailable.
+
+    The libraries hold machine code for one version of Python and one kind of processor.
+    """
+    code = (
+        "import os, shutil, sys; v = sys.version_info; "
+        "print(v.major, v.minor, os.uname().machine, shutil.which('python') is not None)"
+    )
     said = client.containers.run(base, ["python3", "-c", code], remove=True, network_mode="none")
-    ours = f"{sys.version_info.major} {sys.version_info.minor} {os.uname().machine}"
-    if said.decode().strip() != ours:
+    *theirs, has_python = said.decode().split()
+    ours = [str(sys.version_info.major), str(sys.version_info.minor), os.uname().machine]
+    if theirs != ours:
         raise ImageUnavailable(
-            f"the base image has Python {said.decode().strip()}, the libraries are for {ours}: "
-            "make the venv with the same Python (make distclean venv PYTHON=...)"
+            f"the base image has Python {' '.join(theirs)}, the libraries are for {' '.join(ours)}"
+            ": make the venv with the same Python (make distclean venv PYTHON=...)"
         )
+    return str(has_python) == "True"
 
 
 # -- the layer -----------------------------------------------------------------------------------
 
 
-def _write_layer(target: IO[bytes], distributions: list[metadata.Distribution]) -> None:
+def _write_layer(
+    target: IO[bytes], distributions: list[metadata.Distribution], *, link_python: bool
+) -> None:
     with tarfile.open(fileobj=target, mode="w|", bufsize=_BLOCK_BYTES) as tar:
         folders: set[Path] = {Path()}
         for distribution in distributions:
@@ -231,6 +247,10 @@ def _write_layer(target: IO[bytes], distributions: list[metadata.Distribution]) 
             entry = tarfile.TarInfo(f"usr/local/lib/{python}/{site}/finetune.pth")
             entry.size, entry.mode = len(line), 0o644
             _add(tar, entry, io.BytesIO(line), folders)
+        if link_python:  # Debian has only python3, and scripts for containers say python
+            link = tarfile.TarInfo("usr/local/bin/python")
+            link.type, link.linkname = tarfile.SYMTYPE, "/usr/bin/python3"
+            tar.addfile(link)
 
 
 def _add(

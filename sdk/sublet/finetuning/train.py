@@ -33,7 +33,7 @@ os.environ.setdefault("HF_HOME", "/tmp/huggingface")
 from sublet import ckpt  # noqa: E402  (in a job it comes from the agent)
 
 if TYPE_CHECKING or __package__:
-    from sublet.finetune import dataset
+    from sublet.finetuning import dataset
 else:
     import dataset  # in a job it lies beside this file
 
