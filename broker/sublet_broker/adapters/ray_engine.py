@@ -240,7 +240,8 @@ class _HostProcess:
                 "blobs_root": str(config.blobs_root),
                 "shards": config.shards,
                 "cpus": config.cpus,
-                "temp_dir": str(self._temp),
+                # Ray opens its folder to everybody; the one around it is ours alone.
+                "temp_dir": str(self._temp / "r"),
             }
         )
         waited_s = 0.0
