@@ -1,0 +1,243 @@
+"""Bytes between this machine and the broker: signed HTTP requests, chunk by chunk, resumable.
+
+Synchronous; the agent calls it in threads. What was uploaded before a disconnect isn't sent again:
+the broker is asked which chunks it misses.
+"""
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from pydantic import ValidationError
+from sublet_contracts.api import MissingRequest, MissingView, Problem
+from sublet_contracts.auth import sign_request
+from sublet_contracts.keys import SigningKey
+from sublet_contracts.tree import (
+    CHUNK_BYTES,
+    MAX_INDEX_BYTES,
+    ScannedTree,
+    TreeIndex,
+    TreeRefused,
+    parse_index,
+    write_tree,
+)
+import hashlib
+import os
+
+PARALLEL = 4
+AHEAD = 8
+_ASK_AT_ONCE = 5_000
+
+
+class TransferRefused(Exception):
+    """The broker says no, for good. `code` is its problem code."""
+
+    def __init__(self, message: str, code: str, status: int) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+class StaleEpoch(TransferRefused):
+    """The job has gone elsewhere: this epoch writes no more."""
+
+
+class Cancelled(Exception):
+    """The transfer is no longer wanted."""
+
+
+class Transfer:
+    """Signed requests of one party to one broker."""
+
+    def __init__(
+        self, base_url: str, key: SigningKey, broker: Callable[[], str], now_ms: Callable[[], int]
+    ) -> None:
+        self._key = key
+        self._broker = broker
+        self._now_ms = now_ms
+        limits = httpx.Limits(max_connections=16, max_keepalive_connections=8)
+        self._http = httpx.Client(base_url=base_url, timeout=30.0, limits=limits)
+        self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="chunk")
+
+    def close(self) -> None:
+        """Let go of connections and threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._http.close()
+
+    def request(
+        self,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        *,
+        epoch: int | None = None,
+        cancel: threading.Event | None = None,
+        max_bytes: int = MAX_INDEX_BYTES,
+        attempts: int = 0,
+    ) -> bytes:
+        """Send until there is an answer; return its body. `attempts` 0: until cancelled.
+
+        Raises TransferRefused, StaleEpoch, Cancelled, httpx.HTTPError (attempts used up).
+        """
+        delay_s = 0.2
+        attempt = 0
+        while True:
+            attempt += 1
+            if cancel is not None and cancel.is_set():
+                raise Cancelled(target)
+            try:
+                return self._once(method, target, body, epoch, max_bytes)
+            except httpx.HTTPError:
+                if attempts and attempt >= attempts:
+                    raise
+            wait_s = random.uniform(delay_s / 2, delay_s)  # jitter, not a secret
+            if cancel is not None:
+                cancel.wait(wait_s)
+            else:
+                time.sleep(wait_s)
+            delay_s = min(delay_s * 2, 10.0)
+
+    def _once(
+        self, method: str, target: str, body: bytes, epoch: int | None, max_bytes: int
+    ) -> bytes:
+        headers = sign_request(
+            self._key, broker=self._broker(), method=method, target=target, body=body,
+            time_ms=self._now_ms(), nonce=os.urandom(16).hex(),
+        )  # fmt: skip
+        if epoch is not None:
+            headers["Sublet-Epoch"] = str(epoch)
+        if body:
+            is_blob = method == "PUT"
+            headers["Content-Type"] = "application/octet-stream" if is_blob else "application/json"
+        with self._http.stream(method, target, content=body, headers=headers) as answer:
+            data = bytearray()
+            for piece in answer.iter_bytes():
+                data += piece
+                if len(data) > max_bytes:
+                    raise TransferRefused(f"{target}: the answer is too long", "too_long", 502)
+        if answer.status_code >= 500 or answer.status_code in (408, 425, 429):
+            raise httpx.HTTPStatusError(
+                f"{answer.status_code} at {target}", request=answer.request, response=answer
+            )
+        if answer.is_success:
+            return bytes(data)
+        try:
+            problem = Problem.model_validate_json(bytes(data))
+            code, says = problem.code, f"{problem.detail} {problem.fix}".strip()
+        except ValidationError:
+            code, says = "", f"HTTP {answer.status_code}"
+        kind = StaleEpoch if code == "stale_epoch" else TransferRefused
+        raise kind(f"{target}: {says}", code, answer.status_code)
+
+    # -- up ----------------------------------------------------------------------------------------
+
+    def upload(
+        self, job_id: str, epoch: int, tree: ScannedTree, cancel: threading.Event
+    ) -> tuple[str, int]:
+        """Move a tree to the broker: chunks that it misses, then the index. Returns the index's
+        sha256 and the tree's bytes. Raises as `request`, and TreeRefused if a file has changed."""
+        index = tree.index.to_bytes()
+        if len(index) > MAX_INDEX_BYTES:
+            raise TreeRefused(f"its index has {len(index)} bytes; at most {MAX_INDEX_BYTES} fit")
+        index_sha256 = hashlib.sha256(index).hexdigest()
+        wanted = [*tree.index.chunks()]
+        for start in range(0, len(wanted), _ASK_AT_ONCE):
+            part = wanted[start : start + _ASK_AT_ONCE]
+            missing = self._missing(job_id, epoch, part, cancel)
+
+            def put(sha256: str) -> None:
+                self._put(job_id, epoch, sha256, tree.read_chunk(sha256), cancel)
+
+            for done in self._in_order(put, missing):
+                done.result()
+        self._put(job_id, epoch, index_sha256, index, cancel)
+        return index_sha256, tree.index.total_bytes
+
+    def _missing(
+        self, job_id: str, epoch: int, hashes: list[str], cancel: threading.Event
+    ) -> list[str]:
+        body = MissingRequest(sha256=tuple(hashes)).model_dump_json().encode()
+        target = f"/v1/jobs/{job_id}/blobs/missing"
+        answer = self.request("POST", target, body, epoch=epoch, cancel=cancel)
+        mine = set(hashes)
+        return [h for h in MissingView.model_validate_json(answer).missing if h in mine]
+
+    def _put(
+        self, job_id: str, epoch: int, sha256: str, data: bytes, cancel: threading.Event
+    ) -> None:
+        target = f"/v1/jobs/{job_id}/blobs/{sha256}"
+        self.request("PUT", target, data, epoch=epoch, cancel=cancel)
+
+    # -- down --------------------------------------------------------------------------------------
+
+    def index(
+        self, job_id: str, epoch: int | None, sha256: str, cancel: threading.Event
+    ) -> TreeIndex:
+        """Return a tree's index. Raises as `request`, and TreeRefused."""
+        data = self._get(job_id, epoch, sha256, MAX_INDEX_BYTES, cancel)
+        return parse_index(data)
+
+    def download(
+        self, job_id: str, epoch: int | None, index: TreeIndex, root: Path, cancel: threading.Event
+    ) -> None:
+        """Write a tree below `root`, every chunk and file checked. Raises as `request`,
+        TreeRefused, OSError."""
+        order = [chunk.sha256 for file in index.files for chunk in file.chunks]
+        with self._ahead(job_id, epoch, order, cancel) as read_chunk:
+            write_tree(index, root, read_chunk)
+
+    def _get(
+        self, job_id: str, epoch: int | None, sha256: str, limit: int, cancel: threading.Event
+    ) -> bytes:
+        target = f"/v1/jobs/{job_id}/blobs/{sha256}"
+        data = self.request("GET", target, epoch=epoch, cancel=cancel, max_bytes=limit)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise TreeRefused(f"{sha256[:10]} came from the broker with other content")
+        return data
+
+    @contextmanager
+    def _ahead(
+        self, job_id: str, epoch: int | None, order: list[str], cancel: threading.Event
+    ) -> Iterator[Callable[[str], bytes]]:
+        """Read chunks in this order, a few of them ahead of their use."""
+        todo = iter(order)
+        window: deque[tuple[str, Future[bytes]]] = deque()
+
+        def fill() -> None:
+            while len(window) < AHEAD:
+                sha256 = next(todo, None)
+                if sha256 is None:
+                    return
+                future = self._pool.submit(self._get, job_id, epoch, sha256, CHUNK_BYTES, cancel)
+                window.append((sha256, future))
+
+        def read_chunk(sha256: str) -> bytes:
+            fill()
+            expected, future = window.popleft()
+            if expected != sha256:
+                raise TreeRefused("chunks were asked for out of order")
+            data = future.result()
+            fill()
+            return data
+
+        try:
+            yield read_chunk
+        finally:
+            for _, future in window:
+                future.cancel()
+
+    def _in_order(
+        self, act: Callable[[str], None], items: list[str]
+    ) -> Iterator["Future[None]"]:
+        window: deque[Future[None]] = deque()
+        for item in items:
+            window.append(self._pool.submit(act, item))
+            if len(window) >= AHEAD:
+                yield window.popleft()
+        yield from window

@@ -1,0 +1,39 @@
+"""Which checkpoints to upload, and which to keep on this machine."""
+
+from sublet_agent.core.records import RunRecord
+
+KEEP_LOCAL = 3
+
+
+def next_upload(record: RunRecord) -> int | None:
+    """Return the step to upload next: the newest one found, past what was uploaded already.
+
+    One at a time; those in between are skipped, because only the newest is worth resuming from.
+    """
+    if record.uploading is not None:
+        return None
+    newest = max(record.seen, default=-1)
+    return newest if newest > record.uploaded_step else None
+
+
+def to_delete(record: RunRecord) -> tuple[int, ...]:
+    """Return the local steps that nobody needs: older than the newest durable and than the last
+    few."""
+    if record.durable_checkpoint is None:
+        return ()
+    kept = set(sorted(record.seen)[-KEEP_LOCAL:])
+    busy = {record.uploading.step} if record.uploading else set()
+    busy |= {awaiting.step for awaiting in record.awaiting.values()}
+    return tuple(
+        step
+        for step in sorted(record.seen)
+        if step < record.durable_step and step not in kept and step not in busy
+    )
+
+
+def save_is_due(record: RunRecord, now_ms: int) -> bool:
+    """Say whether the job should be asked for a checkpoint: none came for one interval."""
+    if record.started_ms is None:
+        return False
+    last = max(record.started_ms, record.save_asked_ms)
+    return now_ms - last >= record.job.checkpoint_interval_ms

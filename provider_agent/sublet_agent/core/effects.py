@@ -1,0 +1,185 @@
+"""What the core wants done, after its changes are on disk. Every effect may be done twice.
+
+Durable changes travel beside them as one `Save`: the shell commits it in one transaction first.
+"""
+
+from dataclasses import dataclass, field
+
+from sublet_agent.core.records import IssuedOffer, RunRecord, UploadKind
+from sublet_contracts.envelope import Envelope
+from sublet_contracts.wire import Message
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send an unreliable message, if the session is live."""
+
+    message: Message
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Have the image ready -> ImageReady | PreparationFailed."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Place inputs and checkpoint -> Restored | PreparationFailed."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """Create and start the run unless it exists -> Observed | PreparationFailed."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
+class AskStop:
+    """Write STOP and send TERM."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
+class AskSave:
+    """Write SAVE."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Kill every process of the run, now."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
+class ScanFinal:
+    """Read the folder of a run that has exited -> FinalScanned."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Move a checkpoint or the outputs to the broker -> Uploaded | UploadFailed."""
+
+    lease_id: str
+    kind: UploadKind
+    step: int
+
+
+@dataclass(frozen=True)
+class AckStep:
+    """Write ack/step-N: durable off this machine."""
+
+    lease_id: str
+    step: int
+
+
+@dataclass(frozen=True)
+class DeleteSteps:
+    """Delete local checkpoints."""
+
+    lease_id: str
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Kill and remove the container, delete the folder -> Removed."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
+class PrepareJob:
+    """Pull the image and restore the checkpoint of a job that may come -> PrepareDone."""
+
+    job: Envelope
+    checkpoint: Envelope | None
+
+
+@dataclass(frozen=True)
+class UnprepareJob:
+    """Drop what was prepared."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class SendLogs:
+    """The broker has all lines before `next_number`: send on from there."""
+
+    lease_id: str
+    next_number: int
+
+
+@dataclass(frozen=True)
+class LogLineOfOurs:
+    """Put a line of stream `sublet` into the run's log."""
+
+    lease_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Say:
+    """Tell the owner."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """Everything is handed back: the agent may exit."""
+
+
+Effect = (
+    Send | Pull | Restore | Start | AskStop | AskSave | Kill | ScanFinal | Upload | AckStep
+    | DeleteSteps | Remove | PrepareJob | UnprepareJob | SendLogs | LogLineOfOurs | Say | Done
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A reliable message for the outbox, and the lease it belongs to ('' for none)."""
+
+    mid: int
+    lease_id: str
+    message: Message
+
+
+@dataclass
+class Save:
+    """Durable changes of one step: all or nothing."""
+
+    runs: dict[str, RunRecord] = field(default_factory=dict)
+    forget_runs: list[str] = field(default_factory=list)
+    queue: list[Queued] = field(default_factory=list)
+    drop_messages_of: list[str] = field(default_factory=list)
+    offers: list[IssuedOffer] | None = None
+    broker: str | None = None
+    offer_sequence: int | None = None
+    next_mid: int | None = None
+    epochs: dict[str, int] = field(default_factory=dict)
+    settlements: list[Envelope] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return self == Save()
+
+
+@dataclass
+class Step:
+    """What one event leads to: commit `save`, then perform `effects` in order."""
+
+    save: Save = field(default_factory=Save)
+    effects: list[Effect] = field(default_factory=list)

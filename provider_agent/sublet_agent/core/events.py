@@ -1,0 +1,175 @@
+"""What happens to the agent. Each event is a plain fact; the clock comes with it."""
+
+from dataclasses import dataclass, field
+
+from sublet_agent.core.records import UploadKind
+from sublet_contracts.reasons import Reason
+from sublet_contracts.wire import Message
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A message of the broker's, in its place in the session. Acknowledge it after the save."""
+
+    message: Message
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The session is live with this broker; `Arrived(welcome)` follows."""
+
+    broker: str
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """The session is over. Runs go on."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True)
+class ImageReady:
+    """The image is here."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Inputs and checkpoint are in place."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
+class PreparationFailed:
+    """Pulling, restoring or starting failed for good."""
+
+    lease_id: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The runner's word on a run. Times in ms of the agent's clock; ran_ms: wall time it ran."""
+
+    lease_id: str
+    running: bool
+    started_ms: int
+    ran_ms: int
+    exit_code: int | None = None
+    out_of_memory: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Vanished:
+    """The runner knows nothing of a run that should exist."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
+class CheckpointSeen:
+    """A whole checkpoint lies in out/ (renamed, DONE is there)."""
+
+    lease_id: str
+    step: int
+
+
+@dataclass(frozen=True)
+class FinalScanned:
+    """The run has exited and its folder was read once more: what is there now is all."""
+
+    lease_id: str
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """All chunks and the index are at the broker."""
+
+    lease_id: str
+    kind: UploadKind
+    step: int
+    index_sha256: str
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class UploadFailed:
+    """It can't be uploaded: invalid (torn, links, too large) or refused; `stale`: the epoch is."""
+
+    lease_id: str
+    kind: UploadKind
+    step: int
+    detail: str
+    stale: bool = False
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """What the job says of its progress."""
+
+    lease_id: str
+    step: int
+    total_steps: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DiskUsed:
+    """Bytes in the run's folders."""
+
+    lease_id: str
+    used_bytes: int
+
+
+@dataclass(frozen=True)
+class DiskFull:
+    """This machine's own disk is full."""
+
+    lease_id: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Container and folder of a run are gone."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
+class PrepareDone:
+    """A job that we may get soon is prepared (or can't be)."""
+
+    job_id: str
+    ready: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class DrainAsked:
+    """The owner wants the devices (reclaimed) or stops the agent (provider_drained)."""
+
+    reason: Reason
+    grace_ms: int
+    then_stop: bool = True
+
+
+@dataclass(frozen=True)
+class OfferAgain:
+    """The owner puts the devices back on the market."""
+
+
+Event = (
+    Arrived | Joined | Disconnected | Tick | ImageReady | Restored | PreparationFailed | Observed
+    | Vanished | CheckpointSeen | FinalScanned | Uploaded | UploadFailed | Progressed | DiskUsed
+    | DiskFull | Removed | PrepareDone | DrainAsked | OfferAgain
+)  # fmt: skip

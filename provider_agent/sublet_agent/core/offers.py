@@ -1,0 +1,172 @@
+"""Our offers, and which lease they allow: the agent's one moment of choice.
+
+A lease is signed only if every rule of `refusal` holds; afterwards no human is asked.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sublet_agent.core.records import IssuedOffer, RunRecord
+from sublet_contracts.documents import (
+    Checkpoint,
+    Device,
+    DocumentRefused,
+    Job,
+    Lease,
+    Offer,
+    Signed,
+    open_document,
+)
+from sublet_contracts.keys import short
+from sublet_contracts.wire import Assign
+
+OFFER_LIFE_MS = 900_000
+OFFER_REFRESH_MS = 300_000
+KEEP_OFFERS = 8
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the owner offers, as given on the command line and found on the machine."""
+
+    name: str
+    devices: tuple[Device, ...]
+    price_ucr_per_device_hour: int
+    cpu_millis: int
+    """thousandths of a core that one device brings along"""
+    memory_bytes: int
+    disk_bytes: int
+    region: str
+    runner: str
+    image_policy: str
+    egress: bool
+    accepts: tuple[str, ...]
+    grace_ms: int
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """An Assign whose documents have all been verified."""
+
+    lease: Signed[Lease]
+    job: Signed[Job]
+    checkpoint: Signed[Checkpoint] | None
+
+
+def make_offer(terms: Terms, *, provider: str, broker: str, sequence: int, now_ms: int) -> Offer:
+    """Return the next offer."""
+    return Offer.model_validate(
+        {
+            "provider": provider,
+            "broker": broker,
+            "sequence": sequence,
+            "name": terms.name,
+            "devices": terms.devices,
+            "price_ucr_per_device_hour": terms.price_ucr_per_device_hour,
+            "cpu_millis": terms.cpu_millis,
+            "memory_bytes": terms.memory_bytes,
+            "disk_bytes": terms.disk_bytes,
+            "region": terms.region,
+            "runner": terms.runner,
+            "image_policy": terms.image_policy,
+            "egress": terms.egress,
+            "accepts": terms.accepts,
+            "grace_ms": terms.grace_ms,
+            "issued_ms": now_ms,
+            "expires_ms": now_ms + OFFER_LIFE_MS,
+        }
+    )
+
+
+def read_assign(assign: Assign, broker: str) -> Assigned:
+    """Verify the documents of an Assign against each other. Raises DocumentRefused."""
+    lease = open_document(assign.lease, Lease, signed_by=(broker,))
+    job = open_document(assign.job, Job)
+    checkpoint = None
+    if assign.checkpoint is not None:
+        checkpoint = open_document(assign.checkpoint, Checkpoint)
+    document = lease.document
+    if document.broker != broker or job.document.broker != broker:
+        raise DocumentRefused("the lease or its job is meant for another broker", "broker")
+    if document.job != job.id or document.renter != job.document.renter:
+        raise DocumentRefused("the lease is for another job than the one that came along", "job")
+    found = checkpoint.id if checkpoint else None
+    if document.start_checkpoint != found:
+        raise DocumentRefused("the lease starts from another checkpoint", "start_checkpoint")
+    if checkpoint is not None:
+        if checkpoint.document.job != job.id or checkpoint.document.kind != "checkpoint":
+            raise DocumentRefused("the checkpoint belongs to another job", "checkpoint.job")
+        if checkpoint.document.step != document.start_step:
+            raise DocumentRefused("the checkpoint is of another step", "start_step")
+    return Assigned(lease, job, checkpoint)
+
+
+def refusal(
+    assigned: Assigned,
+    *,
+    provider: str,
+    offers: Iterable[IssuedOffer],
+    runs: Iterable[RunRecord],
+    epochs: dict[str, int],
+    now_ms: int,
+) -> str:
+    """Return why this lease isn't signed, in words; '' if it may be."""
+    lease, job = assigned.lease.document, assigned.job.document
+    if lease.provider != provider:
+        return "provider: the lease is another provider's"
+    issued = next((offer for offer in offers if offer.id == lease.offer), None)
+    if issued is None:
+        return "offer: not one of my recent offers; use the newest"
+    offer = open_document(issued.envelope, Offer).document
+    if offer.expires_ms <= now_ms:
+        return "offer: it has expired; use the newest"
+    if lease.answer_by_ms <= now_ms:
+        return f"answer_by_ms: passed {now_ms - lease.answer_by_ms} ms ago"
+    if lease.price_ucr_per_device_hour < offer.price_ucr_per_device_hour:
+        return f"price: below the offer's {offer.price_ucr_per_device_hour} ucr per device-hour"
+    if lease.price_ucr_per_device_hour > job.max_price_ucr_per_device_hour:
+        return "price: above what the job allows"
+    if lease.epoch <= epochs.get(assigned.job.id, 0):
+        return f"epoch: I have signed epoch {epochs[assigned.job.id]} of this job already"
+    unbounded = _outside(offer, lease, job)
+    if unbounded:
+        return unbounded
+    for record in runs:
+        taken = set(record.lease.device_ids) & set(lease.device_ids)
+        if taken and not record.over:
+            return f"device_ids: {min(taken)} is leased under {short(record.lease_id)}"
+    if lease.epoch == 1 and job.expires_ms <= now_ms:
+        return "job: it has expired"
+    return ""
+
+
+def _outside(offer: Offer, lease: Lease, job: Job) -> str:
+    need = job.resources
+    devices = {device.id: device for device in offer.devices}
+    if len(set(lease.device_ids)) != len(lease.device_ids) or need.devices != len(lease.device_ids):
+        return f"device_ids: the job asks for {need.devices} different devices"
+    for device_id in lease.device_ids:
+        device = devices.get(device_id)
+        if device is None:
+            return f"device_ids: {device_id} is not in the offer"
+        if need.device_kind not in ("any", device.kind):
+            return f"resources.device_kind: {device_id} is a {device.kind}"
+        if need.hardware_class and need.hardware_class != device.hardware_class:
+            return f"resources.hardware_class: {device_id} is {device.hardware_class}"
+        if need.device_memory_bytes > device.memory_bytes:
+            return f"resources.device_memory_bytes: {device_id} has {device.memory_bytes}"
+    share = len(lease.device_ids)
+    for field, wanted, given in (
+        ("cpu_millis", need.cpu_millis, offer.cpu_millis * share),
+        ("memory_bytes", need.memory_bytes, offer.memory_bytes * share),
+        ("disk_bytes", need.disk_bytes, offer.disk_bytes * share),
+    ):
+        if wanted > given:
+            return f"resources.{field}: {wanted} asked, {given} offered"
+    if need.egress and not offer.egress:
+        return "resources.egress: jobs have no network here"
+    if offer.accepts and job.renter not in offer.accepts:
+        return f"renter: {short(job.renter)} is not among those I serve (--trust)"
+    if offer.image_policy == "digest" and "@sha256:" not in job.image:
+        return "image: only images pinned by digest (name@sha256:...) run here"
+    return ""

@@ -1,0 +1,47 @@
+"""The lease's receipts: cumulative, chained by hash, signed by us."""
+
+from sublet_agent.core.metering import charge_ucr
+from sublet_agent.core.records import RunRecord
+from sublet_contracts.documents import Receipt, sign_document
+from sublet_contracts.envelope import Envelope
+from sublet_contracts.keys import SigningKey
+from sublet_contracts.reasons import Reason
+
+RECEIPT_EVERY_MS = 30_000
+
+
+def is_due(record: RunRecord, now_ms: int) -> bool:
+    """Say whether a running lease's next receipt should be written."""
+    return (
+        record.started_ms is not None
+        and record.cum_device_ms > max(0, record.receipt_cum_device_ms)
+        and now_ms - max(record.receipt_ms, record.started_ms) >= RECEIPT_EVERY_MS
+    )
+
+
+def write_receipt(
+    record: RunRecord, key: SigningKey, now_ms: int, *, final: Reason | None = None
+) -> Envelope:
+    """Return the next receipt of the chain and advance `record`, which must be saved with it."""
+    receipt = Receipt(
+        provider=key.party,
+        job=record.job_id,
+        lease=record.lease_id,
+        epoch=record.lease.epoch,
+        sequence=record.receipt_sequence + 1,
+        previous=record.receipt_id,
+        cum_device_ms=record.cum_device_ms,
+        durable_step=record.durable_step,
+        durable_checkpoint=record.durable_checkpoint,
+        durable_device_ms=min(record.durable_device_ms, record.cum_device_ms),
+        charge_ucr=charge_ucr(record, record.cum_device_ms),
+        final=final is not None,
+        reason=final,
+        issued_ms=now_ms,
+    )
+    envelope = sign_document(receipt, key).envelope
+    record.receipt_sequence = receipt.sequence
+    record.receipt_id = envelope.id
+    record.receipt_ms = now_ms
+    record.receipt_cum_device_ms = record.cum_device_ms
+    return envelope

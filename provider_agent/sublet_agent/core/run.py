@@ -1,0 +1,448 @@
+"""One run's machine: how a lease goes from signed to settled. Rules:
+
+1. The record changes first, is saved, and only then effects happen; every effect can be repeated,
+   so `resume` after a kill -9 is: look at the phase, do its effect again.
+2. Metering never goes back: the runner's clock counts from the container's start to its exit.
+3. Whatever ends a run, its end is told once: `exited` with a reason and the final receipt are
+   saved together, after checkpoint and outputs are at the broker.
+4. A stop only hardens. After a drain the last checkpoint is uploaded and its verdict awaited (a
+   while), because durable work is paid work and the successor starts from it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sublet_agent.core import checkpoints, effects, metering, receipts
+from sublet_agent.core.events import (
+    CheckpointSeen,
+    DiskFull,
+    DiskUsed,
+    Event,
+    FinalScanned,
+    ImageReady,
+    Observed,
+    PreparationFailed,
+    Progressed,
+    Restored,
+    Uploaded,
+    UploadFailed,
+    Vanished,
+)
+from sublet_agent.core.exits import reason_of_exit
+from sublet_agent.core.records import LIVE, Awaiting, Phase, RunRecord, Stop, Uploading
+from sublet_contracts.documents import Checkpoint, sign_document
+from sublet_contracts.keys import SigningKey
+from sublet_contracts.reasons import Reason
+from sublet_contracts.wire import (
+    CheckpointUploaded,
+    CheckpointVerdict,
+    Message,
+    ReceiptIssued,
+    RunChanged,
+    RunReport,
+)
+
+VERDICT_WAIT_MS = 20_000
+MAX_REFUSALS = 3
+ORPHAN_MS = 60_000
+WIRE_STATES = {
+    Phase.PULLING: "pulling",
+    Phase.RESTORING: "restoring",
+    Phase.STARTING: "restoring",
+    Phase.RUNNING: "running",
+    Phase.DRAINING: "draining",
+    Phase.FINISHING: "draining",
+    Phase.ENDED: "exited",
+}
+
+
+@dataclass
+class RunMachine:
+    """A record with the rules that change it. `changed` and the two lists are taken by the agent
+    after each call."""
+
+    record: RunRecord
+    key: SigningKey
+    changed: bool = False
+    messages: list[Message] = field(default_factory=list)
+    effects: list[effects.Effect] = field(default_factory=list)
+    progress: Progressed | None = None
+
+    # -- what the agent calls --------------------------------------------------------------------
+
+    def handle(self, event: Event, now_ms: int) -> None:
+        """Take an event of this run."""
+        if self.record.phase is Phase.DISCARDED:
+            return
+        match event:
+            case ImageReady() if self.record.phase is Phase.PULLING:
+                self._enter(Phase.RESTORING)
+                self.effects.append(effects.Restore(self.record.lease_id))
+            case Restored() if self.record.phase is Phase.RESTORING:
+                self._enter(Phase.STARTING)
+                self.effects.append(effects.Start(self.record.lease_id))
+            case PreparationFailed() if self.record.phase in (
+                Phase.PULLING,
+                Phase.RESTORING,
+                Phase.STARTING,
+            ):
+                self._end(event.reason, event.detail, now_ms)
+            case Observed():
+                self._observed(event, now_ms)
+            case Vanished():
+                self._vanished(now_ms)
+            case CheckpointSeen():
+                self._seen(event.step)
+            case FinalScanned() if self.record.phase is Phase.FINISHING:
+                for step in event.steps:
+                    self._seen(step)
+                self.record.final_scanned = self.changed = True
+                self._finish(now_ms)
+            case Uploaded():
+                self._uploaded(event, now_ms)
+            case UploadFailed():
+                self._upload_failed(event, now_ms)
+            case Progressed():
+                self.progress = event
+            case DiskUsed():
+                limit = self.record.job.resources.disk_bytes
+                if event.used_bytes > limit and self.record.phase in LIVE:
+                    says = f"{event.used_bytes} bytes on disk, {limit} were asked for"
+                    self.stop("stop", Reason.DISK_LIMIT, 0, now_ms, says)
+            case DiskFull() if self.record.phase not in (Phase.FINISHING, Phase.ENDED):
+                self.stop("stop", Reason.PROVIDER_DISK_FULL, 0, now_ms, event.detail)
+            case _:
+                pass
+
+    def tick(self, now_ms: int) -> None:
+        """Time passes: deadlines, receipts, and the asks for a checkpoint."""
+        record = self.record
+        if record.phase in LIVE:
+            stop = record.stop
+            if stop and not stop.killed and now_ms >= stop.deadline_ms:
+                stop.killed = self.changed = True
+                self.effects.append(effects.Kill(record.lease_id))
+            if not stop and record.phase is Phase.RUNNING:
+                if checkpoints.save_is_due(record, now_ms):
+                    record.save_asked_ms = now_ms
+                    self.changed = True
+                    self.effects.append(effects.AskSave(record.lease_id))
+                left_ms = metering.wall_ms_left(record)
+                if left_ms is not None and left_ms < record.job.stop_grace_ms // 2:
+                    # The broker's order comes earlier than this; here we stop working for nothing
+                    # when it can't be heard.
+                    self.stop("drain", Reason.BUDGET_EXHAUSTED, left_ms, now_ms)
+            if receipts.is_due(record, now_ms):
+                self._receipt(now_ms)
+        elif record.phase is Phase.FINISHING:
+            self._finish(now_ms)
+
+    def stop(
+        self, desired: str, reason: Reason, grace_ms: int, now_ms: int, says: str = ""
+    ) -> None:
+        """Ask the run to end: drain (checkpoint first) or stop. It only hardens."""
+        record = self.record
+        if record.phase in (Phase.FINISHING, Phase.ENDED, Phase.DISCARDED):
+            return
+        before = record.stop
+        deadline_ms = now_ms + grace_ms
+        if before and (before.desired == "stop" or desired == "drain"):
+            if deadline_ms < before.deadline_ms:
+                before.deadline_ms = deadline_ms
+                self.changed = True
+            return
+        record.stop = Stop(
+            desired=desired,
+            reason=reason,
+            deadline_ms=min(deadline_ms, before.deadline_ms) if before else deadline_ms,
+            detail=says,
+        )
+        self.changed = True
+        if record.phase in (Phase.PULLING, Phase.RESTORING):
+            self._end(reason, says or "before it had started", now_ms)
+            return
+        if record.phase is Phase.RUNNING:
+            self._enter(Phase.DRAINING)
+        self.effects.append(effects.AskStop(record.lease_id))
+        if grace_ms <= 0:
+            record.stop.killed = True
+            self.effects.append(effects.Kill(record.lease_id))
+
+    def verdict(self, verdict: CheckpointVerdict, now_ms: int) -> None:
+        """Take the broker's word on an upload."""
+        record = self.record
+        awaiting = record.awaiting.pop(verdict.checkpoint, None)
+        if awaiting is None:
+            return
+        self.changed = True
+        if verdict.durable:
+            if awaiting.kind == "checkpoint" and (
+                record.durable_checkpoint is None or awaiting.step >= record.durable_step
+            ):
+                record.durable_step = awaiting.step
+                record.durable_checkpoint = verdict.checkpoint
+                record.durable_device_ms = awaiting.cum_device_ms
+                self.effects.append(effects.AckStep(record.lease_id, awaiting.step))
+                if record.phase is not Phase.ENDED:
+                    self._receipt(now_ms)
+                self._tidy()
+        else:
+            self._refused(awaiting.kind, awaiting.step, verdict.detail)
+        if record.phase is Phase.FINISHING:
+            self._finish(now_ms)
+
+    def resume(self, now_ms: int) -> None:
+        """Do the phase's effects again, after a restart of the agent."""
+        record = self.record
+        lease_id = record.lease_id
+        match record.phase:
+            case Phase.PULLING:
+                self.effects.append(effects.Pull(lease_id))
+            case Phase.RESTORING:
+                self.effects.append(effects.Restore(lease_id))
+            case Phase.STARTING:
+                self.effects.append(effects.Start(lease_id))
+            case Phase.RUNNING | Phase.DRAINING:
+                if record.stop:
+                    self.effects.append(effects.AskStop(lease_id))
+            case Phase.FINISHING:
+                if not record.final_scanned:
+                    self.effects.append(effects.ScanFinal(lease_id))
+            case Phase.DISCARDED:
+                self.effects.append(effects.Remove(lease_id))
+            case Phase.ENDED:
+                pass
+        if record.stop and record.stop.killed and record.phase in LIVE:
+            self.effects.append(effects.Kill(lease_id))
+        if record.uploading:
+            uploading = record.uploading
+            self.effects.append(effects.Upload(lease_id, uploading.kind, uploading.step))
+        for awaiting in record.awaiting.values():
+            # The message is in the outbox, or was acknowledged; the wait begins anew.
+            awaiting.since_ms = now_ms
+
+    def discard(self) -> None:
+        """The lease has gone elsewhere: kill and forget, say nothing."""
+        if self.record.phase is not Phase.DISCARDED:
+            self._enter(Phase.DISCARDED)
+            self.effects.append(effects.Remove(self.record.lease_id))
+
+    def report(self) -> RunReport:
+        """Return its line in the heartbeat."""
+        record, progress = self.record, self.progress
+        return RunReport.model_validate(
+            {
+                "lease": record.lease_id,
+                "epoch": record.lease.epoch,
+                "state": WIRE_STATES[record.phase],
+                "cum_device_ms": record.cum_device_ms,
+                "step": progress.step if progress else record.lease.start_step,
+                "total_steps": progress.total_steps if progress else 0,
+                "metrics": progress.metrics if progress else {},
+                "detail": record.detail[:256],
+            }
+        )
+
+    # -- how it goes on --------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase) -> None:
+        before = WIRE_STATES.get(self.record.phase)
+        self.record.phase = phase
+        self.changed = True
+        after = WIRE_STATES.get(phase)
+        if after and after != before and phase is not Phase.ENDED:
+            self.messages.append(self._changed(after))
+
+    def _changed(self, state: str) -> RunChanged:
+        record = self.record
+        return RunChanged.model_validate(
+            {
+                "lease": record.lease_id,
+                "epoch": record.lease.epoch,
+                "state": state,
+                "cum_device_ms": record.cum_device_ms,
+                "reason": record.reason if state == "exited" else None,
+                "exit_code": record.exit_code if state == "exited" else None,
+                "detail": record.detail[:2048] if state == "exited" else "",
+            }
+        )
+
+    def _observed(self, seen: Observed, now_ms: int) -> None:
+        record = self.record
+        if record.phase not in LIVE:
+            return
+        if record.started_ms is None:
+            record.started_ms = seen.started_ms
+            self.changed = True
+        # Not saved by itself: the runner's clock says it again after a restart.
+        record.cum_device_ms = metering.metered(record, seen.ran_ms)
+        if record.phase is Phase.STARTING:
+            self._enter(Phase.RUNNING)
+            if record.stop:
+                self._enter(Phase.DRAINING)
+                self.effects.append(effects.AskStop(record.lease_id))
+        if seen.running:
+            return
+        record.finished_ms = now_ms
+        record.finishing_ms = now_ms
+        record.exit_code = seen.exit_code
+        record.reason = reason_of_exit(seen.exit_code, seen.out_of_memory, record.stop)
+        record.detail = (record.stop.detail if record.stop else "") or seen.detail
+        record.outputs_wanted = record.reason is Reason.SUCCEEDED and bool(record.job.outputs)
+        # Not told to the broker yet: to it the run drains or runs until all is at its place.
+        record.phase = Phase.FINISHING
+        self.changed = True
+        self.effects.append(effects.ScanFinal(record.lease_id))
+
+    def _vanished(self, now_ms: int) -> None:
+        record = self.record
+        if record.phase is Phase.STARTING:
+            self.effects.append(effects.Start(record.lease_id))
+        elif record.phase in (Phase.RUNNING, Phase.DRAINING):
+            record.finishing_ms = now_ms
+            record.reason = Reason.RUN_VANISHED
+            record.detail = "the runner no longer knows this run"
+            record.phase = Phase.FINISHING
+            self.changed = True
+            self.effects.append(effects.ScanFinal(record.lease_id))
+
+    def _seen(self, step: int) -> None:
+        record = self.record
+        if step in record.seen or (
+            step <= record.lease.start_step and record.checkpoint is not None
+        ):
+            return
+        record.seen[step] = record.cum_device_ms
+        record.save_asked_ms = (record.started_ms or 0) + record.cum_device_ms // record.devices
+        self.changed = True
+        self._upload_next()
+
+    def _upload_next(self) -> bool:
+        record = self.record
+        step = checkpoints.next_upload(record)
+        if step is None or record.phase in (Phase.ENDED, Phase.DISCARDED):
+            return False
+        record.uploading = Uploading(kind="checkpoint", step=step, cum_device_ms=record.seen[step])
+        self.changed = True
+        self.effects.append(effects.Upload(record.lease_id, "checkpoint", step))
+        return True
+
+    def _uploaded(self, event: Uploaded, now_ms: int) -> None:
+        record = self.record
+        uploading = record.uploading
+        if uploading is None or (uploading.kind, uploading.step) != (event.kind, event.step):
+            return
+        document = Checkpoint(
+            provider=self.key.party,
+            job=record.job_id,
+            lease=record.lease_id,
+            epoch=record.lease.epoch,
+            kind=event.kind,
+            step=event.step,
+            index_sha256=event.index_sha256,
+            total_bytes=event.total_bytes,
+            cum_device_ms=uploading.cum_device_ms,
+            issued_ms=now_ms,
+        )
+        envelope = sign_document(document, self.key).envelope
+        self.messages.append(CheckpointUploaded(checkpoint=envelope))
+        record.awaiting[envelope.id] = Awaiting(
+            kind=event.kind, step=event.step, cum_device_ms=uploading.cum_device_ms, since_ms=now_ms
+        )
+        record.uploading = None
+        self.changed = True
+        if event.kind == "checkpoint":
+            record.uploaded_step = max(record.uploaded_step, event.step)
+            self._upload_next()
+        else:
+            record.outputs_wanted = False
+        if record.phase is Phase.FINISHING:
+            self._finish(now_ms)
+
+    def _upload_failed(self, event: UploadFailed, now_ms: int) -> None:
+        record = self.record
+        uploading = record.uploading
+        if event.stale:
+            self.discard()
+            return
+        if uploading is None or (uploading.kind, uploading.step) != (event.kind, event.step):
+            return
+        record.uploading = None
+        self.changed = True
+        says = f"the {event.kind} of step {event.step} is left out: {event.detail}"
+        self.effects.append(effects.LogLineOfOurs(record.lease_id, says))
+        if event.kind == "outputs":
+            # The command succeeded, yet what it made breaks the rules and can't be brought back.
+            record.outputs_wanted = False
+            record.reason = Reason.CHECKPOINT_INVALID
+            record.detail = f"outputs: {event.detail}"[:2048]
+        else:
+            record.uploaded_step = max(record.uploaded_step, event.step)
+            self._upload_next()
+        if record.phase is Phase.FINISHING:
+            self._finish(now_ms)
+
+    def _refused(self, kind: str, step: int, detail: str) -> None:
+        record = self.record
+        record.refusals += 1
+        says = f"the broker refused the {kind} of step {step}: {detail}"
+        self.effects.append(effects.LogLineOfOurs(record.lease_id, says))
+        if record.refusals > MAX_REFUSALS:
+            return
+        if kind == "outputs":
+            record.uploading = Uploading(
+                kind="outputs", step=step, cum_device_ms=record.cum_device_ms
+            )
+            self.effects.append(effects.Upload(record.lease_id, "outputs", step))
+        elif step == max(record.seen, default=-1):
+            record.uploaded_step = step - 1
+            self._upload_next()
+
+    def _finish(self, now_ms: int) -> None:
+        """Go on with an exited run: checkpoint, outputs, then its end is told."""
+        record = self.record
+        if not record.final_scanned:
+            return
+        if record.stop and record.stop.desired == "stop":
+            assert record.reason is not None
+            self._end(record.reason, record.detail, now_ms)
+            return
+        if record.uploading is not None:
+            return
+        if self._upload_next():
+            return
+        if record.outputs_wanted:
+            step = max([record.lease.start_step, *record.seen])
+            record.uploading = Uploading(
+                kind="outputs", step=step, cum_device_ms=record.cum_device_ms
+            )
+            self.changed = True
+            self.effects.append(effects.Upload(record.lease_id, "outputs", step))
+            return
+        waiting = [a for a in record.awaiting.values() if a.kind == "checkpoint"]
+        if any(now_ms - a.since_ms < VERDICT_WAIT_MS for a in waiting):
+            return
+        assert record.reason is not None
+        self._end(record.reason, record.detail, now_ms)
+
+    def _end(self, reason: Reason, detail: str, now_ms: int) -> None:
+        record = self.record
+        record.reason, record.detail = reason, detail[:2048]
+        record.uploading = None
+        self._enter(Phase.ENDED)
+        self.messages.append(self._changed("exited"))
+        self._receipt(now_ms, final=reason)
+        # The devices are free from here on; nothing of a container may be left on them.
+        self.effects.append(effects.Kill(record.lease_id))
+
+    def _receipt(self, now_ms: int, final: Reason | None = None) -> None:
+        envelope = receipts.write_receipt(self.record, self.key, now_ms, final=final)
+        self.changed = True
+        self.messages.append(ReceiptIssued(receipt=envelope))
+
+    def _tidy(self) -> None:
+        steps = checkpoints.to_delete(self.record)
+        if steps:
+            for step in steps:
+                del self.record.seen[step]
+            self.effects.append(effects.DeleteSteps(self.record.lease_id, steps))
