@@ -66,7 +66,7 @@ def test_ray_ends_with_a_killed_broker(tmp_path: Path) -> None:
     broker.wait()
     broker.stdin.close()
     broker.stdout.close()
-    eventually(lambda: None if those_that_name(temp) else True)
+    eventually(lambda: None if those_that_name(temp) or Path(temp).exists() else True)
 
 
 def parent(pid: int) -> int:

@@ -12,7 +12,6 @@ import pytest
 from psycopg import sql
 
 from sublet_broker.adapters.database import connect_engine
-from sublet_broker.adapters.memory_store import MemoryStore
 from sublet_broker.adapters.migrations import migrate
 from sublet_broker.adapters.sql_store import SqlStore
 from sublet_broker.adapters.tables import Row
@@ -99,6 +98,8 @@ def sql_store(request: pytest.FixtureRequest) -> Iterator[SqlStore]:
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     """Each store in turn, empty."""
     if request.param == "memory":
+        from sublet_broker.adapters.memory_store import MemoryStore
+
         yield MemoryStore()
         return
     opened: SqlStore = request.getfixturevalue(f"{request.param}_store")

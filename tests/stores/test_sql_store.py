@@ -96,8 +96,8 @@ def test_a_second_process_waits_for_its_turn(database_url: str) -> None:
         tx.next("turns")
     thread.join(30)
     assert order == ["one", "two"]
-    with one.snapshot() as tx:
-        assert tx.get(CounterFact, "turns") == CounterFact("turns", 2)
+    with one.snapshot() as seen:
+        assert seen.get(CounterFact, "turns") == CounterFact("turns", 2)
     one.close()
     two.close()
 

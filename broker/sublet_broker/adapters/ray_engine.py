@@ -32,8 +32,8 @@ PING_LIMIT_S = 5.0
 PINGS_MISSED = 3
 BACKOFF_S = (1.0, 60.0)
 _STOP_LIMIT_S = 10.0
-# Longer socket paths than this below it would not fit into a Unix socket's address.
-_LONGEST_TMP = 20
+# Below a longer one the paths of Ray's sockets would not fit into a Unix socket's address.
+_LONGEST_TMP = 12
 
 Then = Callable[[bool, Any], None]
 
@@ -286,25 +286,20 @@ class _HostProcess:
 
 
 def _private_temp(config: EngineConfig) -> Path:
-    """Return an empty folder of our own for Ray's sockets and logs.
+    """Return a new folder, ours alone, for Ray's sockets and logs.
 
-    It is the same for the same data folder, whose lock we hold, so that what a killed broker left
-    is swept; a stranger's folder of that name is left alone.
+    What killed brokers of the same data folder left is swept: we hold that folder's lock, so none
+    of them is alive. Their Ray may be about to end; it misses nothing.
     """
     base = tempfile.gettempdir()
     base = base if len(base) <= _LONGEST_TMP else "/tmp"
-    tag = hashlib.sha256(str(config.blobs_root.absolute()).encode()).hexdigest()[:8]
-    folder = Path(base) / f"sublet-ray-{os.getuid()}-{tag}"
-    try:
-        status = folder.lstat()
+    tag = hashlib.sha256(str(config.blobs_root.absolute()).encode()).hexdigest()[:6]
+    prefix = f"sublet-ray-{tag}-"
+    for left in Path(base).glob(f"{prefix}*"):
+        status = left.lstat()
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
-    except FileNotFoundError:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        folder = Path(tempfile.mkdtemp(prefix="sublet-ray-", dir=base))
-    return folder
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=base))
 
 
 def _write_token(folder: Path) -> Path:

@@ -10,12 +10,14 @@ Requests are (number, operation, arguments); answers are (number, succeeded, val
 
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -192,6 +194,8 @@ def main() -> None:
         raise SystemExit(1) from error
     connection.send((0, True, os.getpid()))
     host.serve(connection)
+    # A broker that was killed can't do it; one that lives does it as well.
+    shutil.rmtree(Path(config.temp_dir).parent, ignore_errors=True)
     os._exit(0)  # threads that still wait for Ray have nobody left to answer
 
 
