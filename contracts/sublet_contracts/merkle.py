@@ -87,3 +87,61 @@ def root_from_inclusion(
 def is_extension(older: Sequence[str], newer: Sequence[str]) -> bool:
     """Say whether the log `newer` begins with the log `older`."""
     return list(newer[: len(older)]) == list(older)
+
+
+class MerkleLog:
+    """A log with its hashes kept, level by level, so that a proof costs only its own length.
+
+    Immutable: `grown` returns a longer log.
+    """
+
+    def __init__(self, document_ids: Sequence[str] = ()) -> None:
+        self._levels: list[list[bytes]] = [[leaf_hash(d) for d in document_ids]]
+        self._rebuild(0)
+
+    @property
+    def size(self) -> int:
+        """How many documents the log has."""
+        return len(self._levels[0])
+
+    def grown(self, document_ids: Sequence[str]) -> "MerkleLog":
+        """Return this log with `document_ids` appended."""
+        longer = MerkleLog()
+        longer._levels = [list(level) for level in self._levels]
+        before = self.size
+        longer._levels[0] += [leaf_hash(d) for d in document_ids]
+        longer._rebuild(before)
+        return longer
+
+    def _rebuild(self, first_changed: int) -> None:
+        """Compute every level above the leaves, from the first leaf that is new."""
+        depth = 0
+        while len(self._levels[depth]) > 1:
+            below = self._levels[depth]
+            # A lone last node had moved up as it was, so its parent changes too.
+            first_changed = max(0, first_changed - 1) // 2
+            if depth + 1 == len(self._levels):
+                self._levels.append([])
+                first_changed = 0
+            above = self._levels[depth + 1]
+            del above[first_changed:]
+            for left in range(2 * first_changed, len(below), 2):
+                pair = below[left : left + 2]
+                above.append(_node(*pair) if len(pair) == 2 else pair[0])
+            depth += 1
+
+    def root(self) -> str:
+        """Return the root, 64 hex digits."""
+        return self._levels[-1][0].hex() if self.size else EMPTY_ROOT
+
+    def inclusion_proof(self, position: int) -> list[str]:
+        """Return the sibling hashes that lead from the leaf at `position` to the root."""
+        if not 0 <= position < self.size:
+            raise IndexError(f"the log has {self.size} entries, none at {position}")
+        path: list[str] = []
+        for level in self._levels[:-1]:
+            sibling = position ^ 1
+            if sibling < len(level):
+                path.append(level[sibling].hex())
+            position //= 2
+        return path

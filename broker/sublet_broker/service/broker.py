@@ -14,10 +14,10 @@ party ids that have been authenticated. A refusal is errors.Refusal; nothing has
     broker.agents       joined(SessionProof) -> Welcome
                         left(party, instance) -> None
                         receive(party, instance, Message) -> list[Message]
-                          the list: unreliable answers (LogsWanted). After it returns, acknowledge the
-                          message's mid. It raises NotYet: do NOT acknowledge (the agent sends it
-                          again); StaleInstance: send Refused and close. Ack and Announce and
-                          Withdraw go through receive as well.
+                          the list: unreliable answers (LogsWanted). After it returns, acknowledge
+                          the message's mid. It raises NotYet: do NOT acknowledge (it is sent again);
+                          StaleInstance or another Refusal: send Refused and close.
+                          Ack, Announce and Withdraw go through receive as well.
     broker.outbox       pending(party, limit=100) -> list[tuple[mid, Message]]   in order
                         acked(party, mids) -> None      (receive(Ack) calls it too)
                         notices(party) -> list[Message] unreliable; taken off the queue
@@ -66,7 +66,7 @@ class Broker:
         self.billing = Billing(self.core)
         self.board = Board(self.core)
         self.scheduling = Scheduling(self.core)
-        self.supervision = Supervision(self.core)
+        self.supervision = Supervision(self.core, self.board)
         self.intake = Intake(self.core, self.views)
         self.agents = Agents(self.core, self.board)
         self.access = Access(self.core)

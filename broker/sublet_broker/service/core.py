@@ -1,12 +1,23 @@
-"""What the use-cases share: ports, settings, and the few acts that several of them do."""
+"""What the use-cases share: settings, ports, hooks, and the unit of work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sublet_contracts.keys import SigningKey
-
+from sublet_broker.market.metering import most_device_ms
+from sublet_broker.market.resuming import Patience
 from sublet_broker.service.outbox import Outbox
-from sublet_broker.service.ports import BlobStore, Clock, Entropy, Matcher, Store, Verifier
+from sublet_broker.service.ports import (
+    BlobStore,
+    Clock,
+    Entropy,
+    Matcher,
+    Settler,
+    Store,
+    Verifier,
+)
+from sublet_broker.service.work import Dirty, Work
+from sublet_contracts.keys import SigningKey
 
 
 @dataclass(frozen=True)
@@ -36,9 +47,25 @@ class Settings:
     max_input_bytes: int = 64 * 1024**3
     max_blob_bytes: int = 16 * 1024**2
     max_job_logs: int = 1_000_000
-    """Log lines kept of a job; later ones are dropped and the log says so."""
+    """Log lines kept of a job; what comes later is dropped."""
+    max_offer_ms: int = 7 * 86_400_000
+    """An offer is open at most so long after it came."""
     image_policy: str = "any"
     """"digest": jobs must name their image by digest. Offers may ask for it on their own."""
+
+    @property
+    def patience(self) -> Patience:
+        """How often and how slowly attempts are made."""
+        return Patience(self.fruitless_limit, self.backoff_ms, self.backoff_max_ms)
+
+    def most_device_ms(self, proposed_ms: int, until_ms: int, devices: int) -> int:
+        """Return the device time that the broker's clock allows for."""
+        return most_device_ms(
+            proposed_ms=proposed_ms,
+            until_ms=until_ms,
+            devices=devices,
+            tolerance_ms=self.clock_tolerance_ms,
+        )
 
 
 @dataclass(frozen=True)
@@ -52,13 +79,42 @@ class Ports:
     matcher: Matcher
     verifier: Verifier
     key: SigningKey
+    settler: Settler | None = None
 
 
 class Core:
-    """Ports, settings and hooks, and what several use-cases do alike."""
+    """Ports, settings and hooks, and the unit of work."""
 
     def __init__(self, ports: Ports, settings: Settings) -> None:
         self.ports = ports
         self.settings = settings
+        self.party = ports.key.party
         self.on_job: Callable[[str], None] | None = None
-        self.outbox = Outbox(ports.store, ports.clock)
+        self.outbox = Outbox(ports.store)
+        self.dirty = Dirty({}, {})
+        self.started_ms = 0
+        """When the broker started: deadlines for what it waits for count from here at the least."""
+
+    @contextmanager
+    def work(self) -> Iterator[Work]:
+        """Begin a unit of work; it is committed when the block ends without an exception."""
+        with self.ports.store.transaction() as tx:
+            work = Work(tx, self.ports.clock.now_ms(), self.ports.key, self.dirty)
+            tx.after_commit(lambda: self._tell(work))
+            yield work
+
+    @contextmanager
+    def read(self) -> Iterator[Work]:
+        """Begin to read one consistent state; nothing may be written."""
+        with self.ports.store.snapshot() as tx:
+            yield Work(tx, self.ports.clock.now_ms(), self.ports.key, self.dirty)
+
+    def _tell(self, work: Work) -> None:
+        for recipient, message in work.notices:
+            self.outbox.add_notice(recipient, message)
+        for party in work.told_parties:
+            if self.outbox.on_new is not None:
+                self.outbox.on_new(party)
+        for job in work.told_jobs:
+            if job and self.on_job is not None:
+                self.on_job(job)

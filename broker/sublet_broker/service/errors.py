@@ -1,8 +1,8 @@
-"""Why a use-case says no. EDGE turns a Refusal into problem+json; NotYet leaves a message unacked."""
+"""Why a use-case says no. A Refusal becomes problem+json; NotYet leaves a message unacked."""
 
 
 class Refusal(Exception):
-    """The request is refused and nothing has changed. `status` is HTTP's; `fix`: what to do next."""
+    """The request is refused, nothing has changed. `status` is HTTP's; `fix`: what to do next."""
 
     def __init__(
         self, status: int, code: str, title: str, detail: str, *, field: str = "", fix: str = ""

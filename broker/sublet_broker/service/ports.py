@@ -13,9 +13,25 @@ from sublet_broker.market.matching import BookEntry
 from sublet_broker.market.settling import SettlementCase, SettlementDecision
 
 __all__ = [
-    "AlreadyThere", "BlobMissing", "BlobStore", "BookEntry", "Clock", "Entropy", "Matcher",
-    "MatcherAway", "Proposal", "RuleBroken", "Settler", "SettlementCase", "SettlementDecision",
-    "StorageFull", "Store", "Transaction", "Verifier", "VerifyResult", "VerifyTask",
+    "AlreadyThere",
+    "BlobMissing",
+    "BlobStore",
+    "BookEntry",
+    "Clock",
+    "Entropy",
+    "Matcher",
+    "MatcherAway",
+    "Proposal",
+    "RuleBroken",
+    "SettlementCase",
+    "SettlementDecision",
+    "Settler",
+    "StorageFull",
+    "Store",
+    "Transaction",
+    "Verifier",
+    "VerifyResult",
+    "VerifyTask",
 ]  # fmt: skip
 
 F = TypeVar("F", bound=Fact)

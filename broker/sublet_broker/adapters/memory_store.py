@@ -1,0 +1,197 @@
+"""A Store in memory: transactional with rollback, serialisable, deterministic. For tests and the
+simulator, and the reference for what the others must do.
+
+A transaction writes into its own sheet, over the committed facts, and is laid onto them as one
+piece when it ends well. Transactions exclude one another. Fields that are searched by are indexed,
+from the first search on.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+from sublet_broker.market.facts import CounterFact, Fact
+from sublet_broker.service.ports import AlreadyThere
+
+F = TypeVar("F", bound=Fact)
+Key = tuple[str | int, ...]
+
+
+def key_of(fact: Fact) -> Key:
+    """Return the values of the fact's KEY."""
+    return tuple(getattr(fact, name) for name in fact.KEY)
+
+
+class _Table:
+    """All committed facts of one kind."""
+
+    def __init__(self) -> None:
+        self.facts: dict[Key, Fact] = {}
+        self._indexes: dict[str, dict[Any, dict[Key, None]]] = {}
+
+    def set(self, key: Key, fact: Fact | None) -> None:
+        before = self.facts.pop(key, None)
+        for field, index in self._indexes.items():
+            if before is not None:
+                index[getattr(before, field)].pop(key, None)
+            if fact is not None:
+                index.setdefault(getattr(fact, field), {})[key] = None
+        if fact is not None:
+            self.facts[key] = fact
+
+    def candidates(self, where: Mapping[str, Any]) -> Iterable[Key]:
+        """Return the keys of a superset of the facts that match: the smallest that an index has."""
+        best: list[dict[Key, None]] | None = None
+        for field, value in where.items():
+            index = self._index(field)
+            values = value if isinstance(value, (tuple, set, frozenset)) else (value,)
+            found = [index[v] for v in dict.fromkeys(values) if v in index]
+            if best is None or sum(map(len, found)) < sum(map(len, best)):
+                best = found
+        if best is None:
+            return list(self.facts)
+        return [key for keys in best for key in keys]
+
+    def _index(self, field: str) -> dict[Any, dict[Key, None]]:
+        index = self._indexes.get(field)
+        if index is None:
+            index = self._indexes[field] = {}
+            for key, fact in self.facts.items():
+                index.setdefault(getattr(fact, field), {})[key] = None
+        return index
+
+
+class MemoryTransaction:
+    """One atomic change of a MemoryStore (see ports.Transaction)."""
+
+    def __init__(self, tables: dict[type[Fact], _Table], *, writable: bool) -> None:
+        self._tables = tables
+        self._writable = writable
+        self.sheet: dict[type[Fact], dict[Key, Fact | None]] = {}
+        self.actions: list[Callable[[], None]] = []
+
+    def get(self, kind: type[F], *key: str | int) -> F | None:
+        """Return the fact with that key."""
+        changed = self.sheet.get(kind)
+        if changed is not None and key in changed:
+            return cast(F | None, changed[key])
+        return cast(F | None, self._tables[kind].facts.get(key))
+
+    def find(
+        self,
+        kind: type[F],
+        where: Mapping[str, Any] | None = None,
+        *,
+        after: tuple[str, int] | None = None,
+        before: tuple[str, int] | None = None,
+        order_by: str | None = None,
+        descending: bool = False,
+        limit: int | None = None,
+    ) -> list[F]:
+        """Return the facts that match, ordered."""
+        asked = where or {}
+        changed = self.sheet.get(kind, {})
+        table = self._tables[kind]
+        found = [table.facts[key] for key in table.candidates(asked) if key not in changed]
+        found += [fact for fact in changed.values() if fact is not None]
+        matching = [
+            fact
+            for fact in found
+            if all(_meets(getattr(fact, field), value) for field, value in asked.items())
+            and (after is None or _beyond(getattr(fact, after[0]), after[1]))
+            and (before is None or _beyond(before[1], getattr(fact, before[0])))
+        ]
+
+        def rank(fact: Fact) -> tuple[Any, ...]:
+            value = getattr(fact, order_by) if order_by else None
+            return (value is not None, value if value is not None else 0, key_of(fact))
+
+        matching.sort(key=rank, reverse=descending)
+        return cast(list[F], matching[:limit])
+
+    def count(self, kind: type[Fact], where: Mapping[str, Any] | None = None) -> int:
+        """Return how many facts match."""
+        if not where and kind not in self.sheet:
+            return len(self._tables[kind].facts)
+        return len(self.find(kind, where))
+
+    def put(self, fact: Fact) -> None:
+        """Insert or replace the fact."""
+        self._check_writable()
+        self.sheet.setdefault(type(fact), {})[key_of(fact)] = fact
+
+    def add(self, fact: Fact) -> None:
+        """Insert the fact. Raises AlreadyThere."""
+        if self.get(type(fact), *key_of(fact)) is not None:
+            raise AlreadyThere(f"{type(fact).__name__} {key_of(fact)}")
+        self.put(fact)
+
+    def delete(self, kind: type[Fact], *key: str | int) -> None:
+        """Remove the fact, if it is there."""
+        self._check_writable()
+        self.sheet.setdefault(kind, {})[key] = None
+
+    def next(self, counter: str) -> int:
+        """Return the counter's next number."""
+        known = self.get(CounterFact, counter)
+        value = known.value + 1 if known else 1
+        self.put(CounterFact(counter, value))
+        return value
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Run `action` once the transaction is committed."""
+        self.actions.append(action)
+
+    def _check_writable(self) -> None:
+        if not self._writable:
+            raise TypeError("a snapshot can't be written to")
+
+
+def _meets(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, (tuple, set, frozenset)):
+        return value in wanted
+    return bool(value == wanted)
+
+
+def _beyond(value: Any, bound: Any) -> bool:
+    return value is not None and bound is not None and value > bound
+
+
+class MemoryStore:
+    """The database in memory."""
+
+    def __init__(self) -> None:
+        self._tables: dict[type[Fact], _Table] = _Tables()
+        self._lock = threading.RLock()
+        self._busy = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[MemoryTransaction]:
+        """Begin a transaction; it commits when the block ends without an exception."""
+        with self._lock:
+            if self._busy:
+                raise RuntimeError("a transaction inside a transaction of the same thread")
+            self._busy = True
+            try:
+                tx = MemoryTransaction(self._tables, writable=True)
+                yield tx
+                for kind, changed in tx.sheet.items():
+                    for key, fact in changed.items():
+                        self._tables[kind].set(key, fact)
+            finally:
+                self._busy = False
+        for action in tx.actions:
+            action()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[MemoryTransaction]:
+        """Begin a read-only transaction on what is committed."""
+        with self._lock:
+            yield MemoryTransaction(self._tables, writable=False)
+
+
+class _Tables(dict[type[Fact], _Table]):
+    def __missing__(self, kind: type[Fact]) -> _Table:
+        table = self[kind] = _Table()
+        return table

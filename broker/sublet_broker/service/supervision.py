@@ -1,0 +1,221 @@
+"""Supervision: what happens because time passes.
+
+One look finds what may be due; each thing is then done in its own transaction, which looks again:
+so a sweep never holds the database up, and a crash in its middle loses nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from sublet_broker.market.accepted import accepted
+from sublet_broker.market.checkpointing import superseded
+from sublet_broker.market.facts import (
+    AgentFact,
+    BlobFact,
+    CheckpointFact,
+    JobFact,
+    LeaseFact,
+    RunFact,
+)
+from sublet_broker.market.resuming import ended_by_renter
+from sublet_broker.market.running import (
+    disobeys,
+    fell_silent,
+    is_overdue,
+    nears_the_edge,
+    silence_of,
+)
+from sublet_broker.service.board import Board
+from sublet_broker.service.closing import close, give_up, release_if_ended
+from sublet_broker.service.core import Core
+from sublet_broker.service.evidence import Evidence
+from sublet_broker.service.ordering import give_order
+from sublet_broker.service.ports import BlobMissing, MatcherAway
+from sublet_broker.service.succession import prepare_successor
+from sublet_broker.service.work import Work
+from sublet_contracts.documents import Job
+from sublet_contracts.reasons import Reason
+from sublet_contracts.states import Desired, JobState, LeaseState, RunState
+from sublet_contracts.tree import TreeRefused, parse_index
+
+LIVE_RUN = tuple(s for s in RunState if s not in (RunState.EXITED, RunState.LOST))
+
+
+class Supervision:
+    """The sweeper, and what follows from verification."""
+
+    def __init__(self, core: Core, board: Board) -> None:
+        self._core = core
+        self._board = board
+        self._evidence = Evidence(core)
+
+    def started(self) -> None:
+        """Begin after a start: everyone gets one period of grace, because it was us who were away.
+
+        To be called once, before agents may join.
+        """
+        with self._core.work() as work:
+            now_ms = self._core.started_ms = work.now_ms
+            for agent in work.find(AgentFact, {}):
+                if agent.connected:
+                    work.put(replace(agent, connected=False))
+                work.touch_offer(agent.id)
+            for run in work.find(RunFact, {"state": LIVE_RUN}):
+                until_ms = run.order_until_ms
+                work.put(
+                    replace(
+                        run,
+                        last_seen_ms=now_ms,
+                        order_until_ms=until_ms and max(until_ms, now_ms + self._grace_ms()),
+                    )
+                )
+            for lease in work.find(LeaseFact, {"state": LeaseState.PROPOSED}):
+                work.put(replace(lease, answer_by_ms=now_ms + self._grace_ms()))
+            for job in work.find(JobFact, {"state": (JobState.QUEUED, JobState.RECOVERING)}):
+                work.touch_job(job.id)
+        self._evidence.verify_all()
+        try:
+            self._core.ports.matcher.rebuild()
+        except MatcherAway:
+            pass  # It rebuilds by itself when it comes; queued jobs wait.
+
+    def _grace_ms(self) -> int:
+        return max(self._core.settings.answer_ms, self._core.settings.unknown_after_ms)
+
+    def sweep(self) -> None:
+        """Do what is due: silence, answers, orders, budgets' edges, expiry."""
+        self._board.expire()
+        with self._core.read() as look:
+            now_ms = look.now_ms
+            late = [
+                lease.id
+                for lease in look.find(LeaseFact, {"state": LeaseState.PROPOSED})
+                if now_ms >= lease.answer_by_ms
+            ]
+            runs = [r.id for r in look.find(RunFact, {"state": LIVE_RUN}) if self._due(look, r)]
+            waiting = look.find(JobFact, {"state": JobState.QUEUED, "started_ms": None})
+            expired = [j.id for j in waiting if accepted(j.envelope, Job).expires_ms <= now_ms]
+        self._each(late, self._unanswered)
+        self._each(runs, self._attend)
+        self._each(expired, self._expire)
+
+    def _each(self, ids: Iterable[str], act: Callable[[Work, str], None]) -> None:
+        for id in ids:
+            with self._core.work() as work:
+                act(work, id)
+
+    def _unanswered(self, work: Work, id: str) -> None:
+        lease = work.must(LeaseFact, id)
+        if lease.state is LeaseState.PROPOSED and work.now_ms >= lease.answer_by_ms:
+            close(self._core, work, lease, Reason.LEASE_UNANSWERED, "")
+
+    def _silence(self, run: RunFact, job: Job, now_ms: int) -> RunState | None:
+        return silence_of(
+            run,
+            now_ms=now_ms,
+            unknown_after_ms=self._core.settings.unknown_after_ms,
+            patience_ms=job.patience_ms,
+        )
+
+    def _nears_the_edge(self, run: RunFact, lease: LeaseFact, job: Job, now_ms: int) -> bool:
+        return run.desired is Desired.RUN and nears_the_edge(
+            run,
+            lease,
+            now_ms=now_ms,
+            stop_grace_ms=job.stop_grace_ms,
+            margin_ms=self._core.settings.drain_margin_ms,
+        )
+
+    def _due(self, look: Work, run: RunFact) -> bool:
+        job = accepted(look.must(JobFact, run.job).envelope, Job)
+        lease = look.must(LeaseFact, run.id)
+        return (
+            self._silence(run, job, look.now_ms) is not None
+            or (run.state is RunState.UNKNOWN and not run.successor)
+            or is_overdue(run, look.now_ms)
+            or disobeys(run, look.now_ms, self._core.settings.stop_overdue_ms)
+            or self._nears_the_edge(run, lease, job, look.now_ms)
+        )
+
+    def _attend(self, work: Work, id: str) -> None:
+        run = work.must(RunFact, id)
+        lease = work.must(LeaseFact, id)
+        if lease.state is not LeaseState.ACTIVE:
+            return
+        job = accepted(work.must(JobFact, run.job).envelope, Job)
+        silence = self._silence(run, job, work.now_ms)
+        if silence is RunState.LOST:
+            self._lose(work, lease, run)
+            return
+        if disobeys(run, work.now_ms, self._core.settings.stop_overdue_ms):
+            give_up(self._core, work, lease, Reason.PROVIDER_LOST, "it did not stop when it was to")
+            return
+        if silence is RunState.UNKNOWN:
+            run = work.put_run(run, fell_silent(run, work.now_ms))
+        run = prepare_successor(self._core, work, lease, run)
+        if is_overdue(run, work.now_ms):
+            reason = run.order_reason or Reason.CANCELLED
+            give_order(work, lease, run, Desired.STOP, reason, 0)
+        elif self._nears_the_edge(run, lease, job, work.now_ms):
+            give_order(work, lease, run, Desired.DRAIN, Reason.BUDGET_EXHAUSTED, job.stop_grace_ms)
+
+    def _lose(self, work: Work, lease: LeaseFact, run: RunFact) -> None:
+        agent = work.get(AgentFact, lease.provider)
+        lives = (
+            agent is not None
+            and agent.connected
+            and work.now_ms - agent.last_seen_ms < self._core.settings.unknown_after_ms
+        )
+        reason = Reason.RUN_VANISHED if lives else Reason.PROVIDER_LOST
+        silent_ms = work.now_ms - run.last_seen_ms
+        give_up(self._core, work, lease, reason, f"silent for {silent_ms} ms")
+
+    def _expire(self, work: Work, id: str) -> None:
+        job = work.must(JobFact, id)
+        if job.state is JobState.QUEUED and job.started_ms is None:
+            ended = ended_by_renter(job, JobState.CANCELLED, Reason.JOB_EXPIRED, work.now_ms)
+            work.put_job(job, ended)
+            release_if_ended(work, ended)
+
+    def verdicts(self) -> int:
+        """Act on what the verifier has finished. Return how many."""
+        results = self._core.ports.verifier.collect()
+        for result in results:
+            job = self._evidence.verdict(result)
+            if job is not None:
+                self._prune(job)
+        return len(results)
+
+    def _prune(self, job: str) -> None:
+        """Let go of the content of a job's older checkpoints, except what newer things share."""
+        with self._core.read() as look:
+            everything = look.find(CheckpointFact, {"job": job})
+            document = accepted(look.must(JobFact, job).envelope, Job)
+        old = superseded(everything, self._core.settings.keep_checkpoints)
+        if not old:
+            return
+        gone = {c.id for c in old}
+        needed = self._content(c.index_sha256 for c in everything if c.kept and c.id not in gone)
+        needed |= self._content(i.index_sha256 for i in document.inputs)
+        unneeded = sorted(self._content(c.index_sha256 for c in old) - needed)
+        unused: list[str] = []
+        with self._core.work() as work:
+            for fact in old:
+                work.put(replace(work.must(CheckpointFact, fact.id), kept=False))
+            for sha256 in unneeded:
+                work.tx.delete(BlobFact, job, sha256)
+                if not work.find(BlobFact, {"sha256": sha256}, limit=1):
+                    unused.append(sha256)
+        for sha256 in unused:
+            self._core.ports.blobs.delete(sha256)
+
+    def _content(self, indexes: Iterable[str]) -> set[str]:
+        """Return the hashes of these trees' indexes and of all their chunks."""
+        found: set[str] = set()
+        for sha256 in indexes:
+            found.add(sha256)
+            try:
+                found.update(parse_index(self._core.ports.blobs.get(sha256)).chunks())
+            except (BlobMissing, TreeRefused):
+                continue  # What has no readable index can't be restored and keeps nothing alive.
+        return found

@@ -1,0 +1,181 @@
+"""One unit of work: a transaction with what every use-case does in it.
+
+Facts, the events that tell of them, the messages they cause, ledger and log entries are committed
+together or not at all. What the outside is told (hooks, the verifier) is told after the commit.
+The match engine is told by the next tick of the scheduler, which reads the truth once more then.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sublet_broker.market import ledger
+from sublet_broker.market.facts import (
+    AccountFact,
+    EventFact,
+    Fact,
+    JobFact,
+    LogEntryFact,
+    OutboxFact,
+    PendingFact,
+    RunFact,
+    TransferFact,
+)
+from sublet_broker.service.ports import Transaction
+from sublet_contracts.keys import SigningKey
+from sublet_contracts.reasons import Reason
+from sublet_contracts.wire import Message
+
+F = TypeVar("F", bound=Fact)
+
+
+@dataclass
+class Dirty:
+    """What the scheduler must tell the match engine. Ordered sets, filled by any thread."""
+
+    providers: dict[str, None]
+    jobs: dict[str, None]
+
+
+class _Accounts:
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+
+    def account(self, id: str) -> AccountFact | None:
+        return self._tx.get(AccountFact, id)
+
+    def transfer(self, id: str) -> TransferFact | None:
+        return self._tx.get(TransferFact, id)
+
+    def pending(self, id: str) -> PendingFact | None:
+        return self._tx.get(PendingFact, id)
+
+
+class Work:
+    """A transaction, its time, and the acts that belong to it."""
+
+    def __init__(self, tx: Transaction, now_ms: int, key: SigningKey, dirty: Dirty) -> None:
+        self.tx = tx
+        self.now_ms = now_ms
+        self.key = key
+        self.accounts = _Accounts(tx)
+        self.told_jobs: dict[str, None] = {}
+        self.told_parties: dict[str, None] = {}
+        self.notices: list[tuple[str, Message]] = []
+        self._dirty = dirty
+
+    def get(self, kind: type[F], *key: str | int) -> F | None:
+        """Return a fact."""
+        return self.tx.get(kind, *key)
+
+    def must(self, kind: type[F], *key: str | int) -> F:
+        """Return a fact that another one promises to be there."""
+        fact = self.tx.get(kind, *key)
+        if fact is None:
+            raise LookupError(f"{kind.__name__} {key} is missing: the database has been damaged")
+        return fact
+
+    def find(
+        self, kind: type[F], where: Mapping[str, Any] | None = None, **options: Any
+    ) -> list[F]:
+        """Return facts (see ports.Transaction.find)."""
+        return self.tx.find(kind, where, **options)
+
+    def put(self, fact: Fact) -> None:
+        """Insert or replace a fact."""
+        self.tx.put(fact)
+
+    def event(
+        self,
+        kind: str,
+        job: str,
+        *,
+        lease: str = "",
+        epoch: int = 0,
+        before: str = "",
+        after: str = "",
+        reason: Reason | None = None,
+        detail: str = "",
+    ) -> None:
+        """Append to the history."""
+        self.tx.add(
+            EventFact(
+                self.tx.next("event"), self.now_ms, job, lease, epoch, kind, before, after, reason,
+                detail[:2048],
+            )
+        )  # fmt: skip
+        self.told_jobs[job] = None
+
+    def record(self, document: str) -> None:
+        """Append a document to the Merkle log: called once, when it is accepted."""
+        self.tx.add(LogEntryFact(self.tx.next("log") - 1, document))
+
+    def send(self, recipient: str, message: Message) -> None:
+        """Put a reliable message into the outbox."""
+        order = self.tx.next("outbox")
+        self.tx.add(
+            OutboxFact(
+                f"b-{order}", order, recipient, message.TYPE, message.model_dump_json(), self.now_ms
+            )
+        )
+        self.told_parties[recipient] = None
+
+    def notice(self, recipient: str, message: Message) -> None:
+        """Send an unreliable message after the commit."""
+        self.notices.append((recipient, message))
+        self.told_parties[recipient] = None
+
+    def touch_offer(self, provider: str) -> None:
+        """Note that what this provider has free, or its offer, is another now."""
+        self.tx.after_commit(lambda: self._dirty.providers.__setitem__(provider, None))
+
+    def touch_job(self, job: str) -> None:
+        """Note that this job may want a machine now, or want one no longer."""
+        self.tx.after_commit(lambda: self._dirty.jobs.__setitem__(job, None))
+
+    def put_job(self, before: JobFact, after: JobFact, *, lease: str = "") -> JobFact:
+        """Replace a job, with an event if its state changes."""
+        self.put(after)
+        self.touch_job(after.id)
+        if after.state is not before.state:
+            self.event(
+                "job", after.id, lease=lease, epoch=after.epoch, before=before.state,
+                after=after.state, reason=after.reason, detail=after.detail,
+            )  # fmt: skip
+        return after
+
+    def put_run(self, before: RunFact, after: RunFact) -> RunFact:
+        """Replace a run, with an event if its state or what is wanted of it changes."""
+        self.put(after)
+        if after.state is not before.state:
+            self.event(
+                "run", after.job, lease=after.id, epoch=after.epoch, before=before.state,
+                after=after.state, reason=after.reason, detail=after.detail,
+            )  # fmt: skip
+        if after.desired is not before.desired:
+            self.event(
+                "order", after.job, lease=after.id, epoch=after.epoch, before=before.desired,
+                after=after.desired, reason=after.order_reason,
+            )  # fmt: skip
+        return after
+
+    def post(self, moves: Sequence[ledger.Move]) -> None:
+        """Post transfers. Raises ledger.Overdrawn, before anything is written."""
+        for fact in ledger.post(self.accounts, moves, self.now_ms):
+            self._append_or_put(fact)
+
+    def reserve(self, id: str, account: str, amount_ucr: int, cites: str) -> None:
+        """Reserve an amount."""
+        for fact in ledger.reserve(self.accounts, id, account, amount_ucr, cites, self.now_ms):
+            self._append_or_put(fact)
+
+    def resolve(self, id: str, moves: Sequence[ledger.Move]) -> None:
+        """Resolve a reservation by posting transfers, or void it."""
+        for fact in ledger.resolve(self.accounts, id, moves, self.now_ms):
+            self._append_or_put(fact)
+
+    def _append_or_put(self, fact: Fact) -> None:
+        if isinstance(fact, TransferFact):
+            self.tx.add(fact)
+        else:
+            self.tx.put(fact)
