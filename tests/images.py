@@ -12,7 +12,7 @@ _SCRIPT = Path(__file__).parents[1] / "deploy" / "images" / "base.py"
 
 @functools.cache
 def base_image() -> str:
-    """Return the id (`sha256:...`) of a tiny image with python3; the first time makes it (a minute)."""
+    """Return the id (`sha256:...`) of a tiny image with python3; made at first, in a minute."""
     made = _script().build()
     assert isinstance(made, str)
     return made

@@ -50,9 +50,11 @@ def image_id(tag: str) -> str | None:
 
 
 def apt_source() -> tuple[str, str]:
-    """Return (mirror URL, suite) of this machine's own apt, Debian or Ubuntu. Raises BaseImageError."""
+    """Return (mirror URL, suite) of this machine's own apt. Raises BaseImageError."""
     release = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
+        line.split("=", 1)
+        for line in Path("/etc/os-release").read_text().splitlines()
+        if "=" in line
     )
     suite = release.get("VERSION_CODENAME", "").strip('"')
     for mirror, suites in _sources():
@@ -101,7 +103,9 @@ def _build(tag: str, packages: Sequence[str]) -> str:
              hint="is the Docker Engine running? try: docker info")  # fmt: skip
     made = image_id(tag)
     if made is None:
-        raise BaseImageError(f"docker import ended well, yet the engine has no {tag}: docker images")
+        raise BaseImageError(
+            f"docker import ended well, yet the engine has no {tag}: docker images"
+        )
     return made
 
 

@@ -1,0 +1,1 @@
+"""The agent's edges, one library each: Docker, processes, NVML, this machine."""

@@ -1,0 +1,250 @@
+"""The port to whatever runs a job: Docker, or a plain process. Pure: types and rules, no IO.
+
+A run's life, the same for every runner: `start` -> created -> running -> exited -> `remove` ->
+gone.
+- Everything is keyed by `run_id`, and each call may be repeated: `start` of a run that is there
+  does nothing, `stop`, `kill` and `remove` of one that is gone do nothing.
+- A runner keeps no memory of its own. After `kill -9` of the agent, `find` lists this agent's
+  runs again, `status` tells how they ended meanwhile and `read_logs` goes on at the cursor.
+- Runners block: the agent calls them in threads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal, Protocol
+
+CHECKPOINT_PATH = "/sublet/checkpoint"
+HELPER_PATH = "/sublet/helper"
+INPUTS_PATH = "/inputs"
+CPU_DEVICE = "cpu"
+MAX_LINE_BYTES = 16 * 1024  # a longer line comes in pieces of this size, as Docker itself does it
+
+_RUN_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}\Z")
+_DIGEST = re.compile(r"(?:[^\s@]+@)?sha256:[0-9a-f]{64}\Z")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_RESERVED = ("/proc", "/sys", "/dev", "/sublet")
+
+
+class RunnerError(Exception):
+    """A runner can't do what it was asked. The text says why and what to do next."""
+
+
+class RunnerUnavailable(RunnerError):
+    """This runner can't work on this machine at all."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(f"{reason}: {fix}")
+        self.reason = reason
+        self.fix = fix
+
+
+class ImageUnavailable(RunnerError):
+    """The image is neither here nor can it be pulled."""
+
+
+class ImageNotPinned(RunnerError):
+    """The policy wants an image named by its digest."""
+
+
+class RunRefused(RunnerError):
+    """The spec asks for what this runner, or its owner, does not allow. Says which field."""
+
+
+class StartFailed(RunnerError):
+    """The runner could not bring the run up, for a reason of this machine. Not the job's fault."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """All that a runner needs for one run. Host directories exist before `start`."""
+
+    run_id: str  # unique: label and name
+    job_id: str
+    lease_id: str
+    epoch: int
+    image: str
+    image_id: str | None  # as `ensure_image` resolved it; None: by `image`
+    command: tuple[str, ...]  # empty: the image's own
+    env: Mapping[str, str]
+    device_ids: tuple[str, ...]  # uuids of GPUs or MIG instances, or ("cpu",)
+    cpu_millis: int
+    memory_bytes: int
+    disk_bytes: int  # most for one file; the agent holds the sum to it with `usage`
+    pids: int
+    network: Literal["none", "egress"]
+    checkpoint_dir: Path  # with in/ out/ ack/
+    inputs_dir: Path
+    helper_dir: Path
+    stop_grace_ms: int
+    destinations: Mapping[str, Path] = field(default_factory=dict)  # container path -> host path
+    outputs_dir: Path | None = None
+    outputs_path: str | None = None  # where the job writes them, in the container
+
+
+@dataclass(frozen=True)
+class ResolvedImage:
+    """An image that is ready here. `digest` is the registry's, where there is one."""
+
+    reference: str
+    image_id: str
+    digest: str | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What became of a run.
+
+    created: prepared, and the agent died before it was started; `start` it again or `remove` it.
+    exited: `exit_code` is 128 + signal for a killed job, and None where nobody can know it.
+    """
+
+    state: Literal["created", "running", "exited", "gone"]
+    exit_code: int | None = None
+    oom_killed: bool = False
+    started_ms: int | None = None
+    finished_ms: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run of this agent that is still there, running or not."""
+
+    run_id: str
+    job_id: str
+    lease_id: str
+    epoch: int
+    status: RunStatus
+
+
+@dataclass(frozen=True)
+class OutputLine:
+    """A line of the job's output; stream `sublet` is the runner's own remark about the output."""
+
+    stream: Literal["stdout", "stderr", "sublet"]
+    time_ms: int
+    text: str
+
+
+@dataclass(frozen=True)
+class LogBatch:
+    """Lines after a cursor, and the cursor after them. `more`: the limit ended it, read on."""
+
+    lines: tuple[OutputLine, ...]
+    cursor: str | None
+    more: bool
+
+
+class Runner(Protocol):
+    """What the agent asks of a runner. All methods raise RunnerError where they can't."""
+
+    name: str
+
+    def check(self) -> None:
+        """Raise RunnerUnavailable where this runner can't work here."""
+
+    def ensure_image(
+        self, image: str, progress: Callable[[str], None], policy: Literal["digest", "any"]
+    ) -> ResolvedImage:
+        """Have the image here, pulling it if need be. Raises ImageUnavailable or ImageNotPinned."""
+
+    def start(self, spec: RunSpec) -> None:
+        """Start the run; nothing if it was started before. Raises RunRefused or StartFailed."""
+
+    def find(self) -> list[FoundRun]:
+        """List this agent's runs, by its owner id."""
+
+    def status(self, run_id: str) -> RunStatus:
+        """Say how the run is; `gone` for one that is unknown."""
+
+    def stop(self, run_id: str) -> None:
+        """Ask the job to save and leave: STOP in its checkpoint folder, and TERM. Does not wait."""
+
+    def kill(self, run_id: str) -> None:
+        """End the job and everything it started, at once."""
+
+    def remove(self, run_id: str) -> None:
+        """Kill what is left and forget the run, its output too. The host folders stay."""
+
+    def read_logs(self, run_id: str, cursor: str | None, limit_bytes: int) -> LogBatch:
+        """Read on at `cursor` (None: the start), about `limit_bytes` at most, one line at least."""
+
+
+def is_pinned(image: str) -> bool:
+    """Say whether the image is named by content: `name@sha256:...` or `sha256:...`."""
+    return _DIGEST.match(image) is not None
+
+
+def require_pinned(image: str, policy: Literal["digest", "any"], known_as: str | None) -> None:
+    """Raise ImageNotPinned where the policy wants a digest; `known_as`: its pinned name."""
+    if policy == "any" or is_pinned(image):
+        return
+    hint = f"use {known_as}" if known_as else f"use {image.split('@')[0]}@sha256:<digest>"
+    raise ImageNotPinned(
+        f"image {image!r} can change under its tag and this owner wants it pinned: {hint}"
+    )
+
+
+def check_spec(spec: RunSpec) -> None:
+    """Raise RunRefused, naming the field, for a spec that no runner may start."""
+    if not _RUN_ID.match(spec.run_id):
+        raise RunRefused(f"run_id {spec.run_id!r}: use 1 to 100 letters, digits, '_', '.', '-'")
+    for name in ("cpu_millis", "memory_bytes", "disk_bytes", "pids"):
+        if getattr(spec, name) < 1:
+            raise RunRefused(f"{name} is {getattr(spec, name)}: it must be at least 1")
+    if spec.network not in ("none", "egress"):
+        raise RunRefused(f"network {spec.network!r}: use none or egress")
+    if not spec.device_ids:
+        raise RunRefused("device_ids is empty: name the GPUs, or cpu")
+    if any("\0" in part for part in (*spec.command, *spec.env.values())):
+        raise RunRefused("command or env holds a NUL byte: remove it")
+    for variable in spec.env:
+        if not _VARIABLE.match(variable):
+            raise RunRefused(f"env: {variable!r} is no variable name: letters, digits and '_'")
+    if (spec.outputs_dir is None) != (spec.outputs_path is None):
+        raise RunRefused("outputs_dir and outputs_path come together: give both or none")
+    for path in [*spec.destinations, *([spec.outputs_path] if spec.outputs_path else [])]:
+        _check_container_path(path)
+
+
+def _check_container_path(path: str) -> None:
+    parts = PurePosixPath(path)
+    plain = path.startswith("/") and not path.startswith("//") and ".." not in parts.parts
+    if not plain or str(parts) == "/" or "\0" in path or ":" in path:
+        raise RunRefused(f"container path {path!r}: use an absolute one without '..' or ':'")
+    if any(parts == PurePosixPath(r) or PurePosixPath(r) in parts.parents for r in _RESERVED):
+        raise RunRefused(
+            f"container path {path!r} is not the job's to use: not {', '.join(_RESERVED)}"
+        )
+
+
+def gpu_ids(spec: RunSpec) -> tuple[str, ...]:
+    """Return the GPUs of the run; none for a run on the CPU."""
+    return tuple(d for d in spec.device_ids if d != CPU_DEVICE)
+
+
+def job_environment(
+    spec: RunSpec, *, checkpoint: str, inputs: str, helper: str, outputs: str | None
+) -> dict[str, str]:
+    """Return what the job sees beside its own variables; the given paths are as the job sees them.
+
+    The job's own OMP_NUM_THREADS wins, its PYTHONPATH comes after the helper, and no SUBLET_* of
+    its own does.
+    """
+    threads = str(max(1, spec.cpu_millis // 1000))
+    env = {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+    env.update((k, v) for k, v in spec.env.items() if not k.startswith("SUBLET_"))
+    own = spec.env.get("PYTHONPATH")
+    env["PYTHONPATH"] = f"{helper}:{own}" if own else helper
+    env["SUBLET_JOB_ID"] = spec.job_id
+    env["SUBLET_EPOCH"] = str(spec.epoch)
+    env["SUBLET_CHECKPOINT_DIR"] = checkpoint
+    env["SUBLET_INPUT_DIR"] = inputs
+    if outputs is not None:
+        env["SUBLET_OUTPUT_DIR"] = outputs
+    return env
