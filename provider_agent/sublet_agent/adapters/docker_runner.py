@@ -152,7 +152,10 @@ class DockerRunner:
         with self._errors(f"run {spec.run_id}"):
             found = self._inspect(spec.run_id)
             if found is None:
-                self._hand_over(spec)
+                try:
+                    self._hand_over(spec)
+                except OSError as error:
+                    raise runners.StartFailed(f"run {spec.run_id}: its folders: {error}") from error
                 try:
                     self._create(spec)
                 except APIError as error:

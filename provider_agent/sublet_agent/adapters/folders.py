@@ -40,11 +40,11 @@ def usage(paths: Iterable[Path], stop_at_bytes: int | None = None) -> int:
 
 
 def ask(checkpoint_dir: Path, question: Literal["STOP", "SAVE"]) -> None:
-    """Put the question where the job's helper looks for it; nothing if it is there already."""
+    """Put the question where the job's helper looks for it; nothing if it or no folder is there."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         os.close(os.open(checkpoint_dir / question, flags, 0o644))
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):
         return
 
 
