@@ -10,11 +10,10 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from sublet_contracts.envelope import Envelope
-from sublet_contracts.wire import MESSAGES, Message
-
 from sublet_agent.core.effects import Save
 from sublet_agent.core.records import IssuedOffer, RunRecord, Saved
+from sublet_contracts.envelope import Envelope
+from sublet_contracts.wire import MESSAGES, Message
 
 VERSION = 1
 _SCHEMA = """

@@ -4,6 +4,8 @@ Synchronous; the agent calls it in threads. What was uploaded before a disconnec
 the broker is asked which chunks it misses.
 """
 
+import hashlib
+import os
 import random
 import threading
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import httpx
 from pydantic import ValidationError
+
 from sublet_contracts.api import MissingRequest, MissingView, Problem
 from sublet_contracts.auth import sign_request
 from sublet_contracts.keys import SigningKey
@@ -27,8 +30,6 @@ from sublet_contracts.tree import (
     parse_index,
     write_tree,
 )
-import hashlib
-import os
 
 PARALLEL = 4
 AHEAD = 8
@@ -232,9 +233,7 @@ class Transfer:
             for _, future in window:
                 future.cancel()
 
-    def _in_order(
-        self, act: Callable[[str], None], items: list[str]
-    ) -> Iterator["Future[None]"]:
+    def _in_order(self, act: Callable[[str], None], items: list[str]) -> Iterator["Future[None]"]:
         window: deque[Future[None]] = deque()
         for item in items:
             window.append(self._pool.submit(act, item))

@@ -138,7 +138,7 @@ class RunMachine:
             self._finish(now_ms)
 
     def stop(
-        self, desired: str, reason: Reason, grace_ms: int, now_ms: int, says: str = ""
+        self, desired: Literal["drain", "stop"], reason: Reason, grace_ms: int, now_ms: int, says: str = ""
     ) -> None:
         """Ask the run to end: drain (checkpoint first) or stop. It only hardens."""
         record = self.record

@@ -1,0 +1,194 @@
+"""The one connection: dials out, proves itself, resends what isn't acknowledged, comes back.
+
+Everything that matters is decided in contracts' AgentSession and in the core; here are only the
+socket, the backoff, and the order "commit, then acknowledge".
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
+
+from sublet_agent.adapters.journal import Journal
+from sublet_contracts.keys import SigningKey
+from sublet_contracts.session import AgentSession, Phase, SessionError
+from sublet_contracts.wire import MAX_FRAME_BYTES, Ack, FrameRefused, Message
+
+VERSION = "0.1.0"
+BACKOFF_FIRST_S = 0.2
+BACKOFF_MOST_S = 10.0
+RESEND_S = 5.0
+ANSWER_S = 10.0
+SILENCE_S = 30.0
+
+
+class Listener(Protocol):
+    """Who takes what comes over the link. `arrived` returns once it is on disk."""
+
+    def joined(self, broker: str) -> None: ...
+
+    def arrived(self, message: Message) -> None: ...
+
+    def disconnected(self) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class Link:
+    """Keeps a session with the broker."""
+
+    def __init__(
+        self,
+        url: str,
+        key: SigningKey,
+        instance: str,
+        journal: Journal,
+        listener: Listener,
+        now_ms: Callable[[], int],
+        broker: Callable[[], str],
+    ) -> None:
+        self._url = _websocket_url(url)
+        self._key = key
+        self._instance = instance
+        self._journal = journal
+        self._listener = listener
+        self._now_ms = now_ms
+        self._broker = broker
+        self._socket: ClientConnection | None = None
+        self._session: AgentSession | None = None
+        self._sent_up_to = 0
+        self._wake = asyncio.Event()
+        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1000)
+        self.refused = ""
+
+    @property
+    def live(self) -> bool:
+        """Whether messages pass at the moment."""
+        return self._session is not None and self._session.phase is Phase.LIVE
+
+    def send(self, message: Message) -> bool:
+        """Send an unreliable message; False if it was dropped, because no session is live."""
+        if self._session is None or not self.live:
+            return False
+        try:
+            self._outgoing.put_nowait(self._session.send(message))
+        except (asyncio.QueueFull, FrameRefused) as error:
+            self._listener.say(f"dropped a {message.TYPE}: {error or 'the line is full'}")
+            return False
+        return True
+
+    def outbox_grew(self) -> None:
+        """There are reliable messages to send."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Hold the session until cancelled."""
+        delay_s = BACKOFF_FIRST_S
+        last = ""
+        while True:
+            self.refused = ""
+            was_live = False
+            try:
+                was_live = await self._converse()
+                says = "the broker closed the connection"
+            except SessionError as error:
+                self.refused = says = f"refused ({error.code}): {error.detail}"
+            except InvalidURI as error:
+                raise ValueError(f"--broker: {error}") from error
+            except (OSError, InvalidHandshake, WebSocketException, TimeoutError) as error:
+                says = f"no connection: {type(error).__name__}: {error}"
+            if was_live or self._was_live:
+                delay_s = BACKOFF_FIRST_S
+            if says != last:
+                self._listener.say(f"{says}; trying again (runs go on)")
+                last = says
+            await asyncio.sleep(random.uniform(delay_s / 2, delay_s))  # jitter, not a secret
+            delay_s = min(delay_s * 2, BACKOFF_MOST_S)
+            if self._was_live:
+                last = ""
+
+    _was_live = False
+
+    async def _converse(self) -> bool:
+        self._was_live = False
+        # A broker that answers nothing for long is as good as gone: websockets' pings find out.
+        async with connect(
+            self._url, max_size=MAX_FRAME_BYTES, open_timeout=ANSWER_S, ping_interval=10,
+            ping_timeout=SILENCE_S, close_timeout=2, compression=None, proxy=None,
+        ) as socket:  # fmt: skip
+            session = AgentSession(
+                self._key,
+                instance=self._instance,
+                agent_version=VERSION,
+                broker=self._broker() or None,
+            )
+            self._socket, self._session = socket, session
+            self._outgoing = asyncio.Queue(maxsize=1000)
+            self._sent_up_to = 0
+            tasks: list[asyncio.Task[None]] = []
+            try:
+                while session.phase is not Phase.LIVE:
+                    frame = await asyncio.wait_for(socket.recv(), ANSWER_S)
+                    received, answer = session.receive(_bytes(frame), self._now_ms())
+                    if answer is not None:
+                        await socket.send(answer.decode())
+                self._was_live = True
+                self._listener.joined(session.broker or "")
+                tasks = [asyncio.create_task(self._write(socket)),
+                         asyncio.create_task(self._resend())]  # fmt: skip
+                self._listener.arrived(received.message)
+                async for frame in socket:
+                    received, _ = session.receive(_bytes(frame), self._now_ms())
+                    self._take(received.message, received.mid)
+            finally:
+                self._session = self._socket = None
+                for task in tasks:
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, WebSocketException):
+                        await task
+                self._listener.disconnected()
+        return True
+
+    def _take(self, message: Message, mid: str | None) -> None:
+        if isinstance(message, Ack):
+            self._journal.acknowledged(message.mids)
+            return
+        self._listener.arrived(message)
+        if mid is not None:
+            self.send(Ack(mids=(mid,)))
+
+    async def _write(self, socket: ClientConnection) -> None:
+        while True:
+            frame = await self._outgoing.get()
+            await socket.send(frame.decode())
+
+    async def _resend(self) -> None:
+        """Send the outbox in order; what isn't acknowledged for a while goes out again."""
+        while True:
+            self._wake.clear()
+            session = self._session
+            if session is None:
+                return
+            for pending in self._journal.pending(after=self._sent_up_to):
+                await self._outgoing.put(session.send(pending.message, pending.mid))
+                self._sent_up_to = pending.number
+            try:
+                await asyncio.wait_for(self._wake.wait(), RESEND_S)
+            except TimeoutError:
+                self._sent_up_to = 0
+
+
+def _bytes(frame: str | bytes) -> bytes:
+    return frame.encode() if isinstance(frame, str) else frame
+
+
+def _websocket_url(url: str) -> str:
+    base = url.rstrip("/")
+    for http, ws in (("http://", "ws://"), ("https://", "wss://")):
+        if base.startswith(http):
+            return ws + base[len(http) :] + "/v1/agent"
+    raise ValueError(f"--broker {url!r}: must start with http:// or https://")

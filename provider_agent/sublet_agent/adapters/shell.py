@@ -1,0 +1,464 @@
+"""Brings the core to life: commits each step, then performs its effects; watches the runs.
+
+All of the core runs on the event loop's thread; what blocks (runner, transfer, hashing) runs in
+threads and comes back as an event.
+"""
+
+import asyncio
+import errno
+import functools
+import shutil
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import httpx
+
+from sublet_agent.adapters.folders import ask
+from sublet_agent.adapters.journal import Journal
+from sublet_agent.adapters.link import Link
+from sublet_agent.adapters.observe import Observer
+from sublet_agent.adapters.spool import Spool
+from sublet_agent.adapters.transfer import (
+    Cancelled,
+    StaleEpoch,
+    Transfer,
+    TransferRefused,
+)
+from sublet_agent.adapters.workspace import (
+    CheckpointLost,
+    InputLost,
+    Prepared,
+    Workspace,
+    run_id,
+)
+from sublet_agent.core import effects, events
+from sublet_agent.core.agent import AgentCore
+from sublet_agent.core.records import LIVE, RunRecord
+from sublet_agent.core.runners import (
+    ImageNotPinned,
+    ImageUnavailable,
+    OutputLine,
+    ResolvedImage,
+    Runner,
+    RunnerError,
+    RunRefused,
+)
+from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
+from sublet_contracts.envelope import Envelope
+from sublet_contracts.reasons import Reason
+from sublet_contracts.tree import TreeRefused
+from sublet_contracts.wire import Logs, Message
+
+TICK_S = 0.2
+T = TypeVar("T")
+
+
+class Shell:
+    """One running agent."""
+
+    def __init__(
+        self,
+        *,
+        state: Path,
+        core: AgentCore,
+        journal: Journal,
+        spool: Spool,
+        runner: Runner,
+        transfer: Transfer,
+        helper: Path,
+        now_ms: Callable[[], int],
+        say: Callable[[str], None],
+    ) -> None:
+        self.state = state
+        self.core = core
+        self.journal = journal
+        self.spool = spool
+        self.runner = runner
+        self.transfer = transfer
+        self.helper = helper
+        self.now_ms = now_ms
+        self.say = say
+        self.link: Link | None = None
+        self.done = asyncio.Event()
+        self.failed: BaseException | None = None
+        self.images: dict[str, ResolvedImage] = {}
+        self._threads = ThreadPoolExecutor(16, thread_name_prefix="agent")
+        self._cancels: dict[str, threading.Event] = {}
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._observers: dict[str, Observer] = {}
+        self._logs_sent: dict[str, tuple[int, float]] = {}
+
+    # -- the loop ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take up what was running before: adopt it, and remove what nobody knows."""
+        found = await self.blocking(self.runner.find)
+        by_run = {run_id(lease_id): lease_id for lease_id in self.core.machines}
+        adopted = [by_run.get(item.run_id, item.lease_id) for item in found]
+        step, _ = self.core.started(adopted, self.now_ms())
+        for item in found:
+            if item.run_id not in by_run:
+                self.say(f"removing a run that belongs to no lease: {item.run_id}")
+                await self.blocking(self.runner.remove, item.run_id)
+        kept = {lease_id[:16] for lease_id in self.core.machines}
+        for folder in self._folders():
+            if folder.name not in kept:
+                await self.blocking(functools.partial(shutil.rmtree, folder, ignore_errors=True))
+        for lease_id, machine in self.core.machines.items():
+            if machine.record.phase in LIVE:
+                self.watch(lease_id)
+        self._perform(step)
+
+    def _folders(self) -> list[Path]:
+        runs = self.state / "runs"
+        return list(runs.iterdir()) if runs.is_dir() else []
+
+    async def ticking(self) -> None:
+        """Time passes, until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.post(events.Tick())
+            self._pump_logs()
+
+    def post(self, event: events.Event) -> None:
+        """Let the core take an event: commit, then perform."""
+        if self.failed is not None:
+            return
+        step = self.core.handle(event, self.now_ms())
+        self._perform(step)
+
+    def _perform(self, step: effects.Step) -> None:
+        try:
+            self.journal.commit(step.save)
+        except Exception as error:
+            # What can't be written must not be done: stop here, and a restart takes it up.
+            self.failed = error
+            self.done.set()
+            raise
+        if step.save.queue and self.link is not None:
+            self.link.outbox_grew()
+        for effect in step.effects:
+            self._do(effect)
+
+    # -- Listener of the link ----------------------------------------------------------------------
+
+    def joined(self, broker: str) -> None:
+        """The session is live."""
+        self.say("connected")
+        self._logs_sent.clear()
+        self.post(events.Joined(broker))
+
+    def arrived(self, message: Message) -> None:
+        """A message is to be taken; on disk when this returns."""
+        self.post(events.Arrived(message))
+
+    def disconnected(self) -> None:
+        """The session is over."""
+        if self.core.live:
+            self.post(events.Disconnected())
+
+    # -- effects -----------------------------------------------------------------------------------
+
+    def _do(self, effect: effects.Effect) -> None:
+        match effect:
+            case effects.Send(message):
+                if self.link is not None:
+                    self.link.send(message)
+            case effects.Say(text):
+                self.say(text)
+            case effects.Done():
+                self.done.set()
+            case effects.Pull(lease_id):
+                self._spawn("prepare", lease_id, self._pull(lease_id))
+            case effects.Restore(lease_id):
+                self._spawn("prepare", lease_id, self._restore(lease_id))
+            case effects.Start(lease_id):
+                self._spawn("prepare", lease_id, self._start(lease_id))
+            case effects.AskStop(lease_id):
+                self._spawn("stop", lease_id, self._runner_call(self.runner.stop, lease_id))
+            case effects.AskSave(lease_id):
+                self._spawn("save", lease_id, self._ask_save(lease_id))
+            case effects.Kill(lease_id):
+                self._cancel_preparation(lease_id)
+                self._spawn("kill", lease_id, self._runner_call(self.runner.kill, lease_id))
+            case effects.ScanFinal(lease_id):
+                self._spawn("final", lease_id, self._scan_final(lease_id))
+            case effects.Upload(lease_id, kind, step):
+                name = f"upload {kind} {step}"
+                self._spawn(name, lease_id, self._upload(effect))
+            case effects.AckStep(lease_id, step):
+                self._spawn(f"ack {step}", lease_id, self._act(
+                    functools.partial(self._workspace(lease_id).acknowledge, step)))  # fmt: skip
+            case effects.DeleteSteps(lease_id, steps):
+                self._spawn("tidy", lease_id, self._act(
+                    functools.partial(self._workspace(lease_id).delete_steps, steps)))  # fmt: skip
+            case effects.Remove(lease_id):
+                self._spawn("remove", lease_id, self._remove(lease_id))
+            case effects.PrepareJob(job, checkpoint):
+                self._spawn("ahead", job.id, self._prepare(job, checkpoint))
+            case effects.UnprepareJob(job_id):
+                self._cancel(job_id).set()
+                self._spawn("unprepare", job_id, self._unprepare(job_id))
+            case effects.SendLogs(lease_id, next_number):
+                if next_number >= 0:
+                    self.spool.confirm(lease_id, next_number)
+                self._send_logs(lease_id, max(next_number, 0) if next_number >= 0 else None)
+            case effects.LogLineOfOurs(lease_id, text):
+                self.log_line(lease_id, text)
+
+    def _spawn(self, name: str, owner: str, work: Coroutine[Any, Any, None]) -> None:
+        key = (name, owner)
+        before = self._tasks.get(key)
+        if before is not None and not before.done() and name not in ("prepare", "stop"):
+            work.close()
+            return
+        task = asyncio.create_task(work, name=f"{name} {owner[:10]}")
+        self._tasks[key] = task
+        task.add_done_callback(functools.partial(self._ended, key))
+
+    def _ended(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+        if not task.cancelled() and task.exception() is not None:
+            self.failed = task.exception()
+            self.done.set()
+
+    async def blocking(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Run something that blocks in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, call, *arguments)
+
+    async def _act(self, act: Callable[[], object]) -> None:
+        try:
+            await self.blocking(act)
+        except OSError as error:
+            self.say(f"a run's folder: {error}")
+
+    async def _runner_call(self, call: Callable[[str], None], lease_id: str) -> None:
+        try:
+            await self.blocking(call, run_id(lease_id))
+        except RunnerError as error:
+            self.say(f"runner: {error}")
+        observer = self._observers.get(lease_id)
+        if observer:
+            observer.look_soon()
+
+    def _record(self, lease_id: str) -> RunRecord | None:
+        machine = self.core.machines.get(lease_id)
+        return machine.record if machine else None
+
+    def _workspace(self, lease_id: str) -> Workspace:
+        return Workspace(self.state, self.core.machines[lease_id].record)
+
+    def _cancel(self, owner: str) -> threading.Event:
+        return self._cancels.setdefault(owner, threading.Event())
+
+    def _cancel_preparation(self, lease_id: str) -> None:
+        record = self._record(lease_id)
+        if record is not None and record.over and record.started_ms is None:
+            self._cancel(lease_id).set()
+
+    # -- preparing and starting --------------------------------------------------------------------
+
+    async def _pull(self, lease_id: str) -> None:
+        record = self._record(lease_id)
+        if record is None:
+            return
+        try:
+            await self._ensure_image(record.job.image)
+        except (ImageUnavailable, ImageNotPinned) as error:
+            self._failed(lease_id, Reason.IMAGE_UNAVAILABLE, error)
+        except RunnerError as error:
+            self._failed(lease_id, Reason.START_FAILED, error)
+        else:
+            self.post(events.ImageReady(lease_id))
+
+    async def _ensure_image(self, image: str) -> None:
+        policy: Literal["digest", "any"] = (
+            "digest" if self.core.terms.image_policy == "digest" else "any"
+        )
+        loop = asyncio.get_running_loop()
+
+        def progress(text: str) -> None:
+            loop.call_soon_threadsafe(self.say, text)
+
+        call = functools.partial(self.runner.ensure_image, image, progress, policy)
+        self.images[image] = await self.blocking(call)
+
+    async def _restore(self, lease_id: str) -> None:
+        if lease_id not in self.core.machines:
+            return
+        workspace, cancel = self._workspace(lease_id), self._cancel(lease_id)
+        try:
+            await self.blocking(workspace.restore, self.transfer, cancel)
+        except Cancelled:
+            return
+        except StaleEpoch as error:
+            self.post(events.UploadFailed(lease_id, "checkpoint", 0, str(error), stale=True))
+        except InputLost as error:
+            self._failed(lease_id, Reason.INPUT_UNAVAILABLE, error)
+        except (CheckpointLost, TransferRefused) as error:
+            self._failed(lease_id, Reason.RESTORE_FAILED, error)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = Reason.PROVIDER_DISK_FULL if full else Reason.START_FAILED
+            self._failed(lease_id, reason, error)
+        else:
+            self.post(events.Restored(lease_id))
+
+    async def _start(self, lease_id: str) -> None:
+        record = self._record(lease_id)
+        if record is None or record.over:
+            return
+        try:
+            spec = self._workspace(lease_id).spec(self.images.get(record.job.image), self.helper)
+            await self.blocking(self.runner.start, spec)
+        except RunRefused as error:
+            # The job's own fault: no machine may start it like this.
+            self._failed(lease_id, Reason.JOB_FAILED, error)
+        except (RunnerError, OSError) as error:
+            self._failed(lease_id, Reason.START_FAILED, error)
+        else:
+            self.watch(lease_id)
+
+    def _failed(self, lease_id: str, reason: Reason, error: Exception) -> None:
+        self.say(f"{reason}: {error}")
+        self.log_line(lease_id, f"{reason}: {error}")
+        self._pump_logs()
+        self.post(events.PreparationFailed(lease_id, reason, str(error)[:2048]))
+
+    def watch(self, lease_id: str) -> None:
+        """Observe a run until it is over."""
+        if lease_id not in self._observers:
+            self._observers[lease_id] = Observer(self, lease_id, self._workspace(lease_id))
+            self._spawn("watch", lease_id, self._observers[lease_id].run())
+
+    def forget_observer(self, lease_id: str) -> None:
+        """The run is over."""
+        self._observers.pop(lease_id, None)
+
+    async def _ask_save(self, lease_id: str) -> None:
+        folder = self._workspace(lease_id).checkpoint
+        await self._act(functools.partial(ask, folder, "SAVE"))
+
+    # -- out ---------------------------------------------------------------------------------------
+
+    async def _scan_final(self, lease_id: str) -> None:
+        """Bring the log's end to the broker first: afterwards the lease may be gone any moment."""
+        observer = self._observers.get(lease_id) or Observer(
+            self, lease_id, self._workspace(lease_id)
+        )
+        steps = await observer.final_look()
+        self.spool.say_dropped(lease_id, self.now_ms())
+        behind, deadline = self.spool.behind(lease_id), time.monotonic() + 2.0
+        while behind and self.link is not None and self.link.live and time.monotonic() < deadline:
+            self._pump_logs()
+            await asyncio.sleep(0.02)
+            if self.spool.behind(lease_id) < behind:
+                behind = self.spool.behind(lease_id)
+                deadline = min(time.monotonic() + 2.0, deadline + 0.5)
+        self.post(events.FinalScanned(lease_id, tuple(sorted(steps))))
+
+    async def _upload(self, effect: effects.Upload) -> None:
+        lease_id, kind, step = effect.lease_id, effect.kind, effect.step
+        record = self._record(lease_id)
+        if record is None:
+            return
+        workspace, cancel = self._workspace(lease_id), self._cancel(lease_id)
+
+        def work() -> tuple[str, int]:
+            tree = (
+                workspace.scan_outputs() if kind == "outputs" else workspace.scan_checkpoint(step)
+            )
+            return self.transfer.upload(record.job_id, record.lease.epoch, tree, cancel)
+
+        try:
+            index_sha256, total_bytes = await self.blocking(work)
+        except Cancelled:
+            return
+        except StaleEpoch as error:
+            self.say(f"{error}: stopping the run")
+            self.post(events.UploadFailed(lease_id, kind, step, str(error), stale=True))
+        except (TreeRefused, TransferRefused, OSError) as error:
+            self.post(events.UploadFailed(lease_id, kind, step, str(error)))
+        else:
+            self.post(events.Uploaded(lease_id, kind, step, index_sha256, total_bytes))
+
+    async def _remove(self, lease_id: str) -> None:
+        self._cancel(lease_id).set()
+        observer = self._observers.pop(lease_id, None)
+        if observer:
+            observer.leave()
+        workspace = self._workspace(lease_id)
+        while True:
+            try:
+                await self.blocking(self.runner.remove, run_id(lease_id))
+                break
+            except RunnerError as error:
+                self.say(f"can't remove a run yet: {error}")
+                await asyncio.sleep(2.0)
+        await self.blocking(workspace.delete)
+        self.spool.forget(lease_id)
+        self._cancels.pop(lease_id, None)
+        self.post(events.Removed(lease_id))
+
+    # -- preparing ahead ---------------------------------------------------------------------------
+
+    async def _prepare(self, envelope: Envelope, checkpoint: Envelope | None) -> None:
+        job_id = envelope.id
+        self._cancels.pop(job_id, None)
+        cancel = self._cancel(job_id)
+        try:
+            job = open_document(envelope, Job).document
+            found = open_document(checkpoint, Checkpoint).document if checkpoint else None
+            if found is not None and found.job != job_id:
+                raise DocumentRefused("the checkpoint is another job's", "checkpoint.job")
+            await self._ensure_image(job.image)
+            prepared = Prepared(self.state, job_id)
+            await self.blocking(prepared.fetch, self.transfer, job_id, job, found, cancel)
+        except Cancelled:
+            return
+        except (
+            DocumentRefused, RunnerError, TransferRefused, InputLost, CheckpointLost, OSError,
+            httpx.HTTPError,
+        ) as error:  # fmt: skip
+            self.post(events.PrepareDone(job_id, False, str(error)))
+        else:
+            self.post(events.PrepareDone(job_id, True))
+
+    async def _unprepare(self, job_id: str) -> None:
+        await self._act(Prepared(self.state, job_id).delete)
+
+    # -- logs --------------------------------------------------------------------------------------
+
+    def log_line(self, lease_id: str, text: str) -> None:
+        """Put a line of ours into a run's log."""
+        self.spool.add(lease_id, [OutputLine("sublet", self.now_ms(), text)], None)
+
+    def _pump_logs(self) -> None:
+        for lease_id, machine in self.core.machines.items():
+            sent, at = self._logs_sent.get(lease_id, (-1, 0.0))
+            # One frame is under way at a time; LogsWanted, or this time-out, sends the next.
+            if sent >= 0 and time.monotonic() - at < 3.0:
+                continue
+            if machine.record.phase != "discarded":
+                self._send_logs(lease_id, None)
+
+    def _send_logs(self, lease_id: str, start: int | None) -> None:
+        self._logs_sent.pop(lease_id, None)
+        record = self._record(lease_id)
+        if record is None or self.link is None or not self.link.live:
+            return
+        batch = self.spool.batch(lease_id, start)
+        if batch and self.link.send(Logs(lease=lease_id, epoch=record.lease.epoch, lines=batch)):
+            self._logs_sent[lease_id] = (batch[-1].number, time.monotonic())
+
+    def close(self) -> None:
+        """Stop threads; runs go on."""
+        for cancel in self._cancels.values():
+            cancel.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,408 @@
+"""A run's folders on this machine, and what goes into and comes out of them.
+
+    runs/<lease>/checkpoint/{in,out,ack}   inputs/   outputs/
+    prepared/<job>/                        what a possible successor has fetched already
+    helper/                                the checkpoint helper, read-only in every run
+
+What the job wrote is hostile: nothing follows a link, everything is bounded.
+"""
+
+import json
+import os
+import re
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from sublet_agent.adapters.transfer import Transfer
+from sublet_agent.core.records import RunRecord
+from sublet_agent.core.runners import ResolvedImage, RunSpec
+from sublet_contracts.checkpoint_layouts import (
+    FoundCheckpoint,
+    ListedFile,
+    find_checkpoints,
+    packed,
+    placement,
+)
+from sublet_contracts.documents import Checkpoint, Job
+from sublet_contracts.tree import MAX_FILES, ScannedTree, TreeIndex, TreeRefused, scan_tree
+
+DONE = "DONE"
+MAX_DONE_BYTES = 16 * 1024 * 1024
+MAX_PROGRESS_BYTES = 64 * 1024
+_STEP = re.compile(r"step-(0|[1-9][0-9]{0,14})")
+_PIDS_PER_RUN = 1024
+_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ /:@+-]{0,127}")
+
+
+class Workspace:
+    """The folders of one run."""
+
+    def __init__(self, state: Path, record: RunRecord) -> None:
+        self.record = record
+        self.state = state
+        self.root = state / "runs" / record.lease_id[:16]
+        self.checkpoint = self.root / "checkpoint"
+        self.inputs = self.root / "inputs"
+        self.outputs = self.root / "outputs"
+
+    def make(self) -> None:
+        """Make the folders."""
+        for folder in (*(self.checkpoint / n for n in ("in", "out", "ack")), self.inputs):
+            folder.mkdir(parents=True, exist_ok=True)
+        if self.record.job.outputs:
+            self.outputs.mkdir(exist_ok=True)
+
+    def delete(self) -> None:
+        """Delete everything of this run."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def spec(self, image: ResolvedImage | None, helper: Path) -> RunSpec:
+        """Return what the runner is to run."""
+        job, lease = self.record.job, self.record.lease
+        need = job.resources
+        return RunSpec(
+            run_id=run_id(self.record.lease_id),
+            job_id=self.record.job_id,
+            lease_id=self.record.lease_id,
+            epoch=lease.epoch,
+            image=job.image,
+            image_id=image.image_id if image else None,
+            command=job.command,
+            env=job.env,
+            device_ids=lease.device_ids,
+            cpu_millis=max(1, need.cpu_millis),
+            memory_bytes=max(1, need.memory_bytes),
+            disk_bytes=max(1, need.disk_bytes),
+            pids=_PIDS_PER_RUN,
+            network="egress" if need.egress else "none",
+            checkpoint_dir=self.checkpoint,
+            inputs_dir=self.inputs,
+            helper_dir=helper,
+            stop_grace_ms=job.stop_grace_ms,
+            destinations=dict(zip((i.destination for i in job.inputs), self._input_paths())),
+            outputs_dir=self.outputs if job.outputs else None,
+            outputs_path=job.outputs or None,
+        )
+
+    def _input_paths(self) -> Iterator[Path]:
+        yield from input_paths(self.record.job, self.inputs)
+
+    # -- in ----------------------------------------------------------------------------------------
+
+    def restore(self, transfer: Transfer, cancel: threading.Event) -> None:
+        """Place inputs and checkpoint, from what was prepared or from the broker. Can be repeated.
+
+        Raises InputLost, CheckpointLost, and what Transfer raises.
+        """
+        record = self.record
+        shutil.rmtree(self.root, ignore_errors=True)
+        self.make()
+        prepared = Prepared(self.state, record.job_id)
+        epoch = record.lease.epoch
+        if prepared.inputs_ready:
+            os.rmdir(self.inputs)
+            os.rename(prepared.inputs, self.inputs)
+        else:
+            fetch_inputs(transfer, record.job_id, epoch, record.job, self.inputs, cancel)
+        if record.checkpoint is not None:
+            step = record.checkpoint.step
+            target = self.checkpoint / "in" / f"step-{step}"
+            ready = prepared.checkpoint(record.checkpoint)
+            if ready.is_dir():
+                os.rename(ready, target)
+            else:
+                fetch_checkpoint(transfer, record.job_id, epoch, record.checkpoint, target, cancel)
+            self._place_layout(target)
+        prepared.delete()
+
+    def _place_layout(self, target: Path) -> None:
+        """Files of a checkpoint that was packed from the outputs folder go back there."""
+        files = [
+            os.path.relpath(os.path.join(parent, name), target)
+            for parent, _, names in os.walk(target)
+            for name in names
+        ]
+        places = placement(files)
+        if not places or not self.record.job.outputs:
+            return
+        for source, place in places.items():
+            destination = self.outputs / place
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(target / source, destination)
+        shutil.rmtree(target)
+
+    # -- out ---------------------------------------------------------------------------------------
+
+    def steps(self) -> set[int]:
+        """Return the steps of whole checkpoints in out/: renamed, with DONE."""
+        found = set()
+        try:
+            entries = list(os.scandir(self.checkpoint / "out"))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        for entry in entries:
+            match = _STEP.fullmatch(entry.name)
+            if match and entry.is_dir(follow_symlinks=False):
+                done = Path(entry.path) / DONE
+                if done.is_file() and not done.is_symlink():
+                    found.add(int(match.group(1)))
+        return found
+
+    def layouts(self, quiet: bool = True) -> dict[int, FoundCheckpoint]:
+        """Return checkpoints of HF Trainer and Lightning in the outputs folder, by step."""
+        if not self.record.job.outputs:
+            return {}
+        listing: list[ListedFile] = []
+        for parent, _, names in os.walk(self.outputs):
+            for name in names:
+                path = os.path.join(parent, name)
+                try:
+                    info = os.lstat(path)
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(info.st_mode):
+                    relative = os.path.relpath(path, self.outputs)
+                    listing.append(
+                        ListedFile(relative, info.st_size, info.st_mtime_ns // 1_000_000)
+                    )
+            if len(listing) > MAX_FILES:
+                return {}
+        after = max([self.record.lease.start_step, *self.record.seen])
+        now_ms = time.time_ns() // 1_000_000
+        found = (
+            find_checkpoints(listing, now_ms, after_step=after)
+            if quiet
+            else find_checkpoints(listing, now_ms, after_step=after, quiet_ms=0)
+        )
+        return {checkpoint.step: checkpoint for checkpoint in found}
+
+    def scan_checkpoint(self, step: int) -> ScannedTree:
+        """Read a checkpoint, checking DONE against what is there. Raises TreeRefused, OSError."""
+        limit = self.record.job.resources.disk_bytes
+        folder = self.checkpoint / "out" / f"step-{step}"
+        if not folder.is_symlink() and folder.is_dir():
+            tree = scan_tree(folder, max_bytes=limit)
+            check_done(folder / DONE, step, tree.index)
+            return tree
+        return self._scan_layout(step, limit)
+
+    def _scan_layout(self, step: int, limit: int) -> ScannedTree:
+        found = self._layout_of(step)
+        files = []
+        sources: dict[str, tuple[Path, int, int]] = {}
+        for listed in found.files:
+            part = scan_tree(self.outputs / listed.path, max_bytes=limit)
+            limit -= part.index.total_bytes
+            files.append(part.index.files[0].model_copy(update={"path": packed(listed.path)}))
+            for sha256, source in part.sources.items():
+                sources.setdefault(sha256, source)
+        files.sort(key=lambda file: file.path)
+        return ScannedTree(TreeIndex(files=tuple(files)), sources)
+
+    def _layout_of(self, step: int) -> FoundCheckpoint:
+        record = self.record.model_copy(update={"seen": {}})
+        found = Workspace(self.state, record).layouts(quiet=False).get(step)
+        if found is None:
+            # Its step was counted, not named: the newest one is what was counted.
+            every = Workspace(self.state, record).layouts(quiet=False)
+            counted = [c for c in every.values() if c.step_is_counted]
+            if not counted:
+                raise TreeRefused(f"the checkpoint of step {step} is no longer there")
+            found = counted[-1]
+        return found
+
+    def scan_outputs(self) -> ScannedTree:
+        """Read the outputs folder. Raises TreeRefused, OSError."""
+        return scan_tree(self.outputs, max_bytes=self.record.job.resources.disk_bytes)
+
+    def acknowledge(self, step: int) -> None:
+        """Tell the job: durable off this machine."""
+        ack = self.checkpoint / "ack"
+        if ack.is_symlink() or not ack.is_dir():
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(ack / f"step-{step}", flags, 0o644))
+
+    def delete_steps(self, steps: tuple[int, ...]) -> None:
+        """Delete checkpoints that are no longer needed here."""
+        for step in steps:
+            folder = self.checkpoint / "out" / f"step-{step}"
+            if not folder.is_symlink():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def progress(self) -> tuple[int, int, dict[str, float]] | None:
+        """Return step, total steps and metrics that the job told last; None: nothing sensible."""
+        try:
+            descriptor = os.open(
+                self.checkpoint / "progress.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            )
+        except OSError:
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            data = file.read(MAX_PROGRESS_BYTES + 1)
+        return read_progress(data)
+
+
+class Prepared:
+    """What is fetched ahead for a job that may come."""
+
+    def __init__(self, state: Path, job_id: str) -> None:
+        self.root = state / "prepared" / job_id[:16]
+        self.inputs = self.root / "inputs"
+
+    @property
+    def inputs_ready(self) -> bool:
+        """Whether all inputs are here."""
+        return self.inputs.is_dir()
+
+    def checkpoint(self, document: Checkpoint) -> Path:
+        """Return where that checkpoint is, if it is prepared."""
+        return self.root / f"checkpoint-{document.index_sha256[:32]}"
+
+    def fetch(
+        self,
+        transfer: Transfer,
+        job_id: str,
+        job: Job,
+        checkpoint: Checkpoint | None,
+        cancel: threading.Event,
+    ) -> None:
+        """Fetch inputs and checkpoint; what is there already is left as it is."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not self.inputs_ready:
+            aside = self.root / "inputs.tmp"
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            fetch_inputs(transfer, job_id, None, job, aside, cancel)
+            os.rename(aside, self.inputs)
+        if checkpoint is not None and not self.checkpoint(checkpoint).is_dir():
+            aside = self.root / "checkpoint.tmp"
+            shutil.rmtree(aside, ignore_errors=True)
+            fetch_checkpoint(transfer, job_id, None, checkpoint, aside, cancel)
+            os.rename(aside, self.checkpoint(checkpoint))
+
+    def delete(self) -> None:
+        """Drop it."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+class InputLost(Exception):
+    """An input's content can't be had from the broker."""
+
+
+class CheckpointLost(Exception):
+    """The checkpoint can't be had from the broker, or isn't what its index says."""
+
+
+def run_id(lease_id: str) -> str:
+    """Return the runner's name for a lease's run."""
+    return f"sublet-{lease_id[:32]}"
+
+
+def input_paths(job: Job, inputs: Path) -> list[Path]:
+    """Return where each input lies: under its own name, numbered where two share one."""
+    taken: set[str] = set()
+    paths = []
+    for number, item in enumerate(job.inputs):
+        name = item.destination.rsplit("/", 1)[-1]
+        if name in taken:
+            name = f"{number}-{name}"
+        taken.add(name)
+        paths.append(inputs / name)
+    return paths
+
+
+def fetch_inputs(
+    transfer: Transfer,
+    job_id: str,
+    epoch: int | None,
+    job: Job,
+    inputs: Path,
+    cancel: threading.Event,
+) -> None:
+    """Fetch all inputs of a job. Raises InputLost and what Transfer raises."""
+    for item, path in zip(job.inputs, input_paths(job, inputs), strict=True):
+        try:
+            index = transfer.index(job_id, epoch, item.index_sha256, cancel)
+            if item.kind == "folder":
+                transfer.download(job_id, epoch, index, path, cancel)
+                continue
+            if len(index.files) != 1:
+                raise TreeRefused(f"its index lists {len(index.files)} files instead of one")
+            aside = path.with_name(f".{path.name}.tmp")
+            transfer.download(job_id, epoch, index, aside, cancel)
+            os.rename(aside / index.files[0].path, path)
+            shutil.rmtree(aside)
+        except TreeRefused as error:
+            raise InputLost(f"input {item.destination}: {error}") from error
+
+
+def fetch_checkpoint(
+    transfer: Transfer,
+    job_id: str,
+    epoch: int | None,
+    document: Checkpoint,
+    target: Path,
+    cancel: threading.Event,
+) -> None:
+    """Fetch a checkpoint into `target`, which appears whole. Raises CheckpointLost and what
+    Transfer raises."""
+    aside = target.with_name(target.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        index = transfer.index(job_id, epoch, document.index_sha256, cancel)
+        transfer.download(job_id, epoch, index, aside, cancel)
+    except TreeRefused as error:
+        raise CheckpointLost(f"step {document.step}: {error}") from error
+    os.rename(aside, target)
+
+
+def check_done(path: Path, step: int, index: TreeIndex) -> None:
+    """Compare DONE with what was read. Raises TreeRefused: the checkpoint is torn or altered."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with os.fdopen(descriptor, "rb") as file:
+        data = file.read(MAX_DONE_BYTES + 1)
+    if len(data) > MAX_DONE_BYTES:
+        raise TreeRefused(f"DONE has more than {MAX_DONE_BYTES} bytes")
+    try:
+        done = json.loads(data)
+        said = {str(f["path"]): (str(f["sha256"]), int(f["size_bytes"])) for f in done["files"]}
+        said_step = int(done["step"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise TreeRefused(f"DONE can't be read: {error!r}") from error
+    there = {f.path: (f.sha256, f.size_bytes) for f in index.files if f.path != DONE}
+    if said_step != step:
+        raise TreeRefused(f"DONE says step {said_step}")
+    if said != there:
+        wrong = sorted(p for p in said.keys() | there.keys() if said.get(p) != there.get(p))
+        raise TreeRefused(f"{wrong[0]} is not as DONE says: torn or changed")
+
+
+def read_progress(data: bytes) -> tuple[int, int, dict[str, float]] | None:
+    """Read progress.json as a stranger's: what doesn't fit is left out."""
+    if len(data) > MAX_PROGRESS_BYTES:
+        return None
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict):
+        return None
+    step, total, metrics = said.get("step"), said.get("total"), said.get("metrics")
+    good: dict[str, float] = {}
+    for name, value in metrics.items() if isinstance(metrics, dict) else ():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and abs(value) < 1e300 and _METRIC.fullmatch(name) and len(good) < 32:
+            good[name] = float(value)
+    return _count(step), _count(total), good
+
+
+def _count(value: object) -> int:
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+    return value if whole and isinstance(value, int) else 0
