@@ -143,9 +143,8 @@ async def _until_done(
     done = asyncio.create_task(shell.done.wait())
     try:
         await asyncio.wait([done, *tasks[:2]], return_when=asyncio.FIRST_COMPLETED)
-        deadline = time.monotonic() + FLUSH_S
-        while link.live and shell.journal.pending(limit=1) and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(link.flushed(), FLUSH_S)
         for task in tasks[:2]:
             if task.done():
                 task.result()
@@ -154,15 +153,15 @@ async def _until_done(
         say("handed back" if not shell.core.machines else "stopped; runs go on without this agent")
         return 0
     finally:
-        for task in (*tasks, done):
+        done.cancel()
+        for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, done, return_exceptions=True)
 
 
 async def _introduce(shell: Shell) -> None:
     """Tell the broker this machine's name, so that people see more than a key."""
-    while not shell.core.saved.broker:
-        await asyncio.sleep(0.2)
+    await shell.knows_broker.wait()
     document = KeyDocument(
         party=shell.core.key.party, broker=shell.core.saved.broker, name=shell.core.terms.name,
         issued_ms=shell.now_ms(),
@@ -179,7 +178,7 @@ async def _introduce(shell: Shell) -> None:
         shell.say(f"the broker did not take this machine's name: {error}")
 
 
-# -- the owner's commands ----------------------------------------------------------------------------
+# -- the owner's commands ------------------------------------------------------------
 
 
 def _answer(shell: Shell, options: Options, asked: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Link:
         self._session: AgentSession | None = None
         self._sent_up_to = 0
         self._wake = asyncio.Event()
+        self._acknowledged = asyncio.Event()
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1000)
         self.refused = ""
 
@@ -80,6 +81,12 @@ class Link:
             self._listener.say(f"dropped a {message.TYPE}: {error or 'the line is full'}")
             return False
         return True
+
+    async def flushed(self) -> None:
+        """Return once the outbox is empty, or no session is live that could empty it."""
+        while self.live and self._journal.pending(limit=1):
+            self._acknowledged.clear()
+            await self._acknowledged.wait()
 
     def outbox_grew(self) -> None:
         """There are reliable messages to send."""
@@ -146,6 +153,7 @@ class Link:
                     self._take(received.message, received.mid)
             finally:
                 self._session = self._socket = None
+                self._acknowledged.set()
                 for task in tasks:
                     task.cancel()
                     with contextlib.suppress(asyncio.CancelledError, WebSocketException):
@@ -156,6 +164,7 @@ class Link:
     def _take(self, message: Message, mid: str | None) -> None:
         if isinstance(message, Ack):
             self._journal.acknowledged(message.mids)
+            self._acknowledged.set()
             return
         self._listener.arrived(message)
         if mid is not None:

@@ -84,6 +84,7 @@ class Shell:
         self.say = say
         self.link: Link | None = None
         self.done = asyncio.Event()
+        self.knows_broker = asyncio.Event()
         self.failed: BaseException | None = None
         self.images: dict[str, ResolvedImage] = {}
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="agent")
@@ -151,6 +152,7 @@ class Shell:
         self.say("connected")
         self._logs_sent.clear()
         self.post(events.Joined(broker))
+        self.knows_broker.set()
 
     def arrived(self, message: Message) -> None:
         """A message is to be taken; on disk when this returns."""
@@ -278,9 +280,8 @@ class Shell:
             self.post(events.ImageReady(lease_id))
 
     async def _ensure_image(self, image: str) -> None:
-        policy: Literal["digest", "any"] = (
-            "digest" if self.core.terms.image_policy == "digest" else "any"
-        )
+        pinned = self.core.terms.image_policy == "digest"
+        policy: Literal["digest", "any"] = "digest" if pinned else "any"
         loop = asyncio.get_running_loop()
 
         def progress(text: str) -> None:

@@ -12,7 +12,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sublet_agent.core import checkpoints, effects, metering, receipts
+from sublet_agent.core import checkpoints, metering, receipts
+from sublet_agent.core import effects as do
 from sublet_agent.core.events import (
     CheckpointSeen,
     DiskFull,
@@ -65,7 +66,7 @@ class RunMachine:
     key: SigningKey
     changed: bool = False
     messages: list[Message] = field(default_factory=list)
-    effects: list[effects.Effect] = field(default_factory=list)
+    effects: list[do.Effect] = field(default_factory=list)
     progress: Progressed | None = None
 
     # -- what the agent calls --------------------------------------------------------------------
@@ -77,10 +78,10 @@ class RunMachine:
         match event:
             case ImageReady() if self.record.phase is Phase.PULLING:
                 self._enter(Phase.RESTORING)
-                self.effects.append(effects.Restore(self.record.lease_id))
+                self.effects.append(do.Restore(self.record.lease_id))
             case Restored() if self.record.phase is Phase.RESTORING:
                 self._enter(Phase.STARTING)
-                self.effects.append(effects.Start(self.record.lease_id))
+                self.effects.append(do.Start(self.record.lease_id))
             case PreparationFailed() if self.record.phase in (
                 Phase.PULLING,
                 Phase.RESTORING,
@@ -121,12 +122,12 @@ class RunMachine:
             stop = record.stop
             if stop and not stop.killed and now_ms >= stop.deadline_ms:
                 stop.killed = self.changed = True
-                self.effects.append(effects.Kill(record.lease_id))
+                self.effects.append(do.Kill(record.lease_id))
             if not stop and record.phase is Phase.RUNNING:
                 if checkpoints.save_is_due(record, now_ms):
                     record.save_asked_ms = now_ms
                     self.changed = True
-                    self.effects.append(effects.AskSave(record.lease_id))
+                    self.effects.append(do.AskSave(record.lease_id))
                 left_ms = metering.wall_ms_left(record)
                 if left_ms is not None and left_ms < record.job.stop_grace_ms // 2:
                     # The broker's order comes earlier than this; here we stop working for nothing
@@ -138,7 +139,12 @@ class RunMachine:
             self._finish(now_ms)
 
     def stop(
-        self, desired: Literal["drain", "stop"], reason: Reason, grace_ms: int, now_ms: int, says: str = ""
+        self,
+        desired: Literal["drain", "stop"],
+        reason: Reason,
+        grace_ms: int,
+        now_ms: int,
+        says: str = "",
     ) -> None:
         """Ask the run to end: drain (checkpoint first) or stop. It only hardens."""
         record = self.record
@@ -163,10 +169,10 @@ class RunMachine:
             return
         if record.phase is Phase.RUNNING:
             self._enter(Phase.DRAINING)
-        self.effects.append(effects.AskStop(record.lease_id))
+        self.effects.append(do.AskStop(record.lease_id))
         if grace_ms <= 0:
             record.stop.killed = True
-            self.effects.append(effects.Kill(record.lease_id))
+            self.effects.append(do.Kill(record.lease_id))
 
     def verdict(self, verdict: CheckpointVerdict, now_ms: int) -> None:
         """Take the broker's word on an upload."""
@@ -182,7 +188,7 @@ class RunMachine:
                 record.durable_step = awaiting.step
                 record.durable_checkpoint = verdict.checkpoint
                 record.durable_device_ms = awaiting.cum_device_ms
-                self.effects.append(effects.AckStep(record.lease_id, awaiting.step))
+                self.effects.append(do.AckStep(record.lease_id, awaiting.step))
                 if record.phase is not Phase.ENDED:
                     self._receipt(now_ms)
                 self._tidy()
@@ -197,26 +203,26 @@ class RunMachine:
         lease_id = record.lease_id
         match record.phase:
             case Phase.PULLING:
-                self.effects.append(effects.Pull(lease_id))
+                self.effects.append(do.Pull(lease_id))
             case Phase.RESTORING:
-                self.effects.append(effects.Restore(lease_id))
+                self.effects.append(do.Restore(lease_id))
             case Phase.STARTING:
-                self.effects.append(effects.Start(lease_id))
+                self.effects.append(do.Start(lease_id))
             case Phase.RUNNING | Phase.DRAINING:
                 if record.stop:
-                    self.effects.append(effects.AskStop(lease_id))
+                    self.effects.append(do.AskStop(lease_id))
             case Phase.FINISHING:
                 if not record.final_scanned:
-                    self.effects.append(effects.ScanFinal(lease_id))
+                    self.effects.append(do.ScanFinal(lease_id))
             case Phase.DISCARDED:
-                self.effects.append(effects.Remove(lease_id))
+                self.effects.append(do.Remove(lease_id))
             case Phase.ENDED:
                 pass
         if record.stop and record.stop.killed and record.phase in LIVE:
-            self.effects.append(effects.Kill(lease_id))
+            self.effects.append(do.Kill(lease_id))
         if record.uploading:
             uploading = record.uploading
-            self.effects.append(effects.Upload(lease_id, uploading.kind, uploading.step))
+            self.effects.append(do.Upload(lease_id, uploading.kind, uploading.step))
         for awaiting in record.awaiting.values():
             # The message is in the outbox, or was acknowledged; the wait begins anew.
             awaiting.since_ms = now_ms
@@ -225,7 +231,7 @@ class RunMachine:
         """The lease has gone elsewhere: kill and forget, say nothing."""
         if self.record.phase is not Phase.DISCARDED:
             self._enter(Phase.DISCARDED)
-            self.effects.append(effects.Remove(self.record.lease_id))
+            self.effects.append(do.Remove(self.record.lease_id))
 
     def report(self) -> RunReport:
         """Return its line in the heartbeat."""
@@ -280,7 +286,7 @@ class RunMachine:
             self._enter(Phase.RUNNING)
             if record.stop:
                 self._enter(Phase.DRAINING)
-                self.effects.append(effects.AskStop(record.lease_id))
+                self.effects.append(do.AskStop(record.lease_id))
         if seen.running:
             return
         record.finished_ms = now_ms
@@ -292,19 +298,19 @@ class RunMachine:
         # Not told to the broker yet: to it the run drains or runs until all is at its place.
         record.phase = Phase.FINISHING
         self.changed = True
-        self.effects.append(effects.ScanFinal(record.lease_id))
+        self.effects.append(do.ScanFinal(record.lease_id))
 
     def _vanished(self, now_ms: int) -> None:
         record = self.record
         if record.phase is Phase.STARTING:
-            self.effects.append(effects.Start(record.lease_id))
+            self.effects.append(do.Start(record.lease_id))
         elif record.phase in (Phase.RUNNING, Phase.DRAINING):
             record.finishing_ms = now_ms
             record.reason = Reason.RUN_VANISHED
             record.detail = "the runner no longer knows this run"
             record.phase = Phase.FINISHING
             self.changed = True
-            self.effects.append(effects.ScanFinal(record.lease_id))
+            self.effects.append(do.ScanFinal(record.lease_id))
 
     def _seen(self, step: int) -> None:
         record = self.record
@@ -324,7 +330,7 @@ class RunMachine:
             return False
         record.uploading = Uploading(kind="checkpoint", step=step, cum_device_ms=record.seen[step])
         self.changed = True
-        self.effects.append(effects.Upload(record.lease_id, "checkpoint", step))
+        self.effects.append(do.Upload(record.lease_id, "checkpoint", step))
         return True
 
     def _uploaded(self, event: Uploaded, now_ms: int) -> None:
@@ -370,7 +376,7 @@ class RunMachine:
         record.uploading = None
         self.changed = True
         says = f"the {event.kind} of step {event.step} is left out: {event.detail}"
-        self.effects.append(effects.LogLineOfOurs(record.lease_id, says))
+        self.effects.append(do.LogLineOfOurs(record.lease_id, says))
         if event.kind == "outputs":
             # The command succeeded, yet what it made breaks the rules and can't be brought back.
             record.outputs_wanted = False
@@ -386,14 +392,14 @@ class RunMachine:
         record = self.record
         record.refusals += 1
         says = f"the broker refused the {kind} of step {step}: {detail}"
-        self.effects.append(effects.LogLineOfOurs(record.lease_id, says))
+        self.effects.append(do.LogLineOfOurs(record.lease_id, says))
         if record.refusals > MAX_REFUSALS:
             return
         if kind == "outputs":
             record.uploading = Uploading(
                 kind="outputs", step=step, cum_device_ms=record.cum_device_ms
             )
-            self.effects.append(effects.Upload(record.lease_id, "outputs", step))
+            self.effects.append(do.Upload(record.lease_id, "outputs", step))
         elif step == max(record.seen, default=-1):
             record.uploaded_step = step - 1
             self._upload_next()
@@ -417,7 +423,7 @@ class RunMachine:
                 kind="outputs", step=step, cum_device_ms=record.cum_device_ms
             )
             self.changed = True
-            self.effects.append(effects.Upload(record.lease_id, "outputs", step))
+            self.effects.append(do.Upload(record.lease_id, "outputs", step))
             return
         waiting = [a for a in record.awaiting.values() if a.kind == "checkpoint"]
         if any(now_ms - a.since_ms < VERDICT_WAIT_MS for a in waiting):
@@ -433,7 +439,7 @@ class RunMachine:
         self.messages.append(self._changed("exited"))
         self._receipt(now_ms, final=reason)
         # The devices are free from here on; nothing of a container may be left on them.
-        self.effects.append(effects.Kill(record.lease_id))
+        self.effects.append(do.Kill(record.lease_id))
 
     def _receipt(self, now_ms: int, final: Reason | None = None) -> None:
         envelope = receipts.write_receipt(self.record, self.key, now_ms, final=final)
@@ -445,4 +451,4 @@ class RunMachine:
         if steps:
             for step in steps:
                 del self.record.seen[step]
-            self.effects.append(effects.DeleteSteps(self.record.lease_id, steps))
+            self.effects.append(do.DeleteSteps(self.record.lease_id, steps))
