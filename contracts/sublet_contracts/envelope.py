@@ -43,6 +43,18 @@ class EnvelopeSignature(BaseModel):
     keyid: str = Field(pattern=PARTY_PATTERN)
     sig: str = Field(min_length=88, max_length=88)
 
+    @field_validator("sig")
+    @classmethod
+    def _is_base64(cls, text: str) -> str:
+        _decode(text)
+        return text
+
+    @field_validator("sig")
+    @classmethod
+    def _is_base64(cls, text: str) -> str:
+        _decode(text)
+        return text
+
 
 class Envelope(BaseModel):
     """A payload with the signatures over it, as DSSE's JSON."""
@@ -87,20 +99,28 @@ class Envelope(BaseModel):
                 )
 
     def countersigned(self, key: SigningKey) -> "Envelope":
-        """Return the same document with `key`'s signature added (or as it is, if it has one)."""
+        """Return the same document with `key`'s signature added (or as it is, if it has one).
+
+        Raises SignatureRefused if there is no room for another.
+        """
         if key.party in self.signers:
             return self
-        made = _signature(key, pae(self.payloadType, self.payload_bytes))
-        return self.model_copy(update={"signatures": (*self.signatures, made)})
+        return self._with(_signature(key, pae(self.payloadType, self.payload_bytes)))
 
     def merged(self, other: "Envelope") -> "Envelope":
         """Return this document with the signatures that `other`, the same document, has besides.
 
-        Raises SignatureRefused if `other` is another document.
+        They are as unproven afterwards as before: see require. Raises SignatureRefused if `other`
+        is another document, or if there is no room for so many.
         """
         if other.id != self.id:
             raise SignatureRefused("the signatures belong to another document")
-        added = tuple(s for s in other.signatures if s.keyid not in self.signers)
+        return self._with(*(s for s in other.signatures if s.keyid not in self.signers))
+
+    def _with(self, *added: EnvelopeSignature) -> "Envelope":
+        # model_copy does not validate, and an envelope with too many can never be read again.
+        if len(self.signatures) + len(added) > MAX_SIGNATURES:
+            raise SignatureRefused(f"a document carries at most {MAX_SIGNATURES} signatures")
         return self.model_copy(update={"signatures": (*self.signatures, *added)})
 
 

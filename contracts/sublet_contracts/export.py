@@ -8,7 +8,6 @@ log. The caller supplies the broker's id it trusts (pinned at first use), or see
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,7 +29,7 @@ from sublet_contracts.encoding import EncodingError, parse_json
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import short
 from sublet_contracts.merkle import root_from_inclusion
-from sublet_contracts.reasons import MEANINGS
+from sublet_contracts.reasons import MEANINGS, Fault
 from sublet_contracts.rules import charge_ucr, fee_ucr, payable_device_ms
 
 MAX_EXPORT_BYTES = 256 * 1024 * 1024
@@ -117,6 +116,12 @@ class _Verification:
         self.export = export
         self.broker = broker
         self.verdict = verdict
+        # Each envelope is verified and parsed once, here.
+        self.offers = {s.id: s for s in (open_document(e, Offer) for e in export.offers)}
+        self.receipts = [open_document(e, Receipt) for e in export.receipts]
+        self.checkpoints = {
+            s.id: s.document for s in (open_document(e, Checkpoint) for e in export.checkpoints)
+        }
 
     def run(self) -> None:
         export, verdict = self.export, self.verdict
@@ -129,12 +134,11 @@ class _Verification:
         verdict.job = job.id
         verdict.check(job.document.broker == self.broker, "the job was signed for another broker")
         budget_ucr, accepted_ucr = self._bounds(job)
-        offers = {s.id: s for s in (open_document(e, Offer) for e in export.offers)}
         settlements = self._settlements(job)
         total_ucr = 0
         epochs: set[int] = set()
         for envelope in export.leases:
-            lease = self._lease(envelope, job, offers)
+            lease = self._lease(envelope, job)
             verdict.check(
                 lease.document.epoch not in epochs,
                 f"epoch {lease.document.epoch} was leased twice",
@@ -152,10 +156,12 @@ class _Verification:
         )
         verdict.charged_ucr = total_ucr
         known = {e.id for e in export.leases}
-        for envelope in (*export.receipts, *export.checkpoints):
-            kind = Receipt if envelope.payloadType == Receipt.payload_type() else Checkpoint
-            document: Any = open_document(envelope, kind).document
-            verdict.check(document.lease in known, f"{short(envelope.id)} is of an unknown lease")
+        for receipt in self.receipts:
+            of_job = receipt.document.lease in known
+            verdict.check(of_job, f"receipt {short(receipt.id)} is of an unknown lease")
+        for id, checkpoint in self.checkpoints.items():
+            of_job = checkpoint.lease in known
+            verdict.check(of_job, f"checkpoint {short(id)} is of an unknown lease")
         self._log()
 
     def _bounds(self, job: Signed[Job]) -> tuple[int, int]:
@@ -170,17 +176,25 @@ class _Verification:
             accepted = max(accepted, amendment.accept_receipts_up_to_ucr)
         return budget, accepted
 
-    def _lease(
-        self, envelope: Envelope, job: Signed[Job], offers: dict[str, Signed[Offer]]
-    ) -> Signed[Lease]:
-        peek = open_document(envelope, Lease).document
-        lease = open_document(envelope, Lease, signed_by=(self.broker, peek.provider))
+    def _lease(self, envelope: Envelope, job: Signed[Job]) -> Signed[Lease]:
+        # Every signature that the envelope claims is checked here.
+        lease = open_document(envelope, Lease)
         document = lease.document
         name = f"lease {document.epoch}"
         check = self.verdict.check
+        check(
+            self.broker in envelope.signers and document.provider in envelope.signers,
+            f"{name} is not signed by both broker and provider",
+        )
         check(document.job == job.id, f"{name} is of another job")
         check(document.renter == job.document.renter, f"{name} names another renter")
-        offer = offers.get(document.offer)
+        start = self.checkpoints.get(document.start_checkpoint or "")
+        check(
+            document.start_checkpoint is None
+            or (start is not None and start.step == document.start_step),
+            f"{name} starts from a checkpoint that is not in the export",
+        )
+        offer = self.offers.get(document.offer)
         if not check(offer is not None, f"{name}: its offer is not in the export") or not offer:
             return lease
         price = document.price_ucr_per_device_hour
@@ -200,17 +214,8 @@ class _Verification:
         """Return the lease's receipts in order, having checked the chain."""
         check = self.verdict.check
         document = lease.document
-        chain = [
-            signed
-            for signed in (open_document(e, Receipt) for e in self.export.receipts)
-            if signed.document.lease == lease.id
-        ]
+        chain = [signed for signed in self.receipts if signed.document.lease == lease.id]
         chain.sort(key=lambda signed: signed.document.sequence)
-        checkpoints = {
-            signed.id: signed.document
-            for signed in (open_document(e, Checkpoint) for e in self.export.checkpoints)
-            if signed.document.lease == lease.id
-        }
         previous: Signed[Receipt] | None = None
         for position, signed in enumerate(chain, start=1):
             receipt = signed.document
@@ -242,9 +247,10 @@ class _Verification:
             if receipt.durable_checkpoint is None:
                 check(receipt.durable_device_ms == 0, f"{name}: durable time without a checkpoint")
             else:
-                checkpoint = checkpoints.get(receipt.durable_checkpoint)
+                checkpoint = self.checkpoints.get(receipt.durable_checkpoint)
                 check(
                     checkpoint is not None
+                    and checkpoint.lease == lease.id
                     and checkpoint.cum_device_ms == receipt.durable_device_ms
                     and checkpoint.provider == receipt.provider
                     and (checkpoint.kind == "outputs" or checkpoint.step == receipt.durable_step),
@@ -276,6 +282,7 @@ class _Verification:
         name = f"settlement of lease {terms.epoch}"
         check = self.verdict.check
         last = chain[-1] if chain else None
+        check(settlement.epoch == terms.epoch, f"{name} names another epoch")
         check(
             settlement.receipt == (last.id if last else None),
             f"{name} does not rest on the newest receipt",
@@ -283,11 +290,10 @@ class _Verification:
         claimed = last.document.cum_device_ms if last else 0
         durable = last.document.durable_device_ms if last else 0
         check(settlement.cum_device_ms <= claimed, f"{name}: more time than the receipt says")
-        if last and last.document.reason:
-            check(
-                settlement.fault == MEANINGS[settlement.reason].fault,
-                f"{name}: the fault is not that of its reason",
-            )
+        check(
+            settlement.fault == MEANINGS[settlement.reason].fault,
+            f"{name}: the fault is not that of its reason",
+        )
         payable = payable_device_ms(settlement.reason, settlement.cum_device_ms, durable)
         check(
             settlement.payable_device_ms == payable,
@@ -307,6 +313,17 @@ class _Verification:
         )
         moved = sum(t.amount_ucr for t in settlement.transfers)
         check(moved == settlement.charged_ucr, f"{name}: its transfers move {moved} ucr")
+        earned = f"party:{terms.provider}:earned"
+        check(
+            sum(t.amount_ucr for t in settlement.transfers if t.credit == earned)
+            == settlement.provider_ucr
+            and all(t.debit == f"job:{terms.job}:held" for t in settlement.transfers),
+            f"{name}: its transfers don't pay the provider from the job's hold",
+        )
+        self.verdict.lost_device_ms += settlement.lost_device_ms
+        if settlement.fault in (Fault.PROVIDER, Fault.BROKER):
+            durable_ucr = charge_ucr(terms.price_ucr_per_device_hour, durable)
+            self.verdict.lost_work_charged_ucr += max(0, settlement.charged_ucr - durable_ucr)
         if settlement.charged_ucr == 0:
             return accepted_ucr
         countersigned = last is not None and terms.renter in last.envelope.signers
@@ -316,7 +333,6 @@ class _Verification:
             settlement.accepted_by == "job" and settlement.charged_ucr <= accepted_ucr,
             f"{name}: not signed by the renter, and above what the job accepts in advance",
         )
-        self.verdict.lost_work_charged_ucr += 0
         return accepted_ucr - settlement.charged_ucr
 
     def _log(self) -> None:

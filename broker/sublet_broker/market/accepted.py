@@ -4,7 +4,6 @@ Facts keep the envelope as it was signed. Its signatures were checked on accepta
 again only parses, and the parsed form is kept: a book of ten thousand offers is parsed once.
 """
 
-import base64
 from functools import lru_cache
 from typing import TypeVar, cast
 
@@ -15,10 +14,10 @@ D = TypeVar("D", bound=Document)
 
 
 @lru_cache(maxsize=50_000)
-def _parsed(kind: type[Document], payload: str) -> Document:
-    return kind.model_validate_json(base64.b64decode(payload))
+def _parsed(kind: type[Document], payload: bytes) -> Document:
+    return kind.model_validate_json(payload)
 
 
 def accepted(envelope: Envelope, kind: type[D]) -> D:
     """Return the document in an envelope that this broker accepted (or made) before."""
-    return cast(D, _parsed(kind, envelope.payload))
+    return cast(D, _parsed(kind, envelope.payload_bytes))

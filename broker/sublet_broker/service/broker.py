@@ -15,7 +15,7 @@ party ids that have been authenticated. A refusal is errors.Refusal; nothing has
                         left(party, instance) -> None
                         receive(party, instance, Message) -> list[Message]
                           the list: unreliable answers (LogsWanted). After it returns, acknowledge
-                          the message's mid. It raises NotYet: do NOT acknowledge (it is sent again);
+                          the message's mid. It raises NotYet: don't acknowledge (it comes again);
                           StaleInstance or another Refusal: send Refused and close.
                           Ack, Announce and Withdraw go through receive as well.
     broker.outbox       pending(party, limit=100) -> list[tuple[mid, Message]]   in order
