@@ -1,6 +1,7 @@
 """From command line and machine to terms: which runner, which devices, what each brings along."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def _devices(options: Options, host: HostFacts, say: Callable[[str], None]) -> t
         memory = options.memory_bytes or host.memory_bytes
         return (Device(
             id="cpu", kind="cpu", name=host.cpu_name[:256], memory_bytes=memory,
-            hardware_class=host.hardware_class,
+            hardware_class=_label(host.hardware_class),
         ),)  # fmt: skip
     if options.devices == ("none",):
         say("--devices none: nothing is offered; runs that are there go on")
@@ -134,7 +135,7 @@ def _device(gpu: Gpu) -> Device:
         kind="gpu",
         name=gpu.name[:256],
         memory_bytes=gpu.memory_bytes or 0,
-        hardware_class=gpu.hardware_class,
+        hardware_class=_label(gpu.hardware_class),
         compute_capability=gpu.compute_capability,
         driver=gpu.driver,
         ecc=gpu.ecc,
@@ -143,3 +144,8 @@ def _device(gpu: Gpu) -> Device:
         pcie_lanes=gpu.pcie_lanes,
         power_limit_mw=gpu.power_limit_mw,
     )
+
+
+def _label(text: str) -> str:
+    """Return a class as documents write it: small letters, digits, '.' and '-'."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:64]
