@@ -126,10 +126,13 @@ def authenticate(
             "set the clock of the machine that sent it",
             "Sublet-Time-Ms",
         )
+    signature_text = headers.get("Sublet-Signature", "")
     try:
-        signature = base64.b64decode(headers.get("Sublet-Signature", ""), validate=True)
+        signature = base64.b64decode(signature_text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestRefused("is not base64", "Sublet-Signature") from error
+    if base64.b64encode(signature).decode() != signature_text:
+        raise RequestRefused("is not canonical base64", "Sublet-Signature")
     message = _message(
         broker=broker, party=party, method=method, target=target, body_sha256=body_sha256,
         time_ms=time_ms, nonce=nonce, idempotency_key=idempotency_key,

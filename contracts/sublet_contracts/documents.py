@@ -27,6 +27,16 @@ Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ /
 Label = Annotated[str, Field(max_length=64, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 DeviceId = Annotated[str, Field(max_length=96, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")]
 
+Issued = Annotated[Count, Field(description="when it was signed; ms since 1970")]
+Broker = Annotated[Party, Field(description="the one broker that it is meant for")]
+Provider = Annotated[Party, Field(description="who owns the devices")]
+Renter = Annotated[Party, Field(description="who submits and pays")]
+JobId = Annotated[DocumentId, Field(description="id of the job's document")]
+LeaseId = Annotated[DocumentId, Field(description="id of the lease's document")]
+Epoch = Annotated[
+    int, Field(ge=1, le=MAX_INTEGER, description="the lease's epoch: writes of an older one fail")
+]
+
 MAX_DEVICES = 64
 MAX_INPUTS = 256
 
@@ -60,10 +70,10 @@ class KeyDocument(Document):
     KIND: ClassVar[str] = "key"
     SIGNED_BY: ClassVar[str] = "the party itself"
 
-    party: Party
-    broker: Party
+    party: Party = Field(description="the party that introduces itself: its public key")
+    broker: Broker
     name: Text = Field(description="what people call the party; not unique, not proven")
-    issued_ms: Count = Field(description="when it was signed, ms since 1970")
+    issued_ms: Issued
 
 
 class Device(BaseModel):
@@ -72,16 +82,18 @@ class Device(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     id: DeviceId = Field(description="the GPU's uuid, or cpu")
-    kind: Literal["gpu", "cpu"]
+    kind: Literal["gpu", "cpu"] = Field(
+        description="cpu: the whole CPU of a machine without any GPU"
+    )
     name: Text = Field(description="as the driver names it")
     memory_bytes: Count = Field(description="device memory; for a CPU the memory it may use")
     hardware_class: Label = Field(description="devices of one class give bit-identical results")
     compute_capability: Text | None = Field(default=None, description="major.minor")
-    driver: Text | None = None
-    ecc: bool | None = None
-    mig: bool | None = None
-    pcie_generation: Count | None = None
-    pcie_lanes: Count | None = None
+    driver: Text | None = Field(default=None, description="version of the GPU's driver")
+    ecc: bool | None = Field(default=None, description="whether the memory corrects errors")
+    mig: bool | None = Field(default=None, description="whether the GPU is cut into slices")
+    pcie_generation: Count | None = Field(default=None, description="of the link in use")
+    pcie_lanes: Count | None = Field(default=None, description="of the link in use")
     power_limit_mw: Count | None = Field(default=None, description="milliwatts")
 
 
@@ -91,25 +103,29 @@ class Offer(Document):
     KIND: ClassVar[str] = "offer"
     SIGNED_BY: ClassVar[str] = "the provider"
 
-    provider: Party
-    broker: Party
+    provider: Provider
+    broker: Broker
     sequence: Count = Field(description="rises with each offer; a newer one replaces the older")
     name: Text = Field(description="what the owner calls the machine")
-    devices: tuple[Device, ...] = Field(min_length=1, max_length=MAX_DEVICES)
-    price_ucr_per_device_hour: Count
+    devices: tuple[Device, ...] = Field(
+        min_length=1, max_length=MAX_DEVICES, description="what is for rent, each device by itself"
+    )
+    price_ucr_per_device_hour: Count = Field(description="the least that a lease may pay")
     cpu_millis: Count = Field(description="thousandths of a core that one device brings along")
     memory_bytes: Count = Field(description="main memory that one device brings along")
     disk_bytes: Count = Field(description="disk that one device brings along")
-    region: Label
-    runner: Literal["docker", "process"]
+    region: Label = Field(description="where the machine stands, in the owner's words")
+    runner: Literal["docker", "process"] = Field(
+        description="process isolates nothing: only for renters in accepts"
+    )
     image_policy: Literal["digest", "any"] = Field(description="digest: pinned images only")
     egress: bool = Field(description="whether jobs may reach the network")
     accepts: tuple[Party, ...] = Field(
         max_length=256, description="renters that it serves; empty: everybody"
     )
     grace_ms: Count = Field(description="notice that a reclaim gives the job")
-    issued_ms: Count
-    expires_ms: Count
+    issued_ms: Issued
+    expires_ms: Count = Field(description="no lease begins after this")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -129,16 +145,16 @@ class Resources(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    devices: int = Field(ge=1, le=MAX_DEVICES)
-    device_kind: Literal["gpu", "cpu", "any"]
+    devices: int = Field(ge=1, le=MAX_DEVICES, description="how many devices, all on one machine")
+    device_kind: Literal["gpu", "cpu", "any"] = Field(description="what counts as a device")
     device_memory_bytes: Count = Field(default=0, description="least memory of each device")
     device_name: Text = Field(default="", description="a part of the device's name")
     hardware_class: str = Field(default="", max_length=64, description="exactly this class")
     cpu_millis: Count = Field(default=1000, description="thousandths of a core, in all")
     memory_bytes: Count = Field(description="main memory, in all")
     disk_bytes: Count = Field(description="disk for checkpoints and outputs, in all")
-    region: str = Field(default="", max_length=64)
-    egress: bool = False
+    region: str = Field(default="", max_length=64, description="exactly this region")
+    egress: bool = Field(default=False, description="whether the job needs the network")
 
 
 class Input(BaseModel):
@@ -149,7 +165,7 @@ class Input(BaseModel):
     destination: str = Field(max_length=512, description="path in the container")
     kind: Literal["file", "folder"] = Field(description="a file's index lists just that file")
     index_sha256: Sha256 = Field(description="of the tree index that lists its files and chunks")
-    total_bytes: Count
+    total_bytes: Count = Field(description="bytes of all its files")
 
     @field_validator("destination")
     @classmethod
@@ -163,29 +179,37 @@ class Job(Document):
     KIND: ClassVar[str] = "job"
     SIGNED_BY: ClassVar[str] = "the renter"
 
-    renter: Party
-    broker: Party
+    renter: Renter
+    broker: Broker
     nonce: Nonce = Field(description="tells two otherwise equal jobs apart")
-    name: Name
+    name: Name = Field(description="what the renter calls the job; the newest of a name is meant")
     image: str = Field(min_length=1, max_length=512, description="by digest where policy wants it")
-    command: tuple[Annotated[str, Field(max_length=16384)], ...] = Field(max_length=256)
-    env: dict[str, str] = Field(max_length=128)
-    resources: Resources
-    max_price_ucr_per_device_hour: Count
+    command: tuple[Annotated[str, Field(max_length=16384)], ...] = Field(
+        max_length=256, description="the program and its arguments; empty: the image's own"
+    )
+    env: dict[str, str] = Field(
+        max_length=128, description="variables of the container; names with SUBLET_ are ours"
+    )
+    resources: Resources = Field(description="what one run needs")
+    max_price_ucr_per_device_hour: Count = Field(description="the most that a lease may cost")
     budget_ucr: Count = Field(description="the job never costs more, whatever happens")
-    checkpoint_interval_ms: int = Field(ge=1_000, le=86_400_000)
+    checkpoint_interval_ms: int = Field(
+        ge=1_000, le=86_400_000, description="the agent asks for a checkpoint this often"
+    )
     patience_ms: int = Field(
-        ge=10_000, le=86_400_000, description="silence after which the machine counts as lost"
+        ge=5_000, le=86_400_000, description="silence after which the machine counts as lost"
     )
     stop_grace_ms: int = Field(
         default=30_000, ge=1_000, le=3_600_000, description="time to checkpoint when asked to stop"
     )
-    inputs: tuple[Input, ...] = Field(max_length=MAX_INPUTS)
+    inputs: tuple[Input, ...] = Field(
+        max_length=MAX_INPUTS, description="files and folders that are placed before it starts"
+    )
     outputs: str = Field(default="", max_length=512, description="folder that is brought back")
     accept_receipts_up_to_ucr: Count = Field(
         description="receipts up to this charge need no renter's signature"
     )
-    issued_ms: Count
+    issued_ms: Issued
     expires_ms: Count = Field(description="it does not start after this")
 
     @field_validator("command")
@@ -230,19 +254,25 @@ class Lease(Document):
     KIND: ClassVar[str] = "lease"
     SIGNED_BY: ClassVar[str] = "the broker, then the provider"
 
-    broker: Party
-    provider: Party
-    renter: Party
-    job: DocumentId
-    offer: DocumentId
+    broker: Broker
+    provider: Provider
+    renter: Renter
+    job: JobId
+    offer: DocumentId = Field(description="the offer that it takes")
     epoch: int = Field(ge=1, le=MAX_INTEGER, description="rises with each lease of the job")
-    device_ids: tuple[DeviceId, ...] = Field(min_length=1, max_length=MAX_DEVICES)
-    price_ucr_per_device_hour: Count
+    device_ids: tuple[DeviceId, ...] = Field(
+        min_length=1, max_length=MAX_DEVICES, description="devices of the offer that it takes"
+    )
+    price_ucr_per_device_hour: Count = Field(
+        description="between the offer's price and the job's highest"
+    )
     fee_bps: int = Field(ge=0, le=10_000, description="the broker's share of the charge")
     hold_ucr: Count = Field(description="the most that this lease may charge")
     start_step: Count = Field(description="step of the checkpoint it starts from; 0: the start")
-    start_checkpoint: DocumentId | None = None
-    issued_ms: Count
+    start_checkpoint: DocumentId | None = Field(
+        default=None, description="the durable checkpoint that it resumes from"
+    )
+    issued_ms: Issued
     answer_by_ms: Count = Field(description="void unless the agent has signed it by then")
 
 
@@ -252,16 +282,18 @@ class Checkpoint(Document):
     KIND: ClassVar[str] = "checkpoint"
     SIGNED_BY: ClassVar[str] = "the provider"
 
-    provider: Party
-    job: DocumentId
-    lease: DocumentId
-    epoch: int = Field(ge=1, le=MAX_INTEGER)
-    kind: Literal["checkpoint", "outputs"]
-    step: Count
+    provider: Provider
+    job: JobId
+    lease: LeaseId
+    epoch: Epoch
+    kind: Literal["checkpoint", "outputs"] = Field(
+        description="outputs: what the finished job hands over"
+    )
+    step: Count = Field(description="the job's own count of its progress")
     index_sha256: Sha256 = Field(description="of the tree index that lists files and chunks")
-    total_bytes: Count
+    total_bytes: Count = Field(description="bytes of all its files")
     cum_device_ms: Count = Field(description="the lease's device time when the job finished it")
-    issued_ms: Count
+    issued_ms: Issued
 
 
 class Receipt(Document):
@@ -270,10 +302,10 @@ class Receipt(Document):
     KIND: ClassVar[str] = "receipt"
     SIGNED_BY: ClassVar[str] = "the provider, then the renter (or the job's bounds accept it)"
 
-    provider: Party
-    job: DocumentId
-    lease: DocumentId
-    epoch: int = Field(ge=1, le=MAX_INTEGER)
+    provider: Provider
+    job: JobId
+    lease: LeaseId
+    epoch: Epoch
     sequence: int = Field(ge=1, le=MAX_INTEGER, description="1, 2, 3 ... within the lease")
     previous: DocumentId | None = Field(description="the receipt before it; null for the first")
     cum_device_ms: Count = Field(description="wall ms times devices since the run started")
@@ -283,7 +315,7 @@ class Receipt(Document):
     charge_ucr: Count = Field(description="floor(price x cum_device_ms / 3 600 000), at most hold")
     final: bool = Field(description="the last of its lease")
     reason: Reason | None = Field(description="why the run ended; null unless final")
-    issued_ms: Count
+    issued_ms: Issued
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -304,7 +336,7 @@ class Transfer(BaseModel):
     id: Sha256 = Field(description="from what it cites, so that a replay is a no-op")
     debit: str = Field(max_length=160, description="account that is debited")
     credit: str = Field(max_length=160, description="account that is credited")
-    amount_ucr: Count
+    amount_ucr: Count = Field(description="what is moved")
 
 
 class Settlement(Document):
@@ -313,24 +345,28 @@ class Settlement(Document):
     KIND: ClassVar[str] = "settlement"
     SIGNED_BY: ClassVar[str] = "the broker"
 
-    broker: Party
-    job: DocumentId
-    lease: DocumentId
-    epoch: int = Field(ge=1, le=MAX_INTEGER)
+    broker: Broker
+    job: JobId
+    lease: LeaseId
+    epoch: Epoch
     receipt: DocumentId | None = Field(description="the newest receipt; null if none came")
-    reason: Reason
-    fault: Fault
+    reason: Reason = Field(description="why the run ended")
+    fault: Fault = Field(description="who answers for it, by the table of reasons")
     accepted_by: Literal["renter", "job", "none"] = Field(
         description="renter: countersigned; job: within accept_receipts_up_to_ucr; none: no charge"
     )
     cum_device_ms: Count = Field(description="device time claimed, within the broker's own clock")
     payable_device_ms: Count = Field(description="what the durable-progress rule leaves of it")
     lost_device_ms: Count = Field(description="cum_device_ms - payable_device_ms")
-    charged_ucr: Count
-    fee_ucr: Count
+    charged_ucr: Count = Field(
+        description="what the renter pays: floor(price x payable / 3 600 000), at most hold"
+    )
+    fee_ucr: Count = Field(description="the broker's share, rounded down")
     provider_ucr: Count = Field(description="charged_ucr - fee_ucr")
-    transfers: tuple[Transfer, ...] = Field(max_length=16)
-    issued_ms: Count
+    transfers: tuple[Transfer, ...] = Field(
+        max_length=16, description="what moves in the ledger; they add up to charged_ucr"
+    )
+    issued_ms: Issued
 
 
 class Deposit(Document):
@@ -339,12 +375,12 @@ class Deposit(Document):
     KIND: ClassVar[str] = "deposit"
     SIGNED_BY: ClassVar[str] = "the operator (the broker's key)"
 
-    broker: Party
-    party: Party
-    amount_ucr: int = Field(ge=1, le=MAX_INTEGER)
-    memo: Text
-    nonce: Nonce
-    issued_ms: Count
+    broker: Broker
+    party: Party = Field(description="whose account is credited")
+    amount_ucr: int = Field(ge=1, le=MAX_INTEGER, description="what is credited")
+    memo: Text = Field(description="for people; means nothing to the broker")
+    nonce: Nonce = Field(description="tells two otherwise equal deposits apart")
+    issued_ms: Issued
 
 
 class Amendment(Document):
@@ -353,12 +389,12 @@ class Amendment(Document):
     KIND: ClassVar[str] = "amendment"
     SIGNED_BY: ClassVar[str] = "the renter"
 
-    renter: Party
-    broker: Party
-    job: DocumentId
+    renter: Renter
+    broker: Broker
+    job: JobId
     budget_ucr: Count = Field(description="the new total budget; never lower than before")
-    accept_receipts_up_to_ucr: Count
-    issued_ms: Count
+    accept_receipts_up_to_ucr: Count = Field(description="the new bound; as in the job")
+    issued_ms: Issued
 
 
 class TreeHead(Document):
@@ -367,10 +403,10 @@ class TreeHead(Document):
     KIND: ClassVar[str] = "tree-head"
     SIGNED_BY: ClassVar[str] = "the broker"
 
-    broker: Party
+    broker: Broker
     size: Count = Field(description="number of documents in the log")
     root_sha256: Sha256 = Field(description="Merkle root (RFC 6962) over their ids")
-    issued_ms: Count
+    issued_ms: Issued
 
 
 DOCUMENTS: tuple[type[Document], ...] = (
@@ -483,6 +519,7 @@ def check_time(
 def refused_by_validation(error: ValidationError) -> DocumentRefused:
     """Return pydantic's first complaint as one that names its field."""
     first = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
+    # A path may hold keys that a stranger chose: bound what we repeat of them.
+    field = ".".join(str(part)[:80] for part in first["loc"])[:400]
     message = str(first["msg"]).removeprefix("Value error, ")
     return DocumentRefused(f"{field}: {message}" if field else message, field)

@@ -1,15 +1,20 @@
 """Strict JSON: the one way in which hostile bytes become Python values.
 
 Rules: a stated size limit, UTF-8, no duplicate keys, no NaN or Infinity, integers within 2**53 - 1,
-no floats unless the caller says so (signed documents never carry one), and bounded nesting.
+no floats unless the caller says so (signed documents never carry one), whole characters, and
+bounded nesting. What passes can always be written again by `canonical_json`.
 """
 
 import json
+import math
+import re
 from typing import Any, NoReturn
 
 MAX_DOCUMENT_BYTES = 64 * 1024
 MAX_INTEGER = 2**53 - 1
 MAX_DEPTH = 32
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class EncodingError(ValueError):
@@ -45,7 +50,7 @@ def parse_json(
             text,
             object_pairs_hook=_unique_keys,
             parse_int=_bounded_integer,
-            parse_float=None if allow_floats else _no_float,
+            parse_float=_finite_float if allow_floats else _no_float,
             parse_constant=_no_constant,
         )
     except RecursionError as error:
@@ -53,6 +58,8 @@ def parse_json(
     except json.JSONDecodeError as error:
         raise EncodingError(f"not JSON: {error.msg} at character {error.pos}") from error
     _check_depth(value)
+    if _SURROGATE.search(text):
+        _check_characters(value)
     return value
 
 
@@ -62,7 +69,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise EncodingError(f"the key {key!r} stands twice in one object")
+                raise EncodingError(f"the key {key[:80]!r} stands twice in one object")
             seen.add(key)
     return result
 
@@ -77,11 +84,26 @@ def _bounded_integer(text: str) -> int:
 
 
 def _no_float(text: str) -> NoReturn:
-    raise EncodingError(f"the number {text} is not an integer")
+    raise EncodingError(f"the number {text[:40]} is not an integer")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise EncodingError(f"the number {text[:40]} is too large")
+    return value
 
 
 def _no_constant(text: str) -> NoReturn:
     raise EncodingError(f"{text} is not a number")
+
+
+def _check_characters(value: Any) -> None:
+    """Refuse an escaped half of a character: Python would carry it on, but can't encode it."""
+    try:
+        canonical_json(value)
+    except UnicodeEncodeError as error:
+        raise EncodingError("a text holds half of a surrogate pair") from error
 
 
 def _check_depth(value: Any) -> None:

@@ -49,12 +49,6 @@ class EnvelopeSignature(BaseModel):
         _decode(text)
         return text
 
-    @field_validator("sig")
-    @classmethod
-    def _is_base64(cls, text: str) -> str:
-        _decode(text)
-        return text
-
 
 class Envelope(BaseModel):
     """A payload with the signatures over it, as DSSE's JSON."""

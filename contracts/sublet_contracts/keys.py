@@ -43,7 +43,8 @@ class KeyRefused(ValueError):
 @lru_cache(maxsize=4096)
 def public_key(party: str) -> Ed25519PublicKey:
     """Return the key that `party` names. Raises KeyRefused."""
-    if not re.match(PARTY_PATTERN, party):
+    # Python's `$` lets a line feed pass, which would give the party a second id.
+    if not re.fullmatch(PARTY_PATTERN, party):
         raise KeyRefused(f"{party[:80]!r} is not a party id (ed25519- and 64 hex digits)")
     raw = bytes.fromhex(party.removeprefix("ed25519-"))
     y = int.from_bytes(raw, "little") & (2**255 - 1)

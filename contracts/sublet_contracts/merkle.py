@@ -5,6 +5,7 @@ A leaf is a document id. Whoever keeps a signed tree head can check that a docum
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 EMPTY_ROOT = hashlib.sha256(b"").hexdigest()
@@ -69,7 +70,7 @@ def root_from_inclusion(
     hashed = leaf_hash(document_id)
     at, last = position, size - 1
     for sibling_hex in proof:
-        if last == 0 or len(sibling_hex) != 64:
+        if last == 0 or not re.fullmatch(r"[0-9a-f]{64}", sibling_hex):
             return None
         sibling = bytes.fromhex(sibling_hex)
         if at % 2 or at == last:

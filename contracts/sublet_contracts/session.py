@@ -23,10 +23,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Literal
 
-from sublet_contracts.documents import Count as CountField
+from pydantic import Field
+
 from sublet_contracts.documents import (
+    Broker,
     Document,
     DocumentRefused,
+    Issued,
     Nonce,
     Party,
     Text,
@@ -78,12 +81,12 @@ class SessionProof(Document):
     KIND: ClassVar[str] = "session"
     SIGNED_BY: ClassVar[str] = "the provider"
 
-    party: Party
-    broker: Party
-    nonce: Nonce
-    instance: Nonce
-    agent_version: Text
-    issued_ms: CountField
+    party: Party = Field(description="the provider: its public key")
+    broker: Broker
+    nonce: Nonce = Field(description="the one in the broker's hello")
+    instance: Nonce = Field(description="this start of the agent")
+    agent_version: Text = Field(description="for people")
+    issued_ms: Issued
 
 
 class SessionError(Exception):
@@ -176,7 +179,10 @@ class BrokerSession(_Session):
         """
         received = self._receive(frame)
         if isinstance(received.message, Join):
-            self.proof = self._prove(received.message, now_ms)
+            try:
+                self.proof = self._prove(received.message, now_ms)
+            except SessionError as error:
+                raise self._broken(error.code, error.detail) from error
         return received
 
     def refuse(self, error: SessionError) -> bytes:
@@ -238,7 +244,10 @@ class AgentSession(_Session):
             raise self._broken(
                 "version", f"the broker speaks protocol {list(hello.versions)}; update the agent"
             )
-        check_clock(now_ms, hello.time_ms)
+        try:
+            check_clock(now_ms, hello.time_ms)
+        except SessionError as error:
+            raise self._broken(error.code, error.detail) from error
         self.broker = hello.broker
         proof = SessionProof(
             party=self._key.party,

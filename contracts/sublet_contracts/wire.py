@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from sublet_contracts.documents import (
     Count,
     DocumentId,
+    JobId,
+    LeaseId,
     Name,
     Nonce,
     Party,
@@ -52,10 +54,12 @@ class Hello(Message):
     TYPE: ClassVar[str] = "hello"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
 
-    broker: Party
-    nonce: Nonce
-    versions: tuple[int, ...] = Field(min_length=1, max_length=16)
-    time_ms: Count
+    broker: Party = Field(description="who greets")
+    nonce: Nonce = Field(description="to be signed in join; new for each connection")
+    versions: tuple[int, ...] = Field(
+        min_length=1, max_length=16, description="protocol versions it speaks"
+    )
+    time_ms: Count = Field(description="the broker's clock; ms since 1970")
 
 
 class Join(Message):
@@ -64,8 +68,8 @@ class Join(Message):
     TYPE: ClassVar[str] = "join"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
 
-    proof: Envelope
-    version: int
+    proof: Envelope = Field(description="a session document over the nonce, signed by the provider")
+    version: int = Field(description="the protocol version that is spoken from here on")
 
 
 class HeldLease(BaseModel):
@@ -73,8 +77,8 @@ class HeldLease(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    lease: DocumentId
-    epoch: Count
+    lease: LeaseId
+    epoch: Count = Field(description="the lease's epoch")
 
 
 class Welcome(Message):
@@ -83,9 +87,11 @@ class Welcome(Message):
     TYPE: ClassVar[str] = "welcome"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
 
-    heartbeat_ms: int = Field(ge=100, le=60_000)
-    fee_bps: Count
-    leases: tuple[HeldLease, ...] = Field(max_length=MAX_RUNS)
+    heartbeat_ms: int = Field(ge=100, le=60_000, description="how often a heartbeat is expected")
+    fee_bps: Count = Field(description="the broker's share; shown to the owner")
+    leases: tuple[HeldLease, ...] = Field(
+        max_length=MAX_RUNS, description="what the agent holds, as far as the broker knows"
+    )
 
 
 class Refused(Message):
@@ -94,8 +100,8 @@ class Refused(Message):
     TYPE: ClassVar[str] = "refused"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
 
-    code: Name
-    detail: str = Field(max_length=1024)
+    code: Name = Field(description="for programs: clock, version, bad_proof ...")
+    detail: str = Field(max_length=1024, description="for people: what is wrong and what to do")
 
 
 class Ack(Message):
@@ -104,7 +110,7 @@ class Ack(Message):
     TYPE: ClassVar[str] = "ack"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "both"
 
-    mids: tuple[Mid, ...] = Field(max_length=1000)
+    mids: tuple[Mid, ...] = Field(max_length=1000, description="the messages that are safe")
 
 
 class Announce(Message):
@@ -113,7 +119,7 @@ class Announce(Message):
     TYPE: ClassVar[str] = "announce"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
 
-    offer: Envelope
+    offer: Envelope = Field(description="the offer, signed by the provider")
 
 
 class Withdraw(Message):
@@ -123,7 +129,7 @@ class Withdraw(Message):
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
     RELIABLE: ClassVar[bool] = True
 
-    offer_sequence: Count
+    offer_sequence: Count = Field(description="this offer and all before it")
 
 
 class Assign(Message):
@@ -133,9 +139,9 @@ class Assign(Message):
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
     RELIABLE: ClassVar[bool] = True
 
-    lease: Envelope
-    job: Envelope
-    checkpoint: Envelope | None
+    lease: Envelope = Field(description="signed by the broker")
+    job: Envelope = Field(description="signed by the renter")
+    checkpoint: Envelope | None = Field(description="where to start from; null: the beginning")
 
 
 class LeaseAnswer(Message):
@@ -145,9 +151,11 @@ class LeaseAnswer(Message):
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
     RELIABLE: ClassVar[bool] = True
 
-    lease: DocumentId
-    signed: Envelope | None
-    refusal: Text = ""
+    lease: LeaseId
+    signed: Envelope | None = Field(
+        description="the lease with the provider's signature; null if refused"
+    )
+    refusal: Text = Field(default="", description="why it was refused")
 
 
 class Prepare(Message):
@@ -156,8 +164,8 @@ class Prepare(Message):
     TYPE: ClassVar[str] = "prepare"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
 
-    job: Envelope
-    checkpoint: Envelope | None
+    job: Envelope = Field(description="signed by the renter")
+    checkpoint: Envelope | None = Field(description="what to restore; null: nothing yet")
 
 
 class Unprepare(Message):
@@ -166,7 +174,7 @@ class Unprepare(Message):
     TYPE: ClassVar[str] = "unprepare"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
 
-    job: DocumentId
+    job: JobId
 
 
 class Order(Message):
@@ -176,11 +184,11 @@ class Order(Message):
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
     RELIABLE: ClassVar[bool] = True
 
-    lease: DocumentId
-    epoch: Count
-    desired: Literal["drain", "stop"]
-    reason: Reason
-    grace_ms: Count
+    lease: LeaseId
+    epoch: Count = Field(description="the lease's epoch")
+    desired: Literal["drain", "stop"] = Field(description="drain: checkpoint first; stop: at once")
+    reason: Reason = Field(description="why the run is to end")
+    grace_ms: Count = Field(description="time until it is stopped by force")
 
 
 class RunReport(BaseModel):
@@ -188,14 +196,16 @@ class RunReport(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    lease: DocumentId
-    epoch: Count
-    state: RunState
-    cum_device_ms: Count
-    step: Count = 0
-    total_steps: Count = 0
-    metrics: dict[Name, FiniteFloat] = Field(default_factory=dict, max_length=32)
-    detail: Text = ""
+    lease: LeaseId
+    epoch: Count = Field(description="the lease's epoch")
+    state: RunState = Field(description="as the agent observes it")
+    cum_device_ms: Count = Field(description="wall ms times devices since it started")
+    step: Count = Field(default=0, description="the job's own progress")
+    total_steps: Count = Field(default=0, description="of so many; 0: not known")
+    metrics: dict[Name, FiniteFloat] = Field(
+        default_factory=dict, max_length=32, description="what the job reports, such as its loss"
+    )
+    detail: Text = Field(default="", description="for people")
 
 
 class Heartbeat(Message):
@@ -204,7 +214,7 @@ class Heartbeat(Message):
     TYPE: ClassVar[str] = "heartbeat"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
 
-    runs: tuple[RunReport, ...] = Field(max_length=MAX_RUNS)
+    runs: tuple[RunReport, ...] = Field(max_length=MAX_RUNS, description="all that it runs")
 
 
 class RunChanged(Message):
@@ -214,13 +224,15 @@ class RunChanged(Message):
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
     RELIABLE: ClassVar[bool] = True
 
-    lease: DocumentId
-    epoch: Count
-    state: RunState
-    cum_device_ms: Count
-    reason: Reason | None = None
-    exit_code: int | None = Field(default=None, ge=-255, le=255)
-    detail: str = Field(default="", max_length=2048)
+    lease: LeaseId
+    epoch: Count = Field(description="the lease's epoch")
+    state: RunState = Field(description="the state that it entered")
+    cum_device_ms: Count = Field(description="wall ms times devices since it started")
+    reason: Reason | None = Field(default=None, description="why it ended; null unless exited")
+    exit_code: int | None = Field(
+        default=None, ge=-255, le=255, description="of the command; negative: the signal"
+    )
+    detail: str = Field(default="", max_length=2048, description="for people")
 
 
 class CheckpointUploaded(Message):
@@ -230,7 +242,7 @@ class CheckpointUploaded(Message):
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
     RELIABLE: ClassVar[bool] = True
 
-    checkpoint: Envelope
+    checkpoint: Envelope = Field(description="signed by the provider")
 
 
 class CheckpointVerdict(Message):
@@ -240,13 +252,13 @@ class CheckpointVerdict(Message):
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
     RELIABLE: ClassVar[bool] = True
 
-    lease: DocumentId
-    epoch: Count
-    checkpoint: DocumentId
-    kind: Literal["checkpoint", "outputs"]
-    step: Count
-    durable: bool
-    detail: str = Field(default="", max_length=1024)
+    lease: LeaseId
+    epoch: Count = Field(description="the lease's epoch")
+    checkpoint: DocumentId = Field(description="the checkpoint's document")
+    kind: Literal["checkpoint", "outputs"] = Field(description="as in the document")
+    step: Count = Field(description="as in the document")
+    durable: bool = Field(description="true: it counts; false: refused")
+    detail: str = Field(default="", max_length=1024, description="why it was refused")
 
 
 class ReceiptIssued(Message):
@@ -256,7 +268,7 @@ class ReceiptIssued(Message):
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
     RELIABLE: ClassVar[bool] = True
 
-    receipt: Envelope
+    receipt: Envelope = Field(description="signed by the provider")
 
 
 class Settled(Message):
@@ -266,7 +278,7 @@ class Settled(Message):
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
     RELIABLE: ClassVar[bool] = True
 
-    settlement: Envelope
+    settlement: Envelope = Field(description="signed by the broker")
 
 
 class LogLine(BaseModel):
@@ -274,10 +286,14 @@ class LogLine(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    number: Count
-    time_ms: Count
-    stream: Literal["stdout", "stderr", "sublet"]
-    text: str = Field(max_length=MAX_LOG_LINE_CHARACTERS)
+    number: Count = Field(description="from 0 within the lease")
+    time_ms: Count = Field(description="when it was written; ms since 1970")
+    stream: Literal["stdout", "stderr", "sublet"] = Field(
+        description="sublet: a remark of the agent's"
+    )
+    text: str = Field(
+        max_length=MAX_LOG_LINE_CHARACTERS, description="without its line end; longer lines are cut"
+    )
 
 
 class Logs(Message):
@@ -286,9 +302,11 @@ class Logs(Message):
     TYPE: ClassVar[str] = "logs"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
 
-    lease: DocumentId
-    epoch: Count
-    lines: tuple[LogLine, ...] = Field(min_length=1, max_length=MAX_LOG_LINES_PER_FRAME)
+    lease: LeaseId
+    epoch: Count = Field(description="the lease's epoch")
+    lines: tuple[LogLine, ...] = Field(
+        min_length=1, max_length=MAX_LOG_LINES_PER_FRAME, description="in order, without a gap"
+    )
 
 
 class LogsWanted(Message):
@@ -297,8 +315,8 @@ class LogsWanted(Message):
     TYPE: ClassVar[str] = "logs_wanted"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
 
-    lease: DocumentId
-    next_number: Count
+    lease: LeaseId
+    next_number: Count = Field(description="the first line that is wanted")
 
 
 class Prepared(Message):
@@ -307,9 +325,9 @@ class Prepared(Message):
     TYPE: ClassVar[str] = "prepared"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
 
-    job: DocumentId
-    ready: bool
-    detail: Text = ""
+    job: JobId
+    ready: bool = Field(description="image and checkpoint are there")
+    detail: Text = Field(default="", description="what went wrong")
 
 
 MESSAGES: dict[str, type[Message]] = {
