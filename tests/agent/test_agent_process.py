@@ -1,0 +1,201 @@
+"""The agent as a process, against the real broker as a process: killed, drained, reclaimed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sublet_contracts.keys import SigningKey
+
+from tests.agent.renter import Renter
+
+TRAINING = Path(__file__).parents[1] / "e2e" / "training_job.py"
+LIMIT_S = 60.0
+
+
+def until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {limit_s:.0f} s for {what}")
+        time.sleep(0.1)
+    return found
+
+
+class Place:
+    """A broker and one agent's folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.log = (root / "log").open("ab")
+        ready = root / "broker" / "listen.json"
+        self.broker = self._run(
+            "sublet_broker.main", "--listen", "127.0.0.1:0", "--data", str(ready.parent)
+        )
+        until(ready.exists, "the broker")
+        self.url = str(json.loads(ready.read_text())["url"])
+        self.renter = Renter(self.url, SigningKey.load_or_create(ready.parent / "broker.key"))
+        self.renter.introduce()
+        self.state = root / "agent"
+        self.agent: subprocess.Popen[bytes] | None = None
+
+    def _run(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments], stdout=self.log, stderr=self.log,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def start_agent(self) -> None:
+        self.agent = self._run(
+            "sublet_agent.main", "--broker", self.url, "--state", str(self.state), "--cpu",
+            "--runner", "process", "--trust", self.renter.key.party, "--memory", "1GB",
+        )  # fmt: skip
+        until(lambda: self.command("status").get("connected"), "the agent to connect")
+        until(lambda: self.renter.call("GET", "/v1/offers").json()["offers"], "an offer")
+
+    def kill_agent(self) -> None:
+        assert self.agent
+        self.agent.kill()
+        self.agent.wait()
+
+    def command(self, *arguments: str) -> dict[str, Any]:
+        found = subprocess.run(
+            [sys.executable, "-c", "import sys; from sublet_agent.main import provider_main; "
+             "sys.exit(provider_main(sys.argv[1:]))", *arguments, "--state", str(self.state),
+             "--json"], capture_output=True, check=False,
+        )  # fmt: skip
+        return dict(json.loads(found.stdout)) if found.returncode == 0 else {}
+
+    def submit(self, steps: int = 60, **changes: Any) -> str:
+        return self.renter.submit(
+            TRAINING, "--steps", str(steps), "--every", "5", "--pace-s", "0.1", "--out", "/out",
+            **changes,
+        )  # fmt: skip
+
+    def finished(self, job: str) -> Any:
+        until(lambda: self.renter.job(job).state in ("succeeded", "failed"), "the job's end")
+        return self.renter.job(job)
+
+    def close(self) -> None:
+        for process in (self.agent, self.broker):
+            if process and process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("market"))
+    try:
+        yield place
+    finally:
+        place.close()
+
+
+@pytest.fixture
+def agent(place: Place) -> Place:
+    if place.agent is None or place.agent.poll() is not None:
+        place.start_agent()
+    return place
+
+
+def output_of(place: Place, job: str) -> list[str]:
+    return [str(json.loads(line)["text"]) for line in place.renter.logs(job)]
+
+
+@pytest.mark.slow
+def test_a_killed_agent_takes_its_run_up_again(agent: Place) -> None:
+    job = agent.submit(80)
+    until(lambda: agent.renter.job(job).durable_step >= 10, "a durable checkpoint")
+    agent.kill_agent()
+    agent.start_agent()
+    view = agent.finished(job)
+    assert view.state == "succeeded"
+    assert view.recoveries == 0
+    assert len(view.runs) == 1
+    # Neither a line twice nor one missing.
+    steps = [line.split()[1] for line in output_of(agent, job) if line.startswith("step ")]
+    assert steps == [str(number) for number in range(1, 81)]
+
+
+@pytest.mark.slow
+def test_reclaim_loses_nothing_and_is_paid(agent: Place) -> None:
+    job = agent.submit(80)
+    until(lambda: agent.renter.job(job).durable_step >= 5, "a durable checkpoint")
+    status = agent.command("reclaim", "--grace", "20s")
+    assert status["draining"]
+    assert all(run["phase"] == "ended" for run in status["runs"])
+    agent.command("offer")
+    view = agent.finished(job)
+    assert view.state == "succeeded"
+    first, second = view.runs
+    assert first.reason == "reclaimed"
+    assert second.start_step == first.durable_step
+    assert first.charge_ucr > 0
+    steps = [int(line.split()[1]) for line in output_of(agent, job) if line.startswith("step ")]
+    assert steps == list(range(1, 81))
+
+
+@pytest.mark.slow
+def test_a_failing_job_brings_its_last_words(agent: Place, tmp_path: Path) -> None:
+    script = tmp_path / "bad.py"
+    script.write_text("print('about to fail', flush=True)\nraise SystemExit(3)\n")
+    view = agent.finished(agent.renter.submit(script, outputs=""))
+    assert view.state == "failed"
+    assert view.reason == "job_failed"
+    assert "about to fail" in output_of(agent, view.id)
+
+
+@pytest.mark.slow
+def test_sigterm_drains_and_ends(agent: Place) -> None:
+    job = agent.submit(200)
+    until(lambda: agent.renter.job(job).durable_step >= 5, "a durable checkpoint")
+    assert agent.agent
+    agent.agent.terminate()
+    assert agent.agent.wait(30) == 0
+    first = agent.renter.job(job).runs[0]
+    assert first.reason == "provider_drained"
+    assert first.charge_ucr > 0
+    agent.renter.call("POST", f"/v1/jobs/{job}/cancel")
+
+
+def test_a_second_agent_with_the_same_state_is_refused(agent: Place) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "sublet_agent.main", "--broker", agent.url, "--state",
+         str(agent.state), "--cpu"], capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert b"another agent is using" in second.stdout
+    assert os.path.exists(agent.state / "lock")
+
+
+@pytest.mark.slow
+def test_a_sleeper_that_wakes_stops_what_went_elsewhere(agent: Place) -> None:
+    if agent.agent is None or agent.agent.poll() is not None:
+        agent.start_agent()
+    job = agent.submit(400, patience_ms=10_000)
+    until(lambda: agent.renter.job(job).durable_step >= 5, "a durable checkpoint")
+    assert agent.agent
+    agent.agent.send_signal(signal.SIGSTOP)
+    until(lambda: agent.renter.job(job).recoveries or agent.renter.job(job).state == "recovering",
+          "the machine to count as lost")  # fmt: skip
+    agent.agent.send_signal(signal.SIGCONT)
+    until(lambda: len(agent.renter.job(job).runs) == 2, "the next run")
+    first = agent.renter.job(job).runs[0]
+    assert first.reason == "provider_lost"
+    until(lambda: len(agent.command("status")["runs"]) == 1, "the first run to be gone")
+    assert agent.command("status")["runs"][0]["lease"] != first.lease
+    until(lambda: agent.renter.job(job).durable_step > first.durable_step, "new progress")
+    agent.renter.call("POST", f"/v1/jobs/{job}/cancel")
+    until(lambda: not agent.command("status")["runs"], "the cancelled run to be gone")
