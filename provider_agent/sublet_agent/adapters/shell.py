@@ -105,6 +105,9 @@ class Shell:
             if item.run_id not in by_run:
                 self.say(f"removing a run that belongs to no lease: {item.run_id}")
                 await self.blocking(self.runner.remove, item.run_id)
+        # What was fetched ahead is cheap to fetch again, and nobody would tell us to drop it.
+        ahead = self.state / "prepared"
+        await self.blocking(functools.partial(shutil.rmtree, ahead, ignore_errors=True))
         kept = {lease_id[:16] for lease_id in self.core.machines}
         for folder in self._folders():
             if folder.name not in kept:

@@ -1,0 +1,357 @@
+"""The pure core in events and effects: what is signed, what is refused, what ends how."""
+
+from typing import Any
+
+import pytest
+from sublet_agent.core import effects, events
+from sublet_agent.core.agent import AgentCore
+from sublet_agent.core.effects import Step
+from sublet_agent.core.exits import reason_of_exit
+from sublet_agent.core.offers import Terms
+from sublet_agent.core.records import Saved, Stop
+from sublet_contracts.documents import (
+    Device,
+    Job,
+    Lease,
+    Offer,
+    Receipt,
+    Signed,
+    read_document,
+    sign_document,
+)
+from sublet_contracts.keys import SigningKey
+from sublet_contracts.reasons import Reason
+from sublet_contracts.wire import (
+    Announce,
+    Assign,
+    CheckpointUploaded,
+    CheckpointVerdict,
+    HeldLease,
+    LeaseAnswer,
+    Order,
+    ReceiptIssued,
+    RunChanged,
+    Welcome,
+)
+
+BROKER = SigningKey.from_seed(b"b" * 32)
+PROVIDER = SigningKey.from_seed(b"p" * 32)
+RENTER = SigningKey.from_seed(b"r" * 32)
+OTHER = SigningKey.from_seed(b"o" * 32)
+NOW = 1_800_000_000_000
+GPU = Device(id="gpu-0", kind="gpu", name="A100", memory_bytes=2**34, hardware_class="nvidia-a100")
+PRICE = 400_000
+
+
+def terms(**changes: Any) -> Terms:
+    values: dict[str, Any] = {
+        "name": "box", "devices": (GPU,), "price_ucr_per_device_hour": PRICE, "cpu_millis": 4000,
+        "memory_bytes": 2**34, "disk_bytes": 2**34, "region": "local", "runner": "docker",
+        "image_policy": "any", "egress": False, "accepts": (), "grace_ms": 60_000,
+    }  # fmt: skip
+    return Terms(**(values | changes))
+
+
+class World:
+    """An agent core that has joined, and what came out of it."""
+
+    def __init__(self, saved: Saved | None = None, **changes: Any) -> None:
+        self.core = AgentCore(terms(**changes), PROVIDER, saved or Saved())
+        self.now = NOW
+        self.steps: list[Step] = []
+        self.do(events.Joined(BROKER.party))
+        self.welcome()
+
+    def do(self, event: events.Event) -> Step:
+        step = self.core.handle(event, self.now)
+        self.steps.append(step)
+        return step
+
+    def welcome(self, *leases: HeldLease) -> Step:
+        return self.do(events.Arrived(Welcome(heartbeat_ms=3000, fee_bps=500, leases=leases)))
+
+    @property
+    def offer(self) -> Signed[Offer]:
+        envelope = self.core.saved.offers[-1].envelope
+        return Signed(read_document(envelope, Offer), envelope)
+
+    def job(self, **changes: Any) -> Signed[Job]:
+        values: dict[str, Any] = {
+            "renter": RENTER.party, "broker": BROKER.party, "nonce": "0" * 32, "name": "ft",
+            "image": "img", "command": ("true",), "env": {},
+            "resources": {"devices": 1, "device_kind": "any", "memory_bytes": 1, "disk_bytes": 1000},
+            "max_price_ucr_per_device_hour": PRICE, "budget_ucr": 1_000_000,
+            "checkpoint_interval_ms": 60_000, "patience_ms": 20_000, "inputs": (),
+            "accept_receipts_up_to_ucr": 0, "issued_ms": NOW, "expires_ms": NOW + 10**9,
+        }  # fmt: skip
+        return sign_document(Job.model_validate(values | changes), RENTER)
+
+    def assign(
+        self, job: Signed[Job], signer: SigningKey = BROKER, **changes: Any
+    ) -> tuple[str, Step]:
+        values: dict[str, Any] = {
+            "broker": BROKER.party, "provider": PROVIDER.party, "renter": RENTER.party,
+            "job": job.id, "offer": self.offer.id, "epoch": 1, "device_ids": ("gpu-0",),
+            "price_ucr_per_device_hour": PRICE, "fee_bps": 500, "hold_ucr": 1_000_000,
+            "start_step": 0, "issued_ms": self.now, "answer_by_ms": self.now + 10_000,
+        }  # fmt: skip
+        lease = sign_document(Lease.model_validate(values | changes), signer)
+        message = Assign(lease=lease.envelope, job=job.envelope, checkpoint=None)
+        return lease.id, self.do(events.Arrived(message))
+
+    def running(self, **changes: Any) -> str:
+        lease_id, _ = self.assign(self.job(**changes))
+        self.do(events.ImageReady(lease_id))
+        self.do(events.Restored(lease_id))
+        self.ran(lease_id, 0)
+        return lease_id
+
+    def ran(self, lease_id: str, ran_ms: int, **changes: Any) -> Step:
+        self.now = max(self.now, NOW + ran_ms)
+        values: dict[str, Any] = {"running": True, "started_ms": NOW, "ran_ms": ran_ms}
+        return self.do(events.Observed(lease_id, **(values | changes)))
+
+    def durable(self, lease_id: str, step: int) -> Step:
+        self.do(events.CheckpointSeen(lease_id, step))
+        uploaded = self.do(events.Uploaded(lease_id, "checkpoint", step, "a" * 64, 10))
+        message = only(uploaded, CheckpointUploaded)
+        return self.do(events.Arrived(CheckpointVerdict(
+            lease=lease_id, epoch=1, checkpoint=message.checkpoint.id, kind="checkpoint",
+            step=step, durable=True,
+        )))  # fmt: skip
+
+
+def said(step: Step, kind: type[Any]) -> list[Any]:
+    return [q.message for q in step.save.queue if isinstance(q.message, kind)]
+
+
+def only(step: Step, kind: type[Any]) -> Any:
+    (message,) = said(step, kind)
+    return message
+
+
+def wanted(step: Step, kind: type[Any]) -> list[Any]:
+    return [effect for effect in step.effects if isinstance(effect, kind)]
+
+
+def receipts_of(world: World) -> list[Receipt]:
+    return [
+        read_document(message.receipt, Receipt, signed_by=(PROVIDER.party,))
+        for step in world.steps
+        for message in said(step, ReceiptIssued)
+    ]
+
+
+def test_it_offers_after_the_welcome() -> None:
+    world = World()
+    sends = [s.message for s in wanted(world.steps[-1], effects.Send)]
+    assert any(isinstance(message, Announce) for message in sends)
+    assert world.steps[-1].save.offers
+
+
+def test_signature_and_record_are_saved_together() -> None:
+    world = World()
+    lease_id, step = world.assign(world.job())
+    answer = only(step, LeaseAnswer)
+    assert answer.signed.signers == (BROKER.party, PROVIDER.party)
+    assert lease_id in step.save.runs
+    assert wanted(step, effects.Pull)
+
+
+@pytest.mark.parametrize(
+    ("job", "lease", "why"),
+    [
+        ({}, {"price_ucr_per_device_hour": PRICE - 1}, "price"),
+        ({}, {"device_ids": ("gpu-1",)}, "device_ids"),
+        ({}, {"offer": "f" * 64}, "offer"),
+        ({}, {"provider": OTHER.party}, "provider"),
+        ({}, {"answer_by_ms": NOW - 1, "issued_ms": NOW - 2}, "answer_by_ms"),
+        ({}, {"renter": OTHER.party}, "job"),
+        ({"max_price_ucr_per_device_hour": PRICE - 1}, {}, "price"),
+        ({"resources": {"devices": 1, "device_kind": "any", "memory_bytes": 1, "disk_bytes": 1,
+                        "egress": True}}, {}, "egress"),
+    ],
+)  # fmt: skip
+def test_a_lease_outside_the_offer_is_refused(
+    job: dict[str, Any], lease: dict[str, Any], why: str
+) -> None:
+    world = World()
+    _, step = world.assign(world.job(**job), **lease)
+    answer = only(step, LeaseAnswer)
+    assert answer.signed is None
+    assert why in answer.refusal
+    assert not world.core.saved.runs
+
+
+def test_a_lease_not_signed_by_the_broker_is_refused() -> None:
+    world = World()
+    _, step = world.assign(world.job(), signer=OTHER)
+    assert only(step, LeaseAnswer).signed is None
+
+
+def test_strangers_and_unpinned_images_are_refused_where_the_owner_says_so() -> None:
+    world = World(accepts=(OTHER.party,), image_policy="digest")
+    _, step = world.assign(world.job())
+    assert "--trust" in only(step, LeaseAnswer).refusal
+    world = World(image_policy="digest")
+    _, step = world.assign(world.job())
+    assert "digest" in only(step, LeaseAnswer).refusal
+
+
+def test_devices_are_never_leased_twice() -> None:
+    world = World()
+    world.assign(world.job())
+    _, step = world.assign(world.job(nonce="1" * 32))
+    assert "is leased under" in only(step, LeaseAnswer).refusal
+
+
+def test_an_assign_that_comes_twice_is_answered_once() -> None:
+    world = World()
+    job = world.job()
+    lease_id, _ = world.assign(job)
+    _, again = world.assign(job)
+    assert not again.save.queue
+    assert list(world.core.saved.runs) == [lease_id]
+
+
+def test_an_echo_of_an_old_epoch_is_refused() -> None:
+    world = World()
+    lease_id = world.running()
+    world.welcome()
+    world.do(events.Removed(lease_id))
+    _, step = world.assign(world.job(), issued_ms=NOW + 1)
+    assert "epoch" in only(step, LeaseAnswer).refusal
+
+
+def test_a_lease_that_went_elsewhere_is_stopped_in_silence() -> None:
+    world = World()
+    lease_id = world.running()
+    step = world.welcome()
+    assert wanted(step, effects.Remove) == [effects.Remove(lease_id)]
+    assert lease_id in step.save.drop_messages_of
+    assert not step.save.queue
+    assert not world.ran(lease_id, 50_000).save.queue
+
+
+def test_a_held_lease_goes_on_over_a_reconnect() -> None:
+    world = World()
+    lease_id = world.running()
+    world.do(events.Disconnected())
+    step = world.welcome(HeldLease(lease=lease_id, epoch=1))
+    assert not wanted(step, effects.Remove)
+
+
+def test_receipts_are_chained_cumulative_and_end_with_the_reason() -> None:
+    world = World()
+    lease_id = world.running()
+    world.ran(lease_id, 10_000)
+    world.durable(lease_id, 5)
+    world.ran(lease_id, 45_000)
+    world.do(events.Tick())
+    world.ran(lease_id, 50_000, running=False, exit_code=0)
+    world.do(events.FinalScanned(lease_id, (5,)))
+    first, second, last = receipts_of(world)
+    assert first.previous is None
+    assert (first.durable_step, first.durable_device_ms) == (5, 10_000)
+    assert [r.sequence for r in (first, second, last)] == [1, 2, 3]
+    assert [r.cum_device_ms for r in (first, second, last)] == [10_000, 45_000, 50_000]
+    assert last.final
+    assert last.reason is Reason.SUCCEEDED
+    assert last.charge_ucr == PRICE * 50_000 // 3_600_000
+
+
+def test_the_charge_never_passes_the_hold() -> None:
+    world = World()
+    lease_id, _ = world.assign(world.job(), hold_ucr=100)
+    world.do(events.ImageReady(lease_id))
+    world.do(events.Restored(lease_id))
+    world.ran(lease_id, 3_600_000, running=False, exit_code=0)
+    world.do(events.FinalScanned(lease_id, ()))
+    assert receipts_of(world)[-1].charge_ucr == 100
+
+
+def test_device_time_never_goes_back() -> None:
+    world = World()
+    lease_id = world.running()
+    world.ran(lease_id, 20_000)
+    world.ran(lease_id, 5_000)
+    assert world.core.saved.runs[lease_id].cum_device_ms == 20_000
+
+
+def test_a_drain_waits_for_the_last_checkpoint_to_be_durable() -> None:
+    world = World()
+    lease_id = world.running()
+    order = Order(lease=lease_id, epoch=1, desired="drain", reason=Reason.RECLAIMED, grace_ms=9000)
+    assert wanted(world.do(events.Arrived(order)), effects.AskStop)
+    world.ran(lease_id, 3_000, running=False, exit_code=75)
+    step = world.do(events.FinalScanned(lease_id, (7,)))
+    assert wanted(step, effects.Upload)
+    step = world.do(events.Uploaded(lease_id, "checkpoint", 7, "a" * 64, 10))
+    assert not said(step, RunChanged)
+    verdict = CheckpointVerdict(
+        lease=lease_id, epoch=1, checkpoint=only(step, CheckpointUploaded).checkpoint.id,
+        kind="checkpoint", step=7, durable=True,
+    )  # fmt: skip
+    step = world.do(events.Arrived(verdict))
+    assert only(step, RunChanged).reason is Reason.RECLAIMED
+    assert receipts_of(world)[-1].durable_device_ms == 3_000
+
+
+def test_a_job_that_ignores_the_drain_is_killed_at_its_deadline() -> None:
+    world = World()
+    lease_id = world.running()
+    order = Order(lease=lease_id, epoch=1, desired="drain", reason=Reason.RECLAIMED, grace_ms=9000)
+    world.do(events.Arrived(order))
+    world.now += 8_999
+    assert not wanted(world.do(events.Tick()), effects.Kill)
+    world.now += 1
+    assert wanted(world.do(events.Tick()), effects.Kill) == [effects.Kill(lease_id)]
+
+
+def test_too_much_on_disk_ends_the_run() -> None:
+    world = World()
+    lease_id = world.running()
+    assert wanted(world.do(events.DiskUsed(lease_id, 1_001)), effects.Kill)
+    world.ran(lease_id, 1_000, running=False, exit_code=137)
+    step = world.do(events.FinalScanned(lease_id, ()))
+    assert only(step, RunChanged).reason is Reason.DISK_LIMIT
+
+
+def test_after_a_kill_the_journal_brings_back_every_effect() -> None:
+    world = World()
+    lease_id = world.running()
+    world.do(events.CheckpointSeen(lease_id, 5))
+    text = world.core.saved.model_dump_json()
+    again = AgentCore(terms(), PROVIDER, Saved.model_validate_json(text))
+    step, strangers = again.started([lease_id, "f" * 64], NOW)
+    assert wanted(step, effects.Upload) == [effects.Upload(lease_id, "checkpoint", 5)]
+    assert strangers == ["f" * 64]
+
+
+def test_a_stale_epoch_ends_the_run_in_silence() -> None:
+    world = World()
+    lease_id = world.running()
+    world.do(events.CheckpointSeen(lease_id, 5))
+    step = world.do(events.UploadFailed(lease_id, "checkpoint", 5, "gone", stale=True))
+    assert wanted(step, effects.Remove)
+    assert not step.save.queue
+
+
+@pytest.mark.parametrize(
+    ("code", "oom", "stop", "reason"),
+    [
+        (0, False, None, Reason.SUCCEEDED),
+        (1, False, None, Reason.JOB_FAILED),
+        (75, False, None, Reason.YIELDED),
+        (137, True, None, Reason.OUT_OF_MEMORY),
+        (137, False, None, Reason.RUN_KILLED),
+        (None, False, None, Reason.RUN_KILLED),
+        (0, False, "drain", Reason.SUCCEEDED),
+        (75, False, "drain", Reason.RECLAIMED),
+        (137, False, "drain", Reason.RECLAIMED),
+        (0, False, "stop", Reason.RECLAIMED),
+    ],
+)
+def test_exit_codes(code: int | None, oom: bool, stop: Any, reason: Reason) -> None:
+    asked = Stop(desired=stop, reason=Reason.RECLAIMED, deadline_ms=0) if stop else None
+    assert reason_of_exit(code, oom, asked) is reason
