@@ -17,7 +17,12 @@ from sublet_contracts.reasons import Fault, Reason
 
 Party = Annotated[str, Field(pattern=PARTY_PATTERN, description="a party id: the public key")]
 DocumentId = Annotated[
-    str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of a document's type and payload")
+    str,
+    Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of a document's type and payload",
+        json_schema_extra={"format": "document-id"},
+    ),
 ]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of content")]
 Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]

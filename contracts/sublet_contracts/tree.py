@@ -3,9 +3,14 @@
 The index is itself a blob: JSON that lists files, and for each its chunks in order. Chunks are at
 most CHUNK_BYTES long and are named by their SHA-256, so what is unchanged moves once. A path is
 relative and plain: no '..', no link, no absolute path can be written from one.
+
+A tree that is read may belong to a running job, which can swap a file or a folder for a link at any
+moment: everything below the root is therefore opened from its folder's descriptor, never by path.
 """
 
+import errno
 import hashlib
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -21,6 +26,9 @@ from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
 CHUNK_BYTES = 4 * 1024 * 1024
 MAX_INDEX_BYTES = 16 * 1024 * 1024
 MAX_FILES = 20_000
+MAX_PATH_BYTES = 1024
+
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Size = Annotated[int, Field(ge=1, le=CHUNK_BYTES)]
 
@@ -35,7 +43,7 @@ class Chunk(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     sha256: Sha256
-    size_bytes: Size
+    size_bytes: Size = Field(description="1 byte at least")
 
 
 class TreeFile(BaseModel):
@@ -43,11 +51,11 @@ class TreeFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    path: str = Field(min_length=1, max_length=1024)
-    size_bytes: Count
-    sha256: Sha256
-    executable: bool = False
-    chunks: tuple[Chunk, ...]
+    path: str = Field(min_length=1, max_length=MAX_PATH_BYTES, description="relative to the root")
+    size_bytes: Count = Field(description="of the whole file")
+    sha256: Sha256 = Field(description="SHA-256 of the whole file")
+    executable: bool = Field(default=False, description="whether its owner may execute it")
+    chunks: tuple[Chunk, ...] = Field(description="in order; none for an empty file")
 
     @field_validator("path")
     @classmethod
@@ -62,12 +70,12 @@ class TreeFile(BaseModel):
 
 
 class TreeIndex(BaseModel):
-    """All files of a tree, sorted by path. A lone file has the path '.'-less name it came with."""
+    """All files of a tree, sorted by path. A lone file has its own name as its path."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    version: int = Field(default=1, ge=1, le=1)
-    files: tuple[TreeFile, ...] = Field(max_length=MAX_FILES)
+    version: int = Field(default=1, ge=1, le=1, description="of this format")
+    files: tuple[TreeFile, ...] = Field(max_length=MAX_FILES, description="sorted by path")
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -80,6 +88,11 @@ class TreeIndex(BaseModel):
             for depth in range(1, len(parents) + 1):
                 if "/".join(parents[:depth]) in taken:
                     raise ValueError(f"files: {path} lies below something that is a file")
+        sizes: dict[str, int] = {}
+        for file in self.files:
+            for chunk in file.chunks:
+                if sizes.setdefault(chunk.sha256, chunk.size_bytes) != chunk.size_bytes:
+                    raise ValueError(f"{file.path}: one chunk can't have two sizes")
         return self
 
     @property
@@ -107,9 +120,10 @@ class ScannedTree:
     def read_chunk(self, sha256: str) -> bytes:
         """Return a chunk. Raises TreeRefused if the file has changed since it was scanned."""
         path, offset, size = self.sources[sha256]
-        with open(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
+        with os.fdopen(_open(path, path.name), "rb") as file:
+            # Regular files only: a pipe in its place would keep us waiting.
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            data = os.pread(file.fileno(), size, offset) if regular else b""
         if hashlib.sha256(data).hexdigest() != sha256:
             raise TreeRefused(f"{path} changed while it was being uploaded; submit again")
         return data
@@ -120,6 +134,14 @@ def check_relative_path(path: str) -> str:
     parts = path.split("/")
     if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"{path!r} must be a plain relative path without '..'")
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path!r} is not UTF-8") from error
+    if len(encoded) > MAX_PATH_BYTES or any(len(part) > 255 for part in encoded.split(b"/")):
+        raise ValueError(
+            f"{path[:80]!r}... is too long: {MAX_PATH_BYTES} bytes, and 255 a part, are the most"
+        )
     if any(ord(character) < 32 or character in "\\\x7f" for character in path):
         raise ValueError(f"{path!r} holds a control character or a backslash")
     return path
@@ -142,52 +164,56 @@ def scan_tree(
     max_bytes: int,
     skip: frozenset[str] = frozenset(),
     on_bytes: Callable[[int], None] | None = None,
+    inside: Path | None = None,
 ) -> ScannedTree:
     """Read a file or a folder into chunks. `skip` are top-level names that are left out.
 
-    Raises TreeRefused on links, devices, odd names, too many files or more than `max_bytes`;
-    FileNotFoundError if `root` isn't there.
+    `inside` is a folder above `root` that is ours, when what lies between the two may be a
+    stranger's: from there on no link is followed. Raises TreeRefused on links, devices, odd names,
+    unreadable or vanished files, too many files or more than `max_bytes`; FileNotFoundError if
+    `root` isn't there.
     """
     files: list[TreeFile] = []
     sources: dict[str, tuple[Path, int, int]] = {}
     total = 0
-    for path, relative in _walk(root, skip):
-        if len(files) >= MAX_FILES:
-            raise TreeRefused(f"{root} holds more than {MAX_FILES} files; pack them into one")
-        try:
-            check_relative_path(relative)
-        except ValueError as error:
-            raise TreeRefused(str(error)) from error
-        chunks: list[Chunk] = []
-        whole = hashlib.sha256()
-        # O_NOFOLLOW: the tree may belong to a running job, which could swap a file for a link
-        # between our looking at it and opening it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise TreeRefused(f"{relative} is not a regular file")
-            offset = 0
-            while data := file.read(CHUNK_BYTES):
-                total += len(data)
-                if total > max_bytes:
-                    raise TreeRefused(f"{root.name} holds more than {max_bytes} bytes")
-                digest = hashlib.sha256(data).hexdigest()
-                whole.update(data)
-                chunks.append(Chunk(sha256=digest, size_bytes=len(data)))
-                sources.setdefault(digest, (path, offset, len(data)))
-                offset += len(data)
-                if on_bytes:
-                    on_bytes(len(data))
-        files.append(
-            TreeFile(
-                path=relative,
-                size_bytes=offset,
-                sha256=whole.hexdigest(),
-                executable=bool(status.st_mode & stat.S_IXUSR),
-                chunks=tuple(chunks),
+    top = _open_root(root, inside)
+    is_folder = stat.S_ISDIR(os.fstat(top).st_mode)
+    try:
+        for descriptor, relative in _open_files(top, root, skip):
+            with os.fdopen(descriptor, "rb") as file:
+                if len(files) >= MAX_FILES:
+                    raise TreeRefused(
+                        f"{root} holds more than {MAX_FILES} files; pack them into one"
+                    )
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise TreeRefused(f"{relative} is not a regular file")
+                path = root / relative if is_folder else root
+                chunks: list[Chunk] = []
+                whole = hashlib.sha256()
+                offset = 0
+                while data := file.read(CHUNK_BYTES):
+                    total += len(data)
+                    if total > max_bytes:
+                        raise TreeRefused(f"{root.name} holds more than {max_bytes} bytes")
+                    digest = hashlib.sha256(data).hexdigest()
+                    whole.update(data)
+                    chunks.append(Chunk(sha256=digest, size_bytes=len(data)))
+                    sources.setdefault(digest, (path, offset, len(data)))
+                    offset += len(data)
+                    if on_bytes:
+                        on_bytes(len(data))
+            files.append(
+                TreeFile(
+                    path=relative,
+                    size_bytes=offset,
+                    sha256=whole.hexdigest(),
+                    executable=bool(status.st_mode & stat.S_IXUSR),
+                    chunks=tuple(chunks),
+                )
             )
-        )
+    finally:
+        os.close(top)
     files.sort(key=lambda file: file.path)
     return ScannedTree(TreeIndex(files=tuple(files)), sources)
 
@@ -195,7 +221,7 @@ def scan_tree(
 def write_tree(index: TreeIndex, root: Path, read_chunk: Callable[[str], bytes]) -> None:
     """Write the tree below `root` (an empty or new folder), checking each chunk and each file.
 
-    Raises TreeRefused if content does not match its hash. Every file is fsynced.
+    Raises TreeRefused if content does not match its hash or size. Every file is fsynced.
     """
     root.mkdir(parents=True, exist_ok=True)
     for entry in index.files:
@@ -209,6 +235,9 @@ def write_tree(index: TreeIndex, root: Path, read_chunk: Callable[[str], bytes])
                 data = read_chunk(chunk.sha256)
                 if hashlib.sha256(data).hexdigest() != chunk.sha256:
                     raise TreeRefused(f"{entry.path}: a chunk does not match its hash")
+                # Its hash may be right and its size a lie: limits were checked against the size.
+                if len(data) != chunk.size_bytes:
+                    raise TreeRefused(f"{entry.path}: a chunk is not as long as the index says")
                 whole.update(data)
                 file.write(data)
             file.flush()
@@ -217,25 +246,93 @@ def write_tree(index: TreeIndex, root: Path, read_chunk: Callable[[str], bytes])
             raise TreeRefused(f"{entry.path} does not match its hash")
 
 
-def _walk(root: Path, skip: frozenset[str]) -> Iterator[tuple[Path, str]]:
-    mode = os.lstat(root).st_mode
+def _open_root(root: Path, inside: Path | None) -> int:
+    """Return a descriptor of the tree's root, a file or a folder."""
+    if inside is None or root == inside:
+        return _open(root, str(root), missing_is_refused=False)
+    *above, name = root.relative_to(inside).parts
+    base = os.open(inside, _OPEN | os.O_DIRECTORY)
+    try:
+        parent = _descend(base, tuple(above))
+    finally:
+        os.close(base)
+    try:
+        return _open(name, str(root), folder=parent, missing_is_refused=False)
+    finally:
+        os.close(parent)
+
+
+def _open(
+    path: Path | str, said: str, *, folder: int | None = None, missing_is_refused: bool = True
+) -> int:
+    try:
+        return os.open(path, _OPEN, dir_fd=folder)
+    except OSError as error:
+        match error.errno:
+            case errno.ELOOP:
+                raise TreeRefused(f"{said} is a link; links are not carried") from error
+            case errno.ENOENT | errno.ENOTDIR if missing_is_refused:
+                raise TreeRefused(f"{said} changed while it was being read; try again") from error
+            case errno.EACCES | errno.EPERM:
+                raise TreeRefused(f"{said} can't be read: permission denied") from error
+            case errno.ENXIO:
+                raise TreeRefused(f"{said} is neither a file nor a folder") from error
+            case _:
+                raise
+
+
+def _descend(top: int, parts: tuple[str, ...]) -> int:
+    """Return a descriptor of the folder `parts` below `top`, following no link on the way."""
+    here = os.dup(top)
+    for depth, part in enumerate(parts, start=1):
+        try:
+            below = _open(part, "/".join(parts[:depth]), folder=here)
+        finally:
+            os.close(here)
+        here = below
+    return here
+
+
+def _open_files(top: int, root: Path, skip: frozenset[str]) -> Iterator[tuple[int, str]]:
+    """Yield each file's descriptor, which the caller closes, and its path relative to the root."""
+    mode = os.fstat(top).st_mode
     if stat.S_ISREG(mode):
-        yield root, root.name
+        yield os.dup(top), _checked(root.name)
         return
     if not stat.S_ISDIR(mode):
-        raise TreeRefused(f"{root} is neither a file nor a folder (links are not followed)")
-    pending = [(root, "")]
+        raise TreeRefused(f"{root} is neither a file nor a folder")
+    pending: list[tuple[str, ...]] = [()]
+    left = 2 * MAX_FILES  # folders count here: they cost time, though they are not carried
     while pending:
-        folder, prefix = pending.pop()
-        for entry in sorted(os.scandir(folder), key=lambda item: item.name):
-            if not prefix and entry.name in skip:
-                continue
-            relative = prefix + entry.name
-            if entry.is_symlink():
-                raise TreeRefused(f"{relative} is a link; links are not carried")
-            if entry.is_dir(follow_symlinks=False):
-                pending.append((Path(entry.path), relative + "/"))
-            elif entry.is_file(follow_symlinks=False):
-                yield Path(entry.path), relative
-            else:
-                raise TreeRefused(f"{relative} is neither a file nor a folder")
+        parts = pending.pop()
+        # From the root each time, so that a deep tree does not cost a descriptor per level.
+        folder = _descend(top, parts)
+        try:
+            with os.scandir(folder) as listing:
+                entries = list(itertools.islice(listing, left + 1))
+            left -= len(entries)
+            if left < 0:
+                raise TreeRefused(f"{root} holds more than {2 * MAX_FILES} files and folders")
+            for entry in sorted(entries, key=lambda item: item.name):
+                if not parts and entry.name in skip:
+                    continue
+                relative = _checked("/".join((*parts, entry.name)))
+                if entry.is_symlink():
+                    raise TreeRefused(f"{relative} is a link; links are not carried")
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((*parts, entry.name))
+                elif entry.is_file(follow_symlinks=False):
+                    yield _open(entry.name, relative, folder=folder), relative
+                else:
+                    raise TreeRefused(f"{relative} is neither a file nor a folder")
+        except NotADirectoryError as error:
+            raise TreeRefused(f"{'/'.join(parts)} changed while it was being read") from error
+        finally:
+            os.close(folder)
+
+
+def _checked(relative: str) -> str:
+    try:
+        return check_relative_path(relative)
+    except ValueError as error:
+        raise TreeRefused(str(error)) from error
