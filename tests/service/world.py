@@ -99,9 +99,11 @@ def tree_of(content: dict[str, bytes]) -> tuple[TreeIndex, dict[str, bytes]]:
     chunks = {hashlib.sha256(data).hexdigest(): data for data in content.values()}
     files = tuple(
         TreeFile(
-            path=path, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(),
+            path=path,
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
             chunks=(Chunk(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)),),
-        )  # fmt: skip
+        )
         for path, data in sorted(content.items())
     )
     return TreeIndex(files=files), chunks
@@ -443,9 +445,7 @@ class AgentDouble:
         raw = index.to_bytes()
         digest = hashlib.sha256(raw).hexdigest()
         access = self.world.broker.access
-        missing = access.missing(
-            self.party, run.job_id, run.lease.epoch, [*chunks, digest]
-        ).missing
+        missing = access.missing(self.party, run.job_id, run.lease.epoch, [*chunks, digest]).missing
         for sha256, data in [*chunks.items(), (digest, raw)]:
             if sha256 in missing:
                 access.put_blob(self.party, run.job_id, run.lease.epoch, sha256, data)

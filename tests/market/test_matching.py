@@ -1,0 +1,180 @@
+"""Matching: one judge, a deterministic choice, and an explanation for each no."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from sublet_broker.market.facts import JobFact, OfferFact
+from sublet_broker.market.matching import Book, BookEntry, choose, explain, fits, wish_of
+from sublet_broker.market.offers import pool_of
+from sublet_contracts.documents import Job, Offer, Resources, sign_document
+from sublet_contracts.states import JobState
+from tests.service.world import BEGIN_MS, PRICE, gpu, key_named
+
+BROKER = key_named("broker").party
+POOL = "rtx4090@home"
+
+
+def entry(name: str, **changes: object) -> BookEntry:
+    key = key_named(name)
+    fields: dict[str, object] = {
+        "provider": key.party, "broker": BROKER, "sequence": 1, "name": name,
+        "devices": (gpu(f"GPU-{name}"),), "price_ucr_per_device_hour": PRICE,
+        "cpu_millis": 8000, "memory_bytes": 32 * 10**9, "disk_bytes": 100 * 10**9,
+        "region": "home", "runner": "docker", "image_policy": "any", "egress": False,
+        "accepts": (), "grace_ms": 30_000, "issued_ms": BEGIN_MS, "expires_ms": BEGIN_MS + 10**9,
+    }  # fmt: skip
+    fields.update(changes)
+    offer = Offer.model_validate(fields)
+    signed = sign_document(offer, key)
+    fact = OfferFact(
+        signed.id, key.party, 1, pool_of(offer), True, offer.expires_ms, signed.envelope
+    )
+    return BookEntry(fact, tuple(device.id for device in offer.devices))
+
+
+def job(number: int = 0, **changes: object) -> JobFact:
+    key = key_named("renter")
+    resources: dict[str, object] = {
+        "devices": 1, "device_kind": "gpu", "memory_bytes": 10**9, "disk_bytes": 10**9,
+    }  # fmt: skip
+    resources.update({k: v for k, v in changes.items() if k in Resources.model_fields})
+    price = changes.get("price", PRICE)
+    document = Job.model_validate(
+        {
+            "renter": key.party, "broker": BROKER, "nonce": f"{number:032x}", "name": "train",
+            "image": changes.get("image", "train:latest"), "command": (), "env": {},
+            "resources": Resources.model_validate(resources),
+            "max_price_ucr_per_device_hour": price, "budget_ucr": 10**9,
+            "checkpoint_interval_ms": 60_000, "patience_ms": 20_000, "inputs": (),
+            "accept_receipts_up_to_ucr": 10**9, "issued_ms": BEGIN_MS,
+            "expires_ms": BEGIN_MS + 10**9,
+        }
+    )  # fmt: skip
+    signed = sign_document(document, key)
+    return JobFact(
+        id=signed.id, renter=key.party, name="train", state=JobState.QUEUED,
+        envelope=signed.envelope, budget_ucr=10**9, accept_ucr=10**9,
+        submitted_ms=BEGIN_MS + number,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("offer", "wish", "constraint"),
+    [
+        ({"price_ucr_per_device_hour": PRICE + 1}, {}, "price"),
+        ({"region": "moon"}, {"region": "home"}, "region"),
+        ({"memory_bytes": 1}, {}, "memory"),
+        ({"disk_bytes": 1}, {}, "disk"),
+        ({"cpu_millis": 1}, {}, "cpu"),
+        ({}, {"egress": True}, "egress"),
+        ({"image_policy": "digest"}, {}, "image"),
+        ({"accepts": (BROKER,)}, {}, "accepts"),
+        ({"runner": "process", "accepts": (BROKER,)}, {}, "accepts"),
+        ({}, {"devices": 2}, "devices"),
+        ({}, {"device_memory_bytes": 80 * 10**9}, "device_memory"),
+        ({}, {"device_name": "H100"}, "device_name"),
+        ({}, {"hardware_class": "h100"}, "hardware_class"),
+        ({}, {"device_kind": "cpu"}, "device_kind"),
+    ],
+)
+def test_each_constraint_fails_by_its_name(
+    offer: dict[str, object], wish: dict[str, object], constraint: str
+) -> None:
+    found = explain(wish_of(job(**wish)), [entry("alice", **offer)])
+    assert found.failures == {constraint: 1}
+    assert found.relax
+    assert not found.some_offer_could
+
+
+def test_the_cheapest_then_the_smallest_then_the_id_is_chosen() -> None:
+    dear = entry("dear")
+    big = entry("big", price_ucr_per_device_hour=5, devices=(gpu("a"), gpu("b")))
+    small = entry("small", price_ucr_per_device_hour=5)
+    for entries in ([dear, big, small], [small, big, dear], [big, small, dear]):
+        match = choose(wish_of(job()), entries)
+        assert match is not None
+        assert match.offer == small.offer.id
+
+
+def test_who_failed_the_job_is_avoided_and_who_prepared_is_preferred() -> None:
+    cheap = entry("cheap", price_ucr_per_device_hour=5)
+    dear = entry("dear")
+    book = Book(POOL)
+    book.put(cheap)
+    book.put(dear)
+    shunned = replace(job(), avoid=(cheap.offer.provider,))
+    book.want(shunned)
+    assert [m.offer for m in book.propose(BEGIN_MS)] == [dear.offer.id]
+    book.drop(dear.offer.id)
+    assert [m.offer for m in book.propose(BEGIN_MS)] == [cheap.offer.id]
+    book.put(dear)
+    book.want(replace(job(), prefer=dear.offer.provider))
+    assert [m.offer for m in book.propose(BEGIN_MS)] == [dear.offer.id]
+
+
+def test_jobs_that_lost_their_machine_go_first_then_the_oldest() -> None:
+    book = Book(POOL)
+    book.put(entry("alice"))
+    late, early = job(2), job(1)
+    recovering = replace(job(3), state=JobState.RECOVERING)
+    for each in (late, recovering, early):
+        book.want(each)
+    assert [m.job for m in book.propose(BEGIN_MS)] == [recovering.id]
+    book.forget(recovering.id)
+    assert [m.job for m in book.propose(BEGIN_MS)] == [early.id]
+    book.want(replace(early, not_before_ms=BEGIN_MS + 1))
+    assert [m.job for m in book.propose(BEGIN_MS)] == [late.id]
+
+
+def test_a_batch_shares_a_machines_devices_and_never_gives_one_twice() -> None:
+    book = Book(POOL)
+    devices = tuple(gpu(f"GPU-{n}") for n in range(4))
+    book.put(entry("alice", devices=devices))
+    for number in range(3):
+        book.want(job(number, devices=2 if number == 0 else 1))
+    matches = book.propose(BEGIN_MS)
+    given = [device for match in matches for device in match.device_ids]
+    assert len(given) == len(set(given)) == 4
+
+
+def test_hopeless_wishes_hope_again_when_an_offer_changes() -> None:
+    book = Book(POOL)
+    full = replace(entry("alice"), free_device_ids=())
+    book.put(full)
+    book.want(job())
+    assert book.propose(BEGIN_MS) == []
+    book.put(entry("alice"))
+    assert len(book.propose(BEGIN_MS)) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_same_facts_give_the_same_proposals_and_what_is_proposed_fits(seed: int) -> None:
+    draw = random.Random(seed)
+    entries = [
+        entry(
+            f"p{n}", price_ucr_per_device_hour=draw.randrange(1, 20),
+            devices=tuple(gpu(f"GPU-{n}-{d}") for d in range(draw.randrange(1, 4))),
+        )
+        for n in range(30)
+    ]  # fmt: skip
+    jobs = [job(n, devices=draw.randrange(1, 4), price=draw.randrange(1, 20)) for n in range(60)]
+    results = []
+    for _ in range(2):
+        book = Book(POOL)
+        draw.shuffle(entries)
+        draw.shuffle(jobs)
+        for each in entries:
+            book.put(each)
+        for wanted in jobs:
+            book.want(wanted)
+        results.append(book.propose(BEGIN_MS))
+    assert results[0] == results[1]
+    offers = {each.offer.id: each for each in entries}
+    facts = {wanted.id: wanted for wanted in jobs}
+    for match in results[0]:
+        offer = Offer.model_validate_json(offers[match.offer].offer.envelope.payload_bytes)
+        assert fits(wish_of(facts[match.job]), offer, match.device_ids) == []

@@ -1,0 +1,327 @@
+"""Bad input gets a clear error that names its field; nobody sees what is not theirs."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from sublet_broker.service.errors import Refusal, StaleInstance
+from sublet_contracts.api import MatchRequest
+from sublet_contracts.auth import Caller
+from sublet_contracts.documents import Input, Resources, sign_document
+from sublet_contracts.envelope import Envelope
+from sublet_contracts.reasons import Reason
+from sublet_contracts.states import CheckpointState, JobState
+from sublet_contracts.wire import Heartbeat
+from tests.service.world import PRICE, RenterDouble, World, gpu, key_named, tree_of
+
+
+def refused(renter: RenterDouble, **changes: Any) -> Refusal:
+    before = renter.balance_ucr()
+    with pytest.raises(Refusal) as caught:
+        renter.submit(**changes)
+    assert renter.balance_ucr() == before
+    assert renter.world.broker.views.jobs(renter.party).jobs == ()
+    renter.world.audit()
+    return caught.value
+
+
+def test_a_gpu_that_nobody_offers_names_the_constraint_and_the_cheapest_way_out() -> None:
+    world = World()
+    world.agent("alice", price_ucr_per_device_hour=450_000)
+    world.agent("bob", price_ucr_per_device_hour=900_000)
+    renter = world.renter()
+    error = refused(renter, max_price_ucr_per_device_hour=400_000)
+    assert error.code == "no_match"
+    assert "price (2)" in error.detail
+    assert "0.45" in error.fix
+    assert "raise --max-price by 0.05" in error.fix
+    error = refused(renter, resources={"device_memory_bytes": 80 * 10**9})
+    assert error.field == "device_memory"
+    assert "24 GB" in error.fix
+
+
+def test_a_busy_machine_is_waited_for() -> None:
+    world = World()
+    agent = world.agent("alice")
+    renter = world.renter()
+    renter.run()
+    later = renter.submit()
+    assert renter.view(later).state is JobState.QUEUED
+    agent.succeed(agent.the_run)
+    world.settle_down()
+    assert agent.the_run.job_id == later
+
+
+def test_a_job_may_wait_for_a_machine_that_nobody_has_yet() -> None:
+    world = World()
+    renter = world.renter()
+    signed = renter.job()
+    assert refused(renter).code == "no_match"
+    world.broker.intake.submit(renter.party, signed.envelope, wait_for_offer=True)
+    agent = world.agent("alice")
+    world.settle_down()
+    assert agent.the_run.job_id == signed.id
+
+
+def test_a_job_that_nobody_takes_expires_and_gets_its_money_back() -> None:
+    world = World()
+    renter = world.renter()
+    signed = renter.job(expires_ms=world.now_ms + 60_000)
+    world.broker.intake.submit(renter.party, signed.envelope, wait_for_offer=True)
+    world.pass_ms(61_000)
+    view = renter.view(signed.id)
+    assert view.state is JobState.CANCELLED
+    assert view.reason is Reason.JOB_EXPIRED
+    assert renter.balance_ucr() == 100_000_000
+    world.audit()
+
+
+def test_a_budget_under_a_minutes_price() -> None:
+    world = World()
+    world.agent("alice")
+    error = refused(world.renter(), budget_ucr=59_999)
+    assert (error.code, error.field) == ("budget_too_small", "budget_ucr")
+
+
+@pytest.mark.parametrize(
+    ("shift_ms", "field"), [(600_000, "issued_ms"), (-172_800_000, "expires_ms")]
+)
+def test_documents_of_another_time(shift_ms: int, field: str) -> None:
+    world = World()
+    world.agent("alice")
+    renter = world.renter()
+    at = world.now_ms + shift_ms
+    error = refused(renter, issued_ms=at, expires_ms=at + 86_400_000)
+    assert error.field == field
+
+
+def test_documents_of_another_broker_or_signer() -> None:
+    world = World()
+    world.agent("alice")
+    renter = world.renter()
+    assert refused(renter, broker=key_named("other broker").party).field == "broker"
+    mine = renter.job()
+    forged = sign_document(mine.document, key_named("thief")).envelope
+    with pytest.raises(Refusal) as caught:
+        world.broker.intake.submit(renter.party, forged)
+    assert caught.value.field == "signatures"
+    broken = mine.envelope.model_copy(update={"payload": mine.envelope.payload[:-8] + "AAAAAAA="})
+    with pytest.raises(Refusal):
+        world.broker.intake.submit(renter.party, Envelope.model_validate(broken.model_dump()))
+
+
+def test_an_image_by_tag_where_policy_wants_a_digest() -> None:
+    world = World()
+    world.agent("alice", image_policy="digest")
+    error = refused(world.renter(), image="train:latest")
+    assert error.field == "image"
+
+
+def test_inputs_must_be_here_before_the_job() -> None:
+    world = World()
+    agent = world.agent("alice")
+    renter = world.renter()
+    index, chunks = tree_of({"data.csv": b"a,b\n1,2\n"})
+    raw = index.to_bytes()
+    digest = hashlib.sha256(raw).hexdigest()
+    entry = Input(
+        destination="/data/data.csv", kind="file", index_sha256=digest,
+        total_bytes=index.total_bytes,
+    )  # fmt: skip
+    assert refused(renter, inputs=(entry,)).code == "input_missing"
+    access = world.broker.access
+    access.put_blob(renter.party, renter.party, None, digest, raw)
+    assert refused(renter, inputs=(entry,)).code == "input_missing"
+    (chunk,) = access.missing(renter.party, renter.party, None, list(chunks)).missing
+    with pytest.raises(Refusal) as caught:
+        access.put_blob(renter.party, renter.party, None, chunk, b"changed meanwhile")
+    assert caught.value.code == "hash_mismatch"
+    access.put_blob(renter.party, renter.party, None, chunk, chunks[chunk])
+    job = renter.run(inputs=(entry,))
+    assert access.get_blob(agent.party, job, 1, chunk) == chunks[chunk]
+    with pytest.raises(Refusal) as caught:
+        access.get_blob(agent.party, job, 2, chunk)
+    assert caught.value.code == "not_found"
+
+
+def test_others_see_nothing_of_a_job() -> None:
+    world = World()
+    agent = world.agent("alice")
+    renter = world.renter()
+    other = world.renter("other")
+    job = renter.run()
+    agent.durable(agent.the_run, 5)
+    views = world.broker.views
+    for look in (
+        views.job, views.events, views.logs, views.checkpoints, views.statement, views.export,
+        views.receipts,
+    ):  # fmt: skip
+        with pytest.raises(Refusal) as caught:
+            look(other.party, job)
+        assert caught.value.status == 404
+    for act in (world.broker.intake.cancel, world.broker.intake.pause):
+        with pytest.raises(Refusal) as caught:
+            act(other.party, job)
+        assert caught.value.status == 404
+    index = views.checkpoints(renter.party, job).checkpoints[0].index_sha256
+    with pytest.raises(Refusal) as caught:
+        world.broker.access.get_blob(other.party, job, None, index)
+    assert caught.value.status == 404
+    assert world.broker.access.missing(other.party, other.party, None, [index]).missing == (index,)
+
+
+def test_a_job_is_found_by_id_prefix_and_name() -> None:
+    world = World()
+    world.agent("alice")
+    renter = world.renter()
+    job = renter.submit(name="fine tune")
+    newer = renter.submit(name="other")
+    for ref in (job, job[:10], "fine tune"):
+        assert renter.view(ref).id == job
+    assert renter.view("other").id == newer
+    with pytest.raises(Refusal):
+        renter.view(job[:4])
+
+
+def test_a_request_counts_once() -> None:
+    world = World()
+    access = world.broker.access
+    caller = Caller("ed25519-" + "a" * 64, "b" * 32, world.now_ms)
+    assert access.begin(caller, "POST", "/v1/jobs", "c" * 64, "") is None
+    with pytest.raises(Refusal) as caught:
+        access.begin(caller, "POST", "/v1/jobs", "c" * 64, "")
+    assert caught.value.code == "replayed"
+    world.restart_broker()
+    with pytest.raises(Refusal):
+        world.broker.access.begin(caller, "POST", "/v1/jobs", "c" * 64, "")
+    read = Caller(caller.party, "d" * 32, world.now_ms)
+    assert access.begin(read, "GET", "/v1/jobs", "c" * 64, "") is None
+    with pytest.raises(Refusal):
+        access.begin(read, "GET", "/v1/jobs", "c" * 64, "")
+    world.clock.ms += 3_600_000
+    world.broker.access.forget_old()
+    assert world.broker.access.begin(caller, "POST", "/v1/jobs", "c" * 64, "") is None
+
+
+def test_an_idempotency_key_gets_the_same_answer_and_no_other_request() -> None:
+    access = World().broker.access
+    party = "ed25519-" + "a" * 64
+
+    def begin(nonce: str, body: str) -> Any:
+        return access.begin(Caller(party, nonce * 32, 0), "POST", "/v1/jobs", body * 64, "key")
+
+    assert begin("1", "a") is None
+    access.finish(Caller(party, "1" * 32, 0), "POST", "/v1/jobs", "a" * 64, "key", 201, '{"id": 1}')
+    answer = begin("2", "a")
+    assert (answer.status, answer.body) == (201, '{"id": 1}')
+    with pytest.raises(Refusal) as caught:
+        begin("3", "b")
+    assert caught.value.code == "idempotency_mismatch"
+
+
+def test_a_second_agent_with_the_same_key_replaces_the_first() -> None:
+    world = World()
+    agent = world.agent("alice")
+    first = agent.instance
+    agent.instance = "9" * 32
+    agent.join()
+    with pytest.raises(StaleInstance):
+        world.broker.agents.receive(agent.party, first, Heartbeat(runs=()))
+    world.broker.agents.left(agent.party, first)  # the old connection's end means nothing
+    assert world.broker.board.offers().offers[0].free_devices == 1
+
+
+def test_old_offers_and_withdrawals_change_nothing() -> None:
+    world = World()
+    agent = world.agent("alice")
+    newest = agent.announce(price_ucr_per_device_hour=7)
+    agent.sequence -= 2
+    agent.announce(price_ucr_per_device_hour=5)
+    assert [offer.id for offer in world.broker.board.offers().offers] == [newest.id]
+    agent.sequence = 2
+    agent.withdraw()
+    agent.sequence = 1
+    agent.announce()
+    assert world.broker.board.offers().offers == ()
+
+
+def test_match_says_what_a_job_would_get() -> None:
+    world = World()
+    world.agent("alice", price_ucr_per_device_hour=450_000)
+    renter = world.renter()
+    need = Resources(devices=1, device_kind="gpu", memory_bytes=10**9, disk_bytes=10**9)
+    request = MatchRequest(resources=need, max_price_ucr_per_device_hour=400_000)
+    answer = world.broker.board.match(renter.party, request)
+    assert (answer.offers, answer.considered, answer.failures) == ((), 1, {"price": 1})
+    assert "raise --max-price by 0.05" in answer.relax
+    fits = world.broker.board.match(
+        renter.party, request.model_copy(update={"max_price_ucr_per_device_hour": PRICE})
+    )
+    assert len(fits.offers) == 1
+
+
+def test_logs_are_neither_repeated_nor_skipped() -> None:
+    world = World()
+    agent = world.agent("alice")
+    renter = world.renter()
+    job = renter.run()
+    run = agent.the_run
+    assert agent.log(run, 0, "one", "two") == 2
+    assert agent.log(run, 0, "one", "two", "three") == 3
+    assert agent.log(run, 7, "eight") == 3
+    assert agent.log(run, 3, "four") == 4
+    lines = world.broker.views.logs(renter.party, job)
+    assert [line.text for line in lines] == ["one", "two", "three", "four"]
+    assert [line.cursor for line in lines] == [1, 2, 3, 4]
+    rest = world.broker.views.logs(renter.party, job, after=lines[1].cursor)
+    assert [line.text for line in rest] == ["three", "four"]
+
+
+def test_three_checkpoints_are_kept_and_a_damaged_one_is_passed_over() -> None:
+    world = World()
+    agent = world.agent("alice")
+    renter = world.renter()
+    job = renter.run()
+    run = agent.the_run
+    for step in range(1, 6):
+        world.pass_ms(3_000)
+        agent.durable(run, step, content={"base": b"shared", "model": str(step).encode()})
+    shared = hashlib.sha256(b"shared").hexdigest()
+    kept = {hashlib.sha256(str(step).encode()).hexdigest() for step in (3, 4, 5)}
+    pruned = {hashlib.sha256(str(step).encode()).hexdigest() for step in (1, 2)}
+    names = set(world.blobs.names())
+    assert shared in names
+    assert kept <= names
+    assert not pruned & names
+
+    world.blobs.damage(hashlib.sha256(b"5").hexdigest())
+    agent.exit(run, Reason.RECLAIMED, 75)
+    world.settle_down()
+    again = agent.the_run
+    assert again.lease.start_step == 5
+    agent.exit(again, Reason.RESTORE_FAILED)
+    world.settle_down()
+    world.pass_ms(5_000)
+    states = {
+        c.step: c.state for c in world.broker.views.checkpoints(renter.party, job).checkpoints
+    }
+    assert states[5] is CheckpointState.QUARANTINED
+    assert agent.the_run.lease.start_step == 4 or renter.view(job).runs[-1].start_step == 4
+    world.audit()
+
+
+def test_a_job_stays_within_its_hardware_class_after_its_first_checkpoint() -> None:
+    world = World()
+    agent = world.agent("alice")
+    renter = world.renter()
+    renter.run()
+    world.agent("bob", devices=(gpu("GPU-b", hardware="rtx3090"),), price_ucr_per_device_hour=1)
+    alike = world.agent("carol")
+    agent.durable(agent.the_run, 10)
+    agent.withdraw()
+    agent.exit(agent.the_run, Reason.RECLAIMED)
+    world.settle_down()
+    assert alike.the_run.lease.start_step == 10
