@@ -22,8 +22,8 @@ from sublet_contracts.api import (
 TITLE = "sublet broker"
 
 DESCRIPTION = """\
-Renters submit jobs and read their bills, providers move checkpoints. Agents talk over one websocket,
-`/v1/agent`, whose messages are in `sublet_contracts/wire.py`.
+Renters submit jobs and read their bills, providers move checkpoints. Agents talk over one
+websocket, `/v1/agent`, whose messages are in `sublet_contracts/wire.py`.
 
 **Signing.** There are no passwords. Each request carries the caller's Ed25519 signature over
 method, path and query, SHA-256 of the body, time, nonce, idempotency key and this broker's id:

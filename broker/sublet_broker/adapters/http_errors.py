@@ -1,5 +1,7 @@
 """Every error as RFC 9457 problem+json: what, which field, what to do next. A 500 tells nothing."""
 
+import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -21,6 +23,8 @@ from sublet_contracts.documents import DocumentRefused
 log = logging.getLogger("sublet.http")
 
 PROBLEM_JSON = "application/problem+json"
+DISCARD_BYTES = 64 * 1024**2
+DISCARD_S = 5.0
 
 
 class BodyTooLarge(Refusal):
@@ -31,6 +35,30 @@ class BodyTooLarge(Refusal):
             413, "too_large", "Too large", f"this call takes at most {limit_bytes} bytes",
             field="body", fix="send less; files go up in chunks (the sublet client does it)",
         )  # fmt: skip
+
+
+class _Unread(Response):
+    """An answer to a request whose body is still coming. It is sent at once; then, for a while, what
+    comes is thrown away: a connection closed over unread bytes would take the answer with it."""
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__(answer.body, answer.status_code, dict(answer.headers))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        left = DISCARD_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_S):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body"):
+                        break
+        await send({"type": "http.response.body", "body": b""})
 
 
 def problem(
@@ -89,20 +117,32 @@ def install(app: FastAPI) -> None:
         refusal = as_refusal(error)
         if refusal is None:
             raise error
-        headers = {}
+        headers: dict[str, str] = {}
         if refusal.status == 401:
             headers["WWW-Authenticate"] = 'Sublet realm="sublet broker"'
         if refusal.status in (413, 408):
             headers["Connection"] = "close"
         if refusal.status in (429, 503, 507):
             headers["Retry-After"] = "5"
-        return problem(
+        answer = problem(
             refusal.status, refusal.code, refusal.title, refusal.detail,
             field=refusal.field, fix=refusal.fix, headers=headers,
         )  # fmt: skip
+        return _Unread(answer) if isinstance(refusal, BodyTooLarge) else answer
 
     for kind in (Refusal, RequestRefused, DocumentRefused, StorageFull, MatcherAway):
         app.add_exception_handler(kind, expected)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        incident = secrets.token_hex(4)
+        log.error(
+            "incident %s: %s %s", incident, request.method, request.url.path[:200], exc_info=error
+        )
+        return problem(
+            500, "internal", "Our mistake", f"incident {incident} is in the broker's log",
+            fix="send it again with the same Idempotency-Key; tell the operator the incident",
+        )  # fmt: skip
 
     @app.exception_handler(HTTPException)
     async def routing(request: Request, error: HTTPException) -> Response:
@@ -132,7 +172,7 @@ def install(app: FastAPI) -> None:
 
 
 class Guard:
-    """Outermost: counts and logs requests, and turns what nobody expected into a bare 500."""
+    """Outermost: counts and logs requests."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -158,25 +198,20 @@ class Guard:
 
         try:
             await self._app(scope, receive, watch)
-        except Exception as error:
-            incident = secrets.token_hex(4)
-            log.exception("incident %s: %s %s", incident, scope["method"], scope["path"])
-            if status:
-                # The answer is half-way out: the broken connection is the only honest end of it.
-                raise RuntimeError(f"incident {incident}") from error
-            answer = problem(
-                500, "internal", "Our mistake", f"incident {incident} is in the broker's log",
-                fix="send it again with the same Idempotency-Key; tell the operator the incident",
-            )  # fmt: skip
-            await answer(scope, receive, watch)
+        except Exception:
+            # Where a problem could still be sent, `unexpected` has sent and logged it. Otherwise the
+            # answer is half-way out, and the broken connection is the only honest end of it.
+            if status != 500:
+                log.exception("%s %s broke off", scope["method"], scope["path"][:200])
+                raise
         finally:
             took_s = time.perf_counter() - began
             route = scope.get("route")
             address = getattr(route, "path", "other")
             self._metrics.request(scope["method"], address, status, took_s)
-            level = (
-                logging.DEBUG if address in ("/healthz", "/readyz", "/metrics") else logging.INFO
-            )
+            # Reading is frequent and uninteresting; so are chunks.
+            told = status >= 400 or scope["method"] == "POST"
+            level = logging.INFO if told else logging.DEBUG
             log.log(
                 level, "%s %s %d", scope["method"], scope["path"][:200], status,
                 extra={"status": status, "took_ms": round(took_s * 1000, 1), "route": address},

@@ -60,9 +60,9 @@ def _call(path: str, method: str, call: dict[str, Any]) -> str:
         )
     answers = []
     for status, answer in sorted(call["responses"].items()):
-        content: dict[str, Any] = next(iter(answer.get("content", {}).values()), {})
+        of: dict[str, Any] = next(iter(answer.get("content", {}).values()), {})
         answers.append(
-            f"<tr><td>{escape(status)}<td>{_type(content.get('schema', {}))}"
+            f"<tr><td>{escape(status)}<td>{_type(of.get('schema', {}))}"
             f"<td>{escape(answer['description'])}"
         )
     example = ""

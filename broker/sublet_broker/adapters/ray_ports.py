@@ -100,7 +100,7 @@ class RayMatcher:
         try:
             self._engine.call("rebuild", timeout_s=PROPOSE_LIMIT_S)
         except EngineAway as error:
-            log.info("the shards are rebuilt when Ray is back: %s", error)
+            log.debug("the shards are rebuilt when Ray is back: %s", error)
 
     def _note(self, change: Change) -> None:
         key = _key(change)
