@@ -1,1 +1,45 @@
-"""Run jobs on other people's idle GPUs."""
+"""sublet: run containers on idle GPUs, resumed elsewhere when a machine goes.
+
+    import sublet
+
+    job = sublet.run(image="...", command=["python", "train.py"], gpus="1x24GB", max_price=0.40,
+                     budget=5, outputs="/out")
+    job.follow()
+    job.download("out/")
+
+Nothing heavy is imported until it's used: `import sublet` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sublet import ckpt as ckpt
+    from sublet.client import Client as Client
+    from sublet.client import Job as Job
+    from sublet.client import SubletError as SubletError
+    from sublet.finetuning import finetune as finetune
+    from sublet.running import run as run
+
+_HOMES = {
+    "Client": "sublet.client",
+    "Job": "sublet.client",
+    "SubletError": "sublet.http",
+    "finetune": "sublet.finetuning",
+    "run": "sublet.running",
+}
+
+__all__ = ["Client", "Job", "SubletError", "ckpt", "finetune", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ckpt":
+        return import_module("sublet.ckpt")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'sublet' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

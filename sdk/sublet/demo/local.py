@@ -5,6 +5,7 @@ an operator would, through the command line; nothing here reaches into their ins
 """
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -14,8 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 START_LIMIT_S = 90.0
+JOB_LABEL = "sublet.job"
+"""The label with which the Docker runner marks its containers."""
 
 
 class LocalMarketError(RuntimeError):
@@ -119,9 +123,11 @@ class LocalMarket:
         ready.unlink(missing_ok=True)
         arguments = ["broker", "--listen", listen, "--data", str(self.root / "broker")]
         self.broker = LocalProcess(
-            "broker", [*arguments, *self.broker_arguments], self.environment,
+            "broker",
+            [*arguments, *self.broker_arguments],
+            self.environment,
             self.root / "logs" / "broker.log",
-        )  # fmt: skip
+        )
         self.broker.start()
         self.wait_for(ready.exists, "the broker to be ready", self.broker)
         said = json.loads(ready.read_text())
@@ -136,20 +142,51 @@ class LocalMarket:
         agent = LocalProcess(
             name,
             [
-                "provide", "--broker", self.url, "--state", str(self.root / name),
-                "--name", name, "--price", price, "--cpu", *arguments,
+                "provide",
+                "--broker",
+                self.url,
+                "--state",
+                str(self.root / name),
+                "--name",
+                name,
+                "--price",
+                price,
+                "--cpu",
+                *arguments,
             ],
             self.environment,
             self.root / "logs" / f"{name}.log",
-        )  # fmt: skip
+        )
         agent.start()
         self.agents[name] = agent
         return agent
 
+    def command(self, *arguments: str) -> str:
+        """Run a `sublet` command on this market and return what it prints.
+
+        Raises LocalMarketError with its error output if it fails.
+        """
+        done = subprocess.run(
+            [sys.executable, "-m", "sublet.cli.main", *arguments],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise LocalMarketError(
+                f"sublet {' '.join(arguments)} exited with {done.returncode}:\n"
+                f"{done.stdout[-1000:]}{done.stderr[-2000:]}"
+            )
+        return done.stdout
+
     def wait_for(
-        self, condition: Callable[[], object], what: str, process: LocalProcess | None = None,
+        self,
+        condition: Callable[[], object],
+        what: str,
+        process: LocalProcess | None = None,
         limit_s: float = START_LIMIT_S,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Wait until `condition` is true. Raises LocalMarketError if `process` ends before that."""
         deadline = time.monotonic() + limit_s
         while not condition():
@@ -171,6 +208,8 @@ class LocalMarket:
         for pid in self.run_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for container in self.containers(stopped=True):
+            container.remove(force=True)
 
     def run_processes(self, job: str | None = None, agent: str | None = None) -> list[int]:
         """Return the processes of runs on this machine that belong to this market.
@@ -187,13 +226,44 @@ class LocalMarket:
                 found.append(pid)
         return found
 
+    def containers(
+        self, job: str | None = None, agent: str | None = None, *, stopped: bool = False
+    ) -> list[Any]:
+        """Return this market's containers (Docker SDK objects): what they mount tells whose they are.
+
+        None where no Docker Engine answers.
+        """
+        try:
+            docker = importlib.import_module("docker")
+            engine = docker.from_env(timeout=20)
+        except (ImportError, OSError, RuntimeError):
+            return []
+        except Exception as error:
+            # docker.errors.DockerException can't be named before docker has been imported.
+            if type(error).__name__ != "DockerException":
+                raise
+            return []
+        prefix = str(self.root / agent) if agent else str(self.root)
+        labels = {"label": f"{JOB_LABEL}={job}" if job else JOB_LABEL}
+        found = engine.containers.list(all=stopped, filters=labels, ignore_removed=True)
+        return [
+            container
+            for container in found
+            if any(
+                m.get("Source", "").startswith(prefix + os.sep) for m in container.attrs["Mounts"]
+            )
+        ]
+
     def kill_run(self, job: str, agent: str, runner: str) -> int:
         """kill -9 every process of the run that `agent` has of `job`; return how many.
 
         With Docker the container's processes are killed through the engine.
         """
         if runner == "docker":
-            return len([c.kill(signal="SIGKILL") for c in job_containers(job, self.root / agent)])
+            containers = self.containers(job, agent)
+            for container in containers:
+                container.kill(signal="SIGKILL")
+            return len(containers)
         pids = self.run_processes(job, agent)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):

@@ -1,0 +1,376 @@
+"""The renter's side: a client for one broker, and a handle for each job.
+
+client = sublet.Client()
+job = client.run(image="...", command=["python", "train.py"], max_price=0.40, budget=5)
+job.follow(); job.download("out/")
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from sublet.config import Profile, broker_url
+from sublet.cosign import Cosigned, cosign
+from sublet.http import BrokerAway, Link, SubletError
+from sublet.spec import Amount, JobSpec
+from sublet.transfers import OnBytes, download_tree, upload_inputs
+from sublet.units import credits_to_ucr
+from sublet_contracts.api import (
+    BalanceView,
+    CheckpointsPage,
+    EarningsView,
+    EventsPage,
+    JobLogLine,
+    JobsPage,
+    JobView,
+    MatchRequest,
+    MatchView,
+    OffersPage,
+    PartyView,
+    Problem,
+    ReceiptsPage,
+    ResumeRequest,
+    SignedRequest,
+    StatementView,
+    View,
+)
+from sublet_contracts.documents import (
+    Amendment,
+    Deposit,
+    KeyDocument,
+    sign_document,
+)
+from sublet_contracts.keys import SigningKey
+from sublet_contracts.states import JobState
+
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+POLL_S = 0.5
+
+
+class Nothing(View):
+    """An answer without a body."""
+
+
+def _silent(what: str, total_bytes: int) -> OnBytes:
+    return lambda count_bytes: None
+
+
+class Client:
+    """A party at a broker. Everything it asks is signed by the profile's key."""
+
+    def __init__(
+        self,
+        broker: str | None = None,
+        profile: str | None = None,
+        config_dir: Path | None = None,
+        key: SigningKey | None = None,
+        away_limit_s: float = 60.0,
+    ) -> None:
+        """Raises ConfigError, KeyRefused. Nothing is sent before the first call."""
+        self.profile = Profile.open(profile, config_dir)
+        self.url = broker_url(broker)
+        self.key = key or self.profile.key()
+        self.link = Link(self.url, self.key, away_limit_s=away_limit_s)
+        self._broker: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
+        self.link.close()
+
+    @property
+    def party(self) -> str:
+        """This party's id."""
+        return self.key.party
+
+    @property
+    def broker(self) -> str:
+        """The broker's id; pinned when it's first seen. Raises ConfigError if it has changed."""
+        if self._broker is None:
+            broker = self.link.info().broker
+            self.profile.pin(self.url, broker)
+            self.link.expect(broker)
+            self._broker = broker
+            self._introduce(broker)
+        return self._broker
+
+    def _introduce(self, broker: str) -> None:
+        document = KeyDocument(
+            party=self.party, broker=broker, name=self.profile.name, issued_ms=_now_ms()
+        )
+        signed = sign_document(document, self.key)
+        self.link.call("POST", "/v1/keys", PartyView, body=SignedRequest(envelope=signed.envelope))
+
+    def _call(self, method: str, path: str, kind: Any, **options: Any) -> Any:
+        _ = self.broker
+        return self.link.call(method, path, kind, **options)
+
+    def run(
+        self,
+        *,
+        wait_for_offer: bool = False,
+        announce: Callable[[str, int], OnBytes] = _silent,
+        **options: Any,
+    ) -> "Job":
+        """Submit a job; the options are those of `sublet.run`.
+
+        Raises UnitError and InputError, which name the option, and SubletError.
+        """
+        return self.submit(JobSpec(**options), wait_for_offer=wait_for_offer, announce=announce)
+
+    def submit(
+        self,
+        spec: JobSpec,
+        *,
+        wait_for_offer: bool = False,
+        announce: Callable[[str, int], OnBytes] = _silent,
+    ) -> "Job":
+        """Send the inputs, sign the job, submit it."""
+        spec.document(renter=self.party, broker=self.broker, now_ms=_now_ms(), inputs=())
+        inputs = upload_inputs(self.link, spec.inputs, announce)
+        document = spec.document(
+            renter=self.party, broker=self.broker, now_ms=_now_ms(), inputs=inputs
+        )
+        signed = sign_document(document, self.key)
+        view = self._call(
+            "POST",
+            "/v1/jobs",
+            JobView,
+            body=SignedRequest(envelope=signed.envelope),
+            query={"wait": "true" if wait_for_offer else None},
+        )
+        return Job(self, view.id, view)
+
+    def match(self, spec: JobSpec) -> MatchView:
+        """Ask which offers a job would get."""
+        body = MatchRequest(
+            resources=spec.resources(),
+            max_price_ucr_per_device_hour=spec.max_price_ucr,
+            image=spec.image,
+            budget_ucr=spec.budget_ucr,
+        )
+        found: MatchView = self._call("POST", "/v1/offers/match", MatchView, body=body)
+        return found
+
+    def job(self, ref: str) -> "Job":
+        """Return a job of this party by id, first digits or name. Raises SubletError."""
+        view = self._call("GET", f"/v1/jobs/{ref}", JobView)
+        return Job(self, view.id, view)
+
+    def jobs(self, state: str = "", name: str = "", limit: int = 100) -> JobsPage:
+        """Return this party's jobs, newest first."""
+        query = {"state": state, "name": name, "limit": limit}
+        page: JobsPage = self._call("GET", "/v1/jobs", JobsPage, query=query)
+        return page
+
+    def offers(self, kind: str = "", region: str = "") -> OffersPage:
+        """Return the market's offers, cheapest first."""
+        query = {"kind": kind, "region": region}
+        page: OffersPage = self._call("GET", "/v1/offers", OffersPage, query=query)
+        return page
+
+    def balance(self) -> BalanceView:
+        """Return this party's account."""
+        view: BalanceView = self._call("GET", "/v1/balance", BalanceView)
+        return view
+
+    def earnings(self) -> EarningsView:
+        """Return what this party has earned as a provider."""
+        view: EarningsView = self._call("GET", "/v1/earnings", EarningsView)
+        return view
+
+    def fund(self, party: str, credits: Amount, operator_key: Path, memo: str = "") -> BalanceView:
+        """Credit an account, with the operator's key. Raises KeyRefused, SubletError."""
+        operator = SigningKey.load_or_create(operator_key)
+        deposit = Deposit(
+            broker=self.broker,
+            party=party,
+            amount_ucr=credits_to_ucr(credits, "amount"),
+            memo=memo,
+            nonce=os.urandom(16).hex(),
+            issued_ms=_now_ms(),
+        )
+        link = Link(self.url, operator)
+        link.expect(self.broker)
+        try:
+            body = SignedRequest(envelope=sign_document(deposit, operator).envelope)
+            return link.call("POST", "/v1/deposits", BalanceView, body=body)
+        finally:
+            link.close()
+
+
+class Job:
+    """One job of this party."""
+
+    def __init__(self, client: Client, id: str, view: JobView) -> None:
+        self._client = client
+        self.id = id
+        self._view = view
+
+    def __repr__(self) -> str:
+        return f"Job({self.id[:10]}, {self._view.name!r}, {self._view.state})"
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._view.name
+
+    def _call(self, method: str, path: str, kind: Any, **options: Any) -> Any:
+        return self._client._call(method, f"/v1/jobs/{self.id}{path}", kind, **options)
+
+    def view(self) -> JobView:
+        """Ask the broker how it is."""
+        self._view = self._call("GET", "", JobView)
+        return self._view
+
+    def cancel(self) -> JobView:
+        """Cancel it."""
+        return self._changed("/cancel")
+
+    def pause(self) -> JobView:
+        """Checkpoint and stop it, for now."""
+        return self._changed("/pause")
+
+    def resume(self, budget: Amount | None = None) -> JobView:
+        """Go on after a pause, with a larger budget if one is given (the new total)."""
+        amendment = None
+        if budget is not None:
+            total = credits_to_ucr(budget, "budget")
+            document = Amendment(
+                renter=self._client.party,
+                broker=self._client.broker,
+                job=self.id,
+                budget_ucr=total,
+                accept_receipts_up_to_ucr=total,
+                issued_ms=_now_ms(),
+            )
+            amendment = sign_document(document, self._client.key).envelope
+        return self._changed("/resume", body=ResumeRequest(amendment=amendment))
+
+    def _changed(self, path: str, **options: Any) -> JobView:
+        self._view = self._call("POST", path, JobView, **options)
+        return self._view
+
+    def events(self, after: int = 0) -> EventsPage:
+        """Return its history from `after` on."""
+        page: EventsPage = self._call("GET", "/events", EventsPage, query={"after": after})
+        return page
+
+    def checkpoints(self) -> CheckpointsPage:
+        """Return its checkpoints, newest first."""
+        page: CheckpointsPage = self._call("GET", "/checkpoints", CheckpointsPage)
+        return page
+
+    def statement(self) -> StatementView:
+        """Return every charge with the receipt it rests on."""
+        view: StatementView = self._call("GET", "/statement", StatementView)
+        return view
+
+    def export(self) -> bytes:
+        """Return its evidence, exactly as the broker gave it (see `sublet receipts verify`)."""
+        _ = self._client.broker
+        return self._client.link.send("GET", f"/v1/jobs/{self.id}/export").content
+
+    def cosign(self) -> Cosigned:
+        """Sign the receipts that add up; say which don't."""
+        query = {"unsigned": "true"}
+        page = self._call("GET", "/receipts", ReceiptsPage, query=query)
+        result = cosign(page, self._client.key, self._client.broker)
+        for envelope in result.signed:
+            self._client.link.send(
+                "POST",
+                f"/v1/receipts/{envelope.id}/signature",
+                data=SignedRequest(envelope=envelope).model_dump_json().encode(),
+            )
+        return result
+
+    def logs(self, *, follow: bool = False, after: int = -1) -> Iterator[JobLogLine]:
+        """Yield its output's lines beyond cursor `after`; with `follow` until the job ends.
+
+        Over a broken connection it goes on where it was: no line comes twice, none is left out.
+        Raises SubletError; BrokerAway once the broker has been away for a minute.
+        """
+        away_since: float | None = None
+        while True:
+            try:
+                query = {
+                    "after": after if after >= 0 else None,
+                    "follow": "true" if follow else None,
+                }
+                with self._client.link.stream(f"/v1/jobs/{self.id}/logs", query) as lines:
+                    for value in lines:
+                        away_since = None
+                        line = JobLogLine.model_validate(value)
+                        after = line.cursor
+                        yield line
+                if not follow or self.view().state in TERMINAL:
+                    return
+            except (httpx.TransportError, BrokerAway) as error:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > 600:
+                    raise BrokerAway(
+                        Problem(
+                            title="The broker doesn't answer",
+                            status=503,
+                            code="away",
+                            detail=str(error),
+                            fix=f"come back with: sublet logs -f {self.id[:10]}",
+                        )
+                    ) from error
+            time.sleep(POLL_S)
+
+    def wait(self, poll_s: float = POLL_S) -> JobView:
+        """Wait until it has ended (or is paused); sign its receipts meanwhile."""
+        while True:
+            view = self.view()
+            self.cosign()
+            if view.state in TERMINAL or view.state is JobState.PAUSED:
+                return view
+            time.sleep(poll_s)
+
+    def download(
+        self, target: str | Path, announce: Callable[[str, int], OnBytes] = _silent
+    ) -> list[Path]:
+        """Write its outputs below `target`; return the files. Raises SubletError, TreeRefused."""
+        view = self.view()
+        if view.outputs_index_sha256 is None:
+            raise SubletError(
+                Problem(
+                    title="No outputs",
+                    status=404,
+                    code="no_outputs",
+                    detail=f"job {self.id[:10]} is {view.state} and has no outputs",
+                    fix="outputs come with success, where the job was run with outputs=",
+                )
+            )
+        return download_tree(
+            self._client.link, self.id, view.outputs_index_sha256, Path(target), announce
+        )
+
+    def follow(self) -> JobView:
+        """Show progress, logs and the price so far until it ends; Ctrl-C detaches."""
+        from sublet.following import follow
+
+        return follow(self)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+__all__ = ["Client", "Job", "SubletError"]

@@ -1,0 +1,1 @@
+"""`sublet demo`: the whole story on one machine, with real parts."""

@@ -1,0 +1,330 @@
+"""`sublet demo`: a job loses its machine, goes on elsewhere, and the bill adds up. Real parts only.
+
+A broker and two agents run as processes of their own on this machine. The job's machine is killed
+with kill -9, agent and run, after its second durable checkpoint. An undisturbed run of the same
+command goes on beside it, outside of the market, to compare the results with.
+"""
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from rich.console import Console
+
+from sublet.demo.local import LocalMarket, LocalMarketError
+from sublet.demo.outcome import Outcome
+from sublet.demo.plans import BUDGET, Plan, find_image, finetune_plan, quick_plan
+from sublet.demo.reference import Reference, same_content
+from sublet.demo.screen import ProviderRow, Scene, Stage, credits
+
+if TYPE_CHECKING:
+    from sublet.client import Client, Job
+    from sublet_contracts.api import JobView
+
+POLL_S = 0.2
+CHECKPOINTS_BEFORE_KILL = 2
+JOB_LIMIT_S = 900
+PRICES = {"alice": "0.40", "bob": "0.45"}
+FUNDS = 5
+TERMINAL = ("succeeded", "failed", "cancelled", "paused")
+
+
+class DemoFailed(RuntimeError):
+    """The demo could not go on; the message says where and why."""
+
+
+@dataclass
+class Loss:
+    """The loss of the machine, as it was seen."""
+
+    at: float
+    step: int
+    victim: str
+    noticed: float | None = None
+    resumed: float | None = None
+    start_step: int = 0
+
+
+@dataclass
+class Demo:
+    """One performance."""
+
+    plan: Plan
+    runner: str
+    image: str
+    market: LocalMarket
+    stage: Stage
+    seen_runs: set[str] = field(default_factory=set)
+
+    def perform(self) -> tuple["Client", "Job", Loss, Reference]:
+        """Play the story up to the job's end. Raises DemoFailed, LocalMarketError."""
+        import sublet
+
+        say = self.stage.say
+        say("starting a broker: one process, one port, Ray inside")
+        self.market.start_broker()
+        client = sublet.Client(
+            broker=self.market.url, config_dir=self.market.root / "config" / "sublet"
+        )
+        for name, price in PRICES.items():
+            self.market.start_agent(
+                name,
+                "--runner",
+                self.runner,
+                "--trust",
+                client.party,
+                "--region",
+                "here",
+                price=price,
+            )
+        self.market.wait_for(
+            lambda: self._offers(client),
+            "both agents to be on the market",
+            self.market.agents["alice"],
+        )
+        say(f"alice and bob rent out a CPU each, with the {self.runner} runner")
+        client.fund(client.party, FUNDS, operator_key=self.market.operator_key)
+        say(f"the renter's account is credited with {FUNDS} credits")
+        job = self.plan.submit(client, self.image)
+        view = job.view()
+        self.stage.scene.budget_ucr = view.budget_ucr
+        say(f"job {view.id[:10]} submitted; its budget of {BUDGET} credits is held")
+        reference = Reference(
+            self.market.root / "undisturbed",
+            view.command,
+            self.plan.inputs,
+            self.image if self.runner == "docker" else None,
+        )
+        try:
+            reference.start()
+            loss = self._lose_the_machine(job)
+            self._until_finished(job, loss)
+            say("the undisturbed run is finished too, or soon will be")
+            reference.wait()
+        except BaseException:
+            reference.stop()
+            raise
+        return client, job, loss, reference
+
+    def _offers(self, client: "Client") -> bool:
+        offers = client.offers().offers
+        for offer in offers:
+            self.stage.scene.providers[offer.name] = ProviderRow(
+                offer.name, offer.devices[0].name, offer.price_ucr_per_device_hour
+            )
+        return len(offers) == len(PRICES)
+
+    def _lose_the_machine(self, job: "Job") -> Loss:
+        deadline = time.monotonic() + JOB_LIMIT_S
+        while time.monotonic() < deadline:
+            view = self._look(job)
+            if view.state in TERMINAL:
+                raise DemoFailed(
+                    f"the job {view.state} before its machine could be lost: {view.says}"
+                )
+            if len(self.stage.scene.durable_steps) >= CHECKPOINTS_BEFORE_KILL:
+                break
+            time.sleep(POLL_S)
+        else:
+            raise DemoFailed("no second durable checkpoint in time")
+        victim = view.runs[-1].provider_name
+        agent = self.market.agents[victim]
+        agent.kill()
+        ended = self.market.kill_run(view.id, victim, self.runner)
+        if not ended:
+            raise DemoFailed(
+                f"no process of the run was found on {victim}; nothing could be killed"
+            )
+        self.stage.scene.providers[victim].state = "killed"
+        self.stage.say(f"kill -9: {victim}'s agent and the run itself, at step {view.step}")
+        return Loss(time.monotonic(), view.step, victim)
+
+    def _until_finished(self, job: "Job", loss: Loss) -> None:
+        deadline = time.monotonic() + JOB_LIMIT_S
+        while time.monotonic() < deadline:
+            view = self._look(job)
+            newest = view.runs[-1]
+            if loss.noticed is None and view.state != "running":
+                loss.noticed = time.monotonic()
+                self.stage.say(f"{loss.victim} is called lost; {view.says}")
+            if loss.resumed is None and newest.epoch > 1 and newest.step > newest.start_step:
+                loss.resumed = time.monotonic()
+                loss.start_step = newest.start_step
+                self.stage.scene.lost_work = "billed nothing"
+                self.stage.say(
+                    f"{newest.provider_name} goes on from step {newest.start_step}, "
+                    f"{loss.resumed - loss.at:.1f} s after the kill"
+                )
+            if view.state in TERMINAL:
+                self.stage.say(f"the job {view.state}: {view.says}")
+                return
+            time.sleep(POLL_S)
+        raise DemoFailed(f"the job did not finish within {JOB_LIMIT_S} s")
+
+    def _look(self, job: "Job") -> "JobView":
+        view = job.view()
+        scene = self.stage.scene
+        scene.job_state = str(view.state)
+        scene.charge_ucr = view.charged_ucr
+        if view.step != scene.step or not scene.losses:
+            scene.step, scene.total_steps = view.step, view.total_steps
+            if "loss" in view.metrics:
+                scene.losses.append(view.metrics["loss"])
+        for run in view.runs:
+            if run.lease not in self.seen_runs:
+                self.seen_runs.add(run.lease)
+                self.stage.say(
+                    f"lease {run.epoch}: {run.provider_name} at "
+                    f"{credits(run.price_ucr_per_device_hour)} per device-hour"
+                )
+            row = scene.providers.get(run.provider_name)
+            if row and row.state != "killed":
+                row.state = str(run.run_state)
+        if view.durable_step and view.durable_step not in scene.durable_steps:
+            scene.durable_steps.append(view.durable_step)
+            self.stage.say(f"checkpoint at step {view.durable_step} is durable at the broker")
+        job.cosign()
+        return view
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demo; return 0 if every promise held."""
+    options = _parser().parse_args(argv)
+    console = Console()
+    build = Path(options.build_dir).resolve()
+    began = time.monotonic()
+    previous = signal.signal(signal.SIGTERM, _as_interrupt)
+    root = Path(tempfile.mkdtemp(prefix="demo-", dir=_made(build)))
+    market = LocalMarket(root)
+    try:
+        outcome = _run(options, console, build, market, began)
+    except (DemoFailed, LocalMarketError, RuntimeError) as error:
+        console.print(f"[bold red]the demo failed:[/] {error}", highlight=False)
+        console.print(f"logs: {root / 'logs'}", highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nstopped; nothing is left running")
+        return 130
+    finally:
+        market.stop()
+        signal.signal(signal.SIGTERM, previous)
+    outcome.write(Path(options.json_file))
+    console.print()
+    console.print(outcome.table())
+    broken = outcome.broken_promises()
+    for promise in broken:
+        console.print(f"[bold red]broken:[/] {promise}", highlight=False)
+    console.print(f"written to {options.json_file}", highlight=False)
+    if broken:
+        console.print(f"logs: {root / 'logs'}", highlight=False)
+        return 1
+    shutil.rmtree(root, ignore_errors=True)
+    return 0
+
+
+def _run(
+    options: argparse.Namespace, console: Console, build: Path, market: LocalMarket, began: float
+) -> Outcome:
+    def say(line: str) -> None:
+        console.print(f"{time.monotonic() - began:6.1f} s  {line}", highlight=False)
+
+    runner, image, why = find_image(options.quick, options.runner, say)
+    say(f"runner: {runner}" + (f" ({why})" if why else f", image {image[:19]}"))
+    if runner == "process":
+        say("the process runner isolates nothing: it serves this renter alone")
+    plan = quick_plan() if options.quick else finetune_plan(build / "data")
+    market.broker_arguments = plan.broker_arguments
+    scene = Scene(title=plan.title, runner=runner, started=began)
+    with Stage(scene, console) as stage:
+        demo = Demo(plan, runner, image, market, stage)
+        client, job, loss, reference = demo.perform()
+        try:
+            return _judge(demo, client, job, loss, reference, why, began)
+        finally:
+            reference.stop()
+
+
+def _judge(
+    demo: Demo,
+    client: "Client",
+    job: "Job",
+    loss: Loss,
+    reference: Reference,
+    why: str,
+    began: float,
+) -> Outcome:
+    """Check every promise from the outside, with what a renter has in hand."""
+    import json
+
+    from sublet_contracts.export import verify_export
+
+    view = job.view()
+    if view.state != "succeeded":
+        raise DemoFailed(f"the job {view.state}: {view.says}")
+    results = demo.market.root / "results"
+    job.download(results)
+    job.cosign()
+    same = same_content(results, reference.outputs, demo.plan.same_files)
+    metrics = json.loads((results / "metrics.json").read_text())
+    statement = job.statement()
+    export = job.export()
+    verdict = verify_export(export, broker=demo.market.broker_id)
+    middle = len(export) // 2
+    tampered = export[:middle] + bytes([export[middle] ^ 1]) + export[middle + 1 :]
+    balanced = _ledger_balances(client, demo.market, statement.charges)
+    demo.market.stop()
+    return Outcome(
+        accuracy_before=metrics["accuracy_before"],
+        accuracy_after=metrics["accuracy_after"],
+        steps_lost=max(loss.step - loss.start_step, 0),
+        checkpoint_interval_steps=demo.plan.interval_steps,
+        recovery_seconds=round((loss.resumed or float("inf")) - loss.at, 2),
+        detection_seconds=round((loss.noticed or float("inf")) - loss.at, 2),
+        weights_identical=all(same.values()),
+        charged_ucr=statement.charged_ucr,
+        lost_work_charged_ucr=statement.lost_work_charged_ucr,
+        lost_work_device_ms=sum(charge.lost_device_ms for charge in statement.charges),
+        receipts_verified=verdict.holds,
+        receipt_checks=verdict.checks,
+        tampered_receipts_refused=not verify_export(tampered, broker=demo.market.broker_id).holds,
+        ledger_balanced=balanced,
+        nothing_left_running=not demo.market.run_processes() and not demo.market.containers(),
+        job_state=str(view.state),
+        runner=demo.runner,
+        runner_reason=why,
+        elapsed_seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def _ledger_balances(client: "Client", market: LocalMarket, charges: tuple[object, ...]) -> bool:
+    """Say whether what was deposited is what everybody has now, and the bill what providers got."""
+    raise NotImplementedError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sublet demo", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a numpy model, in half a minute")
+    parser.add_argument("--runner", choices=("auto", "docker", "process"), default="auto")
+    parser.add_argument("--build-dir", default="build", help="for data and logs (default: build)")
+    parser.add_argument("--json-file", default="build/demo.json", help="where the figures go")
+    return parser
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

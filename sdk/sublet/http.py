@@ -1,0 +1,180 @@
+"""One signed request, sent until it's answered: what every call of the client goes through."""
+
+import json
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from sublet_contracts.api import BrokerInfo, Problem
+from sublet_contracts.auth import sign_request
+from sublet_contracts.keys import SigningKey
+
+M = TypeVar("M", bound=BaseModel)
+
+RETRIED_STATUS = frozenset({429, 502, 503, 504})
+AWAY_LIMIT_S = 60.0
+
+
+class SubletError(Exception):
+    """What the broker refused, or why it couldn't be asked."""
+
+    def __init__(self, problem: Problem) -> None:
+        words = problem.detail + (f" — {problem.fix}" if problem.fix else "")
+        super().__init__(words)
+        self.problem = problem
+
+
+class BrokerAway(SubletError):
+    """The broker doesn't answer."""
+
+
+class Link:
+    """Signed requests to one broker. Every request may be sent again: a POST carries its own
+    idempotency key, and each attempt is signed anew."""
+
+    def __init__(self, url: str, key: SigningKey, *, away_limit_s: float = AWAY_LIMIT_S) -> None:
+        self.url = url
+        self.key = key
+        self._away_limit_s = away_limit_s
+        self._http = httpx.Client(base_url=url, timeout=httpx.Timeout(30.0, connect=5.0))
+        self._broker: str | None = None
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def info(self) -> BrokerInfo:
+        """Ask the broker who it is."""
+        return _parsed(self._until_answered(lambda: self._http.get("/v1/broker")), BrokerInfo)
+
+    def expect(self, broker: str) -> None:
+        """Sign for this broker from now on."""
+        self._broker = broker
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        kind: type[M],
+        *,
+        query: Mapping[str, object] | None = None,
+        body: BaseModel | None = None,
+    ) -> M:
+        """Send a request with a JSON body and return the answer. Raises SubletError."""
+        data = body.model_dump_json().encode() if body is not None else b""
+        return _parsed(self.send(method, path, query=query, data=data), kind)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        data: bytes = b"",
+        content_type: str = "application/json",
+    ) -> httpx.Response:
+        """Send a request until it's answered. Raises SubletError on any answer but success."""
+        target = _target(path, query)
+        idempotency_key = os.urandom(16).hex() if method == "POST" else ""
+
+        def attempt() -> httpx.Response:
+            headers = self._signed(method, target, data, idempotency_key)
+            if data:
+                headers["Content-Type"] = content_type
+            return self._http.request(method, target, content=data or None, headers=headers)
+
+        response = self._until_answered(attempt)
+        if response.status_code >= 400:
+            raise SubletError(_problem(response))
+        return response
+
+    @contextmanager
+    def stream(self, path: str, query: Mapping[str, object]) -> Iterator[Iterator[dict[str, Any]]]:
+        """Open an NDJSON stream; yields its objects. Raises SubletError, httpx.TransportError."""
+        target = _target(path, query)
+        headers = self._signed("GET", target, b"", "")
+        timeout = httpx.Timeout(60.0, connect=5.0)
+        with self._http.stream("GET", target, headers=headers, timeout=timeout) as response:
+            if response.status_code >= 400:
+                response.read()
+                raise SubletError(_problem(response))
+            yield (json.loads(line) for line in response.iter_lines() if line.strip())
+
+    def _signed(self, method: str, target: str, data: bytes, key: str) -> dict[str, str]:
+        if self._broker is None:
+            self._broker = self.info().broker
+        return sign_request(
+            self.key,
+            broker=self._broker,
+            method=method,
+            target=target,
+            body=data,
+            time_ms=time.time_ns() // 1_000_000,
+            nonce=os.urandom(16).hex(),
+            idempotency_key=key,
+        )
+
+    def _until_answered(self, attempt: Any) -> httpx.Response:
+        deadline = time.monotonic() + self._away_limit_s
+        wait_s = 0.1
+        while True:
+            try:
+                response: httpx.Response = attempt()
+                if response.status_code not in RETRIED_STATUS:
+                    return response
+                why = f"answered {response.status_code}"
+            except httpx.TransportError as error:
+                why = str(error) or type(error).__name__
+            if time.monotonic() + wait_s > deadline:
+                raise BrokerAway(
+                    Problem(
+                        title="The broker doesn't answer",
+                        status=503,
+                        code="away",
+                        detail=f"no answer from {self.url} ({why})",
+                        fix="check the URL (SUBLET_BROKER) and whether the broker runs",
+                    )
+                )
+            time.sleep(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(wait_s * 2, 5.0)
+
+
+def _target(path: str, query: Mapping[str, object] | None) -> str:
+    chosen = {k: v for k, v in (query or {}).items() if v is not None and v != ""}
+    return path + ("?" + urlencode(chosen) if chosen else "")
+
+
+def _problem(response: httpx.Response) -> Problem:
+    try:
+        return Problem.model_validate_json(response.content)
+    except ValidationError:
+        return Problem(
+            title="Unexpected answer",
+            status=response.status_code,
+            code="unexpected",
+            detail=f"the broker answered {response.status_code}: {response.text[:200]}",
+        )
+
+
+def _parsed(response: httpx.Response, kind: type[M]) -> M:
+    if response.status_code >= 400:
+        raise SubletError(_problem(response))
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError as error:
+        raise SubletError(
+            Problem(
+                title="Unexpected answer",
+                status=response.status_code,
+                code="unexpected",
+                detail=f"the answer isn't a {kind.__name__}: {error.errors()[0]['msg']}",
+                fix="the broker may be newer or older than this client: pip install -U sublet",
+            )
+        ) from error
