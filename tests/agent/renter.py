@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
 from sublet_contracts.api import JobView, MissingRequest, SignedRequest
 from sublet_contracts.auth import sign_request
 from sublet_contracts.documents import Deposit, Job, KeyDocument, sign_document

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sublet_contracts.keys import SigningKey
 
+from sublet_contracts.keys import SigningKey
 from tests.agent.renter import Renter
 
 TRAINING = Path(__file__).parents[1] / "e2e" / "training_job.py"

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.effects import Step
@@ -79,7 +80,8 @@ class World:
         values: dict[str, Any] = {
             "renter": RENTER.party, "broker": BROKER.party, "nonce": "0" * 32, "name": "ft",
             "image": "img", "command": ("true",), "env": {},
-            "resources": {"devices": 1, "device_kind": "any", "memory_bytes": 1, "disk_bytes": 1000},
+            "resources": {"devices": 1, "device_kind": "any", "memory_bytes": 1,
+                          "disk_bytes": 1000},
             "max_price_ucr_per_device_hour": PRICE, "budget_ucr": 1_000_000,
             "checkpoint_interval_ms": 60_000, "patience_ms": 20_000, "inputs": (),
             "accept_receipts_up_to_ucr": 0, "issued_ms": NOW, "expires_ms": NOW + 10**9,

@@ -358,13 +358,19 @@ class Shell:
         )
         steps = await observer.final_look()
         self.spool.say_dropped(lease_id, self.now_ms())
-        behind, deadline = self.spool.behind(lease_id), time.monotonic() + 2.0
-        while behind and self.link is not None and self.link.live and time.monotonic() < deadline:
+        record = self._record(lease_id)
+        # A successor waits for a run that was stopped: its log gets less time than another.
+        limit_s = 2.0 if record is not None and record.stop else 30.0
+        begin = moved = time.monotonic()
+        behind = self.spool.behind(lease_id)
+        while behind and self.link is not None and self.link.live:
+            now = time.monotonic()
+            if now - moved > 2.0 or now - begin > limit_s:
+                break
             self._pump_logs()
             await asyncio.sleep(0.02)
             if self.spool.behind(lease_id) < behind:
-                behind = self.spool.behind(lease_id)
-                deadline = min(time.monotonic() + 2.0, deadline + 0.5)
+                behind, moved = self.spool.behind(lease_id), now
         self.post(events.FinalScanned(lease_id, tuple(sorted(steps))))
 
     async def _upload(self, effect: effects.Upload) -> None:
