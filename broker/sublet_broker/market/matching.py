@@ -10,7 +10,7 @@ Rules:
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sublet_broker.market.accepted import accepted
@@ -366,8 +366,7 @@ class Book:
 
     def propose(self, now_ms: int) -> list[Match]:
         """Return matches that don't get in each other's way, in the order of the line."""
-        free = {id: entry.free_device_ids for id, entry in self._entries.items()}
-        start: dict[tuple[object, ...], int] = {}
+        batch = _Batch(self._ranks, self._entries, now_ms)
         matches: list[Match] = []
         for _, _, id in self._line:
             job, wish = self._jobs[id]
@@ -376,53 +375,13 @@ class Book:
             alike = self._alike(wish)
             if alike in self._hopeless:
                 continue
-            found = self._search(wish, alike, free, start, now_ms)
-            if found is None and not matches:
+            found = batch.take(wish, alike)
+            if found is not None:
+                matches.append(Match(id, *found))
+            elif not matches:
+                # Nothing was taken before it: it stays hopeless until an offer changes.
                 self._hopeless.add(alike)
-            elif found is not None:
-                offer, devices = found
-                free[offer] = tuple(d for d in free[offer] if d not in devices)
-                matches.append(Match(id, offer, devices))
         return matches
-
-    def _search(
-        self,
-        wish: Wish,
-        alike: tuple[object, ...],
-        free: dict[str, tuple[str, ...]],
-        start: dict[tuple[object, ...], int],
-        now_ms: int,
-    ) -> tuple[str, tuple[str, ...]] | None:
-        if wish.prefer:
-            for rank in self._ranks:
-                if self._entries[rank[-1]].offer.provider == wish.prefer:
-                    devices = self._try(wish, rank[-1], free, now_ms)
-                    if devices is not None:
-                        return rank[-1], devices
-        for shunned in (False, True) if wish.avoid else (False,):
-            # Within one batch offers only fill up, so what failed an equal wish fails this one too.
-            key = (shunned, *alike)
-            for position in range(start.get(key, 0), len(self._ranks)):
-                start[key] = position
-                id = self._ranks[position][-1]
-                if not shunned and self._entries[id].offer.provider in wish.avoid:
-                    continue
-                devices = self._try(wish, id, free, now_ms)
-                if devices is not None:
-                    return id, devices
-            start[key] = len(self._ranks)
-        return None
-
-    def _try(
-        self, wish: Wish, offer: str, free: dict[str, tuple[str, ...]], now_ms: int
-    ) -> tuple[str, ...] | None:
-        entry = self._entries[offer]
-        if len(free[offer]) < wish.resources.devices or entry.offer.expires_ms <= now_ms:
-            return None
-        document = accepted(entry.offer.envelope, Offer)
-        if fits(wish, document, free[offer]):
-            return None
-        return pick_devices(wish, document, free[offer])
 
     def _alike(self, wish: Wish) -> tuple[object, ...]:
         need = wish.resources
@@ -432,6 +391,77 @@ class Book:
             need.device_memory_bytes, need.device_name, need.cpu_millis, need.memory_bytes,
             need.disk_bytes, need.region, need.egress,
         )  # fmt: skip
+
+
+class _Batch:
+    """One round of proposals over the ranked offers: what is taken in it stays taken.
+
+    Within a batch offers only fill up. So a search for a kind of wish goes on where the last one
+    for that kind ended, and offers without a free device are stepped over in one leap.
+    """
+
+    def __init__(
+        self, ranks: Sequence[_Rank], entries: Mapping[str, BookEntry], now_ms: int
+    ) -> None:
+        self._ranks = ranks
+        self._entries = entries
+        self._free = [entries[rank[-1]].free_device_ids for rank in ranks]
+        self._usable = list(range(len(ranks) + 1))
+        """For each position itself, or a later one from which to look on (union-find)."""
+        for position, rank in enumerate(ranks):
+            if not self._free[position] or entries[rank[-1]].offer.expires_ms <= now_ms:
+                self._usable[position] = position + 1
+        self._ended: dict[tuple[object, ...], int] = {}
+
+    def take(self, wish: Wish, alike: tuple[object, ...]) -> tuple[str, tuple[str, ...]] | None:
+        """Return the offer and devices for a wish, and take them."""
+        if wish.prefer:
+            for position in range(len(self._ranks)):
+                if self._provider(position) == wish.prefer and self._from(position) == position:
+                    devices = self._try(wish, position)
+                    if devices is not None:
+                        return self._taken(position, devices)
+        for shunned in (False, True) if wish.avoid else (False,):
+            key = (shunned, *alike)
+            position = self._from(self._ended.get(key, 0))
+            # The ranks begin with the price: beyond the highest there is nothing to find.
+            while (
+                position < len(self._ranks)
+                and self._ranks[position][0] <= wish.max_price_ucr_per_device_hour
+            ):
+                if shunned or self._provider(position) not in wish.avoid:
+                    devices = self._try(wish, position)
+                    if devices is not None:
+                        self._ended[key] = position
+                        return self._taken(position, devices)
+                position = self._from(position + 1)
+            self._ended[key] = len(self._ranks)
+        return None
+
+    def _provider(self, position: int) -> str:
+        return self._entries[self._ranks[position][-1]].offer.provider
+
+    def _from(self, position: int) -> int:
+        """Return the first position from here on that has a free device."""
+        usable = self._usable
+        while usable[position] != position:
+            usable[position] = usable[usable[position]]
+            position = usable[position]
+        return position
+
+    def _try(self, wish: Wish, position: int) -> tuple[str, ...] | None:
+        free = self._free[position]
+        if len(free) < wish.resources.devices:
+            return None
+        offer = accepted(self._entries[self._ranks[position][-1]].offer.envelope, Offer)
+        return None if fits(wish, offer, free) else pick_devices(wish, offer, free)
+
+    def _taken(self, position: int, devices: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+        left = tuple(id for id in self._free[position] if id not in devices)
+        self._free[position] = left
+        if not left:
+            self._usable[position] = position + 1
+        return self._ranks[position][-1], devices
 
 
 def _place(job: JobFact) -> tuple[bool, int, str]:
