@@ -38,10 +38,9 @@ from sublet_contracts.wire import (
     RunReport,
     Welcome,
 )
-from tests.http.world import Party, World, nonce
+from tests.http.world import WAIT_S, Party, World, nonce, until
 
 M = TypeVar("M", bound=Message)
-WAIT_S = 20
 
 
 class FakeAgent:
@@ -85,6 +84,11 @@ class FakeAgent:
         """Speak the handshake. Raises SessionError when refused."""
         return await self.wait_for(Welcome)
 
+    async def until_closed(self) -> None:
+        """Listen until the conversation ends. Raises SessionError or ConnectionClosed."""
+        while True:
+            await self.step()
+
     async def send(self, message: Message) -> str | None:
         """Send a message; return its mid."""
         mid = None
@@ -113,8 +117,11 @@ class FakeAgent:
         """Announce an offer, and wait until the broker has it."""
         signed = sign_document(self.party.offer(**changes), self.party.key)
         await self.send(Announce(offer=signed.envelope))
-        while not (await self.party.get("/v1/offers")).json()["offers"]:
-            await asyncio.sleep(0.01)
+
+        async def is_there() -> bool:
+            return bool((await self.party.get("/v1/offers")).json()["offers"])
+
+        await until(is_there)
 
     async def accept(self) -> Run:
         """Wait for a lease and sign it."""

@@ -14,8 +14,8 @@ from sublet_contracts.export import verify_export
 from sublet_contracts.reasons import Reason
 from sublet_contracts.session import SessionError
 from sublet_contracts.wire import Announce, Assign, Settled
-from tests.http.fake_agent import WAIT_S, FakeAgent, Run, lines_of
-from tests.http.world import Party, World, signed_body
+from tests.http.fake_agent import FakeAgent, Run, lines_of
+from tests.http.world import WAIT_S, Party, World, signed_body, until
 
 
 async def start(world: World, agent: FakeAgent) -> tuple[Party, dict[str, object], Run]:
@@ -29,14 +29,16 @@ async def start(world: World, agent: FakeAgent) -> tuple[Party, dict[str, object
     return renter, answer.json(), await agent.accept()
 
 
-async def until(renter: Party, job: str, state: str) -> dict[str, object]:
-    """Wait until the job is in `state`; return it."""
-    async with asyncio.timeout(WAIT_S):
-        while True:
-            view: dict[str, object] = (await renter.get(f"/v1/jobs/{job}")).json()
-            if view["state"] == state:
-                return view
-            await asyncio.sleep(0.02)
+async def state(renter: Party, job: str, wanted: str) -> dict[str, object]:
+    """Wait until the job is in that state; return it."""
+    view: dict[str, object] = {}
+
+    async def is_there() -> bool:
+        view.update((await renter.get(f"/v1/jobs/{job}")).json())
+        return view["state"] == wanted
+
+    await until(is_there)
+    return view
 
 
 async def test_a_job_from_submission_to_settlement(world: World) -> None:
@@ -44,7 +46,7 @@ async def test_a_job_from_submission_to_settlement(world: World) -> None:
         renter, job, run = await start(world, agent)
         id = str(job["id"])
         await run.state("running")
-        await until(renter, id, "running")
+        await state(renter, id, "running")
         await run.log("step 1", "step 2")
         run.device_ms = 40
         assert (await run.checkpoint(1, b"weights at 1")).durable
@@ -55,7 +57,7 @@ async def test_a_job_from_submission_to_settlement(world: World) -> None:
         await run.state("exited", reason=Reason.SUCCEEDED, exit_code=0)
         await run.receipt(final=Reason.SUCCEEDED)
         await agent.wait_for(Settled)
-        view = await until(renter, id, "succeeded")
+        view = await state(renter, id, "succeeded")
         assert view["durable_step"] == 1
         statement = (await renter.get(f"/v1/jobs/{id}/statement")).json()
         assert len(statement["charges"]) == 1
@@ -103,8 +105,12 @@ async def test_the_door_refuses_and_says_why(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame", "code"), [("not json", "bad_frame"), ('{"type":"ack","mid":null,"body":{"mids":[]}}', "out_of_turn")]
-)  # fmt: skip
+    ("frame", "code"),
+    [
+        ("not json", "bad_frame"),
+        ('{"type":"ack","mid":null,"body":{"mids":[]}}', "out_of_turn"),
+    ],
+)
 async def test_broken_frames(world: World, frame: str, code: str) -> None:
     async with connect(world.ws_url) as socket:
         await socket.recv()
@@ -117,10 +123,11 @@ async def test_broken_frames(world: World, frame: str, code: str) -> None:
 async def test_a_frame_over_the_limit_closes_the_connection(world: World) -> None:
     async with connect(world.ws_url) as socket:
         await socket.recv()
-        with pytest.raises(ConnectionClosed):
-            await socket.send("x" * (1024 * 1024 + 1))
-            while True:
-                await socket.recv()
+        await socket.send("x" * (1024 * 1024 + 1))
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
 
 
 async def test_a_newer_instance_replaces_the_older(world: World) -> None:
@@ -131,8 +138,7 @@ async def test_a_newer_instance_replaces_the_older(world: World) -> None:
         async with FakeAgent(world, party) as newer:
             await newer.join()
             with pytest.raises(SessionError) as refused:
-                while True:
-                    await older.step()
+                await older.until_closed()
             assert refused.value.code == "stale_instance"
             await newer.offer()
             assert len(world.hub.connections) == 1
@@ -165,9 +171,7 @@ async def test_what_is_not_acknowledged_comes_again_on_the_next_connection(world
         await second.join()
         again = await second.wait_for(Assign)
         assert again.lease == assign.lease
-    async with asyncio.timeout(WAIT_S):
-        while world.broker.outbox.pending(party.id):
-            await asyncio.sleep(0.02)
+        await until(lambda: not world.broker.outbox.pending(party.id))
 
 
 async def test_a_match_waits_for_no_tick(world: World) -> None:
@@ -184,8 +188,7 @@ async def test_agents_are_sent_away_with_service_restart(world: World) -> None:
         await agent.join()
         world.stop.set()
         with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                await agent.step()
+            await agent.until_closed()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
 
@@ -193,11 +196,10 @@ async def test_agents_are_sent_away_with_service_restart(world: World) -> None:
 async def test_a_wrong_offer_is_refused_with_a_reason(world: World) -> None:
     async with FakeAgent(world, world.party()) as agent:
         await agent.join()
+        wrong = sign_document(agent.party.offer(broker="ed25519-" + "3" * 64), agent.party.key)
+        await agent.send(Announce(offer=wrong.envelope))
         with pytest.raises(SessionError) as refused:
-            signed = agent.party.offer(broker="ed25519-" + "3" * 64)
-            await agent.send(Announce(offer=sign_document(signed, agent.party.key).envelope))
-            while True:
-                await agent.step()
+            await agent.until_closed()
         assert "broker" in refused.value.detail
 
 
@@ -227,19 +229,18 @@ async def test_following_a_log(world: World) -> None:
         assert got == ["line 0", "line 1", "line 2"]
         await run.log("line 3")
         # A resumed reader starts after the cursor it has.
-        async with asyncio.timeout(WAIT_S):
-            while True:
-                rest = lines_of((await renter.get(f"/v1/jobs/{id}/logs?after=3")).text)
-                if rest:
-                    break
-                await asyncio.sleep(0.02)
+        rest: list[dict[str, object]] = []
+
+        async def has_come() -> bool:
+            rest[:] = lines_of((await renter.get(f"/v1/jobs/{id}/logs?after=3")).text)
+            return bool(rest)
+
+        await until(has_come)
         assert [line["text"] for line in rest] == ["line 3"]
         stranger = world.party()
         await stranger.introduce()
         assert (await stranger.get(f"/v1/jobs/{id}/logs")).status_code == 404
-        async with asyncio.timeout(WAIT_S):
-            while world.edge.feeds.followers:
-                await asyncio.sleep(0.02)
+        await until(lambda: not world.edge.feeds.followers)
 
 
 async def test_a_long_log_comes_whole_and_in_order(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Every error is problem+json that names the field and says what to do; nothing large is buffered."""
+"""Every error is problem+json that names the field and says what to do; memory stays bounded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from sublet_broker.adapters.edge import Probe
 from sublet_broker.service.ports import StorageFull
 from sublet_contracts.api import Problem
-from tests.http.world import World, running, signed_body
+from tests.http.world import World, running, signed_body, until
 
 
 async def test_unknown_address_and_method(world: World) -> None:
@@ -233,14 +233,12 @@ async def test_a_failing_loop_goes_on_and_is_seen(
     monkeypatch.setattr(loop, "work", bad)
     world.edge.loops.wake("billing")
     await asyncio.wait_for(failed.wait(), 10)
-    while not loop.error:
-        await asyncio.sleep(0.01)
+    await until(lambda: bool(loop.error))
     answer = await world.http.get(world.url + "/readyz")
     assert answer.status_code == 503
     assert "ZeroDivisionError" in answer.json()["checks"]["loop billing"]
     monkeypatch.setattr(loop, "work", fine)
     world.edge.loops.wake("billing")
     await asyncio.wait_for(worked.wait(), 10)
-    while loop.error:
-        await asyncio.sleep(0.01)
+    await until(lambda: not loop.error)
     assert loop.failures >= 1

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +35,7 @@ from sublet_contracts.keys import SigningKey
 GIB = 1024**3
 CREDIT = 1_000_000
 PRICE_UCR = 400_000
+WAIT_S = 20
 
 
 class SystemClock:
@@ -58,6 +59,16 @@ class Randomness:
 def now_ms() -> int:
     """Return the time."""
     return time.time_ns() // 1_000_000
+
+
+async def until(check: Callable[[], Awaitable[bool]] | Callable[[], bool]) -> None:
+    """Wait until `check` holds; give up after WAIT_S."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            held = check()
+            if held if isinstance(held, bool) else await held:
+                return
+            await asyncio.sleep(0.01)
 
 
 def nonce() -> str:

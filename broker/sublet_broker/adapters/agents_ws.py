@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
@@ -62,7 +63,7 @@ class Hub:
         self._loop = asyncio.get_running_loop()
         self._strangers = 0
         self.connections: dict[str, Connection] = {}
-        self._joining: dict[str, asyncio.Lock] = {}
+        self._joining: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def wake(self, party: str) -> None:
         """Something is new in the outbox for `party` (service hook: called after a commit)."""
@@ -117,17 +118,20 @@ class Hub:
             await connection.send(welcome)
             await connection.talk()
         finally:
-            await self._left(connection, party, proof.instance)
+            await self._left(connection, proof, lock)
 
-    async def _left(self, connection: "Connection", party: str, instance: str) -> None:
-        async with self._joining[party]:
+    async def _left(
+        self, connection: "Connection", proof: SessionProof, lock: asyncio.Lock
+    ) -> None:
+        party = proof.party
+        async with lock:
             if self.connections.get(party) is not connection:
                 return
             del self.connections[party]
             if self._edge.stopping.is_set():
                 return  # it was us: its runs go on, and it comes back to the next broker
             try:
-                await self._edge.call(self._edge.broker.agents.left, party, instance)
+                await self._edge.call(self._edge.broker.agents.left, party, proof.instance)
             except Refusal as refusal:
                 # The sweeper finds out by the silence.
                 log.warning("agent %s left, which could not be noted: %s", short(party), refusal)

@@ -38,8 +38,8 @@ class BodyTooLarge(Refusal):
 
 
 class _Unread(Response):
-    """An answer to a request whose body is still coming. It is sent at once; then, for a while, what
-    comes is thrown away: a connection closed over unread bytes would take the answer with it."""
+    """An answer to a request whose body is still coming. It is sent at once; then, for a while,
+    what comes is thrown away: a connection closed over unread bytes takes the answer with it."""
 
     def __init__(self, answer: Response) -> None:
         super().__init__(answer.body, answer.status_code, dict(answer.headers))
@@ -199,8 +199,8 @@ class Guard:
         try:
             await self._app(scope, receive, watch)
         except Exception:
-            # Where a problem could still be sent, `unexpected` has sent and logged it. Otherwise the
-            # answer is half-way out, and the broken connection is the only honest end of it.
+            # Where a problem could still be sent, `unexpected` has sent and logged it. Otherwise
+            # the answer is half-way out, and a broken connection is the only honest end of it.
             if status != 500:
                 log.exception("%s %s broke off", scope["method"], scope["path"][:200])
                 raise

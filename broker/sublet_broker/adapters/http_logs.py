@@ -26,7 +26,9 @@ BATCH = 500
 HEARTBEAT_S = 10.0
 FALLBACK_S = 5.0
 COALESCE_S = 0.05
-LINGER_MS = 2_000
+SETTLE_S = 0.5
+"""After lines came, more may be under way; then the job's end is looked for."""
+LINGER_MS = 1_000
 """A job's last lines may arrive just after its end: the stream waits so long for them."""
 NDJSON = "application/x-ndjson"
 
@@ -88,6 +90,8 @@ async def _stream(
                 if left_ms == 0:
                     return
                 wait_s = FALLBACK_S if left_ms is None else left_ms / 1000
+                if lines:
+                    wait_s = SETTLE_S
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), wait_s)
                 await asyncio.sleep(COALESCE_S)
