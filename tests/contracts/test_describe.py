@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from sublet_contracts import describe
 from sublet_contracts.documents import DOCUMENTS
 from sublet_contracts.reasons import Reason
