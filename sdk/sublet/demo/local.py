@@ -254,6 +254,16 @@ class LocalMarket:
             )
         ]
 
+    def last_step(self, agent: str) -> int:
+        """Return the newest step that the run on `agent` wrote down, by the checkpoint protocol.
+
+        It's newer than what the agent had time to report. 0: it wrote none.
+        """
+        steps = [0]
+        for file in (self.root / agent).glob("runs/*/checkpoint/progress.json"):
+            steps.append(int(json.loads(file.read_text())["step"]))
+        return max(steps)
+
     def kill_run(self, job: str, agent: str, runner: str) -> int:
         """kill -9 every process of the run that `agent` has of `job`; return how many.
 

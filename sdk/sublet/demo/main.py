@@ -23,10 +23,11 @@ from sublet.demo.outcome import Outcome
 from sublet.demo.plans import BUDGET, Plan, find_image, finetune_plan, quick_plan
 from sublet.demo.reference import Reference, same_content
 from sublet.demo.screen import ProviderRow, Scene, Stage, credits
+from sublet_contracts.rules import UCR_PER_CREDIT
 
 if TYPE_CHECKING:
     from sublet.client import Client, Job
-    from sublet_contracts.api import JobView
+    from sublet_contracts.api import JobView, StatementView
 
 POLL_S = 0.2
 CHECKPOINTS_BEFORE_KILL = 2
@@ -106,7 +107,7 @@ class Demo:
             reference.start()
             loss = self._lose_the_machine(job)
             self._until_finished(job, loss)
-            say("the undisturbed run is finished too, or soon will be")
+            say("waiting for the undisturbed run, to compare with")
             reference.wait()
         except BaseException:
             reference.stop()
@@ -136,15 +137,17 @@ class Demo:
             raise DemoFailed("no second durable checkpoint in time")
         victim = view.runs[-1].provider_name
         agent = self.market.agents[victim]
+        at = time.monotonic()
         agent.kill()
         ended = self.market.kill_run(view.id, victim, self.runner)
         if not ended:
             raise DemoFailed(
                 f"no process of the run was found on {victim}; nothing could be killed"
             )
+        step = max(self.market.last_step(victim), view.step)
         self.stage.scene.providers[victim].state = "killed"
-        self.stage.say(f"kill -9: {victim}'s agent and the run itself, at step {view.step}")
-        return Loss(time.monotonic(), view.step, victim)
+        self.stage.say(f"kill -9: {victim}'s agent and the run itself, at step {step}")
+        return Loss(at, step, victim)
 
     def _until_finished(self, job: "Job", loss: Loss) -> None:
         deadline = time.monotonic() + JOB_LIMIT_S
@@ -278,7 +281,7 @@ def _judge(
     verdict = verify_export(export, broker=demo.market.broker_id)
     middle = len(export) // 2
     tampered = export[:middle] + bytes([export[middle] ^ 1]) + export[middle + 1 :]
-    balanced = _ledger_balances(client, demo.market, statement.charges)
+    balanced = _ledger_balances(client, demo.market, statement)
     demo.market.stop()
     return Outcome(
         accuracy_before=metrics["accuracy_before"],
@@ -303,9 +306,24 @@ def _judge(
     )
 
 
-def _ledger_balances(client: "Client", market: LocalMarket, charges: tuple[object, ...]) -> bool:
-    """Say whether what was deposited is what everybody has now, and the bill what providers got."""
-    raise NotImplementedError
+def _ledger_balances(client: "Client", market: LocalMarket, statement: "StatementView") -> bool:
+    """Say whether all that was deposited is accounted for: what the renter has left, what the
+    providers have earned, and the broker's fees."""
+    from sublet.client import Client
+    from sublet_contracts.keys import SigningKey
+
+    earned_ucr = 0
+    for name in market.agents:
+        key = SigningKey.load_or_create(market.root / name / "key")
+        with Client(broker=market.url, config_dir=market.root / "config" / name, key=key) as owner:
+            earned_ucr += owner.earnings().earned_ucr
+    fees_ucr = sum(charge.fee_ucr for charge in statement.charges)
+    balance = client.balance()
+    return (
+        balance.held_ucr == 0
+        and balance.available_ucr + earned_ucr + fees_ucr == FUNDS * UCR_PER_CREDIT
+        and earned_ucr + fees_ucr == statement.charged_ucr
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
