@@ -167,6 +167,30 @@ def test_twenty_five_blips_cause_no_recovery() -> None:
     world.audit()
 
 
+def test_a_durable_checkpoint_shows_as_progress_before_the_next_heartbeat() -> None:
+    world = World()
+    agent = world.agent("alice")
+    renter = world.renter()
+    job = renter.run()
+    agent.durable(agent.the_run, 60)
+    assert (renter.view(job).step, renter.view(job).durable_step) == (60, 60)
+
+
+def test_a_successor_that_rejoins_is_asked_again() -> None:
+    world = World()
+    agent = world.agent("alice")
+    renter = world.renter()
+    job = renter.run()
+    second = world.agent("bob")
+    agent.die()
+    world.clock.ms += 10_000
+    second.beat()
+    world.step()  # bob is asked, and loses the notice with its connection
+    second.join()
+    second.pump()
+    assert second.prepared == [job]
+
+
 def test_a_closed_socket_alone_only_prepares() -> None:
     world = World()
     agent = world.agent("alice")

@@ -385,10 +385,12 @@ class AgentDouble:
         self.flush()
         for notice in self.world.broker.outbox.notices(self.party):
             match notice:
-                case Prepare():
+                case Prepare() if notice.job.id not in self.prepared:
                     self.prepared.append(notice.job.id)
-                case Unprepare():
+                case Unprepare() if notice.job in self.prepared:
                     self.prepared.remove(notice.job)
+                case _:
+                    pass  # Said before, or the other notice was lost: both may happen.
         for mid, message in self.world.broker.outbox.pending(self.party):
             self.take(message)
             self.tell(Ack(mids=(mid,)))

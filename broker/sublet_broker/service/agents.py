@@ -15,7 +15,7 @@ from sublet_broker.service.core import Core
 from sublet_broker.service.errors import StaleInstance
 from sublet_broker.service.evidence import Evidence
 from sublet_broker.service.reports import Reports
-from sublet_broker.service.succession import prepare_successor
+from sublet_broker.service.succession import ask_again, prepare_successor
 from sublet_contracts.documents import DocumentRefused
 from sublet_contracts.session import SessionProof
 from sublet_contracts.states import LeaseState
@@ -59,6 +59,7 @@ class Agents:
                 LeaseFact, {"provider": proof.party, "state": LIVE_LEASE}, order_by="proposed_ms"
             )
             work.touch_offer(proof.party)
+            ask_again(work, proof.party)
         settings = self._core.settings
         return Welcome(
             heartbeat_ms=settings.heartbeat_ms,

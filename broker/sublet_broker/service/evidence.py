@@ -12,6 +12,7 @@ from sublet_broker.market.facts import (
     LeaseFact,
     OfferFact,
     ReceiptFact,
+    RunFact,
 )
 from sublet_broker.market.leasing import is_held
 from sublet_broker.market.metering import Admission, Judgement, judge
@@ -163,6 +164,9 @@ class Evidence:
             pinned = job.hardware_class or _class_of(work, lease)
             outputs = fact.id if fact.kind == "outputs" else job.outputs
             work.put(replace(job, hardware_class=pinned, outputs=outputs))
+            run = work.get(RunFact, lease.id)
+            if run is not None and fact.kind == "checkpoint" and run.step < fact.step:
+                work.put(replace(run, step=fact.step))
         if fact.kind == "outputs":
             close_if_due(self._core, work, lease)
         return job.id if durable and fact.kind == "checkpoint" else None

@@ -52,6 +52,17 @@ def prepare_successor(
     return work.put_run(run, replace(run, successor=provider))
 
 
+def ask_again(work: Work, provider: str) -> None:
+    """Tell a provider that has just joined what it is to prepare: the first notice may be lost."""
+    for run in work.find(RunFact, {"successor": provider}):
+        _ask(work, provider, work.must(JobFact, run.job))
+
+
+def _ask(work: Work, provider: str, job: JobFact) -> None:
+    start = newest_durable(work, job.id)
+    work.notice(provider, Prepare(job=job.envelope, checkpoint=start.envelope if start else None))
+
+
 def release_successor(work: Work, run: RunFact) -> None:
     """Tell a successor that it isn't needed. The caller puts the run without it."""
     if run.successor:

@@ -1,7 +1,10 @@
 """A job's state in a sentence, with what to do next."""
 
+from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import JobFact, LeaseFact, RunFact
+from sublet_broker.market.leasing import affords_a_lease
 from sublet_broker.market.words import credits_of, span_of
+from sublet_contracts.documents import Job
 from sublet_contracts.reasons import MEANINGS, Reason
 from sublet_contracts.states import JobState, LeaseState, RunState
 
@@ -76,22 +79,19 @@ def _recovering(job: JobFact, lease: LeaseFact | None, run: RunFact | None, now_
 
 
 def _paused(job: JobFact) -> str:
-    match job.reason:
-        case Reason.BUDGET_EXHAUSTED:
-            left = max(0, job.budget_ucr - job.settled_ucr)
-            if job.accept_ucr - job.accepted_ucr < left:
-                return (
-                    "paused: its charges wait for your signature; "
-                    "sublet logs -f signs receipts, then sublet resume"
-                )
+    if job.reason is Reason.BUDGET_EXHAUSTED or not affords_a_lease(
+        job, accepted(job.envelope, Job)
+    ):
+        left = max(0, job.budget_ucr - job.settled_ucr)
+        if job.accept_ucr - job.accepted_ucr < left:
             return (
-                f"paused: {credits_of(left)} of the budget are left; "
-                "sublet resume --budget TOTAL raises it and goes on"
+                "paused: its charges wait for your signature; "
+                "sublet logs -f signs receipts, then sublet resume"
             )
-        case Reason.NO_PROGRESS:
-            return (
-                f"paused: no new checkpoint in {job.detail}; "
-                "look at sublet logs, then sublet resume"
-            )
-        case _:
-            return "paused; sublet resume goes on from the last checkpoint"
+        return (
+            f"paused: {credits_of(left)} of the budget are left; "
+            "sublet resume --budget TOTAL raises it and goes on"
+        )
+    if job.reason is Reason.NO_PROGRESS:
+        return f"paused: no new checkpoint in {job.detail}; look at sublet logs, then sublet resume"
+    return "paused; sublet resume goes on from the last checkpoint"
