@@ -29,7 +29,8 @@ from sublet_contracts.keys import KeyRefused, SigningKey, public_key, verify
 from sublet_contracts.session import SessionProof
 
 VECTORS = Path(__file__).parent / "vectors"
-KINDS: dict[str, type[Document]] = {kind.KIND: kind for kind in (*DOCUMENTS, SessionProof)}
+ALL_KINDS: tuple[type[Document], ...] = (*DOCUMENTS, SessionProof)
+KINDS = {kind.KIND: kind for kind in ALL_KINDS}
 P = 2**255 - 19
 
 
