@@ -460,8 +460,8 @@ def sign_document(document: D, *keys: SigningKey) -> Signed[D]:
 
 
 def read_document(envelope: Envelope, kind: type[D], *, signed_by: tuple[str, ...] = ()) -> D:
-    """Verify, then parse. `signed_by` must all have signed; where it is empty, whoever the
-    document's own first-named party is must have (see `author`).
+    """Verify every signature, then parse. `signed_by` must all have signed; where it is empty,
+    whoever the document's own first-named party is must have (see `author`).
 
     Raises DocumentRefused, which names the field.
     """
@@ -470,7 +470,9 @@ def read_document(envelope: Envelope, kind: type[D], *, signed_by: tuple[str, ..
             f"expected {kind.payload_type()}, got {envelope.payloadType}", "payloadType"
         )
     try:
-        envelope.require(*(signed_by or envelope.signers))
+        # Every signature that is claimed must hold, asked for or not: a false one that came along
+        # would be kept with the document, and would later make it look forged.
+        envelope.require(*dict.fromkeys((*signed_by, *envelope.signers)))
         parse_json(envelope.payload_bytes)
         document = kind.model_validate_json(envelope.payload_bytes)
     except (SignatureRefused, KeyRefused) as error:

@@ -145,6 +145,15 @@ def test_the_countersigner_alone_does_not_make_a_document() -> None:
         read_document(provider_only, KINDS["lease"])
 
 
+def test_a_false_signature_beside_those_asked_for_is_refused() -> None:
+    lease = vector_of("lease")
+    broker, provider = (KEYS[name].party for name in ("broker", "provider"))
+    false = lease.signatures[0].model_copy(update={"keyid": KEYS["renter"].party})
+    more = lease.model_copy(update={"signatures": (*lease.signatures, false)})
+    with pytest.raises(DocumentRefused, match="does not match the document"):
+        open_document(more, KINDS["lease"], signed_by=(broker, provider))
+
+
 def test_a_countersignature_leaves_the_id_and_stands_once() -> None:
     offer = vector_of("offer")
     twice = offer.countersigned(KEYS["renter"]).countersigned(KEYS["renter"])
