@@ -7,16 +7,18 @@ job.follow(); job.download("out/")
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
-from sublet.config import Profile, broker_url
+from sublet.config import ConfigError, Profile, broker_url
 from sublet.cosign import Cosigned, cosign
-from sublet.http import BrokerAway, Link, SubletError
+from sublet.http import RETRIED_STATUS, BrokerAway, Link, SubletError, away
 from sublet.spec import Amount, JobSpec
 from sublet.transfers import OnBytes, download_tree, upload_inputs
 from sublet.units import credits_to_ucr
@@ -103,10 +105,12 @@ class Client:
         """The broker's id; pinned when it's first seen. Raises ConfigError if it has changed."""
         if self._broker is None:
             broker = self.link.info().broker
+            known = self.profile.pinned(self.url) == broker
             self.profile.pin(self.url, broker)
             self.link.expect(broker)
             self._broker = broker
-            self._introduce(broker)
+            if not known:
+                self._introduce(broker)
         return self._broker
 
     def _introduce(self, broker: str) -> None:
@@ -117,7 +121,14 @@ class Client:
         self.link.call("POST", "/v1/keys", PartyView, body=SignedRequest(envelope=signed.envelope))
 
     def _call(self, method: str, path: str, kind: Any, **options: Any) -> Any:
-        _ = self.broker
+        broker = self.broker
+        try:
+            return self.link.call(method, path, kind, **options)
+        except SubletError as error:
+            if error.problem.code != "unknown_party":
+                raise
+        # A broker with a new database, or another machine's first call with this key.
+        self._introduce(broker)
         return self.link.call(method, path, kind, **options)
 
     def run(
@@ -169,7 +180,7 @@ class Client:
 
     def job(self, ref: str) -> "Job":
         """Return a job of this party by id, first digits or name. Raises SubletError."""
-        view = self._call("GET", f"/v1/jobs/{ref}", JobView)
+        view = self._call("GET", f"/v1/jobs/{quote(ref, safe='')}", JobView)
         return Job(self, view.id, view)
 
     def jobs(self, state: str = "", name: str = "", limit: int = 100) -> JobsPage:
@@ -195,7 +206,9 @@ class Client:
         return view
 
     def fund(self, party: str, credits: Amount, operator_key: Path, memo: str = "") -> BalanceView:
-        """Credit an account, with the operator's key. Raises KeyRefused, SubletError."""
+        """Credit an account with the operator's key. Raises ConfigError, KeyRefused, SubletError."""
+        if not operator_key.is_file():
+            raise ConfigError(f"{operator_key}: no such file; a broker's is DATA/broker.key")
         operator = SigningKey.load_or_create(operator_key)
         deposit = Deposit(
             broker=self.broker,
@@ -290,7 +303,7 @@ class Job:
         """Sign the receipts that add up; say which don't."""
         query = {"unsigned": "true"}
         page = self._call("GET", "/receipts", ReceiptsPage, query=query)
-        result = cosign(page, self._client.key, self._client.broker)
+        result = cosign(page, self._client.key, self._client.broker, self._view.document)
         for envelope in result.signed:
             self._client.link.send(
                 "POST",
@@ -302,43 +315,45 @@ class Job:
     def logs(self, *, follow: bool = False, after: int = -1) -> Iterator[JobLogLine]:
         """Yield its output's lines beyond cursor `after`; with `follow` until the job ends.
 
-        Over a broken connection it goes on where it was: no line comes twice, none is left out.
-        Raises SubletError; BrokerAway once the broker has been away for a minute.
+        Over a broken connection it goes on where it was, however long the broker is away: no line
+        comes twice, none is left out. Without `follow` raises SubletError, BrokerAway.
         """
-        away_since: float | None = None
+        ended = not follow
         while True:
+            query = {"after": after if after >= 0 else None, "follow": None if ended else "true"}
             try:
-                query = {
-                    "after": after if after >= 0 else None,
-                    "follow": "true" if follow else None,
-                }
                 with self._client.link.stream(f"/v1/jobs/{self.id}/logs", query) as lines:
                     for value in lines:
-                        away_since = None
                         line = JobLogLine.model_validate(value)
                         after = line.cursor
                         yield line
-                if not follow or self.view().state in TERMINAL:
+                if ended:
                     return
-            except (httpx.TransportError, BrokerAway) as error:
-                away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > 600:
-                    raise BrokerAway(
-                        Problem(
-                            title="The broker doesn't answer",
-                            status=503,
-                            code="away",
-                            detail=str(error),
-                            fix=f"come back with: sublet logs -f {self.id[:10]}",
-                        )
-                    ) from error
+                # Once it has ended, one more round reads what the stream had not brought yet.
+                ended = self.view().state in TERMINAL
+            except SubletError as error:
+                if not follow or error.problem.status not in RETRIED_STATUS:
+                    raise
+            except httpx.TransportError as error:
+                if not follow:
+                    raise away(self._client.url, str(error)) from error
             time.sleep(POLL_S)
 
     def wait(self, poll_s: float = POLL_S) -> JobView:
-        """Wait until it has ended (or is paused); sign its receipts meanwhile."""
+        """Wait until it has ended or is paused, however long; sign its receipts meanwhile.
+
+        A receipt that doesn't add up is not signed, and a warning says why.
+        """
+        told: set[str] = set()
         while True:
-            view = self.view()
-            self.cosign()
+            try:
+                view = self.view()
+                for refusal in self.cosign().refused:
+                    if refusal not in told:
+                        told.add(refusal)
+                        warnings.warn(refusal, stacklevel=2)
+            except BrokerAway:
+                continue
             if view.state in TERMINAL or view.state is JobState.PAUSED:
                 return view
             time.sleep(poll_s)

@@ -125,25 +125,33 @@ class Link:
         deadline = time.monotonic() + self._away_limit_s
         wait_s = 0.1
         while True:
+            asked_s = 0.0
             try:
                 response: httpx.Response = attempt()
                 if response.status_code not in RETRIED_STATUS:
                     return response
                 why = f"answered {response.status_code}"
+                said = response.headers.get("Retry-After", "")
+                asked_s = float(said) if said.isdecimal() else 0.0
             except httpx.TransportError as error:
                 why = str(error) or type(error).__name__
             if time.monotonic() + wait_s > deadline:
-                raise BrokerAway(
-                    Problem(
-                        title="The broker doesn't answer",
-                        status=503,
-                        code="away",
-                        detail=f"no answer from {self.url} ({why})",
-                        fix="check the URL (SUBLET_BROKER) and whether the broker runs",
-                    )
-                )
+                raise away(self.url, why)
             time.sleep(wait_s * random.uniform(0.5, 1.0))
-            wait_s = min(wait_s * 2, 5.0)
+            wait_s = min(max(wait_s * 2, asked_s), 5.0)
+
+
+def away(url: str, why: str) -> BrokerAway:
+    """Return the error for a broker that doesn't answer."""
+    return BrokerAway(
+        Problem(
+            title="The broker doesn't answer",
+            status=503,
+            code="away",
+            detail=f"no answer from {url} ({why})",
+            fix="check the URL (SUBLET_BROKER) and whether the broker runs",
+        )
+    )
 
 
 def _target(path: str, query: Mapping[str, object] | None) -> str:

@@ -1,6 +1,7 @@
 """From what a renter writes to the job document that is signed."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -8,7 +9,14 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from sublet.units import UnitError, credits_to_ucr, duration_ms, parse_gpus, size_bytes
+from sublet.units import (
+    UnitError,
+    cores_to_millis,
+    credits_to_ucr,
+    duration_ms,
+    parse_gpus,
+    size_bytes,
+)
 from sublet_contracts.documents import Input, Job, Resources, refused_by_validation
 
 D = TypeVar("D", Resources, Job)
@@ -52,7 +60,7 @@ class JobSpec:
             device_memory_bytes=gpus.memory_bytes,
             device_name=gpus.name,
             hardware_class=self.hardware_class,
-            cpu_millis=credits_to_ucr(self.cpus, "cpus") // 1000,
+            cpu_millis=cores_to_millis(self.cpus),
             memory_bytes=size_bytes(self.memory or DEFAULT_MEMORY[gpus.kind], "memory"),
             disk_bytes=size_bytes(self.disk, "disk"),
             region=self.region,
@@ -100,7 +108,8 @@ class JobSpec:
 def default_name(image: str) -> str:
     """Return a job name made of the image's."""
     last = image.rsplit("/", 1)[-1].split("@")[0].split(":")[0]
-    return last if last and last != "sha256" and last[0].isalnum() else "job"
+    plain = re.sub(r"[^A-Za-z0-9._-]", "", last)[:64]
+    return plain if plain and plain != "sha256" and plain[0].isalnum() else "job"
 
 
 def _checked(kind: type[D], **values: object) -> D:

@@ -2,8 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
+from sublet_contracts.encoding import MAX_INTEGER
 from sublet_contracts.rules import UCR_PER_CREDIT
 
 _DURATION = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -27,12 +28,26 @@ class UnitError(ValueError):
 
 def credits_to_ucr(amount: str | int | float | Decimal, name: str) -> int:
     """Return an amount of credits as micro-credits, exactly. Raises UnitError."""
-    try:
-        exact = Decimal(str(amount)) * UCR_PER_CREDIT
-    except InvalidOperation as error:
-        raise UnitError(f"{name}: {amount!r} is not an amount; write it like 0.40") from error
-    if exact != exact.to_integral_value() or exact < 0 or not exact.is_finite():
-        raise UnitError(f"{name}: {amount!r} must not be negative nor finer than 0.000001")
+    return _scaled(amount, UCR_PER_CREDIT, name, "finer than 0.000001")
+
+
+def cores_to_millis(cores: str | int | float | Decimal) -> int:
+    """Return a number of cores as thousandths. Raises UnitError."""
+    millis = _scaled(cores, 1000, "cpus", "finer than 0.001")
+    if millis == 0:
+        raise UnitError("cpus: at least 0.001 of a core is needed")
+    return millis
+
+
+def _scaled(amount: str | int | float | Decimal, scale: int, name: str, grain: str) -> int:
+    text = str(amount).strip()
+    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,24})?|[0-9]+(\.[0-9]+)?e-?[0-9]{1,2}", text):
+        raise UnitError(f"{name}: {amount!r} is not an amount; write it like 0.40")
+    exact = Decimal(text) * scale
+    if exact != exact.to_integral_value():
+        raise UnitError(f"{name}: {amount!r} must not be {grain}")
+    if exact > MAX_INTEGER:
+        raise UnitError(f"{name}: {amount!r} is more than can be written")
     return int(exact)
 
 
@@ -74,6 +89,8 @@ def parse_gpus(text: str | int) -> Gpus:
     if not match or int(match[1]) < 1:
         raise UnitError(f"gpus: {written!r}; write it like 1, 1x24GB, 2xA100 or cpu")
     rest = (match[2] or "").strip()
+    if rest.lower() == "cpu":
+        raise UnitError("gpus: a machine's CPU is one device; write it as cpu")
     if re.match(r"[0-9.]+\s*[KMGTkmgt]i?[Bb]?$", rest):
         return Gpus(int(match[1]), "gpu", memory_bytes=size_bytes(rest, "gpus"))
     return Gpus(int(match[1]), "gpu", name=rest)

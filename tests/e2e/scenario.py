@@ -63,9 +63,16 @@ class Scenario:
     def start_agent(self, index: int) -> LocalProcess:
         """Start an agent, or start it again with the same state."""
         return self.market.start_agent(
-            self.agent_name(index), "--runner", self.runner, "--region", self.name,
-            "--trust", self.client.party, "--image-policy", "any",
-        )  # fmt: skip
+            self.agent_name(index),
+            "--runner",
+            self.runner,
+            "--region",
+            self.name,
+            "--trust",
+            self.client.party,
+            "--image-policy",
+            "any",
+        )
 
     def begin(self, agents: int = 2, **options: object) -> Job:
         """Start the agents, wait for them to be on the market, submit the job."""
@@ -74,16 +81,34 @@ class Scenario:
         wanted = {self.agent_name(index) for index in range(agents)}
         self.market.wait_for(
             lambda: wanted <= {o.name for o in self.client.offers().offers},
-            f"the agents of {self.name}", self.market.agents[self.agent_name(0)],
-        )  # fmt: skip
+            f"the agents of {self.name}",
+            self.market.agents[self.agent_name(0)],
+        )
         settings: dict[str, object] = {
             "image": self.image,
-            "command": ["python3", "/job/training_job.py", "--steps", str(STEPS), "--every",
-                        str(EVERY), "--pace-s", str(PACE_S), "--out", "/out"],
-            "gpus": "cpu", "max_price": "1.00", "budget": "1", "inputs": {str(JOB_SCRIPT): "/job/training_job.py"},
-            "outputs": "/out", "name": self.name, "region": self.name,
-            "memory": "256MB", "disk": "256MB", "cpus": 0.5,
-        }  # fmt: skip
+            "command": [
+                "python3",
+                "/job/training_job.py",
+                "--steps",
+                str(STEPS),
+                "--every",
+                str(EVERY),
+                "--pace-s",
+                str(PACE_S),
+                "--out",
+                "/out",
+            ],
+            "gpus": "cpu",
+            "max_price": "1.00",
+            "budget": "1",
+            "inputs": {str(JOB_SCRIPT): "/job/training_job.py"},
+            "outputs": "/out",
+            "name": self.name,
+            "region": self.name,
+            "memory": "256MB",
+            "disk": "256MB",
+            "cpus": 0.5,
+        }
         self.job = self.client.run(**{**settings, **options})  # type: ignore[arg-type]
         return self.job
 
@@ -136,9 +161,12 @@ class Scenario:
         export = job.export()
         (self.folder / "export.json").write_bytes(export)
         outcome = Outcome(
-            job.view(), job.statement(), verify_export(export, broker=self.market.broker_id),
-            weights, dict(notes),
-        )  # fmt: skip
+            job.view(),
+            job.statement(),
+            verify_export(export, broker=self.market.broker_id),
+            weights,
+            dict(notes),
+        )
         self.stop_agents()
         return outcome
 
@@ -159,15 +187,25 @@ def undisturbed_weights(folder: Path) -> bytes:
     }
     (folder / "checkpoint").mkdir()
     subprocess.run(
-        [sys.executable, str(JOB_SCRIPT), "--steps", str(STEPS), "--every", str(EVERY),
-         "--pace-s", "0", "--out", str(folder / "out")],
-        check=True, env=environment, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(JOB_SCRIPT),
+            "--steps",
+            str(STEPS),
+            "--every",
+            str(EVERY),
+            "--pace-s",
+            "0",
+            "--out",
+            str(folder / "out"),
+        ],
+        check=True,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
     return (folder / "out" / "weights.json").read_bytes()
 
 
 def sha256(data: bytes) -> str:
     """Return the hash that a failing comparison shows instead of the bytes."""
     return hashlib.sha256(data).hexdigest()
-
-

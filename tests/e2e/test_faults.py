@@ -68,9 +68,9 @@ def suspend_agent(scenario: Scenario) -> Outcome:
     time.sleep(SUSPENSION_S)  # the fault itself
     agent.signal(signal.SIGCONT)
     outcome = scenario.finish()
-    outcome.notes["left_running"] = len(
-        scenario.market.run_processes(scenario.submitted.id)
-    ) + len(scenario.market.containers(scenario.submitted.id))
+    outcome.notes["left_running"] = len(scenario.market.run_processes(scenario.submitted.id)) + len(
+        scenario.market.containers(scenario.submitted.id)
+    )
     return outcome
 
 
@@ -80,9 +80,13 @@ def reclaim(scenario: Scenario) -> Outcome:
     view = scenario.until_durable()
     index = scenario.holder(view)
     scenario.market.command(
-        "provider", "reclaim", "--grace", "60s",
-        "--state", str(scenario.market.root / scenario.agent_name(index)),
-    )  # fmt: skip
+        "provider",
+        "reclaim",
+        "--grace",
+        "60s",
+        "--state",
+        str(scenario.market.root / scenario.agent_name(index)),
+    )
     return scenario.finish()
 
 
@@ -115,9 +119,13 @@ class Results:
     def scenario(self, name: str) -> Scenario:
         """Return a new scenario on this market."""
         return Scenario(
-            name, self.market, Client(broker=self.market.url, config_dir=self.folder / "config"),
-            self.runner, self.image, _made(self.folder / name),
-        )  # fmt: skip
+            name,
+            self.market,
+            Client(broker=self.market.url, config_dir=self.folder / "config"),
+            self.runner,
+            self.image,
+            _made(self.folder / name),
+        )
 
     def outcome(self, name: str) -> Outcome:
         """Return how a scenario ended; raises what it raised."""
@@ -146,7 +154,9 @@ class Results:
 
 
 @pytest.fixture(scope="module", params=["process", "docker"])
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
+def results(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Results]:
     """All scenarios on one runner."""
     image = "local/python"
     if request.param == "docker":
