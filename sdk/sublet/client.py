@@ -206,7 +206,7 @@ class Client:
         return view
 
     def fund(self, party: str, credits: Amount, operator_key: Path, memo: str = "") -> BalanceView:
-        """Credit an account with the operator's key. Raises ConfigError, KeyRefused, SubletError."""
+        """Credit an account by the operator's key. Raises ConfigError, KeyRefused, SubletError."""
         if not operator_key.is_file():
             raise ConfigError(f"{operator_key}: no such file; a broker's is DATA/broker.key")
         operator = SigningKey.load_or_create(operator_key)

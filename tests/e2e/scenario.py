@@ -119,7 +119,7 @@ class Scenario:
         return self.job
 
     def until(self, condition: Callable[[JobView], bool], what: str) -> JobView:
-        """Look at the job until `condition` holds. Fails after LIMIT_S or when the job has ended."""
+        """Look at the job until `condition` holds; fail after LIMIT_S or when it has ended."""
         deadline = time.monotonic() + LIMIT_S
         while True:
             view = self.submitted.view()

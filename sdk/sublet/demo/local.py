@@ -229,7 +229,7 @@ class LocalMarket:
     def containers(
         self, job: str | None = None, agent: str | None = None, *, stopped: bool = False
     ) -> list[Any]:
-        """Return this market's containers (Docker SDK objects): what they mount tells whose they are.
+        """Return this market's containers (Docker SDK objects), known by what they mount.
 
         None where no Docker Engine answers.
         """

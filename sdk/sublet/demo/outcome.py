@@ -64,7 +64,7 @@ class Outcome:
         table.add_column()
         rows = {
             "accuracy": f"{self.accuracy_before:.3f} before, {self.accuracy_after:.3f} after",
-            "steps lost": f"{self.steps_lost} (a checkpoint every {self.checkpoint_interval_steps})",
+            "steps lost": f"{self.steps_lost} of at most {self.checkpoint_interval_steps}",
             "from kill -9 to the next new step": (
                 f"{self.recovery_seconds:.1f} s, of which {self.detection_seconds:.1f} s "
                 "were needed to call the machine lost"

@@ -113,9 +113,8 @@ def find_image(quick: bool, wanted: str, say: Callable[[str], None]) -> tuple[st
     else:
         sys.path.insert(0, str(builder))
         try:
-            import build
-
-            return "docker", build.ensure_image(say), ""
+            # By name: it lies in deploy/, beside the packages and not in one.
+            return "docker", str(import_module("build").ensure_image(say)), ""
         except (RuntimeError, OSError) as error:
             why = str(error).splitlines()[0]
         finally:

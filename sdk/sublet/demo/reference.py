@@ -1,4 +1,4 @@
-"""The undisturbed run that the demo compares with: same command, same image, no market, no fault."""
+"""The undisturbed run that the demo compares with: same command and image, no fault."""
 
 import importlib
 import os
