@@ -2,8 +2,9 @@
 simulator, and the reference for what the others must do.
 
 A transaction writes into its own sheet, over the committed facts, and is laid onto them as one
-piece when it ends well. Transactions exclude one another. Fields that are searched by are indexed,
-from the first search on.
+piece when it ends well. Transactions exclude one another. A snapshot holds no writer up: whoever
+commits over it leaves what was there before on the snapshot's sheet. Fields that are searched by
+are indexed, from the first search on.
 """
 
 import threading
@@ -65,14 +66,27 @@ class _Table:
 class MemoryTransaction:
     """One atomic change of a MemoryStore (see ports.Transaction)."""
 
-    def __init__(self, tables: dict[type[Fact], _Table], *, writable: bool) -> None:
+    def __init__(
+        self, tables: dict[type[Fact], _Table], lock: threading.RLock, *, writable: bool
+    ) -> None:
         self._tables = tables
+        self._lock = lock
         self._writable = writable
         self.sheet: dict[type[Fact], dict[Key, Fact | None]] = {}
         self.actions: list[Callable[[], None]] = []
 
     def get(self, kind: type[F], *key: str | int) -> F | None:
         """Return the fact with that key."""
+        if len(key) != len(kind.KEY):
+            raise TypeError(f"{kind.__name__} is found by {kind.KEY}")
+        with self._lock:
+            return self._get(kind, key)
+
+    def keep_before(self, kind: type[Fact], key: Key, fact: Fact | None) -> None:
+        """Note what stood there before a commit that this snapshot must not see."""
+        self.sheet.setdefault(kind, {}).setdefault(key, fact)
+
+    def _get(self, kind: type[F], key: Key) -> F | None:
         changed = self.sheet.get(kind)
         if changed is not None and key in changed:
             return cast(F | None, changed[key])
@@ -91,10 +105,11 @@ class MemoryTransaction:
     ) -> list[F]:
         """Return the facts that match, ordered."""
         asked = where or {}
-        changed = self.sheet.get(kind, {})
-        table = self._tables[kind]
-        found = [table.facts[key] for key in table.candidates(asked) if key not in changed]
-        found += [fact for fact in changed.values() if fact is not None]
+        with self._lock:
+            changed = self.sheet.get(kind, {})
+            table = self._tables[kind]
+            found = [table.facts[key] for key in table.candidates(asked) if key not in changed]
+            found += [fact for fact in changed.values() if fact is not None]
         matching = [
             fact
             for fact in found
@@ -112,8 +127,10 @@ class MemoryTransaction:
 
     def count(self, kind: type[Fact], where: Mapping[str, Any] | None = None) -> int:
         """Return how many facts match."""
-        if not where and kind not in self.sheet:
-            return len(self._tables[kind].facts)
+        if not where:
+            with self._lock:
+                if kind not in self.sheet:
+                    return len(self._tables[kind].facts)
         return len(self.find(kind, where))
 
     def put(self, fact: Fact) -> None:
@@ -130,6 +147,8 @@ class MemoryTransaction:
     def delete(self, kind: type[Fact], *key: str | int) -> None:
         """Remove the fact, if it is there."""
         self._check_writable()
+        if len(key) != len(kind.KEY):
+            raise TypeError(f"{kind.__name__} is found by {kind.KEY}")
         self.sheet.setdefault(kind, {})[key] = None
 
     def next(self, counter: str) -> int:
@@ -163,32 +182,48 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._tables: dict[type[Fact], _Table] = _Tables()
+        self._writing = threading.RLock()
         self._lock = threading.RLock()
+        """Held while the tables are read or changed: briefly, and always inside _writing."""
+        self._snapshots: list[MemoryTransaction] = []
         self._busy = False
 
     @contextmanager
     def transaction(self) -> Iterator[MemoryTransaction]:
         """Begin a transaction; it commits when the block ends without an exception."""
-        with self._lock:
+        with self._writing:
             if self._busy:
                 raise RuntimeError("a transaction inside a transaction of the same thread")
             self._busy = True
             try:
-                tx = MemoryTransaction(self._tables, writable=True)
+                tx = MemoryTransaction(self._tables, self._lock, writable=True)
                 yield tx
-                for kind, changed in tx.sheet.items():
-                    for key, fact in changed.items():
-                        self._tables[kind].set(key, fact)
+                self._commit(tx)
             finally:
                 self._busy = False
         for action in tx.actions:
             action()
 
+    def _commit(self, tx: MemoryTransaction) -> None:
+        with self._lock:
+            for kind, changed in tx.sheet.items():
+                table = self._tables[kind]
+                for key, fact in changed.items():
+                    for snapshot in self._snapshots:
+                        snapshot.keep_before(kind, key, table.facts.get(key))
+                    table.set(key, fact)
+
     @contextmanager
     def snapshot(self) -> Iterator[MemoryTransaction]:
         """Begin a read-only transaction on what is committed."""
+        tx = MemoryTransaction(self._tables, self._lock, writable=False)
         with self._lock:
-            yield MemoryTransaction(self._tables, writable=False)
+            self._snapshots.append(tx)
+        try:
+            yield tx
+        finally:
+            with self._lock:
+                self._snapshots = [other for other in self._snapshots if other is not tx]
 
 
 class _Tables(dict[type[Fact], _Table]):
