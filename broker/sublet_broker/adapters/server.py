@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import uvicorn
 
 from sublet_broker.adapters.agents_ws import Hub
+from sublet_broker.adapters.audits import Audits
 from sublet_broker.adapters.edge import Edge, Probe
 from sublet_broker.adapters.feeds import Feeds
 from sublet_broker.adapters.http_app import build_app
@@ -99,12 +100,14 @@ def compose(broker: Broker, version: str, probes: Sequence[Probe] = ()) -> tuple
     """Connect the use-cases with the edges, on the running event loop."""
     metrics = Metrics()
     feeds = Feeds(asyncio.get_running_loop())
-    loops = Loops(_loops(broker, metrics))
+    audits = Audits(broker)
+    loops = Loops(_loops(broker, metrics, audits))
     edge = Edge(broker, version, loops, metrics, feeds, tuple(probes))
     hub = Hub(edge)
     broker.on_job = feeds.post
     broker.outbox.on_new = hub.wake
     metrics.add_source(broker.views.gauges)
+    metrics.add_source(audits.gauges)
     metrics.add_source(lambda: _own_gauges(edge, hub))
     return edge, hub
 
@@ -151,7 +154,7 @@ async def serve(
         edge.close()
 
 
-def _loops(broker: Broker, metrics: Metrics) -> list[Loop]:
+def _loops(broker: Broker, metrics: Metrics, audits: Audits) -> list[Loop]:
     def tick() -> int:
         made = broker.scheduling.tick()
         waited = broker.scheduling.waited_ms
@@ -167,6 +170,10 @@ def _loops(broker: Broker, metrics: Metrics) -> list[Loop]:
         broker.access.forget_old()
         return 0
 
+    def audit() -> int:
+        audits.work()
+        return 0
+
     market = ("scheduling", "verdicts", "billing")
     return [
         Loop("scheduling", tick, 0.5),
@@ -174,6 +181,7 @@ def _loops(broker: Broker, metrics: Metrics) -> list[Loop]:
         Loop("verdicts", broker.supervision.verdicts, 0.1, market),
         Loop("billing", broker.billing.settle_due, 1.0, market),
         Loop("tidying", tidy, 60.0),
+        Loop("auditing", audit, 5.0),
     ]
 
 
