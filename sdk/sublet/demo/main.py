@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
-from sublet.demo.local import LocalMarket, LocalMarketError
+from sublet.demo.local import LocalMarket
 from sublet.demo.outcome import Outcome
 from sublet.demo.plans import BUDGET, Plan, find_image, finetune_plan, quick_plan
 from sublet.demo.reference import Reference, same_content
 from sublet.demo.screen import ProviderRow, Scene, Stage, credits
+from sublet.http import SubletError
 from sublet_contracts.rules import UCR_PER_CREDIT
 
 if TYPE_CHECKING:
@@ -65,12 +66,10 @@ class Demo:
     seen_runs: set[str] = field(default_factory=set)
 
     def perform(self) -> tuple["Client", "Job", Loss, Reference]:
-        """Play the story up to the job's end. Raises DemoFailed, LocalMarketError."""
+        """Play the story up to the job's end. Raises DemoFailed, LocalMarketError, SubletError."""
         import sublet
 
         say = self.stage.say
-        say("starting a broker: one process, one port, Ray inside")
-        self.market.start_broker()
         client = sublet.Client(
             broker=self.market.url, config_dir=self.market.root / "config" / "sublet"
         )
@@ -130,12 +129,15 @@ class Demo:
                 raise DemoFailed(
                     f"the job {view.state} before its machine could be lost: {view.says}"
                 )
-            if len(self.stage.scene.durable_steps) >= CHECKPOINTS_BEFORE_KILL:
+            durable = self.stage.scene.durable_steps
+            victim = view.runs[-1].provider_name if view.runs else ""
+            # Half-way to the next checkpoint, so that there is work to lose.
+            enough = view.durable_step + self.plan.interval_steps // 2
+            if len(durable) >= CHECKPOINTS_BEFORE_KILL and self.market.last_step(victim) >= enough:
                 break
             time.sleep(POLL_S)
         else:
             raise DemoFailed("no second durable checkpoint in time")
-        victim = view.runs[-1].provider_name
         agent = self.market.agents[victim]
         at = time.monotonic()
         agent.kill()
@@ -208,8 +210,8 @@ def main(argv: list[str] | None = None) -> int:
     market = LocalMarket(root)
     try:
         outcome = _run(options, console, build, market, began)
-    except (DemoFailed, LocalMarketError, RuntimeError) as error:
-        console.print(f"[bold red]the demo failed:[/] {error}", highlight=False)
+    except (RuntimeError, SubletError, OSError) as error:
+        console.print("[bold red]the demo failed:[/]", str(error), markup=True, highlight=False)
         console.print(f"logs: {root / 'logs'}", highlight=False)
         return 1
     except KeyboardInterrupt:
@@ -236,14 +238,17 @@ def _run(
     options: argparse.Namespace, console: Console, build: Path, market: LocalMarket, began: float
 ) -> Outcome:
     def say(line: str) -> None:
-        console.print(f"{time.monotonic() - began:6.1f} s  {line}", highlight=False)
+        at = time.monotonic() - began
+        console.print(f"{at:6.1f} s  {line}", highlight=False, soft_wrap=True)
 
+    plan = quick_plan() if options.quick else finetune_plan(build / "data")
+    market.broker_arguments = plan.broker_arguments
+    say("starting a broker: one process, one port, Ray inside")
+    market.start_broker()
     runner, image, why = find_image(options.quick, options.runner, say)
     say(f"runner: {runner}" + (f" ({why})" if why else f", image {image[:19]}"))
     if runner == "process":
         say("the process runner isolates nothing: it serves this renter alone")
-    plan = quick_plan() if options.quick else finetune_plan(build / "data")
-    market.broker_arguments = plan.broker_arguments
     scene = Scene(title=plan.title, runner=runner, started=began)
     with Stage(scene, console) as stage:
         demo = Demo(plan, runner, image, market, stage)

@@ -45,7 +45,7 @@ def finetune_plan(cache: Path) -> Plan:
             data,
             max_price=MAX_PRICE,
             budget=BUDGET,
-            max_steps=80,
+            max_steps=60,
             checkpoint_steps=10,
             eval_rows=400,
             gpus="cpu",

@@ -148,4 +148,4 @@ class Stage:
         at = self.scene.elapsed()
         self.scene.events.append((at, event))
         if self._live is None:
-            self.console.print(f"{at:6.1f} s  {event}", highlight=False)
+            self.console.print(f"{at:6.1f} s  {event}", highlight=False, soft_wrap=True)
