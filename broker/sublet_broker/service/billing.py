@@ -8,11 +8,11 @@ from sublet_broker.market.facts import SettlementFact as Settled
 from sublet_broker.market.settling import SettlementCase, SettlementDecision, decide
 from sublet_broker.service.closing import case_of, close_if_due, due
 from sublet_broker.service.core import Core
-from sublet_broker.service.documents import as_refusal
+from sublet_broker.service.documents import as_refusal, merge, receive_document
 from sublet_broker.service.errors import not_found
 from sublet_broker.service.ports import MatcherAway
 from sublet_broker.service.work import Work
-from sublet_contracts.documents import DocumentRefused, Receipt, Settlement, open_document
+from sublet_contracts.documents import DocumentRefused, Receipt, Settlement
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.states import LeaseState, RunState
 
@@ -76,15 +76,17 @@ class Billing:
                     raise not_found("receipt", receipt_id)
                 if envelope.id != fact.id:
                     raise DocumentRefused("another receipt was signed", "envelope")
-                open_document(envelope, Receipt, signed_by=(caller,))
+                provider = accepted(fact.envelope, Receipt).provider
+                receive_document(
+                    self._core, envelope, Receipt, signed_by=(caller,), also_by=(provider,)
+                )
                 if not fact.countersigned:
                     self._countersign(work, fact, job, envelope)
         except DocumentRefused as error:
             raise as_refusal(error) from error
 
     def _countersign(self, work: Work, fact: ReceiptFact, job: JobFact, envelope: Envelope) -> None:
-        added = tuple(s for s in envelope.signatures if s.keyid == job.renter)
-        both = fact.envelope.merged(envelope.model_copy(update={"signatures": added}))
+        both = merge(fact.envelope, envelope)
         work.put(replace(fact, countersigned=True, envelope=both))
         work.event(
             "receipt", job.id, lease=fact.lease, after="countersigned",

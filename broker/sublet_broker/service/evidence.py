@@ -18,6 +18,7 @@ from sublet_broker.market.leasing import is_held
 from sublet_broker.market.metering import Admission, Judgement, judge
 from sublet_broker.service.closing import close, close_if_due
 from sublet_broker.service.core import Core
+from sublet_broker.service.documents import receive_document, refuse_strangers
 from sublet_broker.service.errors import NotYet
 from sublet_broker.service.ports import VerifyResult, VerifyTask
 from sublet_broker.service.restoring import quarantine
@@ -44,7 +45,7 @@ class Evidence:
 
     def checkpoint(self, party: str, envelope: Envelope) -> None:
         """Take up an uploaded checkpoint and have it verified. Raises DocumentRefused."""
-        signed = open_document(envelope, Checkpoint, signed_by=(party,))
+        signed = receive_document(self._core, envelope, Checkpoint, signed_by=(party,))
         document = signed.document
         with self._core.work() as work:
             known = work.get(CheckpointFact, signed.id)
@@ -191,6 +192,7 @@ class Evidence:
             lease = work.get(LeaseFact, receipt.lease)
             if lease is None or lease.provider != party or receipt.provider != party:
                 raise DocumentRefused("it names a lease that is not the sender's", "lease")
+            refuse_strangers(envelope, (party, lease.renter))
             chain = work.get(ChainFact, lease.id)
             if chain is None:
                 raise DocumentRefused("its lease was never signed", "lease")
@@ -301,19 +303,10 @@ class Evidence:
 
 
 def _receipt_fact(work: Work, signed: Signed[Receipt], lease: LeaseFact) -> ReceiptFact:
-    countersigned = lease.renter in signed.envelope.signers
-    if countersigned:
-        # open_document checked the provider's signature only.
-        countersigned = _also_signed_by(signed.envelope, lease.renter)
     return ReceiptFact(
-        signed.id, lease.job, lease.id, signed.document.sequence, work.now_ms, countersigned,
-        signed.envelope,
+        signed.id, lease.job, lease.id, signed.document.sequence, work.now_ms,
+        lease.renter in signed.envelope.signers, signed.envelope,
     )  # fmt: skip
-
-
-def _also_signed_by(envelope: Envelope, party: str) -> bool:
-    open_document(envelope, Receipt, signed_by=(party,))
-    return True
 
 
 def _class_of(work: Work, lease: LeaseFact) -> str:

@@ -190,8 +190,7 @@ class Intake:
         raise invalid(
             "no_match", "No match",
             f"none of {told.considered} open offers fits; they fail on: {failing}",
-            field=next(iter(sorted(told.failures, key=lambda c: (-told.failures[c], c)))),
-            fix=told.relax,
+            field=told.relax_field, fix=told.relax,
         )  # fmt: skip
 
     def _link_inputs(self, work: Work, job: JobFact, document: Job) -> list[BlobFact]:

@@ -14,9 +14,10 @@ from sublet_broker.market.leasing import is_held
 from sublet_broker.market.running import exited, heard, is_over
 from sublet_broker.service.closing import close, close_if_due, send_stop
 from sublet_broker.service.core import Core
+from sublet_broker.service.documents import merge, receive_document
 from sublet_broker.service.succession import prepare_successor, release_successor
 from sublet_broker.service.work import Work
-from sublet_contracts.documents import DocumentRefused, Lease, open_document
+from sublet_contracts.documents import DocumentRefused, Lease
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import (
@@ -155,14 +156,15 @@ class Reports:
                 self._activate(work, lease, message.signed)
 
     def _activate(self, work: Work, lease: LeaseFact, envelope: Envelope) -> None:
-        signed = open_document(envelope, Lease, signed_by=(self._core.party, lease.provider))
+        parties = (self._core.party, lease.provider)
+        signed = receive_document(self._core, envelope, Lease, signed_by=parties)
         if signed.id != lease.id:
             raise DocumentRefused("another lease was signed than the one offered", "signed")
         active = replace(
             lease,
             state=step(LEASE, lease.state, LeaseState.ACTIVE),
             active_ms=work.now_ms,
-            envelope=lease.envelope.merged(envelope),
+            envelope=merge(lease.envelope, envelope),
         )
         work.put(active)
         work.record(lease.id)
