@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from sublet_agent.adapters.clock import SteadyClock
 from sublet_agent.adapters.control import Control, NoAgent, ask_agent
 from sublet_agent.adapters.journal import Journal, NewerState, StateFolderInUse
 from sublet_agent.adapters.link import Link
@@ -70,15 +71,8 @@ def _speaker(as_json: bool) -> Callable[[str], None]:
     return say
 
 
-def steady_clock() -> Callable[[], int]:
-    """Return a clock in ms since 1970 that never jumps, whatever is done to the machine's."""
-    wall_ms = time.time_ns() // 1_000_000
-    begin = time.monotonic_ns()
-    return lambda: wall_ms + (time.monotonic_ns() - begin) // 1_000_000
-
-
 async def _provide(options: Options, say: Callable[[str], None]) -> int:
-    now_ms = steady_clock()
+    clock = SteadyClock()
     journal = Journal(options.state)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(journal.close)
@@ -89,7 +83,7 @@ async def _provide(options: Options, say: Callable[[str], None]) -> int:
         core = AgentCore(terms, key, journal.load())
         spool = Spool(options.state / "spool.db")
         stack.callback(spool.close)
-        transfer = Transfer(options.broker, key, lambda: core.saved.broker, now_ms)
+        transfer = Transfer(options.broker, key, lambda: core.saved.broker, clock.now_ms)
         stack.callback(transfer.close)
         shell = Shell(
             state=options.state,
@@ -99,12 +93,12 @@ async def _provide(options: Options, say: Callable[[str], None]) -> int:
             runner=runner,
             transfer=transfer,
             helper=write_helper(options.state / "helper"),
-            now_ms=now_ms,
+            now_ms=clock.now_ms,
             say=say,
         )
         stack.callback(shell.close)
         link = Link(
-            options.broker, key, os.urandom(8).hex(), journal, shell, now_ms,
+            options.broker, key, os.urandom(8).hex(), journal, shell, clock,
             lambda: core.saved.broker,
         )  # fmt: skip
         shell.link = link
@@ -299,7 +293,7 @@ def _earnings(command: OwnerCommand) -> int:
     answer.raise_for_status()
     info = BrokerInfo.model_validate_json(answer.content)
     key = SigningKey.load_or_create(command.state / "key")
-    transfer = Transfer(url, key, lambda: info.broker, steady_clock())
+    transfer = Transfer(url, key, lambda: info.broker, SteadyClock().now_ms)
     try:
         data = transfer.request("GET", "/v1/earnings", attempts=3)
     finally:

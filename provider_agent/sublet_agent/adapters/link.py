@@ -13,6 +13,7 @@ from typing import Protocol
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
 
+from sublet_agent.adapters.clock import SteadyClock
 from sublet_agent.adapters.journal import Journal
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.session import AgentSession, Phase, SessionError
@@ -48,7 +49,7 @@ class Link:
         instance: str,
         journal: Journal,
         listener: Listener,
-        now_ms: Callable[[], int],
+        clock: SteadyClock,
         broker: Callable[[], str],
     ) -> None:
         self._url = _websocket_url(url)
@@ -56,7 +57,7 @@ class Link:
         self._instance = instance
         self._journal = journal
         self._listener = listener
-        self._now_ms = now_ms
+        self._clock = clock
         self._broker = broker
         self._socket: ClientConnection | None = None
         self._session: AgentSession | None = None
@@ -104,6 +105,9 @@ class Link:
                 says = "the broker closed the connection"
             except SessionError as error:
                 self.refused = says = f"refused ({error.code}): {error.detail}"
+                if error.code == "clock":
+                    # It may have been set since it was read, or the machine has slept.
+                    self._clock.set()
             except InvalidURI as error:
                 raise ValueError(f"--broker: {error}") from error
             except (OSError, InvalidHandshake, WebSocketException, TimeoutError) as error:
@@ -140,7 +144,7 @@ class Link:
             try:
                 while session.phase is not Phase.LIVE:
                     frame = await asyncio.wait_for(socket.recv(), ANSWER_S)
-                    received, answer = session.receive(_bytes(frame), self._now_ms())
+                    received, answer = session.receive(_bytes(frame), self._clock.now_ms())
                     if answer is not None:
                         await socket.send(answer.decode())
                 self._was_live = True
@@ -149,7 +153,7 @@ class Link:
                          asyncio.create_task(self._resend())]  # fmt: skip
                 self._listener.arrived(received.message)
                 async for frame in socket:
-                    received, _ = session.receive(_bytes(frame), self._now_ms())
+                    received, _ = session.receive(_bytes(frame), self._clock.now_ms())
                     self._take(received.message, received.mid)
             finally:
                 self._session = self._socket = None
