@@ -58,14 +58,15 @@ class Journal:
                 f"another agent is using {folder}; stop it, or give this one its own --state"
             ) from error
         self._db = sqlite3.connect(folder / "journal.db", isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
+        # Asked first: a newer release's file is left as it is, to the byte.
         found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if found > VERSION:
             self.close()
             raise NewerState(
                 f"{folder} was written by a newer release (version {found}); update sublet"
             )
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_SCHEMA)
         self._db.execute(f"PRAGMA user_version={VERSION}")
         self._db.execute(
