@@ -244,6 +244,8 @@ class Explanation:
     considered: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     relax: str = ""
+    relax_field: str = ""
+    """The constraint that `relax` is about; of several the hardest to change."""
 
     @property
     def some_offer_could(self) -> bool:
@@ -252,28 +254,32 @@ class Explanation:
 
 
 def explain(wish: Wish, entries: Iterable[BookEntry]) -> Explanation:
-    """Judge all of `entries`. Where none fits, `relax` names the cheapest constraint to relax: of
-    the offers that fail on the fewest, the one nearest to fitting."""
+    """Judge all of `entries`. Where none fits, `relax` says how to get the offer that is nearest to
+    fitting: it fails on the fewest constraints, and on those that are changed most easily."""
     result = Explanation()
-    nearest: tuple[tuple[int, int, int, int, str], Failure] | None = None
+    nearest: tuple[tuple[int, int, int, int, str], list[Failure]] | None = None
     for entry in sorted(entries, key=lambda e: _rank(e.offer)):
         offer = accepted(entry.offer.envelope, Offer)
         result.considered += 1
         failures = fits(wish, offer, entry.free_device_ids)
         if not failures:
             result.fitting.append(entry)
-        elif failures[0].constraint == BUSY:
+            continue
+        if failures[0].constraint == BUSY:
             result.busy.append(entry)
+        failures.sort(key=lambda f: _EASE.index(f.constraint), reverse=True)
         for failure in failures:
             result.failures[failure.constraint] = result.failures.get(failure.constraint, 0) + 1
-            rank = (
-                len(failures), _EASE.index(failure.constraint), failure.distance,
-                offer.price_ucr_per_device_hour, entry.offer.id,
-            )  # fmt: skip
-            if nearest is None or rank < nearest[0]:
-                nearest = (rank, failure)
+        rank = (
+            len(failures), _EASE.index(failures[0].constraint), failures[0].distance,
+            offer.price_ucr_per_device_hour, entry.offer.id,
+        )  # fmt: skip
+        if nearest is None or rank < nearest[0]:
+            nearest = (rank, failures)
     if not result.fitting and nearest is not None:
-        result.relax = nearest[1].relax
+        # All of them: to relax one of two that fail would get the job nothing.
+        result.relax = ", and ".join(failure.relax for failure in nearest[1])
+        result.relax_field = nearest[1][0].constraint
     return result
 
 
