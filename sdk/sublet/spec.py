@@ -18,6 +18,7 @@ from sublet.units import (
     size_bytes,
 )
 from sublet_contracts.documents import Input, Job, Resources, refused_by_validation
+from sublet_contracts.encoding import MAX_DOCUMENT_BYTES, canonical_json
 
 D = TypeVar("D", Resources, Job)
 Amount = str | int | float | Decimal
@@ -82,7 +83,7 @@ class JobSpec:
         accept = self.budget_ucr
         if self.accept_receipts is not None:
             accept = credits_to_ucr(self.accept_receipts, "accept_receipts")
-        return _checked(
+        job = _checked(
             Job,
             renter=renter,
             broker=broker,
@@ -103,6 +104,8 @@ class JobSpec:
             issued_ms=now_ms,
             expires_ms=now_ms + duration_ms(self.start_within, "start_within"),
         )
+        _check_size(job)
+        return job
 
 
 def default_name(image: str) -> str:
@@ -110,6 +113,22 @@ def default_name(image: str) -> str:
     last = image.rsplit("/", 1)[-1].split("@")[0].split(":")[0]
     plain = re.sub(r"[^A-Za-z0-9._-]", "", last)[:64]
     return plain if plain and plain != "sha256" and plain[0].isalnum() else "job"
+
+
+def _check_size(job: Job) -> None:
+    size = len(canonical_json(job.model_dump(mode="json")))
+    if size > MAX_DOCUMENT_BYTES:
+        parts = {
+            "command": sum(len(part) for part in job.command),
+            "env": sum(len(name) + len(value) for name, value in job.env.items()),
+            "inputs": sum(len(item.destination) for item in job.inputs),
+        }
+        largest = max(parts, key=lambda name: parts[name])
+        fix = "put them into one folder" if largest == "inputs" else "pass it as an input file"
+        raise UnitError(
+            f"{largest}: the job's document has {size} bytes, and {MAX_DOCUMENT_BYTES} are the "
+            f"most; {fix}"
+        )
 
 
 def _checked(kind: type[D], **values: object) -> D:

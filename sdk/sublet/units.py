@@ -93,4 +93,6 @@ def parse_gpus(text: str | int) -> Gpus:
         raise UnitError("gpus: a machine's CPU is one device; write it as cpu")
     if re.match(r"[0-9.]+\s*[KMGTkmgt]i?[Bb]?$", rest):
         return Gpus(int(match[1]), "gpu", memory_bytes=size_bytes(rest, "gpus"))
+    if re.fullmatch(r"[0-9]{1,2}(\.[0-9]+)?", rest):
+        raise UnitError(f"gpus: {written!r}; write memory with its unit, like {written}GB")
     return Gpus(int(match[1]), "gpu", name=rest)
