@@ -16,7 +16,6 @@ from sublet_contracts.documents import Amendment, Deposit, Document, KeyDocument
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
-from sublet_contracts.states import JobState
 from sublet_contracts.wire import Announce, Assign, LeaseAnswer, ReceiptIssued
 from tests.service.world import AgentDouble, RenterDouble, World, key_named
 

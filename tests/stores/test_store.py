@@ -53,7 +53,7 @@ def job(number: int, **changes: Any) -> JobFact:
 
 
 def line(number: int, job: str = "j") -> LogLineFact:
-    return LogLineFact(job, number, "l", 1, number, number * 10, "stdout", f"line {number}")
+    return LogLineFact(job, number, "l", 1, number, number * 10, "stdout", f"line {number}", 0)
 
 
 @pytest.mark.parametrize("make", [filled, sparse])

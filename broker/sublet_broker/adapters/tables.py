@@ -400,6 +400,7 @@ class LogLineRow(Row, table=True):
     time_ms: Whole
     stream: Str
     text: Str
+    total_bytes: Whole
 
 
 class OutboxRow(Row, table=True):

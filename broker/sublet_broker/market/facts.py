@@ -301,7 +301,7 @@ class LogEntryFact(Fact):
 
 @dataclass(frozen=True, slots=True)
 class LogLineFact(Fact):
-    """One line of a run's output. id rises over all of a job's leases."""
+    """One line of a run's output. id rises over all of a job's leases, in order of arrival."""
 
     KEY: ClassVar[tuple[str, ...]] = ("job", "id")
 
@@ -313,6 +313,8 @@ class LogLineFact(Fact):
     time_ms: int
     stream: str
     text: str
+    total_bytes: int
+    """Of the job's log up to and with this line: what the log's limit counts."""
 
 
 @dataclass(frozen=True, slots=True)

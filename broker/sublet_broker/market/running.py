@@ -13,11 +13,13 @@ Rules:
   was ordered.
 - The drain at the budget's edge begins early enough for the job to save its state: its own grace
   and a margin before the hold is used up, but never in the first half of a lease.
+- Log lines are taken from the holder of the epoch, and for a while from a run that ended by itself;
+  from one that was given up, never.
 """
 
 from dataclasses import replace
 
-from sublet_broker.market.facts import LeaseFact, RunFact
+from sublet_broker.market.facts import JobFact, LeaseFact, RunFact
 from sublet_contracts.reasons import Reason
 from sublet_contracts.rules import device_ms_within
 from sublet_contracts.states import DESIRED, RUN, Desired, RunState, is_terminal, step
@@ -114,6 +116,22 @@ def lost(run: RunFact, reason: Reason, detail: str, now_ms: int) -> RunFact:
         ended_ms=now_ms,
         successor="",
     )
+
+
+def takes_logs(
+    lease: LeaseFact, job: JobFact, run: RunFact | None, *, now_ms: int, late_ms: int
+) -> bool:
+    """Say whether lines of this lease's run still belong to the job's log.
+
+    A run that ended by itself hands in its last lines even when the job has gone on elsewhere: the
+    end of a failed attempt is what its renter looks for, and nothing is paid by it. A run that was
+    given up is refused: it may still be running beside its successor.
+    """
+    if run is None or run.state is RunState.LOST:
+        return False
+    if lease.closed_ms is None:
+        return lease.epoch == job.epoch
+    return run.state is RunState.EXITED and now_ms < lease.closed_ms + late_ms
 
 
 def silence_of(

@@ -48,6 +48,10 @@ class Settings:
     max_blob_bytes: int = 16 * 1024**2
     max_job_logs: int = 1_000_000
     """Log lines kept of a job; what comes later is dropped."""
+    max_job_log_bytes: int = 256 * 1024**2
+    """Likewise, their text."""
+    late_logs_ms: int = 600_000
+    """A run that ended by itself may hand in its last lines for so long, whoever runs since."""
     max_offer_ms: int = 7 * 86_400_000
     """An offer is open at most so long after it came."""
     image_policy: str = "any"

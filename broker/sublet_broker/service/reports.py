@@ -11,7 +11,7 @@ from sublet_broker.market.facts import (
     RunFact,
 )
 from sublet_broker.market.leasing import is_held
-from sublet_broker.market.running import exited, heard, is_over
+from sublet_broker.market.running import exited, heard, is_over, takes_logs
 from sublet_broker.service.closing import close, close_if_due, send_stop
 from sublet_broker.service.core import Core
 from sublet_broker.service.documents import merge, receive_document
@@ -201,34 +201,50 @@ class Reports:
                     prepare_successor(self._core, work, lease, free, without=party)
 
     def logs(self, party: str, message: Logs) -> LogsWanted:
-        """Keep the lines that are next; return the number that is wanted after them."""
+        """Keep the lines that are next; return the number that is wanted after them.
+
+        What isn't wanted, for whatever reason, is answered with the number past it, so that its
+        agent lets go of it.
+        """
+        end = LogsWanted(lease=message.lease, next_number=message.lines[-1].number + 1)
         with self._core.work() as work:
-            end = message.lines[-1].number + 1
             lease = work.get(LeaseFact, message.lease)
-            job = work.get(JobFact, lease.job) if lease else None
-            if lease is None or job is None or lease.provider != party:
-                return LogsWanted(lease=message.lease, next_number=end)
-            wanted = self._next_number(work, lease.id)
-            newest = work.find(
-                LogLineFact, {"job": job.id}, order_by="id", descending=True, limit=1
-            )
-            last = newest[0].id if newest else 0
-            if last >= self._core.settings.max_job_logs:
-                return LogsWanted(lease=lease.id, next_number=end)
-            if lease.epoch != message.epoch or lease.epoch != job.epoch:
-                return LogsWanted(lease=lease.id, next_number=end)
-            for line in message.lines:
-                if line.number != wanted:
-                    continue
-                last, wanted = last + 1, wanted + 1
-                work.put(
-                    LogLineFact(
-                        job.id, last, lease.id, lease.epoch, line.number, line.time_ms,
-                        line.stream, line.text,
-                    )
+            if lease is None or lease.provider != party or lease.epoch != message.epoch:
+                return end
+            job = work.must(JobFact, lease.job)
+            run = work.get(RunFact, lease.id)
+            late_ms = self._core.settings.late_logs_ms
+            if not takes_logs(lease, job, run, now_ms=work.now_ms, late_ms=late_ms):
+                return end
+            return self._keep_lines(work, lease, message) or end
+
+    def _keep_lines(self, work: Work, lease: LeaseFact, message: Logs) -> LogsWanted | None:
+        """Append what is next; None: the job's log is full."""
+        settings = self._core.settings
+        newest = work.find(LogLineFact, {"job": lease.job}, order_by="id", descending=True, limit=1)
+        last, total_bytes = (newest[0].id, newest[0].total_bytes) if newest else (0, 0)
+        if last >= settings.max_job_logs or total_bytes >= settings.max_job_log_bytes:
+            return None
+        wanted = self._next_number(work, lease.id)
+        for line in message.lines:
+            if line.number != wanted:
+                continue
+            last, wanted = last + 1, wanted + 1
+            total_bytes += len(line.text.encode()) + 1
+            work.put(
+                LogLineFact(
+                    lease.job, last, lease.id, lease.epoch, line.number, line.time_ms,
+                    line.stream, line.text, total_bytes,
+                )
+            )  # fmt: skip
+            work.told_jobs[lease.job] = None
+            if last >= settings.max_job_logs or total_bytes >= settings.max_job_log_bytes:
+                work.event(
+                    "log", lease.job, lease=lease.id, epoch=lease.epoch, after="full",
+                    detail=f"{last} lines, {total_bytes} bytes: what comes later is not kept",
                 )  # fmt: skip
-                work.told_jobs[job.id] = None
-            return LogsWanted(lease=lease.id, next_number=wanted)
+                return None
+        return LogsWanted(lease=lease.id, next_number=wanted)
 
     def _next_number(self, work: Work, lease: str) -> int:
         newest = work.find(

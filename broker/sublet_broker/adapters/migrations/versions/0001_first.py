@@ -323,6 +323,7 @@ def make_tables() -> None:
         whole("time_ms"),
         text("stream"),
         text("text"),
+        whole("total_bytes"),
         sa.PrimaryKeyConstraint("job", "id", name=op.f("pk_log_line")),
     )
     op.create_index(op.f("ix_log_line_lease_number"), "log_line", ["lease", "number"])
