@@ -63,6 +63,10 @@ class Profile:
         aside.write_text(json.dumps({**brokers, url: broker}, indent=2) + "\n")
         aside.replace(self._file)
 
+    def pins(self) -> dict[str, str]:
+        """Return every pinned broker: URL -> id. Raises ConfigError."""
+        return self._brokers()
+
     @property
     def _file(self) -> Path:
         return self.folder / "brokers.json"

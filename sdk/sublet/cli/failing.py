@@ -1,0 +1,98 @@
+"""Errors as people and scripts see them: what is wrong, what to do, and an exit code."""
+
+import json
+import sys
+from collections.abc import Callable
+
+SUCCEEDED, ERROR, USAGE = 0, 1, 2
+FAILED, UNFINISHED, NOT_FOUND, CANCELLED = 100, 101, 102, 103
+
+_OPTIONS = frozenset(
+    "budget checkpoint_every cpus disk egress env gpus hardware_class input max_price memory name "
+    "outputs patience region".split()
+)
+
+
+class CommandError(Exception):
+    """A command can't go on: `what` is wrong (with the field at its head), `fix` says what to do."""
+
+    def __init__(self, what: str, fix: str = "", code: int = ERROR) -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
+        self.code = code
+
+
+def exit_code(state: str) -> int:
+    """Return the exit code that stands for a job's state."""
+    known = {"succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
+    return known.get(state, UNFINISHED)
+
+
+def guarded(command: Callable[[], int], *, as_json: bool) -> int:
+    """Run a command; say its expected errors on stderr and return the code they stand for."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return UNFINISHED
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough. Nothing more may be written, not even at exit.
+        sys.stdout = None  # type: ignore[assignment]
+        return SUCCEEDED
+    except CommandError as error:
+        say(error, as_json=as_json)
+        return error.code
+    except Exception as error:
+        expected = _expected(error)
+        if expected is None:
+            raise
+        say(expected, as_json=as_json)
+        return expected.code
+
+
+def say(error: CommandError, *, as_json: bool = False) -> None:
+    """Print an error to stderr."""
+    if as_json:
+        print(
+            json.dumps({"error": error.what, "fix": error.fix, "code": error.code}),
+            file=sys.stderr,
+        )
+        return
+    from sublet.cli.words import paint, safe
+
+    print(paint("error:", "red", sys.stderr), safe(error.what), file=sys.stderr)
+    if error.fix:
+        print(paint("  fix:", "green", sys.stderr), safe(error.fix), file=sys.stderr)
+
+
+def _expected(error: Exception) -> CommandError | None:
+    # Imported here: by now whatever raised it has been imported anyway.
+    from sublet.config import ConfigError
+    from sublet.http import SubletError
+    from sublet.transfers import InputError
+    from sublet.units import UnitError
+    from sublet_contracts.documents import DocumentRefused
+    from sublet_contracts.keys import KeyRefused
+    from sublet_contracts.tree import TreeRefused
+
+    if isinstance(error, SubletError):
+        problem = error.problem
+        field = f"{_option(problem.field)}: " if problem.field else ""
+        missing = problem.status == 404 and problem.code in ("unknown_job", "no_job", "not_found")
+        return CommandError(field + problem.detail, problem.fix, NOT_FOUND if missing else ERROR)
+    if isinstance(error, UnitError):
+        what, _, fix = str(error).partition("; ")
+        field, colon, rest = what.partition(":")
+        code = USAGE if field in _OPTIONS else ERROR
+        return CommandError(_option(field) + colon + rest, fix, code)
+    if isinstance(error, InputError | ConfigError | KeyRefused | TreeRefused | DocumentRefused):
+        what, _, fix = str(error).rpartition("; ")
+        return CommandError(what or fix, fix if what else "")
+    if isinstance(error, OSError) and error.filename is not None:
+        return CommandError(f"{error.filename}: {error.strerror}", "check the path and its rights")
+    return None
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}" if field in _OPTIONS else field

@@ -1,0 +1,238 @@
+"""Commands about jobs that answer at once: ps, inspect, cancel, pause, resume, download."""
+
+import shutil
+import time
+from collections.abc import Sequence
+
+from sublet.cli.failing import SUCCEEDED
+from sublet.cli.options import Parser, a_job, client, with_broker, with_json
+from sublet.cli.words import ago, clip, credits, duration, paint, safe, size, state, table
+from sublet_contracts.api import JobView, RunView
+from sublet_contracts.keys import short
+from sublet_contracts.reasons import MEANINGS
+
+_ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+def ps(argv: Sequence[str]) -> int:
+    """List jobs."""
+    parser = with_json(with_broker(Parser("ps", "Your jobs, newest first.")))
+    parser.add_argument("-a", "--all", action="store_true", help="also those that have ended")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only their ids")
+    parser.add_argument("--state", default="", help="only those in this state")
+    parser.add_argument("--name", default="", help="only those of this name")
+    parser.add_argument("--limit", type=int, default=100, metavar="N", help="default: 100")
+    options = parser.parse_args(argv)
+    with client(options) as asker:
+        page = asker.jobs(state=options.state, name=options.name, limit=options.limit)
+    every = options.all or options.state or options.name
+    shown = [job for job in page.jobs if every or job.state not in _ENDED]
+    if options.json:
+        print(page.model_copy(update={"jobs": tuple(shown)}).model_dump_json(indent=2))
+    elif options.quiet:
+        print(*(job.id for job in shown), sep="\n", end="\n" if shown else "")
+    elif shown:
+        print(_jobs_table(shown, time.time_ns() // 1_000_000))
+    else:
+        hidden = len(page.jobs)
+        print(f"No job is under way ({hidden} ended: sublet ps -a)." if hidden else "No jobs yet.")
+    return SUCCEEDED
+
+
+def _jobs_table(jobs: Sequence[JobView], now_ms: int) -> str:
+    rows = []
+    for job in jobs:
+        run = job.runs[-1] if job.runs else None
+        on = run is not None and job.state in ("starting", "running")
+        rows.append(
+            [
+                short(job.id),
+                clip(safe(job.name), 15),
+                job.state,
+                _steps(job),
+                credits(job.charged_ucr) + " of " + credits(job.budget_ucr),
+                clip(safe(run.provider_name), 9) if on and run else "-",
+                ago(job.submitted_ms, now_ms),
+            ]
+        )
+    heads = ("job", "name", "state", "step", "cost", "on", "age")
+    return table(heads, rows, right=(3,), colour=2)
+
+
+def _steps(job: JobView) -> str:
+    if not job.step and not job.total_steps:
+        return "-"
+    return f"{job.step}/{job.total_steps}" if job.total_steps else str(job.step)
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """Show a job."""
+    parser = a_job(with_json(with_broker(Parser("inspect", "All about a job."))))
+    options = parser.parse_args(argv)
+    with client(options) as asker:
+        job = asker.job(options.job)
+        view = job.view()
+        if options.json:
+            print(view.model_dump_json(indent=2))
+            return SUCCEEDED
+        checkpoints = job.checkpoints().checkpoints
+    now_ms = time.time_ns() // 1_000_000
+    lines = [
+        f"{paint(safe(view.name), 'bold')}  {state(view.state)}: {safe(view.says)}",
+        "",
+        _pair("job", view.id),
+        _pair("image", clip(safe(view.image), _columns() - 12)),
+        _pair(
+            "command", clip(safe(" ".join(view.command)) or "(the image's own)", _columns() - 12)
+        ),
+        _pair("wants", wishes(view)),
+        _pair(
+            "price",
+            f"at most {credits(view.max_price_ucr_per_device_hour)} per device-hour",
+        ),
+        _pair(
+            "budget",
+            f"{credits(view.budget_ucr)}, of which {credits(view.charged_ucr)} charged, "
+            f"{credits(view.held_ucr)} held",
+        ),
+        _pair("submitted", ago(view.submitted_ms, now_ms)),
+    ]
+    if view.step or view.total_steps:
+        metrics = "".join(f", {safe(k)} {v:.4g}" for k, v in sorted(view.metrics.items()))
+        lines.append(_pair("step", f"{_steps(view)} (durable: {view.durable_step}){metrics}"))
+    if view.recoveries:
+        lost = duration(view.lost_device_ms)
+        lines.append(_pair("recovered", f"{_times(view.recoveries)}, {lost} of work lost"))
+    if view.runs:
+        lines += ["", _runs_table(view.runs)]
+        lines += _endings(view.runs)
+    if checkpoints:
+        rows = [
+            [str(c.step), c.kind, c.state, size(c.total_bytes), ago(c.created_ms, now_ms)]
+            for c in checkpoints[:5]
+        ]
+        lines += ["", table(("step", "kind", "state", "size", "made"), rows, right=(0, 3))]
+    if view.outputs_index_sha256:
+        lines += ["", f"Its outputs: sublet download {short(view.id)}"]
+    print("\n".join(lines))
+    return SUCCEEDED
+
+
+def wishes(view: JobView) -> str:
+    """Return what a job needs, in a line."""
+    need = view.resources
+    device = need.device_name or need.device_kind.upper().replace("ANY", "device")
+    words = [f"{need.devices}x {safe(device)}"]
+    if need.device_memory_bytes:
+        words[0] += f" of {size(need.device_memory_bytes)}"
+    words.append(f"{need.cpu_millis / 1000:g} cores")
+    words.append(f"{size(need.memory_bytes)} memory")
+    words.append(f"{size(need.disk_bytes)} disk")
+    words += [f"region {need.region}"] if need.region else []
+    words += ["network"] if need.egress else []
+    return ", ".join(words)
+
+
+def _runs_table(runs: Sequence[RunView]) -> str:
+    rows = [
+        [
+            str(run.epoch),
+            clip(safe(run.provider_name) or short(run.provider), 14),
+            credits(run.price_ucr_per_device_hour),
+            f"{run.start_step}→{run.step}",
+            duration(run.cum_device_ms),
+            credits(run.charge_ucr),
+            run.reason or run.run_state,
+        ]
+        for run in runs
+    ]
+    heads = ("run", "provider", "price/h", "steps", "time", "charge", "now")
+    return table(heads, rows, right=(0, 2, 3, 4, 5))
+
+
+def _endings(runs: Sequence[RunView]) -> list[str]:
+    return [
+        paint(f"  run {run.epoch}: {MEANINGS[run.reason].says}", "dim")
+        + (f" ({safe(run.detail)})" if run.detail else "")
+        for run in runs
+        if run.reason is not None
+    ]
+
+
+def _pair(name: str, value: str) -> str:
+    return f"{paint(name.ljust(10), 'dim')} {value}"
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def cancel(argv: Sequence[str]) -> int:
+    """End jobs."""
+    return _ask(
+        "cancel", "End a job. What it has used is paid; the rest of the hold is freed.", argv
+    )
+
+
+def pause(argv: Sequence[str]) -> int:
+    """Pause jobs."""
+    return _ask("pause", "Checkpoint a job and stop it, until `sublet resume`.", argv)
+
+
+def _ask(verb: str, summary: str, argv: Sequence[str]) -> int:
+    parser = with_json(with_broker(Parser(verb, summary)))
+    parser.add_argument("jobs", metavar="JOB", nargs="+", help="id, its first 8 digits, or name")
+    options = parser.parse_args(argv)
+    with client(options) as asker:
+        # All are looked up before any is touched: a typo in the last one stops nothing halfway.
+        for job in [asker.job(ref) for ref in options.jobs]:
+            view = job.cancel() if verb == "cancel" else job.pause()
+            _show_change(view, options.json)
+    return SUCCEEDED
+
+
+def resume(argv: Sequence[str]) -> int:
+    """Resume a job."""
+    parser = a_job(
+        with_json(with_broker(Parser("resume", "Go on with a paused job, from where it was.")))
+    )
+    parser.add_argument("--budget", metavar="CREDITS", help="its new budget, in all")
+    options = parser.parse_args(argv)
+    with client(options) as asker:
+        _show_change(asker.job(options.job).resume(budget=options.budget), options.json)
+    return SUCCEEDED
+
+
+def _show_change(view: JobView, as_json: bool) -> None:
+    if as_json:
+        print(view.model_dump_json())
+    else:
+        print(f"{safe(view.name)} ({short(view.id)}): {state(view.state)}, {safe(view.says)}")
+
+
+def download(argv: Sequence[str]) -> int:
+    """Fetch outputs."""
+    parser = a_job(
+        with_json(with_broker(Parser("download", "Fetch a job's outputs, each file checked.")))
+    )
+    parser.add_argument("target", metavar="DIR", nargs="?", help="default: ./NAME of the job")
+    options = parser.parse_args(argv)
+    from sublet.progress import announcing
+
+    with client(options) as asker:
+        job = asker.job(options.job)
+        target = options.target or f"./{job.name}"
+        with announcing() as announce:
+            files = job.download(target, announce)
+    if options.json:
+        import json
+
+        print(json.dumps({"job": job.id, "files": [str(file) for file in files]}, indent=2))
+        return SUCCEEDED
+    for file in files:
+        print(f"{file}  {size(file.stat().st_size)}")
+    return SUCCEEDED

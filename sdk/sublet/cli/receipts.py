@@ -1,0 +1,116 @@
+"""`sublet receipts export` and `verify`: a job's evidence, checked with public keys alone."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sublet.cli.failing import ERROR, USAGE, CommandError
+from sublet.cli.options import Parser, a_job, client, with_broker, with_json
+from sublet.cli.words import credits, duration, paint, safe
+from sublet_contracts.keys import short
+
+_MOST_PROBLEMS = 20
+
+
+def receipts(argv: Sequence[str]) -> int:
+    """Run `export` or `verify`."""
+    which = {"export": export, "verify": verify}
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: sublet receipts export JOB > f.json\n       sublet receipts verify f.json")
+        print("\nA job's signed documents in one file; and their check, offline.")
+        return 0 if argv else USAGE
+    if argv[0] not in which:
+        raise CommandError(
+            f"receipts {argv[0]}: there is no such command", "export or verify", USAGE
+        )
+    return which[argv[0]](argv[1:])
+
+
+def export(argv: Sequence[str]) -> int:
+    """Print a job's evidence."""
+    parser = a_job(with_broker(Parser("receipts export", "A job's signed documents, as JSON.")))
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
+    options = parser.parse_args(argv)
+    with client(options) as asker:
+        data = asker.job(options.job).export()
+    if options.output:
+        options.output.write_bytes(data)
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    return 0
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Check a file of evidence. Asks nobody."""
+    parser = with_json(
+        Parser(
+            "receipts verify",
+            "Check signatures, chains, arithmetic, the durable-progress rule and the log.\n"
+            "Asks nobody: it needs the file, and the broker's id that you trust.",
+        )
+    )
+    parser.add_argument("file", metavar="FILE", help="from `sublet receipts export`; - is stdin")
+    parser.add_argument("--broker", metavar="ID", help="default: those your profile has pinned")
+    parser.add_argument("--profile", metavar="NAME", help="whose pins; default: $SUBLET_PROFILE")
+    options = parser.parse_args(argv)
+    from sublet_contracts.export import verify_export
+
+    data = sys.stdin.buffer.read() if options.file == "-" else Path(options.file).read_bytes()
+    broker, trust = _trusted(data, options.broker, options.profile)
+    verdict = verify_export(data, broker=broker)
+    trusted = broker is not None
+    if options.json:
+        said = {
+            "holds": verdict.holds,
+            "job": verdict.job,
+            "broker": verdict.broker,
+            "broker_trusted": trusted,
+            "checks": verdict.checks,
+            "leases": verdict.leases,
+            "receipts": verdict.receipts,
+            "charged_ucr": verdict.charged_ucr,
+            "lost_device_ms": verdict.lost_device_ms,
+            "lost_work_charged_ucr": verdict.lost_work_charged_ucr,
+            "problems": verdict.problems,
+        }
+        print(json.dumps(said, indent=2))
+        return 0 if verdict.holds else ERROR
+    if not verdict.holds:
+        print(paint("It does NOT hold:", "red"))
+        for problem in verdict.problems[:_MOST_PROBLEMS]:
+            print(f"  - {safe(problem)}")
+        more = len(verdict.problems) - _MOST_PROBLEMS
+        if more > 0:
+            print(f"  and {more} more")
+        return ERROR
+    print(paint("It holds.", "green"), f"{verdict.checks} checks passed.")
+    print(f"job      {short(verdict.job)}, {verdict.leases} leases, {verdict.receipts} receipts")
+    lost = f"; {duration(verdict.lost_device_ms)} lost" if verdict.lost_device_ms else ""
+    if verdict.lost_device_ms:
+        lost += f", charged {credits(verdict.lost_work_charged_ucr)}"
+    print(f"charged  {credits(verdict.charged_ucr)}{lost}")
+    print(f"broker   {short(verdict.broker)}, {trust}")
+    return 0
+
+
+def _trusted(data: bytes, given: str | None, profile: str | None) -> tuple[str | None, str]:
+    """Return the broker id to check against, and why it is trusted. None: nobody vouches for it."""
+    if given:
+        return given, "as you gave it"
+    from sublet.config import Profile
+
+    pinned = Profile.open(profile).pins()
+    try:
+        named = json.loads(data).get("broker")
+    except (ValueError, AttributeError, RecursionError):
+        # verify_export says what is wrong with the file.
+        named = None
+    for url, broker in pinned.items():
+        if broker == named:
+            return broker, f"pinned when you first used {url}"
+    if pinned and named is not None and len(set(pinned.values())) == 1:
+        return next(iter(pinned.values())), "the only one that you have pinned"
+    return None, "named by the file itself: compare its id with what you know, or give --broker"
