@@ -1,5 +1,7 @@
 """How a run ended: exit code -> reason. First match counts."""
 
+import signal
+
 from sublet_agent.core.records import Stop
 from sublet_contracts.reasons import Reason
 
@@ -31,3 +33,14 @@ def reason_of_exit(exit_code: int | None, out_of_memory: bool, stop: Stop | None
     if exit_code is None or exit_code in _KILLED:
         return Reason.RUN_KILLED
     return Reason.JOB_FAILED
+
+
+def words_of_exit(exit_code: int | None) -> str:
+    """Return what a renter is told of an exit code: 128 and up are signals, by the shell's way."""
+    if exit_code is None:
+        return ""
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    try:
+        return f"killed by {signal.Signals(number).name}"
+    except ValueError:
+        return f"exit code {exit_code}"

@@ -29,7 +29,7 @@ from sublet_agent.core.events import (
     UploadFailed,
     Vanished,
 )
-from sublet_agent.core.exits import reason_of_exit
+from sublet_agent.core.exits import reason_of_exit, words_of_exit
 from sublet_agent.core.records import LIVE, Awaiting, Phase, RunRecord, Stop, Uploading
 from sublet_contracts.documents import Checkpoint, sign_document
 from sublet_contracts.keys import SigningKey
@@ -294,6 +294,8 @@ class RunMachine:
         record.exit_code = seen.exit_code
         record.reason = reason_of_exit(seen.exit_code, seen.out_of_memory, record.stop)
         record.detail = (record.stop.detail if record.stop else "") or seen.detail
+        if record.reason is Reason.JOB_FAILED:
+            record.detail = record.detail or words_of_exit(seen.exit_code)
         record.outputs_wanted = record.reason is Reason.SUCCEEDED and bool(record.job.outputs)
         # Not told to the broker yet: to it the run drains or runs until all is at its place.
         record.phase = Phase.FINISHING
