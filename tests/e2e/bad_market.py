@@ -43,19 +43,21 @@ class BadMarket:
             self.client.party, FUNDS_CREDITS, operator_key=self.market.operator_key
         )
 
-    def agent(self, region: str, *arguments: str, runner: str = "process") -> LocalProcess:
-        """Start the agent of a region (again, with the same state)."""
-        return self.market.start_agent(
-            region, "--runner", runner, "--region", region, "--trust", self.client.party, *arguments
-        )
+    def agent(
+        self, name: str, *arguments: str, runner: str = "process", region: str = ""
+    ) -> LocalProcess:
+        """Start an agent (again, with the same state), in a region of its name unless told so."""
+        where = ("--region", region or name)
+        trust = ("--trust", self.client.party)
+        return self.market.start_agent(name, "--runner", runner, *where, *trust, *arguments)
 
-    def offered(self, *regions: str) -> None:
-        """Wait until these regions' agents are on the market."""
-        wanted = set(regions)
+    def offered(self, *names: str) -> None:
+        """Wait until these agents are on the market."""
+        wanted = set(names)
         self.market.wait_for(
             lambda: wanted <= {offer.name for offer in self.client.offers().offers},
             f"the offers of {', '.join(sorted(wanted))}",
-            self.market.agents[regions[0]],
+            self.market.agents[names[0]],
         )
 
     def options(self, region: str, command: Sequence[str], **changes: object) -> dict[str, object]:

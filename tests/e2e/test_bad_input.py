@@ -160,7 +160,8 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_sent(
 def job_document(world: BadMarket, *, now_ms: int | None = None) -> JobDocument:
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     spec = JobSpec(**world.options("any", ["true"]))  # type: ignore[arg-type]
-    return spec.document(renter=world.client.party, broker=world.client.broker, now_ms=now, inputs=())
+    renter, broker = world.client.party, world.client.broker
+    return spec.document(renter=renter, broker=broker, now_ms=now, inputs=())
 
 
 def post(
