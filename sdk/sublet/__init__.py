@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sublet import aio as aio
     from sublet import ckpt as ckpt
     from sublet.client import Client as Client
     from sublet.client import Job as Job
@@ -29,12 +30,12 @@ _HOMES = {
     "run": "sublet.running",
 }
 
-__all__ = ["Client", "Job", "SubletError", "ckpt", "finetune", "run"]
+__all__ = ["Client", "Job", "SubletError", "aio", "ckpt", "finetune", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ckpt":
-        return import_module("sublet.ckpt")
+    if name in ("aio", "ckpt"):
+        return import_module(f"sublet.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'sublet' has no attribute {name!r}")

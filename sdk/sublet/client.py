@@ -8,7 +8,7 @@ job.follow(); job.download("out/")
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -78,6 +78,8 @@ class Client:
         self.url = broker_url(broker)
         self.key = key or self.profile.key()
         self.link = Link(self.url, self.key, away_limit_s=away_limit_s)
+        self._config_dir = config_dir
+        self._away_limit_s = away_limit_s
         self._broker: str | None = None
 
     def __enter__(self) -> Self:
@@ -94,6 +96,11 @@ class Client:
     def close(self) -> None:
         """Close its connections."""
         self.link.close()
+
+    def copy(self, away_limit_s: float | None = None) -> "Client":
+        """Return a client of the same party with connections of its own, for another thread."""
+        limit_s = self._away_limit_s if away_limit_s is None else away_limit_s
+        return Client(self.url, self.profile.name, self._config_dir, self.key, limit_s)
 
     @property
     def party(self) -> str:
@@ -183,6 +190,10 @@ class Client:
         view = self._call("GET", f"/v1/jobs/{quote(ref, safe='')}", JobView)
         return Job(self, view.id, view)
 
+    def handle(self, view: JobView) -> "Job":
+        """Return a handle for a job that has been looked up already."""
+        return Job(self, view.id, view)
+
     def jobs(self, state: str = "", name: str = "", limit: int = 100) -> JobsPage:
         """Return this party's jobs, newest first."""
         query = {"state": state, "name": name, "limit": limit}
@@ -234,6 +245,11 @@ class Job:
         self._client = client
         self.id = id
         self._view = view
+
+    @property
+    def client(self) -> Client:
+        """The client that it was asked from."""
+        return self._client
 
     def __repr__(self) -> str:
         return f"Job({self.id[:10]}, {self._view.name!r}, {self._view.state})"
@@ -348,10 +364,7 @@ class Job:
         while True:
             try:
                 view = self.view()
-                for refusal in self.cosign().refused:
-                    if refusal not in told:
-                        told.add(refusal)
-                        warnings.warn(refusal, stacklevel=2)
+                warn_of(self.cosign().refused, told)
             except BrokerAway:
                 continue
             if view.state in TERMINAL or view.state is JobState.PAUSED:
@@ -382,6 +395,14 @@ class Job:
         from sublet.following import follow
 
         return follow(self)
+
+
+def warn_of(refused: Iterable[str], told: set[str]) -> None:
+    """Warn of receipts that were not signed, each once: `told` keeps which."""
+    for refusal in refused:
+        if refusal not in told:
+            told.add(refusal)
+            warnings.warn(refusal, stacklevel=3)
 
 
 def _now_ms() -> int:

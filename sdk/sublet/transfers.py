@@ -9,7 +9,7 @@ from pathlib import Path
 from sublet.http import Link
 from sublet_contracts.api import MissingRequest, MissingView
 from sublet_contracts.documents import Input
-from sublet_contracts.tree import TreeRefused, parse_index, scan_tree, write_tree
+from sublet_contracts.tree import ScannedTree, TreeRefused, parse_index, scan_tree, write_tree
 
 MAX_INPUT_BYTES = 1 << 40
 BATCH = 5_000
@@ -36,15 +36,36 @@ def upload_inputs(
     )
 
 
-def _upload(
-    link: Link, source: Path, destination: str, announce: Callable[[str, int], OnBytes]
-) -> Input:
+def describe_inputs(inputs: Mapping[str, str]) -> tuple[Input, ...]:
+    """Return what a job would name, without sending anything. Raises InputError."""
+    return tuple(
+        _described(Path(source).expanduser(), destination, _scanned(Path(source).expanduser()))
+        for source, destination in inputs.items()
+    )
+
+
+def _scanned(source: Path) -> ScannedTree:
     try:
-        scanned = scan_tree(source, max_bytes=MAX_INPUT_BYTES)
+        return scan_tree(source, max_bytes=MAX_INPUT_BYTES)
     except FileNotFoundError as error:
         raise InputError(f"input {source}: there is no such file; check the path") from error
     except (TreeRefused, OSError) as error:
         raise InputError(f"input {source}: {error}") from error
+
+
+def _described(source: Path, destination: str, scanned: ScannedTree) -> Input:
+    return Input(
+        destination=destination,
+        kind="file" if source.is_file() else "folder",
+        index_sha256=hashlib.sha256(scanned.index.to_bytes()).hexdigest(),
+        total_bytes=scanned.index.total_bytes,
+    )
+
+
+def _upload(
+    link: Link, source: Path, destination: str, announce: Callable[[str, int], OnBytes]
+) -> Input:
+    scanned = _scanned(source)
     index = scanned.index.to_bytes()
     index_sha256 = hashlib.sha256(index).hexdigest()
     missing = _missing(link, "/v1/blobs/missing", [*scanned.index.chunks(), index_sha256])
@@ -64,12 +85,7 @@ def _upload(
     _in_parallel(send, [name for name in missing if name != index_sha256])
     if index_sha256 in missing:
         send(index_sha256)
-    return Input(
-        destination=destination,
-        kind="file" if source.is_file() else "folder",
-        index_sha256=index_sha256,
-        total_bytes=scanned.index.total_bytes,
-    )
+    return _described(source, destination, scanned)
 
 
 def download_tree(

@@ -8,13 +8,15 @@ SUCCEEDED, ERROR, USAGE = 0, 1, 2
 FAILED, UNFINISHED, NOT_FOUND, CANCELLED = 100, 101, 102, 103
 
 _OPTIONS = frozenset(
-    "budget checkpoint_every cpus disk egress env gpus hardware_class input max_price memory name "
-    "outputs patience region".split()
+    (
+        *("max_price", "budget", "gpus", "memory", "disk", "cpus", "region", "hardware_class"),
+        *("egress", "input", "outputs", "env", "name", "checkpoint_every", "patience"),
+    )
 )
 
 
 class CommandError(Exception):
-    """A command can't go on: `what` is wrong (with the field at its head), `fix` says what to do."""
+    """A command can't go on: `what` is wrong, its field first; `fix` says what to do."""
 
     def __init__(self, what: str, fix: str = "", code: int = ERROR) -> None:
         super().__init__(what)
@@ -38,17 +40,17 @@ def guarded(command: Callable[[], int], *, as_json: bool) -> int:
         return UNFINISHED
     except BrokenPipeError:
         # The reader (head, less) has seen enough. Nothing more may be written, not even at exit.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return SUCCEEDED
     except CommandError as error:
         say(error, as_json=as_json)
         return error.code
     except Exception as error:
-        expected = _expected(error)
-        if expected is None:
+        known = expected(error)
+        if known is None:
             raise
-        say(expected, as_json=as_json)
-        return expected.code
+        say(known, as_json=as_json)
+        return known.code
 
 
 def say(error: CommandError, *, as_json: bool = False) -> None:
@@ -66,7 +68,8 @@ def say(error: CommandError, *, as_json: bool = False) -> None:
         print(paint("  fix:", "green", sys.stderr), safe(error.fix), file=sys.stderr)
 
 
-def _expected(error: Exception) -> CommandError | None:
+def expected(error: Exception) -> CommandError | None:
+    """Return an expected error in this shape; None for a fault of this program."""
     # Imported here: by now whatever raised it has been imported anyway.
     from sublet.config import ConfigError
     from sublet.http import SubletError
@@ -79,7 +82,7 @@ def _expected(error: Exception) -> CommandError | None:
     if isinstance(error, SubletError):
         problem = error.problem
         field = f"{_option(problem.field)}: " if problem.field else ""
-        missing = problem.status == 404 and problem.code in ("unknown_job", "no_job", "not_found")
+        missing = problem.status == 404 and problem.code in ("not_found", "unknown_job")
         return CommandError(field + problem.detail, problem.fix, NOT_FOUND if missing else ERROR)
     if isinstance(error, UnitError):
         what, _, fix = str(error).partition("; ")

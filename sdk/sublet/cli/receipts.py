@@ -111,6 +111,7 @@ def _trusted(data: bytes, given: str | None, profile: str | None) -> tuple[str |
     for url, broker in pinned.items():
         if broker == named:
             return broker, f"pinned when you first used {url}"
-    if pinned and named is not None and len(set(pinned.values())) == 1:
-        return next(iter(pinned.values())), "the only one that you have pinned"
+    if pinned:
+        # A file of a broker that this profile never met must not pass for one of its own.
+        return next(iter(pinned.values())), "pinned by your profile"
     return None, "named by the file itself: compare its id with what you know, or give --broker"

@@ -70,7 +70,8 @@ def _event(event: EventView) -> str:
     change = f"{event.before} → {event.after}" if event.before else event.after
     run = f"run {event.epoch}" if event.epoch else ""
     why = " ".join(part for part in (event.reason or "", safe(event.detail)) if part)
-    return f"{paint(_clock(event.time_ms), 'dim')}  {run:<6} {event.kind:<10} {change:<22} {why}".rstrip()
+    clock = paint(_clock(event.time_ms), "dim")
+    return f"{clock}  {run:<6} {event.kind:<10} {change:<22} {why}".rstrip()
 
 
 def wait(argv: Sequence[str]) -> int:

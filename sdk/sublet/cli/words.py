@@ -56,14 +56,12 @@ def ago(then_ms: int, now_ms: int) -> str:
 
 def size(count_bytes: int) -> str:
     """Return a size: '512 B', '24 GB', '1.5 GB'."""
-    value = float(count_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            break
+    value, units = float(count_bytes), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
         value /= 1000
-    else:
-        unit = "TB"
-    return f"{value:.1f}".removesuffix(".0") + f" {unit}" if value < 10 else f"{value:.0f} {unit}"
+        del units[0]
+    figure = f"{value:.1f}".removesuffix(".0") if value < 10 else f"{value:.0f}"
+    return f"{figure} {units[0]}"
 
 
 def clip(text: str, width: int) -> str:
