@@ -18,6 +18,7 @@ from sublet_broker.adapters.http_app import build_app
 from sublet_broker.adapters.loops import Loop, Loops
 from sublet_broker.adapters.metrics import Metrics
 from sublet_broker.service.broker import Broker
+from sublet_broker.service.keeping import ROWS_AT_ONCE
 from sublet_broker.service.views import Gauge
 from sublet_contracts.wire import MAX_FRAME_BYTES
 
@@ -25,6 +26,7 @@ log = logging.getLogger("sublet.broker")
 
 GRACEFUL_S = 5
 BACKLOG = 1024
+SWEEPS_A_ROUND = 20
 
 
 class CannotListen(Exception):
@@ -168,6 +170,10 @@ def _loops(broker: Broker, metrics: Metrics, audits: Audits) -> list[Loop]:
 
     def tidy() -> int:
         broker.access.forget_old()
+        for _ in range(SWEEPS_A_ROUND):
+            if broker.keeping.sweep() < ROWS_AT_ONCE:
+                break
+        broker.keeping.sweep_files()
         return 0
 
     def audit() -> int:

@@ -421,11 +421,17 @@ class BlobRow(Row, table=True):
     """facts.BlobFact."""
 
     __tablename__ = "blob"
-    __table_args__ = (CheckConstraint("size_bytes >= 0", name="size"), Index(None, "sha256"))
+    __table_args__ = (
+        CheckConstraint("size_bytes >= 0", name="size"),
+        Index(None, "sha256"),
+        Index(None, "look_ms"),
+    )
 
     scope: Id
     sha256: Id
     size_bytes: Whole
+    claimed_ms: Whole
+    look_ms: Whole
 
 
 class NonceRow(Row, table=True):
@@ -471,6 +477,15 @@ class CounterRow(Row, table=True):
     value: Whole
 
 
+class TallyRow(Row, table=True):
+    """facts.TallyFact."""
+
+    __tablename__ = "tally"
+
+    id: Id
+    value: Whole
+
+
 ROWS: dict[type[facts.Fact], type[Row]] = {
     facts.PartyFact: PartyRow,
     facts.AgentFact: AgentRow,
@@ -496,4 +511,5 @@ ROWS: dict[type[facts.Fact], type[Row]] = {
     facts.AnswerFact: AnswerRow,
     facts.ShardFact: ShardRow,
     facts.CounterFact: CounterRow,
+    facts.TallyFact: TallyRow,
 }

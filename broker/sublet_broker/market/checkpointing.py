@@ -8,6 +8,7 @@ Rules:
   out to be damaged is quarantined, and the one before it is used.
 - The newest few are kept, and all outputs; the content of older ones is pruned. Their documents
   stay, because receipts rest on them.
+- A job that has ended needs its outputs and its last checkpoint, for a while; then nothing.
 - One checkpoint that can't be restored by one provider proves nothing: it is verified again. If two
   leases in a row fail on it, it is quarantined whatever the verifier says.
 """
@@ -15,8 +16,8 @@ Rules:
 from collections.abc import Iterable
 from dataclasses import replace
 
-from sublet_broker.market.facts import CheckpointFact, LeaseFact
-from sublet_contracts.documents import Checkpoint
+from sublet_broker.market.facts import CheckpointFact, JobFact, LeaseFact
+from sublet_contracts.documents import Checkpoint, Job
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import CHECKPOINT, CheckpointState, step
 
@@ -85,6 +86,28 @@ def superseded(checkpoints: Iterable[CheckpointFact], keep: int) -> list[Checkpo
         key=_age,
     )
     return durable[: max(0, len(durable) - keep)]
+
+
+def needed(
+    job: JobFact,
+    document: Job,
+    checkpoints: Iterable[CheckpointFact],
+    *,
+    now_ms: int,
+    keep_ended_ms: int,
+) -> tuple[list[CheckpointFact], list[str]]:
+    """Return the checkpoints and outputs whose content a job needs, and the indexes of all trees
+    that it needs."""
+    usable = (CheckpointState.UPLOADED, CheckpointState.DURABLE)
+    there = [c for c in checkpoints if c.kept and c.state in usable]
+    if job.ended_ms is None:
+        inputs = [entry.index_sha256 for entry in document.inputs]
+        return there, [*inputs, *(c.index_sha256 for c in there)]
+    if now_ms >= job.ended_ms + keep_ended_ms:
+        return [], []
+    newest = resume_point(there)
+    there = [c for c in there if c.kind == "outputs" or c is newest]
+    return there, [c.index_sha256 for c in there]
 
 
 def failed_twice(start: str, leases: Iterable[LeaseFact]) -> bool:

@@ -339,6 +339,10 @@ class BlobFact(Fact):
     scope: str
     sha256: str
     size_bytes: int
+    claimed_ms: int = 0
+    """When it was last uploaded, or its uploader was told that it is here already."""
+    look_ms: int = 0
+    """When the sweeper asks (again) whether anything needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +387,14 @@ class CounterFact(Fact):
     value: int
 
 
+@dataclass(frozen=True, slots=True)
+class TallyFact(Fact):
+    """A sum that is kept up in the transactions that change it, so that nobody adds it up anew."""
+
+    id: str
+    value: int
+
+
 FACTS: tuple[type[Fact], ...] = (
     PartyFact,
     AgentFact,
@@ -408,4 +420,5 @@ FACTS: tuple[type[Fact], ...] = (
     AnswerFact,
     ShardFact,
     CounterFact,
+    TallyFact,
 )

@@ -28,6 +28,7 @@ from sublet_broker.market.facts import (
 from sublet_broker.service.book import LIVE_LEASE
 from sublet_broker.service.core import Core
 from sublet_broker.service.errors import Refusal, conflict, invalid, not_found
+from sublet_broker.service.keeping import claim
 from sublet_broker.service.lookup import own_job
 from sublet_broker.service.ports import BlobMissing, StorageFull
 from sublet_broker.service.work import Work
@@ -36,6 +37,7 @@ from sublet_contracts.auth import MAX_REQUEST_SKEW_MS, Caller
 
 REMEMBERED_NONCES = 100_000
 ANSWERS_KEPT_MS = 24 * 3_600_000
+HASHES_AT_ONCE = 500
 IN_MEMORY = ("GET", "HEAD", "PUT")
 
 
@@ -132,7 +134,21 @@ class Access:
                 fix="the sublet client cuts files into chunks",
             )  # fmt: skip
         with self._core.read() as look:
-            key = self._may_write(look, caller, scope, epoch)
+            self._may_write(look, caller, scope, epoch)
+        while True:
+            self._put_file(sha256, data)
+            with self._core.work() as work:
+                # The sweeper may have deleted it in between: then it is written anew.
+                if self._core.ports.blobs.has(sha256):
+                    key = self._may_write(work, caller, scope, epoch)
+                    claim(self._core, work, key, sha256, len(data), self._room(caller, key))
+                    return
+
+    def _room(self, caller: str, key: str) -> int:
+        settings = self._core.settings
+        return settings.max_renter_bytes if key == caller else settings.max_job_bytes
+
+    def _put_file(self, sha256: str, data: bytes) -> None:
         try:
             self._core.ports.blobs.put(sha256, data)
         except ValueError as error:
@@ -145,15 +161,20 @@ class Access:
                 507, "storage_full", "Broker's disk full", "nothing was kept",
                 fix="tell the operator; then try again",
             ) from error  # fmt: skip
-        with self._core.work() as work:
-            key = self._may_write(work, caller, scope, epoch)
-            work.put(BlobFact(key, sha256, len(data)))
 
     def get_blob(self, caller: str, scope: str, epoch: int | None, sha256: str) -> bytes:
         """Return content of a scope that the caller may read."""
         with self._core.read() as look:
             key = self._may_read(look, caller, scope, epoch)
             known = look.get(BlobFact, key, sha256)
+            job = look.get(JobFact, key)
+            if known is None and job is not None and job.ended_ms is not None:
+                days = self._core.settings.keep_ended_ms // 86_400_000
+                raise Refusal(
+                    410, "let_go", "No longer kept",
+                    f"a job's outputs and last checkpoint are kept for {days} days after its end",
+                    fix="run the job again",
+                )  # fmt: skip
         if known is None:
             raise not_found("blob", sha256)
         try:
@@ -169,10 +190,17 @@ class Access:
     ) -> MissingView:
         """Return which of `hashes` must be uploaded into the scope."""
         asked = list(dict.fromkeys(hashes))
-        with self._core.read() as look:
-            key = self._may_write(look, caller, scope, epoch)
-            known = {b.sha256 for b in look.find(BlobFact, {"scope": key, "sha256": tuple(asked)})}
-        have = {sha256 for sha256 in known if self._core.ports.blobs.has(sha256)}
+        have: set[str] = set()
+        for start in range(0, len(asked), HASHES_AT_ONCE):
+            some = tuple(asked[start : start + HASHES_AT_ONCE])
+            with self._core.work() as work:
+                key = self._may_write(work, caller, scope, epoch)
+                for blob in work.find(BlobFact, {"scope": key, "sha256": some}):
+                    if self._core.ports.blobs.has(blob.sha256):
+                        # Whoever is told that it is here counts on it.
+                        size_bytes = blob.size_bytes
+                        claim(self._core, work, key, blob.sha256, size_bytes, size_bytes)
+                        have.add(blob.sha256)
         return MissingView(missing=tuple(sha256 for sha256 in asked if sha256 not in have))
 
     def _may_write(self, work: Work, caller: str, scope: str, epoch: int | None) -> str:

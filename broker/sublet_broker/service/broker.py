@@ -34,6 +34,8 @@ party ids that have been authenticated. A refusal is errors.Refusal; nothing has
                         get_blob(caller, scope, epoch, sha256) -> bytes
                         missing(caller, scope, epoch, hashes) -> MissingView
                         forget_old() -> None            every minute
+    broker.keeping      sweep() -> int                  every minute, until it says less than 500
+                        sweep_files() -> int            every minute
     broker.views        job jobs events logs checkpoints statement export receipts balance earnings
                         info(version) -> BrokerInfo, gauges() -> list[Gauge], audit() -> list[str]
     broker.on_job       Callable[[job id], None] | None  after commit: events or log lines are new
@@ -47,6 +49,7 @@ from sublet_broker.service.billing import Billing
 from sublet_broker.service.board import Board
 from sublet_broker.service.core import Core, Ports, Settings
 from sublet_broker.service.intake import Intake
+from sublet_broker.service.keeping import Keeping
 from sublet_broker.service.outbox import Outbox
 from sublet_broker.service.scheduling import Scheduling
 from sublet_broker.service.supervision import Supervision
@@ -66,7 +69,8 @@ class Broker:
         self.billing = Billing(self.core)
         self.board = Board(self.core)
         self.scheduling = Scheduling(self.core)
-        self.supervision = Supervision(self.core, self.board)
+        self.keeping = Keeping(self.core)
+        self.supervision = Supervision(self.core, self.board, self.keeping)
         self.intake = Intake(self.core, self.views)
         self.agents = Agents(self.core, self.board)
         self.access = Access(self.core)

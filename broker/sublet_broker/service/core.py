@@ -52,6 +52,16 @@ class Settings:
     """Likewise, their text."""
     late_logs_ms: int = 600_000
     """A run that ended by itself may hand in its last lines for so long, whoever runs since."""
+    keep_ended_ms: int = 7 * 86_400_000
+    """A job's outputs and last checkpoint are kept so long after it has ended."""
+    keep_inputs_ms: int = 7 * 86_400_000
+    """What a renter has uploaded is kept so long after it was last uploaded, asked for or used."""
+    upload_grace_ms: int = 3_600_000
+    """What has been uploaded, or was said to be here, must be named by a document within this."""
+    max_renter_bytes: int = 256 * 1024**3
+    """Content that a renter may keep here outside of jobs."""
+    max_job_bytes: int = 512 * 1024**3
+    """Content of one job: inputs, checkpoints and outputs."""
     max_offer_ms: int = 7 * 86_400_000
     """An offer is open at most so long after it came."""
     image_policy: str = "any"

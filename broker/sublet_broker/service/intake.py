@@ -27,6 +27,7 @@ from sublet_broker.service.closing import close, release_if_ended
 from sublet_broker.service.core import Core
 from sublet_broker.service.documents import as_refusal, check_fresh, receive_document
 from sublet_broker.service.errors import Refusal, conflict, invalid
+from sublet_broker.service.keeping import claim
 from sublet_broker.service.lookup import own_job
 from sublet_broker.service.ordering import give_order
 from sublet_broker.service.ports import BlobMissing
@@ -147,9 +148,12 @@ class Intake:
             self._check_market(work, job)
         blobs = self._link_inputs(work, job, document)
         self._hold(work, job.renter, job.id, document.budget_ucr, signed.id, "hold")
-        for blob in blobs:
-            work.put(blob)
         work.tx.add(job)
+        for blob in blobs:
+            room = self._core.settings.max_job_bytes
+            claim(self._core, work, job.id, blob.sha256, blob.size_bytes, room)
+            room = self._core.settings.max_renter_bytes
+            claim(self._core, work, job.renter, blob.sha256, blob.size_bytes, room)
         work.record(signed.id)
         work.event("job", job.id, after=job.state, detail=f"{job.budget_ucr} ucr are held")
         work.touch_job(job.id)
@@ -194,7 +198,7 @@ class Intake:
         )  # fmt: skip
 
     def _link_inputs(self, work: Work, job: JobFact, document: Job) -> list[BlobFact]:
-        """Return the job's right to its inputs' content, all of which must be the renter's."""
+        """Return its inputs' content, all of which must be the renter's."""
         total = sum(i.total_bytes for i in document.inputs)
         if total > self._core.settings.max_input_bytes:
             raise invalid(
@@ -223,7 +227,7 @@ class Intake:
                     f"{entry.destination} was signed with {entry.total_bytes} bytes, its index "
                     f"lists {index.total_bytes}", field=field, fix="submit again",
                 )  # fmt: skip
-            linked[mine.sha256] = replace(mine, scope=job.id)
+            linked[mine.sha256] = mine
             chunks = index.chunks()
             have = {
                 blob.sha256: blob
@@ -232,7 +236,7 @@ class Intake:
             for sha256 in chunks:
                 if sha256 not in have or not self._core.ports.blobs.has(sha256):
                     raise _input_missing(field, entry.destination)
-                linked[sha256] = replace(have[sha256], scope=job.id)
+                linked[sha256] = have[sha256]
         return [linked[sha256] for sha256 in sorted(linked)]
 
     def _hold(

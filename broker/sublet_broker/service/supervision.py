@@ -8,11 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from sublet_broker.market.accepted import accepted
-from sublet_broker.market.checkpointing import superseded
 from sublet_broker.market.facts import (
     AgentFact,
-    BlobFact,
-    CheckpointFact,
     JobFact,
     LeaseFact,
     RunFact,
@@ -29,14 +26,14 @@ from sublet_broker.service.board import Board
 from sublet_broker.service.closing import close, give_up, release_if_ended
 from sublet_broker.service.core import Core
 from sublet_broker.service.evidence import Evidence
+from sublet_broker.service.keeping import Keeping
 from sublet_broker.service.ordering import give_order
-from sublet_broker.service.ports import BlobMissing, MatcherAway
+from sublet_broker.service.ports import MatcherAway
 from sublet_broker.service.succession import prepare_successor
 from sublet_broker.service.work import Work
 from sublet_contracts.documents import Job
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import Desired, JobState, LeaseState, RunState
-from sublet_contracts.tree import TreeRefused, parse_index
 
 LIVE_RUN = tuple(s for s in RunState if s not in (RunState.EXITED, RunState.LOST))
 
@@ -44,8 +41,9 @@ LIVE_RUN = tuple(s for s in RunState if s not in (RunState.EXITED, RunState.LOST
 class Supervision:
     """The sweeper, and what follows from verification."""
 
-    def __init__(self, core: Core, board: Board) -> None:
+    def __init__(self, core: Core, board: Board, keeping: Keeping) -> None:
         self._core = core
+        self._keeping = keeping
         self._board = board
         self._evidence = Evidence(core)
 
@@ -183,39 +181,5 @@ class Supervision:
         for result in results:
             job = self._evidence.verdict(result)
             if job is not None:
-                self._prune(job)
+                self._keeping.prune(job)
         return len(results)
-
-    def _prune(self, job: str) -> None:
-        """Let go of the content of a job's older checkpoints, except what newer things share."""
-        with self._core.read() as look:
-            everything = look.find(CheckpointFact, {"job": job})
-            document = accepted(look.must(JobFact, job).envelope, Job)
-        old = superseded(everything, self._core.settings.keep_checkpoints)
-        if not old:
-            return
-        gone = {c.id for c in old}
-        needed = self._content(c.index_sha256 for c in everything if c.kept and c.id not in gone)
-        needed |= self._content(i.index_sha256 for i in document.inputs)
-        unneeded = sorted(self._content(c.index_sha256 for c in old) - needed)
-        unused: list[str] = []
-        with self._core.work() as work:
-            for fact in old:
-                work.put(replace(work.must(CheckpointFact, fact.id), kept=False))
-            for sha256 in unneeded:
-                work.tx.delete(BlobFact, job, sha256)
-                if not work.find(BlobFact, {"sha256": sha256}, limit=1):
-                    unused.append(sha256)
-        for sha256 in unused:
-            self._core.ports.blobs.delete(sha256)
-
-    def _content(self, indexes: Iterable[str]) -> set[str]:
-        """Return the hashes of these trees' indexes and of all their chunks."""
-        found: set[str] = set()
-        for sha256 in indexes:
-            found.add(sha256)
-            try:
-                found.update(parse_index(self._core.ports.blobs.get(sha256)).chunks())
-            except (BlobMissing, TreeRefused):
-                continue  # What has no readable index can't be restored and keeps nothing alive.
-        return found

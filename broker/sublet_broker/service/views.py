@@ -175,7 +175,7 @@ class Views:
                     total_bytes=c.total_bytes,
                     created_ms=c.created_ms,
                     durable_ms=c.durable_ms,
-                    detail=c.detail if c.kept else "superseded: its content was let go",
+                    detail=c.detail if c.kept else "its content is no longer kept",
                 )
                 for c in found
             )

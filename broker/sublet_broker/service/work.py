@@ -19,6 +19,7 @@ from sublet_broker.market.facts import (
     OutboxFact,
     PendingFact,
     RunFact,
+    TallyFact,
     TransferFact,
 )
 from sublet_broker.service.ports import Transaction
@@ -84,6 +85,17 @@ class Work:
     def put(self, fact: Fact) -> None:
         """Insert or replace a fact."""
         self.tx.put(fact)
+
+    def tally(self, id: str, change: int = 0) -> int:
+        """Change a sum that is kept, and return it. One that falls back to 0 is forgotten."""
+        known = self.tx.get(TallyFact, id)
+        value = (known.value if known else 0) + change
+        if value:
+            if change:
+                self.tx.put(TallyFact(id, value))
+        elif known is not None:
+            self.tx.delete(TallyFact, id)
+        return value
 
     def event(
         self,

@@ -105,6 +105,7 @@ TABLES = (
     "run",
     "settlement",
     "shard",
+    "tally",
     "transfer",
 )
 
@@ -165,9 +166,12 @@ def make_tables() -> None:
         text("scope"),
         text("sha256"),
         whole("size_bytes"),
+        whole("claimed_ms"),
+        whole("look_ms"),
         sa.CheckConstraint("size_bytes >= 0", name=op.f("ck_blob_size")),
         sa.PrimaryKeyConstraint("scope", "sha256", name=op.f("pk_blob")),
     )
+    op.create_index(op.f("ix_blob_look_ms"), "blob", ["look_ms"])
     op.create_index(op.f("ix_blob_sha256"), "blob", ["sha256"])
     op.create_table(
         "chain",
@@ -442,6 +446,9 @@ def make_tables() -> None:
     op.create_index("uq_settlement_lease", "settlement", ["lease"], unique=True)
     op.create_table(
         "shard", text("id"), whole("epoch"), sa.PrimaryKeyConstraint("id", name=op.f("pk_shard"))
+    )
+    op.create_table(
+        "tally", text("id"), whole("value"), sa.PrimaryKeyConstraint("id", name=op.f("pk_tally"))
     )
     op.create_table(
         "transfer",
