@@ -1,0 +1,123 @@
+"""`python -m tests.benchmarks [imports] [recovery] [reclaim]`: measure, print, judge.
+
+Exits with 1 when a limit doesn't hold, with 2 when a measurement could not be made. What was
+measured is written to build/bench.json, round by round.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sublet.demo.local import LocalMarketError
+from tests.benchmarks import imports, recovery
+from tests.benchmarks.lane import Round, RoundFailed
+
+WHAT = ("imports", "recovery", "reclaim")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(WHAT)}; default: all")
+    parser.add_argument("--rounds", type=int, help="of each; default: 15, 20 and 10")
+    parser.add_argument("--lanes", type=int, default=recovery.LANES, help="jobs at once")
+    parser.add_argument("--runner", choices=("auto", "docker", "process"), default="auto")
+    parser.add_argument("--json", type=Path, default=Path("build/bench.json"), metavar="FILE")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.what) - set(WHAT):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))} (there are {WHAT})")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    chosen = options.what or WHAT
+    results: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}",
+        "began_unix_s": int(time.time()),
+    }
+    held = True
+    failed = False
+    for what in WHAT:
+        if what not in chosen:
+            continue
+        try:
+            good, results[what] = _MEASURES[what](options)
+            held = held and good
+        except (RoundFailed, LocalMarketError, subprocess.CalledProcessError, OSError) as error:
+            _say(f"{what} could not be measured: {error}")
+            results[what] = {"error": str(error)}
+            failed = True
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    _say(f"written to {options.json}")
+    if failed:
+        return 2
+    return 0 if held else 1
+
+
+def _imports(options: argparse.Namespace) -> tuple[bool, Any]:
+    rounds = options.rounds or imports.ROUNDS
+    _say(f"imports: {rounds} turns of each")
+    comparisons = imports.measure(rounds)
+    for line in imports.report(comparisons):
+        _say(line)
+    shown = [
+        dataclasses.asdict(c) | {"ratio": round(c.ratio, 4), "holds": c.holds} for c in comparisons
+    ]
+    return all(c.holds for c in comparisons), shown
+
+
+def _recovery(options: argparse.Namespace) -> tuple[bool, Any]:
+    rounds = options.rounds or recovery.RECOVERY_ROUNDS
+    return _shown(recovery.measure_recovery(_say, rounds, options.runner, options.lanes))
+
+
+def _reclaim(options: argparse.Namespace) -> tuple[bool, Any]:
+    rounds = options.rounds or recovery.RECLAIM_ROUNDS
+    return _shown(recovery.measure_reclaim(_say, rounds, options.runner, options.lanes))
+
+
+def _shown(result: recovery.Recoveries) -> tuple[bool, Any]:
+    for line in recovery.report(result):
+        _say(line)
+    return result.holds, {
+        "holds": result.holds,
+        "limit_s": result.limit_s,
+        "p50_s": round(result.spread.p50, 3),
+        "p95_s": round(result.spread.p95, 3),
+        "max_s": round(result.spread.max, 3),
+        "runner": result.runner,
+        "busy_before": round(result.before.busy, 3),
+        "busy_during": round(result.during.busy, 3),
+        "ready_s": round(result.ready_s, 2),
+        "rounds": [_round(r) for r in result.rounds],
+    }
+
+
+def _round(one: Round) -> dict[str, Any]:
+    return dataclasses.asdict(one) | {
+        "total_s": one.total_s,
+        "detection_s": one.detection_s,
+        "rest_s": one.rest_s,
+    }
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+_MEASURES: dict[str, Callable[[argparse.Namespace], tuple[bool, Any]]] = {
+    "imports": _imports,
+    "recovery": _recovery,
+    "reclaim": _reclaim,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
