@@ -219,6 +219,8 @@ class AgentSession(_Session):
         self._instance = instance
         self._version = agent_version
         self.broker = broker
+        self.broker_ahead_ms = 0
+        """How far the broker's clock is ahead of ours, less the way of its hello: at most 300 s."""
 
     def receive(self, frame: bytes, now_ms: int) -> tuple[Received, bytes | None]:
         """Take a frame of the broker's; return it and the frame to answer with, if any.
@@ -249,6 +251,7 @@ class AgentSession(_Session):
         except SessionError as error:
             raise self._broken(error.code, error.detail) from error
         self.broker = hello.broker
+        self.broker_ahead_ms = hello.time_ms - now_ms
         proof = SessionProof(
             party=self._key.party,
             broker=hello.broker,

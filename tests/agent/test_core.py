@@ -357,3 +357,18 @@ def test_a_stale_epoch_ends_the_run_in_silence() -> None:
 def test_exit_codes(code: int | None, oom: bool, stop: Any, reason: Reason) -> None:
     asked = Stop(desired=stop, reason=Reason.RECLAIMED, deadline_ms=0) if stop else None
     assert reason_of_exit(code, oom, asked) is reason
+
+
+@pytest.mark.parametrize("ahead_ms", [-250_000, 250_000])
+def test_the_time_to_answer_counts_on_the_brokers_clock(ahead_ms: int) -> None:
+    """A clock that is off by minutes is let in; then its leases must not seem to have passed.
+
+    Found by the simulator, seed 6: every agent refused every lease, a hundred times a job.
+    """
+    world = World()
+    world.do(events.Joined(BROKER.party, broker_ahead_ms=ahead_ms))
+    broker_now = world.now + ahead_ms
+    _, late = world.assign(world.job(), issued_ms=broker_now - 10_000, answer_by_ms=broker_now)
+    assert only(late, LeaseAnswer).refusal.startswith("answer_by_ms")
+    _, step = world.assign(world.job(), issued_ms=broker_now, answer_by_ms=broker_now + 10_000)
+    assert only(step, LeaseAnswer).signed is not None

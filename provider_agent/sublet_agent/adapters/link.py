@@ -30,7 +30,7 @@ SILENCE_S = 30.0
 class Listener(Protocol):
     """Who takes what comes over the link. `arrived` returns once it is on disk."""
 
-    def joined(self, broker: str) -> None: ...
+    def joined(self, broker: str, broker_ahead_ms: int) -> None: ...
 
     def arrived(self, message: Message) -> None: ...
 
@@ -148,7 +148,7 @@ class Link:
                     if answer is not None:
                         await socket.send(answer.decode())
                 self._was_live = True
-                self._listener.joined(session.broker or "")
+                self._listener.joined(session.broker or "", session.broker_ahead_ms)
                 tasks = [asyncio.create_task(self._write(socket)),
                          asyncio.create_task(self._resend())]  # fmt: skip
                 self._listener.arrived(received.message)

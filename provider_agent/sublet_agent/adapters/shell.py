@@ -150,11 +150,11 @@ class Shell:
 
     # -- Listener of the link ----------------------------------------------------------------------
 
-    def joined(self, broker: str) -> None:
+    def joined(self, broker: str, broker_ahead_ms: int) -> None:
         """The session is live."""
         self.say("connected")
         self._logs_sent.clear()
-        self.post(events.Joined(broker))
+        self.post(events.Joined(broker, broker_ahead_ms))
         self.knows_broker.set()
 
     def arrived(self, message: Message) -> None:

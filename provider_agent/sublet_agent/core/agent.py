@@ -72,6 +72,7 @@ class AgentCore:
         self._offered_ms: int | None = None
         self._withdrawn = False
         self._done = False
+        self._broker_ahead_ms = 0
         self._step = Step()
 
     # -- in ---------------------------------------------------------------------------------------
@@ -93,8 +94,9 @@ class AgentCore:
         match event:
             case Arrived(message):
                 self._arrived(message, now_ms)
-            case Joined(broker):
+            case Joined(broker, broker_ahead_ms):
                 self.live = True
+                self._broker_ahead_ms = broker_ahead_ms
                 if not self.saved.broker:
                     self.saved.broker = self._step.save.broker = broker
             case Disconnected():
@@ -202,6 +204,7 @@ class AgentCore:
             runs=self.saved.runs.values(),
             epochs=self.saved.epochs,
             now_ms=now_ms,
+            broker_now_ms=now_ms + self._broker_ahead_ms,
         )  # fmt: skip
         if why:
             self._refuse(lease_id, why)

@@ -16,9 +16,11 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Joined:
-    """The session is live with this broker; `Arrived(welcome)` follows."""
+    """The session is live with this broker; `Arrived(welcome)` follows. `broker_ahead_ms`: how far
+    its clock is ahead of ours."""
 
     broker: str
+    broker_ahead_ms: int = 0
 
 
 @dataclass(frozen=True)

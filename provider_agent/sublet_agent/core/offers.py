@@ -109,8 +109,13 @@ def refusal(
     runs: Iterable[RunRecord],
     epochs: dict[str, int],
     now_ms: int,
+    broker_now_ms: int,
 ) -> str:
-    """Return why this lease isn't signed, in words; '' if it may be."""
+    """Return why this lease isn't signed, in words; '' if it may be.
+
+    `broker_now_ms`: the broker's clock, as far as we know it. Its few seconds for an answer are
+    counted there: by ours, which may be minutes off, every lease would seem to have passed.
+    """
     lease, job = assigned.lease.document, assigned.job.document
     if lease.provider != provider:
         return "provider: the lease is another provider's"
@@ -120,8 +125,8 @@ def refusal(
     offer = open_document(issued.envelope, Offer).document
     if offer.expires_ms <= now_ms:
         return "offer: it has expired; use the newest"
-    if lease.answer_by_ms <= now_ms:
-        return f"answer_by_ms: passed {now_ms - lease.answer_by_ms} ms ago"
+    if lease.answer_by_ms <= broker_now_ms:
+        return f"answer_by_ms: passed {broker_now_ms - lease.answer_by_ms} ms ago"
     if lease.price_ucr_per_device_hour < offer.price_ucr_per_device_hour:
         return f"price: below the offer's {offer.price_ucr_per_device_hour} ucr per device-hour"
     if lease.price_ucr_per_device_hour > job.max_price_ucr_per_device_hour:

@@ -1,0 +1,1 @@
+"""Simulated markets: the real cores on a virtual clock, under faults, watched by an auditor."""

@@ -1,0 +1,611 @@
+"""A provider's machine, its disk, and the agent's process on it: the real AgentCore and session.
+
+What the shell, the link, the journal, the runner and the transfer do in production is done here in
+simulated time, with a crash point before and after each commit and each effect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sublet_agent.core import effects, events
+from sublet_agent.core.agent import AgentCore
+from sublet_agent.core.effects import Save, Step
+from sublet_agent.core.offers import Terms
+from sublet_agent.core.records import LIVE, IssuedOffer, Phase, RunRecord, Saved
+from sublet_broker.service.errors import Refusal
+from sublet_broker.service.ports import StorageFull
+from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
+from sublet_contracts.keys import SigningKey
+from sublet_contracts.reasons import Reason
+from sublet_contracts.session import AgentSession, SessionError
+from sublet_contracts.session import Phase as SessionPhase
+from sublet_contracts.tree import TreeRefused, parse_index
+from sublet_contracts.wire import Ack, Message
+from tests.simulation.broker import BrokerAway, Door
+from tests.simulation.engine import BEGIN_MS, Crashed
+from tests.simulation.jobs import Container, Program, checkpoint_files, state_at, tree
+from tests.simulation.network import Line, Wire
+
+if TYPE_CHECKING:
+    from tests.simulation.market import Market
+
+TICK_MS = 1_000
+RESEND_MS = 5_000
+GIVE_UP_MS = 40_000
+
+
+class DiskFailed(Exception):
+    """The journal could not be written: nothing was."""
+
+
+class SimJournal:
+    """What adapters/journal.py keeps, as bytes: nothing that wasn't committed can leak through."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, bytes] = {}
+        self._offers: bytes = b"[]"
+        self._meta: dict[str, int | str] = {"broker": "", "offer_sequence": 0, "next_mid": 1}
+        self._epochs: dict[str, int] = {}
+        self.outbox: dict[int, tuple[str, Message]] = {}
+        self.settlements: dict[str, None] = {}
+
+    def commit(self, save: Save) -> None:
+        """Write all of it."""
+        for lease in save.drop_messages_of:
+            for mid in [m for m, (owner, _) in self.outbox.items() if owner == lease]:
+                del self.outbox[mid]
+        for lease, record in save.runs.items():
+            self._runs[lease] = record.__pydantic_serializer__.to_json(record)
+        for lease in save.forget_runs:
+            self._runs.pop(lease, None)
+        for queued in save.queue:
+            self.outbox[queued.mid] = (queued.lease_id, queued.message)
+        self._epochs.update(save.epochs)
+        for envelope in save.settlements:
+            self.settlements[envelope.id] = None
+        if save.offers is not None:
+            self._offers = json.dumps([o.model_dump(mode="json") for o in save.offers]).encode()
+        for name in ("broker", "offer_sequence", "next_mid"):
+            value = getattr(save, name)
+            if value is not None:
+                self._meta[name] = value
+
+    def load(self) -> Saved:
+        """Return all that was saved."""
+        offers = json.loads(self._offers)
+        return Saved(
+            broker=str(self._meta["broker"]),
+            offer_sequence=int(self._meta["offer_sequence"]),
+            next_mid=int(self._meta["next_mid"]),
+            offers=[IssuedOffer.model_validate_json(json.dumps(o)) for o in offers],
+            runs={k: RunRecord.model_validate_json(v) for k, v in self._runs.items()},
+            epochs=dict(self._epochs),
+        )
+
+
+class AgentHost:
+    """One provider: machine, disk and process. True times in ms."""
+
+    def __init__(self, market: Market, name: str, key: SigningKey, terms: Terms) -> None:
+        self.market = market
+        self.engine = market.engine
+        self.name = name
+        self.key = key
+        self.party = key.party
+        self.terms = terms
+        self.line = Line()
+        self.journal = SimJournal()
+        self.containers: dict[str, Container] = {}
+        self.restored: dict[str, tuple[int, str]] = {}
+        self.wall_offset_ms = 0
+        self.crash_in = 0
+        self.full_until_ms = 0
+        self.hung_until_ms = 0
+        self.inflates = 1
+        self.honest = True
+        self.up = False
+        self.started = 0
+        self.core: AgentCore
+        self.past: list[Message] = []
+        """Reliable messages that were sent once: what a liar or a bad line sends again."""
+        self._offset_ms = 0
+        self._wire: Wire | None = None
+        self._door: Door | None = None
+        self._session: AgentSession | None = None
+        self._sent_up_to = 0
+        self._delay_ms = 200
+        self._cancelled: set[str] = set()
+        self._looks: dict[str, int] = {}
+        self._told: dict[str, set[int]] = {}
+        self._look_planned: set[str] = set()
+
+    # -- the process --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the process on what is on its disk."""
+        if self.up:
+            return
+        self.up = True
+        self.started += 1
+        self._offset_ms = self.wall_offset_ms
+        self._wire = self._session = None
+        self._cancelled = set()
+        self._told = {}
+        self._look_planned = set()
+        self.engine.say(f"{self.name} starts (start {self.started})")
+        self.core = AgentCore(self.terms, self.key, self.journal.load())
+        step, strangers = self.core.started(list(self.containers), self.now_ms())
+        for lease_id in strangers:
+            self._drop_container(lease_id)
+        for lease_id, machine in self.core.machines.items():
+            if machine.record.phase in LIVE:
+                self._watch(lease_id)
+        self._guard(lambda: self._perform(step))
+        self._later(self.engine.draw_ms(10, 500), self._dial)
+        self._later(TICK_MS, self._tick)
+        self._later(RESEND_MS, self._resend)
+
+    def now_ms(self) -> int:
+        """The process's steady clock: set from the wall when it started, or was refused for it."""
+        return BEGIN_MS + self.engine.now_ms + self._offset_ms
+
+    def die(self, back_after_ms: int) -> None:
+        """The process is gone. Its runs go on."""
+        if not self.up:
+            return
+        self.up = False
+        self.crash_in = 0
+        if self._wire is not None:
+            self._wire.close(late=self.engine.happens(0.5))
+            self._wire = None
+        self.engine.after(back_after_ms, self.start)
+
+    def _guard(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Crashed:
+            self.die(self.engine.draw_ms(500, 60_000))
+        except DiskFailed:
+            self.engine.say(f"{self.name} stops: its journal can't be written")
+            self.die(self.engine.draw_ms(5_000, 20_000))
+
+    def _later(self, delay_ms: int, act: Callable[[], None]) -> None:
+        """Do it in this process, if it still runs then; a process that hangs does it later."""
+        number = self.started
+
+        def come() -> None:
+            if not self.up or self.started != number:
+                return
+            if self.hung_until_ms > self.engine.now_ms:
+                self.engine.after(self.hung_until_ms - self.engine.now_ms, come)
+                return
+            self._guard(act)
+
+        self.engine.after(delay_ms, come)
+
+    def _crash_point(self, where: str) -> None:
+        if self.crash_in:
+            self.crash_in -= 1
+            if not self.crash_in:
+                self.engine.say(f"{self.name} dies {where}")
+                self.market.count("crash points")
+                raise Crashed(where)
+
+    def post(self, event: events.Event) -> None:
+        """Let the core take an event: commit, then perform."""
+        self._perform(self.core.handle(event, self.now_ms()))
+
+    def _perform(self, step: Step) -> None:
+        if not step.save.empty:
+            self._crash_point("before a commit")
+            if self.full_until_ms > self.engine.now_ms:
+                raise DiskFailed
+            self.journal.commit(step.save)
+            for queued in step.save.queue:
+                self.past.append(queued.message)
+            del self.past[:-200]
+            self._crash_point("after a commit")
+            if step.save.queue:
+                self._send_outbox()
+        for effect in step.effects:
+            self._crash_point(f"before {type(effect).__name__}")
+            self._do(effect)
+
+    def _tick(self) -> None:
+        self.post(events.Tick())
+        self._later(TICK_MS, self._tick)
+
+    # -- the link -----------------------------------------------------------------------------------
+
+    @property
+    def live(self) -> bool:
+        return self._session is not None and self._session.phase is SessionPhase.LIVE
+
+    def _dial(self) -> None:
+        host = self.market.broker
+        if self._wire is not None:
+            return
+        if not host.up or not self.line.works(self.engine.now_ms):
+            self._dial_later()
+            return
+        session = AgentSession(
+            self.key, instance=hashlib.sha256(f"{self.name}{self.started}".encode()).hexdigest(),
+            agent_version="sim", broker=self.core.saved.broker or None,
+        )  # fmt: skip
+        doors: list[Door] = []
+        wire = Wire(
+            self.engine, self.line, lambda frame: doors[0].arrive(frame),
+            lambda frame: self._frame(wire, frame),
+        )  # fmt: skip
+        self._wire, self._session, self._sent_up_to = wire, session, 0
+        wire.on_agent_closed = lambda: self._later(0, lambda: self._closed(wire))
+        door = host.accept(wire)
+        if door is None:
+            self._wire = self._session = None
+            self._dial_later()
+            return
+        doors.append(door)
+        self._later(10_000, lambda: self._joined_yet(wire))
+        self._later(10_000, lambda: self._ping(wire, self.engine.now_ms))
+
+    def _dial_later(self) -> None:
+        self._later(self.engine.draw_ms(self._delay_ms // 2, self._delay_ms), self._dial)
+        self._delay_ms = min(10_000, self._delay_ms * 2)
+
+    def _joined_yet(self, wire: Wire) -> None:
+        if self._wire is wire and not self.live:
+            self._hang_up()
+
+    def _ping(self, wire: Wire, answered_ms: int) -> None:
+        if self._wire is not wire:
+            return
+        if self.line.works(self.engine.now_ms):
+            answered_ms = self.engine.now_ms
+        if self.engine.now_ms - answered_ms > GIVE_UP_MS:
+            self._hang_up()
+        else:
+            self._later(10_000, lambda: self._ping(wire, answered_ms))
+
+    def _hang_up(self) -> None:
+        wire = self._wire
+        if wire is not None:
+            wire.close()
+            self._closed(wire)
+
+    def _closed(self, wire: Wire) -> None:
+        if self._wire is not wire:
+            return
+        self._wire = self._session = None
+        if self.core.live:
+            self.post(events.Disconnected())
+        self._dial_later()
+
+    def _frame(self, wire: Wire, frame: bytes) -> None:
+        if self.up and self._wire is wire:
+            self._later(0, lambda: self._arrived(wire, frame))
+
+    def _arrived(self, wire: Wire, frame: bytes) -> None:
+        session = self._session
+        if self._wire is not wire or session is None:
+            return
+        was_live = self.live
+        try:
+            received, answer = session.receive(frame, self.now_ms())
+        except SessionError as error:
+            self.engine.say(f"{self.name} is turned away ({error.code})")
+            if error.code == "clock":
+                self._offset_ms = self.wall_offset_ms
+            self._hang_up()
+            return
+        if answer is not None:
+            wire.up.send(answer)
+        if self.live and not was_live:
+            self._delay_ms = 200
+            self.post(events.Joined(session.broker or "", session.broker_ahead_ms))
+            self._send_outbox()
+        message, mid = received.message, received.mid
+        if isinstance(message, Ack):
+            for done in message.mids:
+                self.journal.outbox.pop(int(done.rsplit("-", 1)[1]), None)
+            return
+        if self.live:
+            if mid is not None:
+                self.engine.say(f"{self.name} takes {message.TYPE} {mid}")
+            self.post(events.Arrived(message))
+            if mid is not None:
+                self.market.auditor.taken(self.party, mid)
+                self._send(Ack(mids=(mid,)))
+
+    def _send(self, message: Message, mid: str | None = None) -> None:
+        if self.live and self._session is not None and self._wire is not None:
+            self._wire.up.send(self._session.send(message, mid))
+
+    def _send_outbox(self) -> None:
+        if not self.live:
+            return
+        for number, (_, message) in sorted(self.journal.outbox.items()):
+            if number > self._sent_up_to:
+                self._send(message, f"{self.name}-{number}")
+                self._sent_up_to = number
+
+    def _resend(self) -> None:
+        self._sent_up_to = 0
+        self._send_outbox()
+        self._later(RESEND_MS, self._resend)
+
+    def say_again(self, message: Message, number: int) -> None:
+        """Send a message once more, or one that no honest agent would: repeats and lies."""
+        self._send(message, f"{self.name}-{number}")
+
+    # -- effects ------------------------------------------------------------------------------------
+
+    def _do(self, effect: effects.Effect) -> None:
+        draw = self.engine.draw_ms
+        match effect:
+            case effects.Send(message):
+                self._send(message)
+            case effects.Say(text):
+                self.engine.say(f"{self.name}: {text}")
+            case effects.Pull(lease_id):
+                self._later(draw(50, 3_000), lambda: self._pulled(lease_id))
+            case effects.Restore(lease_id):
+                self._later(draw(20, 800), lambda: self._restore(lease_id))
+            case effects.Start(lease_id):
+                self._later(draw(100, 500), lambda: self._start(lease_id))
+            case effects.AskStop(lease_id):
+                self._later(draw(1, 50), lambda: self._on_container(lease_id, Container.stop))
+            case effects.AskSave(lease_id):
+                self._later(draw(1, 500), lambda: self._on_container(lease_id, Container.save))
+            case effects.Kill(lease_id):
+                self._later(draw(1, 50), lambda: self._on_container(lease_id, Container.kill))
+            case effects.ScanFinal(lease_id):
+                self._later(draw(1, 100), lambda: self._scan(lease_id))
+            case effects.Upload(lease_id, kind, step):
+                self._later(draw(20, 1_500), lambda: self._upload(lease_id, kind, step))
+            case effects.AckStep(lease_id, step):
+                self.market.auditor.step_acknowledged(lease_id, step)
+            case effects.DeleteSteps(lease_id, steps):
+                container = self.containers.get(lease_id)
+                for step in steps if container else ():
+                    container.steps.pop(step, None)
+            case effects.Remove(lease_id):
+                self._later(draw(10, 500), lambda: self._remove(lease_id))
+            case effects.PrepareJob(job, checkpoint):
+                self._later(draw(50, 3_000), lambda: self._prepare(job, checkpoint))
+            case _:
+                pass  # logs, drops of what was prepared: they carry no money
+
+    def _record(self, lease_id: str) -> RunRecord | None:
+        machine = self.core.machines.get(lease_id)
+        return machine.record if machine else None
+
+    def _on_container(self, lease_id: str, act: Callable[[Container], None]) -> None:
+        container = self.containers.get(lease_id)
+        if container is not None:
+            act(container)
+
+    def _pulled(self, lease_id: str) -> None:
+        self.post(events.ImageReady(lease_id))
+
+    def _request(self, again: Callable[[], None], act: Callable[[], object]) -> object | None:
+        """Ask the broker over HTTP; where there is no answer, `again` is tried later."""
+        try:
+            if not self.line.works(self.engine.now_ms):
+                raise BrokerAway
+            return self.market.broker.call(act)
+        except (BrokerAway, StorageFull):
+            self._later(self.engine.draw_ms(500, 8_000), again)
+        except Refusal as refusal:
+            if refusal.status < 500:
+                raise
+            self._later(self.engine.draw_ms(500, 8_000), again)
+        return None
+
+    def _fetch(self, document: Checkpoint, epoch: int | None) -> tuple[int, str]:
+        """Return the state in a checkpoint. Raises Refusal, TreeRefused, BrokerAway."""
+        access = self.market.broker.broker.access
+        index = parse_index(
+            access.get_blob(self.party, document.job, epoch, document.index_sha256)
+        )
+        files = {
+            f.path: b"".join(
+                access.get_blob(self.party, document.job, epoch, c.sha256) for c in f.chunks
+            )
+            for f in index.files
+        }
+        for file in index.files:
+            if hashlib.sha256(files[file.path]).hexdigest() != file.sha256:
+                raise TreeRefused(f"{file.path} is damaged")
+        value = json.loads(files["state.json"])
+        return int(value["step"]), str(value["state"])
+
+    def _restore(self, lease_id: str) -> None:
+        record = self._record(lease_id)
+        if record is None or record.phase is not Phase.RESTORING:
+            return
+        checkpoint = record.checkpoint
+        if checkpoint is not None:
+            try:
+                found = self._request(
+                    lambda: self._restore(lease_id),
+                    lambda: self._fetch(checkpoint, record.lease.epoch),
+                )
+            except TreeRefused as error:
+                self.post(events.PreparationFailed(lease_id, Reason.RESTORE_FAILED, str(error)))
+                return
+            except Refusal as error:
+                if error.code == "stale_epoch":
+                    self.post(events.UploadFailed(lease_id, "checkpoint", 0, str(error), True))
+                else:
+                    self.post(
+                        events.PreparationFailed(lease_id, Reason.RESTORE_FAILED, str(error)[:200])
+                    )
+                return
+            if found is None:
+                return
+            assert isinstance(found, tuple)
+            self.restored[lease_id] = found
+        self.post(events.Restored(lease_id))
+
+    def _start(self, lease_id: str) -> None:
+        record = self._record(lease_id)
+        if record is None or record.over:
+            return
+        if lease_id not in self.containers:
+            program = Program.of(record.job)
+            begin = self.restored.get(lease_id)
+            if begin is None:
+                begin = (0, state_at(record.job.nonce, 0))
+            container = Container(
+                self.engine, lease_id, record.job.nonce, program, begin,
+                bool(record.job.outputs), lambda: self._look_soon(lease_id),
+            )  # fmt: skip
+            self.containers[lease_id] = container
+            container.start()
+            self.market.auditor.run_began(lease_id, container)
+            self._crash_point("after a container has started")
+        self._watch(lease_id)
+
+    # -- watching -----------------------------------------------------------------------------------
+
+    def _watch(self, lease_id: str) -> None:
+        self._look_planned.discard(lease_id)
+        self._look_soon(lease_id, 10)
+
+    def _look_soon(self, lease_id: str, delay_ms: int = 0) -> None:
+        if not self.up:
+            return
+        delay_ms = delay_ms or self.engine.draw_ms(1, 200)
+        self._later(delay_ms, lambda: self._look(lease_id))
+
+    def _look(self, lease_id: str) -> None:
+        record = self._record(lease_id)
+        if record is None or record.phase not in LIVE:
+            return
+        container = self.containers.get(lease_id)
+        if container is None:
+            self.post(events.Vanished(lease_id))
+            if record.phase is Phase.STARTING:
+                return
+            return
+        told = self._told.setdefault(lease_id, set())
+        for step in sorted(container.steps.keys() - told):
+            told.add(step)
+            self.post(events.CheckpointSeen(lease_id, step))
+        self.post(events.Progressed(lease_id, container.step_now(), container.program.steps))
+        self.post(
+            events.Observed(
+                lease_id,
+                running=container.running,
+                started_ms=BEGIN_MS + container.started_ms + self._offset_ms,
+                ran_ms=container.ran_ms() * self.inflates,
+                exit_code=container.exit_code,
+            )
+        )
+        if container.running and lease_id not in self._look_planned:
+            self._look_planned.add(lease_id)
+
+            def again() -> None:
+                self._look_planned.discard(lease_id)
+                self._look(lease_id)
+
+            self._later(2_000, again)
+
+    def _scan(self, lease_id: str) -> None:
+        container = self.containers.get(lease_id)
+        steps = tuple(sorted(container.steps)) if container else ()
+        self.post(events.FinalScanned(lease_id, steps))
+
+    # -- moving content -----------------------------------------------------------------------------
+
+    def _upload(self, lease_id: str, kind: str, step: int) -> None:
+        record = self._record(lease_id)
+        if record is None or record.phase is Phase.DISCARDED:
+            return
+        uploading = record.uploading
+        if uploading is None or (uploading.kind, uploading.step) != (kind, step):
+            return
+        container = self.containers.get(lease_id)
+        content = container.steps.get(step) if container and kind == "checkpoint" else None
+        if container is None or (kind == "checkpoint" and content is None):
+            self.post(events.UploadFailed(lease_id, kind, step, "torn: DONE doesn't match"))  # type: ignore[arg-type]
+            return
+        files = (
+            container.outputs
+            if kind == "outputs"
+            else checkpoint_files(record.job.nonce, step, (content or b"").decode())
+        )
+        index, chunks, total = tree(files)
+        try:
+            sent = self._request(
+                lambda: self._upload(lease_id, kind, step),
+                lambda: self._put_all(record.job_id, record.lease.epoch, index, chunks),
+            )
+        except Refusal as error:
+            stale = error.code == "stale_epoch"
+            self.post(events.UploadFailed(lease_id, kind, step, str(error)[:200], stale))  # type: ignore[arg-type]
+            return
+        if sent is None:
+            return
+        sha256 = hashlib.sha256(index).hexdigest()
+        self.post(events.Uploaded(lease_id, kind, step, sha256, total))  # type: ignore[arg-type]
+
+    def _put_all(self, job: str, epoch: int, index: bytes, chunks: dict[str, bytes]) -> bool:
+        access = self.market.broker.broker.access
+        for sha256 in access.missing(self.party, job, epoch, list(chunks)).missing:
+            access.put_blob(self.party, job, epoch, sha256, chunks[sha256])
+        access.put_blob(self.party, job, epoch, hashlib.sha256(index).hexdigest(), index)
+        return True
+
+    def _prepare(self, job: object, checkpoint: object) -> None:
+        try:
+            document = open_document(job, Job)  # type: ignore[arg-type]
+            found = open_document(checkpoint, Checkpoint) if checkpoint else None  # type: ignore[arg-type]
+        except DocumentRefused:
+            return
+        try:
+            if found is not None:
+                if not self.line.works(self.engine.now_ms):
+                    return
+                self.market.broker.call(self._fetch, found.document, None)
+        except (BrokerAway, StorageFull):
+            return
+        except (Refusal, TreeRefused) as error:
+            self.post(events.PrepareDone(document.id, False, str(error)[:200]))
+            return
+        self.post(events.PrepareDone(document.id, True))
+
+    def _remove(self, lease_id: str) -> None:
+        self._drop_container(lease_id)
+        self.restored.pop(lease_id, None)
+        self.post(events.Removed(lease_id))
+
+    def _drop_container(self, lease_id: str) -> None:
+        container = self.containers.pop(lease_id, None)
+        if container is not None:
+            container.looked = _nobody
+            container.kill()
+
+    # -- faults -------------------------------------------------------------------------------------
+
+    def reboot(self) -> None:
+        """The machine reboots: the process and every run are gone."""
+        for container in self.containers.values():
+            container.looked = _nobody
+            container.kill()
+        if self.engine.happens(0.5):
+            self.containers = {}
+        self.die(self.engine.draw_ms(5_000, 90_000))
+
+    def break_wire(self, *, late: bool) -> None:
+        """The connection breaks."""
+        if self._wire is not None:
+            self._wire.close(late=late)
+
+
+def _nobody() -> None:
+    return None

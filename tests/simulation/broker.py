@@ -1,0 +1,459 @@
+"""The broker's process and its disk: the real Broker, its loops, its agents' door, and crashes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sublet_broker.adapters.clock import SteadyClock
+from sublet_broker.adapters.inprocess import InProcessMatcher, InProcessVerifier, MemoryBlobs
+from sublet_broker.adapters.memory_store import MemoryStore, MemoryTransaction
+from sublet_broker.service.broker import Broker, Ports
+from sublet_broker.service.errors import NotYet, Refusal, StaleInstance
+from sublet_broker.service.ports import (
+    MatcherAway,
+    Proposal,
+    StorageFull,
+    VerifyResult,
+    VerifyTask,
+)
+from sublet_contracts.documents import DocumentRefused
+from sublet_contracts.session import BrokerSession, SessionError
+from sublet_contracts.wire import Ack, Announce, Heartbeat, Join, Logs, Message
+from tests.simulation.engine import BEGIN_MS, Crashed
+from tests.simulation.network import Wire
+
+if TYPE_CHECKING:
+    from tests.simulation.market import Market
+
+RESEND_MS = 10_000
+WINDOW = 100
+SILENT_MS = 15_000
+PAUSE_MS = 10
+T = TypeVar("T")
+
+
+class BrokerAway(Exception):
+    """Nobody answers."""
+
+
+class SimStore(MemoryStore):
+    """The broker's database: survives the process, which may die before or after a commit."""
+
+    def __init__(self, market: Market) -> None:
+        super().__init__()
+        self._market = market
+        self.mark_ms = 0
+        self.now_ms: Callable[[], int] = lambda: 0
+        self.crash_in = 0
+        """The process dies at so many crash points from now; 0: it doesn't."""
+        self.full_until_ms = 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[MemoryTransaction]:
+        """As in MemoryStore, with a crash point on each side of the commit."""
+        with super().transaction() as tx:
+            yield tx
+            if not tx.sheet:
+                return
+            if self.full_until_ms > self._market.engine.now_ms:
+                raise StorageFull("the simulated disk is full")
+            self._crash_point("before a commit")
+            before = {
+                kind: {key: self._tables[kind].facts.get(key) for key in changed}
+                for kind, changed in tx.sheet.items()
+            }
+            tx.actions.insert(0, lambda: self._committed(tx, before))
+
+    def _committed(self, tx: MemoryTransaction, before: dict[Any, Any]) -> None:
+        self.mark_ms = self.now_ms()
+        self._market.auditor.committed(self.mark_ms, before, tx.sheet)
+        self._crash_point("after a commit")
+
+    def _crash_point(self, where: str) -> None:
+        if self.crash_in:
+            self.crash_in -= 1
+            if not self.crash_in:
+                self._market.engine.say(f"broker dies {where}")
+                self._market.count("crash points")
+                raise Crashed(where)
+
+
+class SimBlobs(MemoryBlobs):
+    """The broker's blobs on its disk."""
+
+    def __init__(self, market: Market) -> None:
+        super().__init__()
+        self._market = market
+        self.damaged: set[str] = set()
+
+    def put(self, sha256: str, data: bytes) -> None:
+        if self._market.broker.store.full_until_ms > self._market.engine.now_ms:
+            raise StorageFull("the simulated disk is full")
+        super().put(sha256, data)
+        self.damaged.discard(sha256)
+
+    def flip(self, sha256: str) -> None:
+        """Flip a bit of what lies there."""
+        self.damage(sha256)
+        self.damaged.add(sha256)
+
+    def delete(self, sha256: str) -> None:
+        super().delete(sha256)
+        self.damaged.discard(sha256)
+
+    def whole(self, sha256: str) -> bytes | None:
+        """Return the bytes if they are what their name says: for the auditor."""
+        data = self._blobs.get(sha256)
+        return data if data is not None and hashlib.sha256(data).hexdigest() == sha256 else None
+
+
+class SimMatcher(InProcessMatcher):
+    """The match engine, which may be away and comes back empty."""
+
+    away = False
+
+    def propose(self, now_ms: int) -> list[Proposal]:
+        self._answer()
+        return super().propose(now_ms)
+
+    def rebuild(self) -> None:
+        self._answer()
+        super().rebuild()
+
+    def _answer(self) -> None:
+        if self.away:
+            raise MatcherAway("the simulated engine is away")
+
+    def vanish(self) -> None:
+        """Its process dies with all that it held."""
+        self.away = True
+        self._books.clear()
+        self._jobs.clear()
+
+
+class SimVerifier(InProcessVerifier):
+    """The verifier: takes its time, and its worker may die."""
+
+    def __init__(self, market: Market, blobs: MemoryBlobs, ready: Callable[[], None]) -> None:
+        super().__init__(blobs)
+        self._market = market
+        self._ready = ready
+        self._arrived: dict[str, VerifyTask] = {}
+
+    def submit(self, task: VerifyTask) -> None:
+        engine = self._market.engine
+
+        def begin() -> None:
+            super(SimVerifier, self).submit(task)
+            self._ready()
+
+        engine.after(engine.draw_ms(5, 400), begin)
+
+    def collect(self) -> list[VerifyResult]:
+        results = super().collect()
+        if self._market.verifier_dies and results:
+            self._market.verifier_dies = False
+            return [
+                VerifyResult(r.checkpoint, False, "the worker died", permanent=False)
+                for r in results
+            ]
+        return results
+
+
+class SimEntropy:
+    """Randomness out of the one seed."""
+
+    def __init__(self, market: Market) -> None:
+        self._random = market.engine.random
+
+    def hex(self, count_bytes: int) -> str:
+        return self._random.randbytes(count_bytes).hex()
+
+
+class Door:
+    """The broker's side of one connection, as adapters/agents_ws.py has it."""
+
+    def __init__(self, host: BrokerHost, wire: Wire) -> None:
+        self.host = host
+        self.number = host.started
+        self.wire = wire
+        self.session = BrokerSession(host.broker.party, host.entropy.hex(16))
+        self.party = ""
+        self.instance = ""
+        self.heard_ms = host.engine.now_ms
+        self.sent: dict[str, int] = {}
+        self.gone = False
+        wire.on_broker_closed = self.closed
+        wire.down.send(self.session.hello(host.now_ms()))
+        host.engine.after(SILENT_MS, self._check_silence)
+
+    def arrive(self, frame: bytes) -> None:
+        """A frame of the agent's."""
+        host = self.host
+        if self.gone or not host.is_current(self):
+            return
+        self.heard_ms = host.engine.now_ms
+        try:
+            received = self.session.receive(frame, host.now_ms())
+        except SessionError as error:
+            self.refuse(error)
+            return
+        if isinstance(received.message, Join):
+            self._join()
+        else:
+            self._take(received.message, received.mid)
+
+    def _join(self) -> None:
+        proof = self.session.proof
+        assert proof is not None
+        try:
+            welcome = self.host.call(self.host.broker.agents.joined, proof)
+        except (BrokerAway, StorageFull):
+            self.wire.close()
+            return
+        except Refusal as refusal:
+            self.refuse(SessionError(refusal.code, refusal.detail))
+            return
+        self.party, self.instance = proof.party, proof.instance
+        older = self.host.doors.get(self.party)
+        self.host.doors[self.party] = self
+        if older is not None and older is not self:
+            older.gone = True
+            older.wire.close(late=False)
+        self.host.market.auditor.joined(self.party)
+        self._send(welcome)
+        self.host.wake("scheduling")
+        self.pump()
+
+    def _take(self, message: Message, mid: str | None) -> None:
+        host = self.host
+        agents = host.broker.agents
+        try:
+            replies = host.call(agents.receive, self.party, self.instance, message)
+        except BrokerAway:
+            return
+        except (NotYet, StorageFull):
+            return
+        except StaleInstance as stale:
+            self.refuse(SessionError(stale.code, stale.detail))
+            return
+        except (Refusal, DocumentRefused) as error:
+            if isinstance(error, Refusal) and error.status in (503, 507):
+                return
+            host.engine.say(f"broker refuses {message.TYPE} of {host.name(self.party)}: {error}")
+            if isinstance(message, Announce):
+                code = error.code if isinstance(error, Refusal) else "refused"
+                self.refuse(SessionError(code, str(error)))
+                return
+            replies = []
+        else:
+            host.market.auditor.heard(self.party, message)
+        if not host.up or self.gone:
+            return
+        for reply in replies:
+            self._send(reply)
+        if mid is not None:
+            self._send(Ack(mids=(mid,)))
+        if isinstance(message, Ack):
+            for done in message.mids:
+                self.sent.pop(done, None)
+            self.pump()
+        if not isinstance(message, (Ack, Heartbeat, Logs)):
+            host.wake("scheduling", "verdicts", "billing")
+
+    def pump(self) -> None:
+        """Send what waits for this agent."""
+        host = self.host
+        if self.gone or not host.up or host.doors.get(self.party) is not self:
+            return
+        now_ms = host.engine.now_ms
+        for notice in host.broker.outbox.notices(self.party):
+            self._send(notice)
+        for mid, message in host.broker.outbox.pending(self.party, WINDOW):
+            if now_ms - self.sent.get(mid, -RESEND_MS) >= RESEND_MS:
+                self._send(message, mid)
+                self.sent[mid] = now_ms
+        if self.sent:
+            host.engine.after(RESEND_MS, self.pump)
+
+    def _send(self, message: Message, mid: str | None = None) -> None:
+        self.wire.down.send(self.session.send(message, mid))
+
+    def refuse(self, error: SessionError) -> None:
+        """Say why and close."""
+        self.wire.down.send(self.session.refuse(error))
+        self.gone = True
+        self.host.engine.after(200, self.wire.close)
+        self._left()
+
+    def closed(self) -> None:
+        """The connection has ended."""
+        if not self.gone:
+            self.gone = True
+            self._left()
+
+    def _left(self) -> None:
+        host = self.host
+        if not host.is_current(self) or host.doors.get(self.party) is not self:
+            return
+        del host.doors[self.party]
+        try:
+            host.call(host.broker.agents.left, self.party, self.instance)
+        except (BrokerAway, Refusal, StorageFull):
+            return  # The sweeper finds out by the silence.
+
+    def _check_silence(self) -> None:
+        if self.gone or not self.host.is_current(self):
+            return
+        silent_ms = self.host.engine.now_ms - self.heard_ms
+        if silent_ms >= SILENT_MS:
+            self.wire.close()
+            self.closed()
+        else:
+            self.host.engine.after(SILENT_MS - silent_ms, self._check_silence)
+
+
+class BrokerHost:
+    """The machine that the broker runs on."""
+
+    def __init__(self, market: Market) -> None:
+        self.market = market
+        self.engine = market.engine
+        self.store = SimStore(market)
+        self.blobs = SimBlobs(market)
+        self.entropy = SimEntropy(market)
+        self.wall_offset_ms = 0
+        self.up = False
+        self.started = 0
+        self.doors: dict[str, Door] = {}
+        self.broker: Broker
+        self.matcher: SimMatcher
+        self._due: dict[str, int] = {}
+        self._loops: dict[str, tuple[Callable[[], Any], int, tuple[str, ...]]] = {}
+
+    def start(self) -> None:
+        """Start the process on what is on its disk."""
+        if self.up:
+            return
+        self.started += 1
+        clock = SteadyClock(
+            self.store.mark_ms,
+            wall_ms=lambda: BEGIN_MS + self.engine.now_ms + self.wall_offset_ms,
+            since_boot_ms=lambda: self.engine.now_ms,
+        )
+        self.now_ms = self.store.now_ms = clock.now_ms
+        self.matcher = SimMatcher(self.store, clock)
+        number = self.started
+        verifier = SimVerifier(self.market, self.blobs, lambda: self._wake_of(number, "verdicts"))
+        self.broker = Broker(
+            Ports(
+                store=self.store, blobs=self.blobs, clock=clock, entropy=self.entropy,
+                matcher=self.matcher, verifier=verifier, key=self.market.broker_key,
+            ),
+            self.market.settings,
+        )  # fmt: skip
+        self.broker.outbox.on_new = self._new_for
+        self.up = True
+        self.doors = {}
+        self.engine.say(f"broker starts (start {number})")
+        self.market.auditor.broker_started(self.now_ms())
+        try:
+            self.call(self.broker.supervision.started)
+        except (BrokerAway, StorageFull):
+            if self.up:
+                self.die(5_000)
+            return
+        market = ("scheduling", "billing", "verdicts")
+        self._loops = {
+            "scheduling": (self.broker.scheduling.tick, 1_000, ()),
+            "supervision": (self.broker.supervision.sweep, 1_000, market),
+            "verdicts": (self.broker.supervision.verdicts, 5_000, market),
+            "billing": (self.broker.billing.settle_due, 1_000, market),
+            "tidying": (self.broker.access.forget_old, 60_000, ()),
+        }
+        self._due = {}
+        for name in self._loops:
+            self._plan(number, name, PAUSE_MS)
+
+    def die(self, back_after_ms: int) -> None:
+        """The process is gone; all that it had in memory too."""
+        if not self.up:
+            return
+        self.up = False
+        self.store.crash_in = 0
+        doors, self.doors = self.doors, {}
+        for door in doors.values():
+            door.gone = True
+            door.wire.close()
+        self.engine.after(back_after_ms, self.start)
+
+    def call(self, act: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """Let the process do something. Raises BrokerAway if it isn't there, or dies doing it."""
+        if not self.up:
+            raise BrokerAway
+        try:
+            return act(*arguments, **named)
+        except Crashed as crash:
+            self.die(self.engine.draw_ms(300, 20_000))
+            raise BrokerAway from crash
+
+    def is_current(self, door: Door) -> bool:
+        """Say whether the process that opened this door is still the one that runs."""
+        return self.up and door.number == self.started and not door.gone
+
+    def name(self, party: str) -> str:
+        """Return what people call a party."""
+        return self.market.names.get(party, party[:16])
+
+    def accept(self, wire: Wire) -> Door | None:
+        """Take a new connection."""
+        return Door(self, wire) if self.up else None
+
+    # -- loops --------------------------------------------------------------------------------------
+
+    def wake(self, *names: str) -> None:
+        """Let these loops come round now."""
+        for name in names:
+            if self._due.get(name, 0) > self.engine.now_ms + PAUSE_MS:
+                self._plan(self.started, name, PAUSE_MS)
+
+    def _wake_of(self, number: int, name: str) -> None:
+        if self.up and number == self.started:
+            self.wake(name)
+
+    def _plan(self, number: int, name: str, delay_ms: int) -> None:
+        due_ms = self.engine.now_ms + delay_ms
+        self._due[name] = due_ms
+
+        def come_round() -> None:
+            if self.up and number == self.started and self._due.get(name) == due_ms:
+                self._round(number, name)
+
+        self.engine.after(delay_ms, come_round)
+
+    def _round(self, number: int, name: str) -> None:
+        work, period_ms, then = self._loops[name]
+        self._due[name] = 0
+        try:
+            done = self.call(work)
+        except BrokerAway:
+            return
+        except (StorageFull, MatcherAway):
+            done = 0
+        self._plan(number, name, period_ms)
+        if done:
+            self.wake(*then)
+
+    def _new_for(self, party: str) -> None:
+        door = self.doors.get(party)
+        if door is not None:
+            number = self.started
+
+            def later() -> None:
+                if self.up and number == self.started:
+                    door.pump()
+
+            self.engine.after(1, later)

@@ -1,0 +1,306 @@
+"""The faults, about one a minute, each drawn among those that are switched on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from sublet_agent.core import events
+from sublet_agent.core.records import LIVE, Phase
+from sublet_broker.service.errors import Refusal
+from sublet_broker.service.ports import StorageFull
+from sublet_contracts.documents import Checkpoint, Receipt, sign_document
+from sublet_contracts.reasons import Reason
+from sublet_contracts.wire import (
+    CheckpointUploaded,
+    Heartbeat,
+    Message,
+    ReceiptIssued,
+    RunChanged,
+    RunReport,
+)
+from tests.simulation.broker import BrokerAway
+
+if TYPE_CHECKING:
+    from tests.simulation.agents import AgentHost
+    from tests.simulation.market import Market
+
+AMBIENT = frozenset({"renter-mute", "bad-jobs"})
+"""Not events: properties of a market from its beginning."""
+
+
+class Chaos:
+    """Draws what goes wrong next."""
+
+    def __init__(self, market: Market) -> None:
+        self.market = market
+        self.engine = market.engine
+        self.names = sorted(market.plan.faults - AMBIENT)
+        self.over = False
+        self._again = 10**9
+
+    def begin(self) -> None:
+        """Faults come from now on."""
+        if self.names:
+            self._plan()
+
+    def _plan(self) -> None:
+        every_ms = self.market.plan.fault_every_ms
+        self.engine.after(int(self.engine.random.expovariate(1 / every_ms)) + 1, self._happen)
+
+    def _happen(self) -> None:
+        if self.over:
+            return
+        name = self.engine.random.choice(self.names)
+        self.market.count(name)
+        self.engine.say(f"FAULT {name}")
+        getattr(self, "_" + name.replace("-", "_"))()
+        self._plan()
+
+    def calm(self) -> None:
+        """The faults stop: everything works and everybody is honest from here on."""
+        self.over = True
+        market = self.market
+        self.engine.say("the faults stop")
+        market.broker.store.crash_in = market.broker.store.full_until_ms = 0
+        market.broker.wall_offset_ms = 0
+        market.broker.matcher.away = False
+        # A broker that lost time while its wall clock was wrong is restarted by its operator.
+        market.broker.die(1_000)
+        market.broker.start()
+        for agent in market.agents:
+            agent.crash_in = agent.full_until_ms = agent.wall_offset_ms = 0
+            agent.hung_until_ms = self.engine.now_ms
+            agent.inflates = 1
+            agent.line.up_blocked_until_ms = agent.line.down_blocked_until_ms = 0
+            agent.line.slow_until_ms = 0
+            agent.start()
+            agent._later(1_000, lambda a=agent: a.post(events.OfferAgain()))  # type: ignore[misc]
+        for renter in market.renters:
+            renter.mute = False
+            renter.generous = True
+            renter.fund(200_000_000)
+
+    def _agent(self) -> AgentHost:
+        return self.engine.random.choice(self.market.agents)
+
+    # -- the network --------------------------------------------------------------------------------
+
+    def _break(self) -> None:
+        self._agent().break_wire(late=self.engine.happens(0.6))
+
+    def _delay(self) -> None:
+        line = self._agent().line
+        line.slow_ms = self.engine.draw_ms(500, 7_000)
+        line.slow_until_ms = self.engine.now_ms + self.engine.draw_ms(10_000, 180_000)
+
+    def _partition(self) -> None:
+        line = self._agent().line
+        until_ms = self.engine.now_ms + self._span_ms()
+        line.up_blocked_until_ms = line.down_blocked_until_ms = until_ms
+
+    def _one_way(self) -> None:
+        line = self._agent().line
+        until_ms = self.engine.now_ms + self._span_ms()
+        if self.engine.happens(0.5):
+            line.up_blocked_until_ms = until_ms
+        else:
+            line.down_blocked_until_ms = until_ms
+
+    def _span_ms(self) -> int:
+        """A blip, something near the patience, or a long while."""
+        kind = self.engine.random.random()
+        if kind < 0.4:
+            return self.engine.draw_ms(500, 9_000)
+        return self.engine.draw_ms(9_000, 70_000 if kind < 0.9 else 400_000)
+
+    def _repeat(self) -> None:
+        agent = self._agent()
+        if agent.up and agent.live and agent.past:
+            for _ in range(self.engine.draw_ms(1, 6)):
+                self._say(agent, self.engine.random.choice(agent.past))
+
+    def _say(self, agent: AgentHost, message: Message) -> None:
+        self._again += 1
+        agent.say_again(message, self._again)
+
+    # -- the broker ---------------------------------------------------------------------------------
+
+    def _broker_crash(self) -> None:
+        self.market.broker.store.crash_in = self.engine.draw_ms(1, 12)
+
+    def _broker_full(self) -> None:
+        span_ms = self.engine.draw_ms(1_000, 60_000)
+        self.market.broker.store.full_until_ms = self.engine.now_ms + span_ms
+
+    def _bit_flip(self) -> None:
+        blobs = self.market.broker.blobs
+        names = blobs.names()
+        if names:
+            blobs.flip(self.engine.random.choice(names))
+
+    def _blackout(self) -> None:
+        self.market.broker.die(self.engine.draw_ms(30_000, 900_000))
+
+    def _shard(self) -> None:
+        matcher = self.market.broker.matcher
+        if matcher.away or not self.market.broker.up:
+            return
+        matcher.vanish()
+
+        def back() -> None:
+            matcher.away = False
+
+        self.engine.after(self.engine.draw_ms(1_000, 120_000), back)
+
+    def _verifier(self) -> None:
+        self.market.verifier_dies = True
+
+    def _broker_clock(self) -> None:
+        host = self.market.broker
+        host.wall_offset_ms = -self.engine.draw_ms(1_000, 86_400_000)
+        host.die(self.engine.draw_ms(200, 3_000))
+
+    # -- agents and machines ------------------------------------------------------------------------
+
+    def _agent_crash(self) -> None:
+        self._agent().crash_in = self.engine.draw_ms(1, 20)
+
+    def _machine(self) -> None:
+        self._agent().reboot()
+
+    def _run_killed(self) -> None:
+        running = [c for c in self._agent().containers.values() if c.running]
+        if running:
+            self.engine.random.choice(running).kill()
+
+    def _torn(self) -> None:
+        agent = self._agent()
+        for lease_id in sorted(agent.containers):
+            container = agent.containers[lease_id]
+            if container.steps:
+                container.steps[max(container.steps)] = None
+
+    def _agent_full(self) -> None:
+        agent = self._agent()
+        agent.full_until_ms = self.engine.now_ms + self.engine.draw_ms(500, 15_000)
+        if not agent.up:
+            return
+        for lease_id in sorted(agent.core.machines):
+            if agent.core.machines[lease_id].record.phase in LIVE and self.engine.happens(0.3):
+                agent._later(
+                    20_000,
+                    lambda i=lease_id: agent.post(events.DiskFull(i, "the disk is full")),  # type: ignore[misc]
+                )
+
+    def _pause(self) -> None:
+        self._agent().hung_until_ms = self.engine.now_ms + self._span_ms()
+
+    def _agent_clock(self) -> None:
+        agent = self._agent()
+        span_ms = self.engine.random.choice((2_000, 60_000, 250_000, 3_600_000, 86_400_000))
+        agent.wall_offset_ms = self.engine.draw_ms(-span_ms, span_ms)
+        agent.die(self.engine.draw_ms(500, 5_000))
+
+        def set_right() -> None:
+            agent.wall_offset_ms = 0
+
+        self.engine.after(self.engine.draw_ms(10_000, 600_000), set_right)
+
+    def _reclaim(self) -> None:
+        agent = self._agent()
+        if not agent.up:
+            return
+        reason = self.engine.random.choice((Reason.RECLAIMED, Reason.PROVIDER_DRAINED))
+        grace_ms = self.engine.random.choice((0, 5_000, 30_000, 60_000))
+        agent._later(1, lambda: agent.post(events.DrainAsked(reason, grace_ms, then_stop=False)))
+        agent._later(
+            self.engine.draw_ms(30_000, 300_000), lambda: agent.post(events.OfferAgain())
+        )
+
+    # -- liars --------------------------------------------------------------------------------------
+
+    def _inflate(self) -> None:
+        agent = self._agent()
+        agent.honest = False
+        agent.inflates = self.engine.draw_ms(2, 50)
+
+    def _fork(self) -> None:
+        agent = self._agent()
+        issued = [m for m in agent.past if isinstance(m, ReceiptIssued)]
+        if not (agent.up and agent.live and issued):
+            return
+        agent.honest = False
+        value = json.loads(self.engine.random.choice(issued[-3:]).receipt.payload_bytes)
+        value["issued_ms"] += 1
+        value["cum_device_ms"] += self.engine.draw_ms(0, 60_000)
+        other = Receipt.model_validate_json(json.dumps(value))
+        self._say(agent, ReceiptIssued(receipt=sign_document(other, agent.key).envelope))
+
+    def _zombie(self) -> None:
+        agent = self._agent()
+        if not (agent.up and agent.live and agent.past):
+            return
+        agent.honest = False
+        model = self.market.auditor
+        old = [
+            (id, lease)
+            for id, lease in model.leases.items()
+            if lease.document["provider"] == agent.party and lease.state == "closed"
+        ]
+        for message in agent.past[-20:]:
+            if self.engine.happens(0.3):
+                self._say(agent, message)
+        if not old:
+            return
+        id, lease = self.engine.random.choice(old)
+        epoch = lease.document["epoch"]
+        agent._send(Heartbeat(runs=(RunReport(
+            lease=id, epoch=epoch, state="running", cum_device_ms=10**7, step=10**6,
+        ),)))  # fmt: skip
+        self._say(agent, RunChanged(lease=id, epoch=epoch, state="running", cum_device_ms=10**7))
+        self._phantom_of(agent, id, lease.document["job"], epoch)
+        access = self.market.broker.broker.access
+        try:
+            self.market.broker.call(
+                access.put_blob, agent.party, lease.document["job"], epoch, "0" * 64, b"zombie"
+            )
+        except Refusal as refusal:
+            if refusal.code not in ("stale_epoch", "not_found"):
+                self.engine.say(f"a zombie's upload is refused only by {refusal.code}")
+        except (BrokerAway, StorageFull):
+            return
+
+    def _phantom(self) -> None:
+        agent = self._agent()
+        if not (agent.up and agent.live):
+            return
+        live = [
+            m.record for m in agent.core.machines.values() if m.record.phase is Phase.RUNNING
+        ]
+        if live:
+            agent.honest = False
+            record = self.engine.random.choice(live)
+            self._phantom_of(agent, record.lease_id, record.job_id, record.lease.epoch)
+
+    def _phantom_of(self, agent: AgentHost, lease: str, job: str, epoch: int) -> None:
+        known = sorted(self.market.auditor.checkpoints)
+        index = self.engine.random.randbytes(32).hex()
+        if known and self.engine.happens(0.5):
+            # Somebody's real content, which this job has no right to.
+            found = self.market.auditor.checkpoints[self.engine.random.choice(known)]
+            index = found.document["index_sha256"]
+        document = Checkpoint(
+            provider=agent.party, job=job, lease=lease, epoch=epoch, kind="checkpoint",
+            step=10**6, index_sha256=index, total_bytes=100, cum_device_ms=1,
+            issued_ms=agent.now_ms(),
+        )  # fmt: skip
+        self._say(agent, CheckpointUploaded(checkpoint=sign_document(document, agent.key).envelope))
+
+    # -- renters ------------------------------------------------------------------------------------
+
+    def _renter_acts(self) -> None:
+        self.engine.random.choice(self.market.renters).act()
+
+    def _renter_repeats(self) -> None:
+        self.engine.random.choice(self.market.renters).repeat()

@@ -1,0 +1,72 @@
+"""The virtual clock, the queue of what happens next, and the one source of chance.
+
+Everything that happens in a market is an action in one heap, ordered by time and then by when it
+was planned; every draw comes from one seeded Random. So one seed gives one history, and the digest
+of its log says whether two histories are the same.
+"""
+
+import hashlib
+import heapq
+from collections import deque
+from collections.abc import Callable
+from random import Random
+
+BEGIN_MS = 1_767_225_600_000
+"""The true time at which every market begins; ms since 1970."""
+
+Action = Callable[[], None]
+
+
+class Crashed(BaseException):
+    """The process that runs this code dies here. Not an Exception: nobody may catch it by chance."""
+
+
+class Engine:
+    """Time, chance and the log of one market. Times are true ms since the market began."""
+
+    def __init__(self, seed: int, *, trace: Callable[[str], None] | None = None) -> None:
+        self.random = Random(seed)
+        self.now_ms = 0
+        self.steps = 0
+        self.last: deque[str] = deque(maxlen=50)
+        self._trace = trace
+        self._heap: list[tuple[int, int, Action]] = []
+        self._planned = 0
+        self._digest = hashlib.sha256()
+
+    def after(self, delay_ms: int, action: Action) -> None:
+        """Plan an action."""
+        self._planned += 1
+        heapq.heappush(self._heap, (self.now_ms + max(0, delay_ms), self._planned, action))
+
+    def next(self) -> bool:
+        """Do what comes next; False if nothing does."""
+        if not self._heap:
+            return False
+        at_ms, _, action = heapq.heappop(self._heap)
+        self.now_ms = at_ms
+        self.steps += 1
+        action()
+        return True
+
+    def draw_ms(self, least_ms: int, most_ms: int) -> int:
+        """Return a span between the two."""
+        return self.random.randint(least_ms, most_ms)
+
+    def happens(self, chance: float) -> bool:
+        """Say whether something with this probability happens now."""
+        return self.random.random() < chance
+
+    def say(self, text: str) -> None:
+        """Put a line into the log."""
+        line = f"{self.now_ms / 1000:10.3f} s  {text}"
+        self.last.append(line)
+        self._digest.update(line.encode())
+        self._digest.update(b"\n")
+        if self._trace is not None:
+            self._trace(line)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all lines of the log so far."""
+        return self._digest.hexdigest()

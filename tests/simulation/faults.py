@@ -1,0 +1,58 @@
+"""The faults that a simulated market may suffer, by name, and their toggles."""
+
+from __future__ import annotations
+
+FAULTS: dict[str, str] = {
+    "break": "a connection breaks; what was under way is lost, or some of it arrives late",
+    "delay": "a line is slow for a while",
+    "partition": "nothing passes between one agent and the broker, in both directions",
+    "one-way": "nothing passes in one direction, while the other works",
+    "repeat": "an agent sends old, acknowledged messages again, in any order",
+    "broker-crash": "the broker dies before or after one of its next commits, and comes back",
+    "broker-full": "the broker's disk is full for a while: commits and uploads fail",
+    "bit-flip": "a blob in the broker's store is damaged",
+    "blackout": "the broker is away for minutes",
+    "shard": "the match engine is away for a while and comes back empty",
+    "verifier": "the verifier's worker dies: what it was checking must be checked again",
+    "agent-crash": "an agent dies before or after one of its next commits or effects",
+    "machine": "a provider's machine reboots: its runs are gone",
+    "run-killed": "somebody kills a run on the provider's machine",
+    "torn": "a checkpoint is torn on the provider's disk",
+    "agent-full": "a provider's disk is full",
+    "pause": "an agent hangs for a while (SIGSTOP) and goes on",
+    "agent-clock": "a machine's wall clock jumps, up to a day, and an agent starts with it",
+    "broker-clock": "the broker's wall clock jumps back",
+    "reclaim": "an owner takes devices back, and offers them again later",
+    "inflate": "a provider claims more time than its run had",
+    "fork": "a provider signs two receipts with one number",
+    "zombie": "a provider goes on writing under leases that have gone elsewhere",
+    "phantom": "a provider reports a checkpoint whose content it never sent",
+    "renter-acts": "renters cancel, pause, resume, and raise budgets at odd moments",
+    "renter-repeats": "a renter sends the same job again",
+    "renter-mute": "some renters never sign a receipt",
+    "bad-jobs": "some jobs fail, yield, or don't listen to a stop",
+}
+
+
+class UnknownFault(ValueError):
+    """A fault of that name doesn't exist."""
+
+
+def parse_faults(text: str) -> frozenset[str]:
+    """Return the faults that `all`, `none` or a list with commas names; a leading '-' leaves out.
+
+    Raises UnknownFault.
+    """
+    chosen: set[str] = set()
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        if name == "all":
+            chosen |= FAULTS.keys()
+        elif name == "none":
+            chosen.clear()
+        elif name.removeprefix("-") not in FAULTS:
+            raise UnknownFault(f"no fault {name!r}; there are: {', '.join(FAULTS)}")
+        elif name.startswith("-"):
+            chosen.discard(name[1:])
+        else:
+            chosen.add(name)
+    return frozenset(chosen)

@@ -1,0 +1,190 @@
+"""One simulated market: a broker, providers, renters, the faults that befall them, and the calm
+after which everything must come to its end."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from sublet_agent.core.offers import Terms
+from sublet_broker.service.core import Settings
+from sublet_contracts.documents import Device
+from sublet_contracts.keys import SigningKey
+from tests.simulation.agents import AgentHost
+from tests.simulation.auditor import Auditor, Violation
+from tests.simulation.broker import BrokerHost
+from tests.simulation.chaos import Chaos
+from tests.simulation.engine import Engine
+from tests.simulation.renters import RenterHost
+
+MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
+CALM_MS = 6 * HOUR_MS
+"""Every job must have ended so long after the last fault: the bound of liveness."""
+AGENT_CALM_MS = 10 * MINUTE_MS
+"""And every agent must have put everything away so long after that."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What markets are to be simulated."""
+
+    faults: frozenset[str]
+    hours: float = 2.0
+    jobs: int = 20
+    providers: int = 5
+    renters: int = 3
+    fault_every_ms: int = MINUTE_MS
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one market."""
+
+    seed: int
+    digest: str
+    violation: str = ""
+    last: tuple[str, ...] = ()
+    steps: int = 0
+    simulated_ms: int = 0
+    counts: tuple[tuple[str, int], ...] = ()
+    charged_ucr: int = 0
+    lost_device_ms: int = 0
+
+
+@functools.cache
+def key_named(name: str) -> SigningKey:
+    """Return the key that belongs to a name: the same in every market."""
+    return SigningKey.from_seed(hashlib.sha256(name.encode()).digest())
+
+
+class Market:
+    """A market under simulation."""
+
+    def __init__(self, seed: int, plan: Plan, trace: Callable[[str], None] | None = None) -> None:
+        self.plan = plan
+        self.seed = seed
+        self.engine = Engine(seed, trace=trace)
+        self.counts: Counter[str] = Counter()
+        self.settings = Settings()
+        self.broker_key = key_named("broker")
+        self.names: dict[str, str] = {}
+        self.verifier_dies = False
+        self.auditor = Auditor(self)
+        self.broker = BrokerHost(self)
+        self.agents = [self._agent(n) for n in range(plan.providers)]
+        self.agents_by_party = {agent.party: agent for agent in self.agents}
+        self.renters = [RenterHost(self, n) for n in range(plan.renters)]
+        self.chaos = Chaos(self)
+
+    def count(self, what: str) -> None:
+        """Count something for the report."""
+        self.counts[what] += 1
+
+    def _agent(self, number: int) -> AgentHost:
+        draw = self.engine.random
+        name = f"provider-{number}"
+        devices = tuple(
+            Device(
+                id=f"GPU-{number}-{n}", kind="gpu", name="NVIDIA RTX 4090",
+                memory_bytes=24 * 10**9, hardware_class="rtx4090",
+            )
+            for n in range(2 if number == 0 else draw.choice((1, 1, 2)))
+        )  # fmt: skip
+        terms = Terms(
+            name=name, devices=devices,
+            price_ucr_per_device_hour=draw.choice((720_001, 1_000_000, 1_999_999, 2_500_000)),
+            cpu_millis=8_000, memory_bytes=32 * 10**9, disk_bytes=100 * 10**9, region="home",
+            runner="docker", image_policy="any", egress=False, accepts=(), grace_ms=30_000,
+        )  # fmt: skip
+        agent = AgentHost(self, name, key_named(name), terms)
+        self.names[agent.party] = name
+        return agent
+
+    def run(self) -> Outcome:
+        """Let it happen. Returns what became of it; a violation ends it at once."""
+        violation = ""
+        try:
+            self._happen()
+        except Violation as error:
+            violation = str(error)
+        except Exception as error:
+            violation = f"{type(error).__name__}: {error}"
+            if self.engine._trace is not None:
+                raise
+        if violation:
+            self.engine.say(f"VIOLATION: {violation}")
+        return Outcome(
+            seed=self.seed,
+            digest=self.engine.digest,
+            violation=violation,
+            last=tuple(self.engine.last) if violation else (),
+            steps=self.engine.steps,
+            simulated_ms=self.engine.now_ms,
+            counts=tuple(sorted(self.counts.items())),
+            charged_ucr=self.auditor.charged_ucr,
+            lost_device_ms=self.auditor.lost_device_ms,
+        )
+
+    def _happen(self) -> None:
+        engine = self.engine
+        self.broker.start()
+        for agent in self.agents:
+            agent.start()
+        for renter in self.renters:
+            renter.begin()
+        self.chaos.begin()
+        end_ms = int(self.plan.hours * HOUR_MS)
+        self._until(end_ms, stop_when_done=False)
+        self.chaos.calm()
+        calm_ms = engine.now_ms
+        self._until(calm_ms + CALM_MS, stop_when_done=True)
+        self.auditor.finished()
+        self._until(engine.now_ms + AGENT_CALM_MS, stop_when_done=False)
+        self.auditor.finished()
+        for agent in self.agents:
+            for lease_id, machine in agent.core.machines.items():
+                raise Violation(f"{agent.name} still has lease {lease_id[:8]} as "
+                                f"{machine.record.phase}")  # fmt: skip
+            if any(container.running for container in agent.containers.values()):
+                raise Violation(f"{agent.name} still runs something that nobody pays for")
+            if agent.journal.outbox:
+                raise Violation(f"{agent.name} has messages that nobody took")
+        self._look_from_outside()
+
+    def _until(self, end_ms: int, *, stop_when_done: bool) -> None:
+        engine = self.engine
+        check_ms = engine.now_ms
+        while engine._heap and engine._heap[0][0] <= end_ms:
+            engine.next()
+            if stop_when_done and engine.now_ms >= check_ms:
+                check_ms = engine.now_ms + MINUTE_MS
+                if self._all_ended():
+                    return
+        engine.now_ms = max(engine.now_ms, end_ms)
+
+    def _all_ended(self) -> bool:
+        ended = ("succeeded", "failed", "cancelled")
+        submitted = all(renter.all_sent for renter in self.renters)
+        return submitted and all(job.state in ended for job in self.auditor.jobs.values())
+
+    def _look_from_outside(self) -> None:
+        """What any party can check for itself at the end."""
+        found = self.broker.broker.views.audit()
+        if found:
+            raise Violation(f"the broker's own audit: {found[0]}")
+        for renter in self.renters:
+            renter.verify()
+
+
+def simulate(seed: int, plan: Plan, trace: Callable[[str], None] | None = None) -> Outcome:
+    """Simulate the market of a seed."""
+    return Market(seed, plan, trace).run()
+
+
+def quiet(plan: Plan) -> Plan:
+    """Return the plan without any fault."""
+    return replace(plan, faults=frozenset())

@@ -1,0 +1,258 @@
+"""Renters: they submit, watch, sign what adds up (with the SDK's own rules), and change their mind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sublet.cosign import cosign
+from sublet_broker.service.errors import Refusal
+from sublet_broker.service.ports import StorageFull
+from sublet_contracts.documents import (
+    Amendment,
+    Deposit,
+    Job,
+    KeyDocument,
+    Resources,
+    Signed,
+    sign_document,
+)
+from sublet_contracts.export import verify_export
+from tests.simulation.auditor import Violation
+from tests.simulation.broker import BrokerAway
+from tests.simulation.engine import BEGIN_MS
+from tests.simulation.jobs import Program, state_at
+
+if TYPE_CHECKING:
+    from tests.simulation.market import Market
+
+LOOK_MS = 20_000
+MAX_PRICE = 2_500_000
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+class RenterHost:
+    """One renter and its client."""
+
+    def __init__(self, market: Market, number: int) -> None:
+        from tests.simulation.market import key_named
+
+        self.market = market
+        self.engine = market.engine
+        self.name = f"renter-{number}"
+        self.key = key_named(self.name)
+        self.party = self.key.party
+        market.names[self.party] = self.name
+        self.mute = "renter-mute" in market.plan.faults and self.engine.happens(0.3)
+        self.jobs: dict[str, Signed[Job]] = {}
+        self.documents: list[Signed[Job]] = []
+        share = market.plan.jobs // market.plan.renters
+        rest = market.plan.jobs % market.plan.renters
+        self.to_send = share + (1 if number < rest else 0)
+        self.generous = False
+        self.unsent = self.to_send
+
+    @property
+    def all_sent(self) -> bool:
+        return self.unsent == 0
+
+    def now_ms(self) -> int:
+        """The renter's clock."""
+        return BEGIN_MS + self.engine.now_ms
+
+    def begin(self) -> None:
+        """Introduce itself, be funded, and submit its jobs at odd times."""
+        introduction = KeyDocument(
+            party=self.party, broker=self.market.broker_key.party, name=self.name,
+            issued_ms=self.now_ms(),
+        )  # fmt: skip
+        signed = sign_document(introduction, self.key).envelope
+        self._insist(lambda: self.market.broker.broker.intake.register_key(signed))
+        self.fund(self.engine.random.choice((3_000_000, 8_000_000, 30_000_000)))
+        hours = self.market.plan.hours
+        for number in range(self.to_send):
+            at_ms = self.engine.draw_ms(5_000, int(hours * 3_600_000 * 0.6))
+            self.engine.after(at_ms, lambda n=number: self._submit(n))  # type: ignore[misc]
+        self.engine.after(LOOK_MS + self.engine.draw_ms(0, LOOK_MS), self._look)
+
+    def fund(self, amount_ucr: int) -> None:
+        """The operator credits this renter."""
+        deposit = Deposit(
+            broker=self.market.broker_key.party, party=self.party, amount_ucr=amount_ucr,
+            memo="fund", nonce=self.engine.random.randbytes(16).hex(), issued_ms=self.now_ms(),
+        )  # fmt: skip
+        envelope = sign_document(deposit, self.market.broker_key).envelope
+        operator = self.market.broker_key.party
+        self._insist(lambda: self.market.broker.broker.intake.deposit(operator, envelope))
+
+    def _insist(self, act: Callable[[], Any], then: Callable[[Any], None] | None = None) -> None:
+        """Ask until there is an answer; the answer itself may get lost too."""
+        try:
+            answer = self.market.broker.call(act)
+            if self.engine.happens(0.05):
+                raise BrokerAway
+        except (BrokerAway, StorageFull):
+            self.engine.after(self.engine.draw_ms(500, 5_000), lambda: self._insist(act, then))
+            return
+        except Refusal as refusal:
+            if refusal.status >= 500:
+                self.engine.after(self.engine.draw_ms(500, 5_000), lambda: self._insist(act, then))
+                return
+            self.engine.say(f"{self.name} is told: {refusal}")
+            answer = refusal
+        if then is not None:
+            then(answer)
+
+    # -- jobs ---------------------------------------------------------------------------------------
+
+    def _submit(self, number: int) -> None:
+        draw = self.engine.random
+        odd = "bad-jobs" in self.market.plan.faults and draw.random() < 0.2
+        program = Program(
+            steps=draw.randint(4, 60),
+            step_ms=draw.choice((2_000, 7_001, 15_000, 40_000)),
+            every=draw.randint(1, 8),
+            save_ms=draw.choice((100, 1_000, 8_000)),
+            ending=draw.choice(("fail", "yield", "deaf")) if odd else "done",
+        )
+        hours = program.steps * program.step_ms / 3_600_000
+        least = -(-MAX_PRICE // 60)
+        budget = max(least, int(hours * MAX_PRICE * draw.choice((0.4, 1.3, 4.0))))
+        accept = draw.choice((budget, budget, max(least, budget // 3)))
+        job = Job(
+            renter=self.party, broker=self.market.broker_key.party,
+            nonce=draw.randbytes(16).hex(), name=f"job-{self.name[-1]}-{number}",
+            image="train@sha256:" + "0" * 64, command=program.command(), env={},
+            resources=Resources(
+                devices=draw.choice((1, 1, 1, 1, 2)), device_kind="gpu", cpu_millis=1000,
+                memory_bytes=10**9, disk_bytes=10**9,
+            ),
+            max_price_ucr_per_device_hour=MAX_PRICE, budget_ucr=budget,
+            checkpoint_interval_ms=draw.choice((30_000, 120_000, 600_000)),
+            patience_ms=draw.choice((10_000, 20_000, 60_000)),
+            stop_grace_ms=draw.choice((5_000, 30_000)), inputs=(),
+            outputs=draw.choice(("", "/out")), accept_receipts_up_to_ucr=accept,
+            issued_ms=self.now_ms(), expires_ms=self.now_ms() + 86_400_000,
+        )  # fmt: skip
+        signed = sign_document(job, self.key)
+        self.documents.append(signed)
+        self.market.names[signed.id] = job.name
+        self._send(signed)
+
+    def _send(self, signed: Signed[Job], *, first: bool = True) -> None:
+        def sent(answer: Any) -> None:
+            if first:
+                self.unsent -= 1
+            if not isinstance(answer, Refusal):
+                self.jobs[signed.id] = signed
+
+        broker = self.market.broker
+        self._insist(
+            lambda: broker.broker.intake.submit(self.party, signed.envelope, wait_for_offer=True),
+            sent,
+        )
+
+    def repeat(self) -> None:
+        """Send a job again, as a client does that has lost the answer."""
+        if self.documents:
+            self._send(self.engine.random.choice(self.documents), first=False)
+
+    def act(self) -> None:
+        """Change its mind about one of its jobs."""
+        if not self.jobs:
+            return
+        draw = self.engine.random
+        job = draw.choice(sorted(self.jobs))
+        intake = self.market.broker.broker.intake
+        match draw.choice(("cancel", "pause", "pause", "resume", "resume", "raise")):
+            case "cancel":
+                self._once(lambda: intake.cancel(self.party, job))
+            case "pause":
+                self._once(lambda: intake.pause(self.party, job))
+            case "resume":
+                self._once(lambda: intake.resume(self.party, job))
+            case "raise":
+                self._raise(job, draw.randint(1, 400_000))
+
+    def _once(self, act: Callable[[], Any]) -> None:
+        try:
+            self.market.broker.call(act)
+        except (BrokerAway, StorageFull, Refusal):
+            return
+
+    def _raise(self, job: str, added_ucr: int) -> None:
+        model = self.market.auditor.jobs.get(job)
+        if model is None or model.state in ENDED:
+            return
+        budget = model.budget_ucr + added_ucr
+        accept = min(budget, model.accept_ucr + added_ucr)
+        amendment = Amendment(
+            renter=self.party, broker=self.market.broker_key.party, job=job, budget_ucr=budget,
+            accept_receipts_up_to_ucr=accept, issued_ms=self.now_ms(),
+        )  # fmt: skip
+        envelope = sign_document(amendment, self.key).envelope
+        self._once(lambda: self.market.broker.broker.intake.resume(self.party, job, envelope))
+
+    # -- watching -----------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        for job, signed in self.jobs.items():
+            model = self.market.auditor.jobs[job]
+            if not self.mute and (model.state not in ENDED or self.engine.happens(0.05)):
+                self._cosign(job, signed)
+            if model.state == "paused" and (self.generous or self.engine.happens(0.1)):
+                if self.generous or self.engine.happens(0.5):
+                    self._raise(job, self.engine.draw_ms(50_000, 2_000_000))
+                else:
+                    self._once(
+                        lambda j=job: self.market.broker.broker.intake.resume(self.party, j)  # type: ignore[misc]
+                    )
+        self.engine.after(LOOK_MS, self._look)
+
+    def _cosign(self, job: str, signed: Signed[Job]) -> None:
+        host = self.market.broker
+        try:
+            page = host.call(host.broker.views.receipts, self.party, job, unsigned=True)
+            if not page.receipts:
+                return
+            result = cosign(page, self.key, self.market.broker_key.party, signed.envelope)
+            for envelope in result.signed:
+                host.call(host.broker.billing.countersign, self.party, envelope.id, envelope)
+        except (BrokerAway, StorageFull, Refusal):
+            return
+
+    def verify(self) -> None:
+        """At the end: results are what the job computes undisturbed; the evidence verifies."""
+        broker = self.market.broker
+        views = broker.broker.views
+        chosen = self.engine.random.choice(sorted(self.jobs)) if self.jobs else ""
+        for job, signed in self.jobs.items():
+            view = views.job(self.party, job)
+            if str(view.state) == "succeeded" and signed.document.outputs:
+                self._check_outputs(job, signed.document)
+            if job != chosen:
+                continue
+            data = views.export(self.party, job).model_dump_json().encode()
+            verdict = verify_export(data, broker=self.market.broker_key.party)
+            if verdict.problems:
+                raise Violation(f"the export of {signed.document.name}: {verdict.problems[0]}")
+            if verdict.charged_ucr != self.market.auditor.jobs[job].charged_ucr:
+                raise Violation(f"the export of {signed.document.name} says another charge")
+            if verdict.lost_work_charged_ucr:
+                raise Violation(f"{signed.document.name} paid for lost work")
+
+    def _check_outputs(self, job: str, document: Job) -> None:
+        broker = self.market.broker
+        found = [
+            c
+            for c in broker.broker.views.checkpoints(self.party, job).checkpoints
+            if c.kind == "outputs" and str(c.state) == "durable"
+        ]
+        if not found:
+            raise Violation(f"{document.name} succeeded and its outputs aren't there")
+        right = state_at(document.nonce, Program.of(document).steps).encode()
+        import hashlib
+
+        blob = broker.blobs.whole(hashlib.sha256(right).hexdigest())
+        if blob is None and not broker.blobs.damaged:
+            raise Violation(f"{document.name}: its outputs aren't those of an undisturbed run")
