@@ -27,6 +27,7 @@ from sublet_contracts.wire import (
     Assign,
     CheckpointUploaded,
     CheckpointVerdict,
+    Heartbeat,
     HeldLease,
     LeaseAnswer,
     Order,
@@ -260,6 +261,24 @@ def test_receipts_are_chained_cumulative_and_end_with_the_reason() -> None:
     assert last.final
     assert last.reason is Reason.SUCCEEDED
     assert last.charge_ucr == PRICE * 50_000 // 3_600_000
+
+
+def test_the_first_new_step_is_told_at_once_and_the_others_with_the_heartbeat() -> None:
+    world = World()
+    lease_id, _ = world.assign(world.job(), start_step=10)
+    world.do(events.ImageReady(lease_id))
+    world.do(events.Restored(lease_id))
+    world.ran(lease_id, 0)
+
+    def beats(step: int) -> list[int]:
+        sent = wanted(world.do(events.Progressed(lease_id, step, 50)), effects.Send)
+        return [send.message.runs[0].step for send in sent if isinstance(send.message, Heartbeat)]
+
+    assert beats(10) == []
+    assert beats(11) == [11]
+    assert beats(12) == []
+    world.do(events.Disconnected())
+    assert beats(13) == []
 
 
 def test_the_charge_never_passes_the_hold() -> None:

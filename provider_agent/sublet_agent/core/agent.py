@@ -118,7 +118,11 @@ class AgentCore:
             case _:
                 machine = self.machines.get(event.lease_id)
                 if machine:
+                    advanced = machine.advanced
                     machine.handle(event, now_ms)
+                    if machine.advanced and not advanced:
+                        # Somebody may be waiting for this step: it isn't left to the next beat.
+                        self._beat(now_ms)
                     if machine.changed and machine.record.phase is Phase.DISCARDED:
                         self._step.save.drop_messages_of.append(event.lease_id)
                     self._collect(machine)
@@ -181,8 +185,7 @@ class AgentCore:
         for machine in self.machines.values():
             if not machine.record.over:
                 self._step.effects.append(effects.SendLogs(machine.record.lease_id, -1))
-        self._send(self.heartbeat())
-        self._heartbeat_sent_ms = now_ms
+        self._beat(now_ms)
         if self.draining:
             self._withdraw()
         else:
@@ -262,12 +265,16 @@ class AgentCore:
             if record.orphaned_ms and now_ms - record.orphaned_ms > ORPHAN_MS:
                 self._discard(machine)
             self._collect(machine)
-        if self.live and now_ms - self._heartbeat_sent_ms >= self.heartbeat_ms:
-            self._heartbeat_sent_ms = now_ms
-            self._send(self.heartbeat())
+        if now_ms - self._heartbeat_sent_ms >= self.heartbeat_ms:
+            self._beat(now_ms)
         due = self._offered_ms is None or now_ms - self._offered_ms >= OFFER_REFRESH_MS
         if self.live and not self.draining and due:
             self._offer(now_ms)
+
+    def _beat(self, now_ms: int) -> None:
+        if self.live:
+            self._heartbeat_sent_ms = now_ms
+            self._send(self.heartbeat())
 
     def _offer(self, now_ms: int) -> None:
         if not self.live or not self.terms.devices:

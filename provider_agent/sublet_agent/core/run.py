@@ -233,6 +233,11 @@ class RunMachine:
             self._enter(Phase.DISCARDED)
             self.effects.append(do.Remove(self.record.lease_id))
 
+    @property
+    def advanced(self) -> bool:
+        """Whether the job has made a step beyond where this run began."""
+        return self.progress is not None and self.progress.step > self.record.lease.start_step
+
     def report(self) -> RunReport:
         """Return its line in the heartbeat."""
         record, progress = self.record, self.progress
