@@ -33,7 +33,8 @@ from tests.simulation.network import Line, Wire
 if TYPE_CHECKING:
     from tests.simulation.market import Market
 
-TICK_MS = 1_000
+TICK_MS = 1_500
+IDLE_TICK_MS = 3_000
 RESEND_MS = 5_000
 GIVE_UP_MS = 40_000
 
@@ -217,7 +218,7 @@ class AgentHost:
 
     def _tick(self) -> None:
         self.post(events.Tick())
-        self._later(TICK_MS, self._tick)
+        self._later(TICK_MS if self.core.machines else IDLE_TICK_MS, self._tick)
 
     # -- the link -----------------------------------------------------------------------------------
 

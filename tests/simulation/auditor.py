@@ -299,15 +299,19 @@ class Auditor:
         self._no(not self._is_restorable(document), "a checkpoint counts that can't be restored")
 
     def _is_restorable(self, document: dict[str, Any]) -> bool:
+        return not self._lacking(document)
+
+    def _lacking(self, document: dict[str, Any]) -> list[str]:
         blobs = self.market.broker.blobs
         index = blobs.whole(document["index_sha256"])
         if index is None:
-            return False
-        return all(
-            blobs.whole(chunk["sha256"]) is not None
+            return [document["index_sha256"]]
+        return [
+            chunk["sha256"]
             for file in json.loads(index)["files"]
             for chunk in file["chunks"]
-        )
+            if blobs.whole(chunk["sha256"]) is None
+        ]
 
     def _quarantined(self, id: str, model: CheckpointModel) -> None:
         failed = [
@@ -388,9 +392,8 @@ class Auditor:
         if id is not None and found[1] is not None:
             start = self.checkpoints[found[1]]
             self._no(start.state != "durable", "a lease starts at a checkpoint that isn't durable")
-            lost = not self._is_restorable(start.document)
-            excused = bool(self.market.broker.blobs.damaged)
-            self._no(lost and not excused, "a lease starts at a checkpoint that was let go")
+            gone = set(self._lacking(start.document)) - self.market.broker.blobs.damaged
+            self._no(bool(gone), "a lease starts at a checkpoint that was let go")
         self._no(id is None and found[1] is not None, "a lease starts at a checkpoint of nowhere")
         return model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sublet_broker.adapters.clock import SteadyClock
@@ -51,6 +51,10 @@ class SimStore(MemoryStore):
         """The process dies at so many crash points from now; 0: it doesn't."""
         self.full_until_ms = 0
 
+    def snapshot(self) -> AbstractContextManager[MemoryTransaction]:
+        """As in MemoryStore; there is one thread, so there is nothing to lock."""
+        return nullcontext(MemoryTransaction(self._tables, self._lock, writable=False))
+
     @contextmanager
     def transaction(self) -> Iterator[MemoryTransaction]:
         """As in MemoryStore, with a crash point on each side of the commit."""
@@ -88,6 +92,7 @@ class SimBlobs(MemoryBlobs):
         super().__init__()
         self._market = market
         self.damaged: set[str] = set()
+        """What a fault has damaged and nobody has sent again since."""
 
     def put(self, sha256: str, data: bytes) -> None:
         if self._market.broker.store.full_until_ms > self._market.engine.now_ms:
@@ -99,10 +104,6 @@ class SimBlobs(MemoryBlobs):
         """Flip a bit of what lies there."""
         self.damage(sha256)
         self.damaged.add(sha256)
-
-    def delete(self, sha256: str) -> None:
-        super().delete(sha256)
-        self.damaged.discard(sha256)
 
     def whole(self, sha256: str) -> bytes | None:
         """Return the bytes if they are what their name says: for the auditor."""
@@ -368,10 +369,10 @@ class BrokerHost:
             return
         market = ("scheduling", "billing", "verdicts")
         self._loops = {
-            "scheduling": (self.broker.scheduling.tick, 1_000, ()),
-            "supervision": (self.broker.supervision.sweep, 1_000, market),
+            "scheduling": (self.broker.scheduling.tick, 2_000, ()),
+            "supervision": (self.broker.supervision.sweep, 2_000, market),
             "verdicts": (self.broker.supervision.verdicts, 5_000, market),
-            "billing": (self.broker.billing.settle_due, 1_000, market),
+            "billing": (self.broker.billing.settle_due, 2_000, market),
             "tidying": (self.broker.access.forget_old, 60_000, ()),
         }
         self._due = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from tests.simulation.jobs import Program, state_at
 if TYPE_CHECKING:
     from tests.simulation.market import Market
 
-LOOK_MS = 20_000
+LOOK_MS = 45_000
 MAX_PRICE = 2_500_000
 ENDED = ("succeeded", "failed", "cancelled")
 
@@ -251,8 +252,6 @@ class RenterHost:
         if not found:
             raise Violation(f"{document.name} succeeded and its outputs aren't there")
         right = state_at(document.nonce, Program.of(document).steps).encode()
-        import hashlib
-
-        blob = broker.blobs.whole(hashlib.sha256(right).hexdigest())
-        if blob is None and not broker.blobs.damaged:
+        sha256 = hashlib.sha256(right).hexdigest()
+        if broker.blobs.whole(sha256) is None and sha256 not in broker.blobs.damaged:
             raise Violation(f"{document.name}: its outputs aren't those of an undisturbed run")

@@ -122,10 +122,14 @@ class MemoryBlobs:
         self._blobs[sha256] = data
 
     def get(self, sha256: str) -> bytes:
-        """Return the content. Raises BlobMissing, also for damaged content."""
+        """Return the content. Raises BlobMissing, also for damaged content: that is dropped, as
+        FileBlobs does it, so that it counts as missing and is sent again."""
         data = self._blobs.get(sha256)
-        if data is None or hashlib.sha256(data).hexdigest() != sha256:
+        if data is None:
             raise BlobMissing(f"no content {sha256[:10]} here")
+        if hashlib.sha256(data).hexdigest() != sha256:
+            self.delete(sha256)
+            raise BlobMissing(f"content {sha256[:10]} was damaged")
         return data
 
     def has(self, sha256: str) -> bool:
