@@ -17,18 +17,16 @@ def next_upload(record: RunRecord) -> int | None:
 
 
 def to_delete(record: RunRecord) -> tuple[int, ...]:
-    """Return the local steps that nobody needs: older than the newest durable and than the last
-    few."""
-    if record.durable_checkpoint is None:
-        return ()
-    kept = set(sorted(record.seen)[-KEEP_LOCAL:])
-    busy = {record.uploading.step} if record.uploading else set()
-    busy |= {awaiting.step for awaiting in record.awaiting.values()}
-    return tuple(
-        step
-        for step in sorted(record.seen)
-        if step < record.durable_step and step not in kept and step not in busy
-    )
+    """Return the local steps that nobody needs: all but the last few, the newest durable one and
+    those on their way to the broker.
+
+    So they don't pile up against the job's disk limit while the broker takes none.
+    """
+    kept = {*sorted(record.seen)[-KEEP_LOCAL:], record.durable_step}
+    if record.uploading:
+        kept.add(record.uploading.step)
+    kept |= {awaiting.step for awaiting in record.awaiting.values()}
+    return tuple(step for step in sorted(record.seen) if step not in kept)
 
 
 def save_is_due(record: RunRecord, now_ms: int) -> bool:

@@ -329,6 +329,7 @@ class RunMachine:
         record.save_asked_ms = (record.started_ms or 0) + record.cum_device_ms // record.devices
         self.changed = True
         self._upload_next()
+        self._tidy()
 
     def _upload_next(self) -> bool:
         record = self.record
