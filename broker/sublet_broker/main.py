@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from sublet_broker.adapters import log_format as logs
 from sublet_broker.adapters.clock import SteadyClock, SystemEntropy
-from sublet_broker.adapters.database import DatabaseUnsupported
+from sublet_broker.adapters.database import Claim, DatabaseInUse, DatabaseUnsupported
 from sublet_broker.adapters.edge import Probe
 from sublet_broker.adapters.files import DataFolder, FileBlobs, FolderInUse
 from sublet_broker.adapters.migrations import NewerData, migrate, release
@@ -151,7 +151,8 @@ def _run(
     except KeyRefused as error:
         raise CannotStart(str(error)) from error
     url = database or folder.database_url
-    store, blobs = _open_database(url), FileBlobs(folder.blobs_root)
+    claim, store = _open_database(url)
+    blobs = FileBlobs(folder.blobs_root)
     try:
         try:
             blobs.prepare()
@@ -171,7 +172,7 @@ def _run(
             verifier=market.verifier, settler=market.settler, key=key,
         )  # fmt: skip
         probes = (
-            Probe("database", lambda: _check_database(store)),
+            Probe("database", lambda: claim.trouble() or _check_database(store)),
             Probe("blobs", lambda: _check_blobs(folder.blobs_root)),
             Probe(
                 "matcher",
@@ -186,6 +187,7 @@ def _run(
             market.stop()
     finally:
         store.close()
+        claim.close()
 
 
 async def _serve(
@@ -247,11 +249,16 @@ def _unwritable(path: Path, error: OSError) -> str:
     )
 
 
-def _open_database(url: str) -> SqlStore:
+def _open_database(url: str) -> tuple[Claim, SqlStore]:
     try:
-        migrate(url)
-        return SqlStore(url)
-    except (NewerData, DatabaseUnsupported) as error:
+        claim = Claim(url)
+        try:
+            migrate(url)
+            return claim, SqlStore(url)
+        except BaseException:
+            claim.close()
+            raise
+    except (NewerData, DatabaseInUse, DatabaseUnsupported) as error:
         raise CannotStart(str(error)) from error
     except ArgumentError as error:
         raise CannotStart(f"--database: not a database URL: {error}") from error

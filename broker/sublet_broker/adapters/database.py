@@ -9,9 +9,77 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 BUSY_TIMEOUT_MS = 10_000
+_BROKER_LOCK = 0x5B1E8
+
+
+class DatabaseInUse(Exception):
+    """Another broker uses this database."""
+
+
+class Claim:
+    """This broker's claim to a PostgreSQL database: an advisory lock, held by a connection of its
+    own for as long as the process lives, however it ends. An SQLite file lies in the data folder,
+    which has its own lock."""
+
+    def __init__(self, url: str) -> None:
+        """Take the database. Raises DatabaseInUse, DatabaseUnsupported, SQLAlchemyError."""
+        self._engine: Engine | None = None
+        self._connection: Connection | None = None
+        if make_url(url).get_backend_name() == "postgresql":
+            self._engine = connect_engine(url)
+            try:
+                self._take()
+            except BaseException:
+                self.close()
+                raise
+
+    def trouble(self) -> str:
+        """Say what is wrong with the claim, or "". A connection that broke is made again."""
+        if self._engine is None:
+            return ""
+        try:
+            if self._connection is not None:
+                self._connection.exec_driver_sql("SELECT 1")
+                return ""
+        except SQLAlchemyError:
+            # The server was away, and with it the lock.
+            self._drop()
+        try:
+            self._take()
+        except DatabaseInUse as error:
+            return str(error)
+        except SQLAlchemyError:
+            return "the database doesn't answer"
+        return ""
+
+    def close(self) -> None:
+        """Let another broker have it."""
+        self._drop()
+        if self._engine is not None:
+            self._engine.dispose()
+
+    def _take(self) -> None:
+        assert self._engine is not None
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        got = connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_BROKER_LOCK})").scalar()
+        if not got:
+            connection.close()
+            raise DatabaseInUse(
+                "another broker uses this database: stop it, or name another --database "
+                "(SELECT pid FROM pg_locks WHERE locktype = 'advisory' shows its connection)"
+            )
+        self._connection = connection
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # A connection that goes back to the pool would keep its lock.
+            connection.invalidate()
+            connection.close()
 
 
 class DatabaseUnsupported(ValueError):

@@ -22,7 +22,7 @@ from sublet_broker.market.running import is_over, judge_exit, lost
 from sublet_broker.market.settling import SettlementCase, SettlementDecision, decide
 from sublet_broker.service.core import Core
 from sublet_broker.service.restoring import distrust_start
-from sublet_broker.service.work import Work
+from sublet_broker.service.work import LOST_DEVICE_MS, RECOVERIES, SETTLEMENTS, Work
 from sublet_contracts.documents import Job, Receipt, Settlement, sign_document
 from sublet_contracts.reasons import MEANINGS, Fault, Next, Reason
 from sublet_contracts.states import (
@@ -261,6 +261,9 @@ def _settle(
         )
     )  # fmt: skip
     work.record(signed.id)
+    work.tally(SETTLEMENTS, 1)
+    work.tally(RECOVERIES, int(document.fault in (Fault.PROVIDER, Fault.BROKER)))
+    work.tally(LOST_DEVICE_MS, decision.lost_device_ms)
     chain = work.must(ChainFact, lease.id)
     work.put(replace(chain, state=step(CHAIN, chain.state, ChainState.SETTLED)))
     work.event(

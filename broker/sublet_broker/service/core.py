@@ -62,6 +62,8 @@ class Settings:
     """Content that a renter may keep here outside of jobs."""
     max_job_bytes: int = 512 * 1024**3
     """Content of one job: inputs, checkpoints and outputs."""
+    max_live_jobs: int = 10_000
+    """Jobs of one renter that haven't ended."""
     max_offer_ms: int = 7 * 86_400_000
     """An offer is open at most so long after it came."""
     image_policy: str = "any"

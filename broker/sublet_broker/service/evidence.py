@@ -22,7 +22,7 @@ from sublet_broker.service.documents import receive_document, refuse_strangers
 from sublet_broker.service.errors import NotYet
 from sublet_broker.service.ports import VerifyResult, VerifyTask
 from sublet_broker.service.restoring import quarantine
-from sublet_broker.service.work import Work
+from sublet_broker.service.work import RECEIPTS, Work
 from sublet_contracts.documents import (
     Checkpoint,
     DocumentRefused,
@@ -245,6 +245,7 @@ class Evidence:
     ) -> None:
         receipt = signed.document
         work.tx.add(_receipt_fact(work, signed, lease))
+        work.tally(RECEIPTS, 1)
         work.record(signed.id)
         state = step(CHAIN, chain.state, ChainState.SEALED) if receipt.final else chain.state
         work.put(
@@ -275,6 +276,7 @@ class Evidence:
     ) -> None:
         """Keep both histories, go back to where they agree, and end the lease."""
         work.tx.add(_receipt_fact(work, signed, lease))
+        work.tally(RECEIPTS, 1)
         work.record(signed.id)
         work.event(
             "receipt", lease.job, lease=lease.id, epoch=lease.epoch, before=chain.state,

@@ -32,7 +32,7 @@ from sublet_broker.service.lookup import own_job
 from sublet_broker.service.ordering import give_order
 from sublet_broker.service.ports import BlobMissing
 from sublet_broker.service.views import Views
-from sublet_broker.service.work import Work
+from sublet_broker.service.work import Work, live_jobs_of
 from sublet_contracts.api import BalanceView, JobView, PartyView
 from sublet_contracts.documents import (
     Amendment,
@@ -132,6 +132,12 @@ class Intake:
                 403, "unknown_party", "Unknown party", "this key has not been introduced",
                 fix="the sublet client does it on first use; run any sublet command again",
             )  # fmt: skip
+        if work.tally(live_jobs_of(document.renter)) >= self._core.settings.max_live_jobs:
+            raise Refusal(
+                429, "too_many_jobs", "Too many jobs",
+                f"{self._core.settings.max_live_jobs} of your jobs have not ended yet",
+                field="renter", fix="wait until some have ended, or cancel some",
+            )  # fmt: skip
         self._check_terms(document)
         job = JobFact(
             id=signed.id,
@@ -148,15 +154,13 @@ class Intake:
             self._check_market(work, job)
         blobs = self._link_inputs(work, job, document)
         self._hold(work, job.renter, job.id, document.budget_ucr, signed.id, "hold")
-        work.tx.add(job)
+        work.add_job(job)
         for blob in blobs:
             room = self._core.settings.max_job_bytes
             claim(self._core, work, job.id, blob.sha256, blob.size_bytes, room)
             room = self._core.settings.max_renter_bytes
             claim(self._core, work, job.renter, blob.sha256, blob.size_bytes, room)
         work.record(signed.id)
-        work.event("job", job.id, after=job.state, detail=f"{job.budget_ucr} ucr are held")
-        work.touch_job(job.id)
 
     def _check_terms(self, job: Job) -> None:
         if self._core.settings.image_policy == "digest" and not is_pinned(job.image):

@@ -45,8 +45,8 @@ def claim(core: Core, work: Work, scope: str, sha256: str, size_bytes: int, limi
     if work.get(JobFact, scope) is None:
         stays_ms = settings.keep_inputs_ms
     if work.get(BlobFact, scope, sha256) is None:
-        counted = max(size_bytes, COUNTED_BYTES)
-        total = work.tally(_stored(scope), counted)
+        counted = counted_bytes(size_bytes)
+        total = work.tally(stored_in(scope), counted)
         if total > limit:
             raise Refusal(
                 413, "too_much_stored", "Too much stored",
@@ -61,11 +61,17 @@ def claim(core: Core, work: Work, scope: str, sha256: str, size_bytes: int, limi
 def let_go(work: Work, blob: BlobFact) -> None:
     """Take a scope's right to content away. Its file goes later, if nobody else has one."""
     work.tx.delete(BlobFact, blob.scope, blob.sha256)
-    work.tally(_stored(blob.scope), -max(blob.size_bytes, COUNTED_BYTES))
+    work.tally(stored_in(blob.scope), -counted_bytes(blob.size_bytes))
 
 
-def _stored(scope: str) -> str:
+def stored_in(scope: str) -> str:
+    """Return the tally of the bytes that a scope's content counts for."""
     return f"stored:{scope}"
+
+
+def counted_bytes(size_bytes: int) -> int:
+    """Return what content of this size counts for."""
+    return max(size_bytes, COUNTED_BYTES)
 
 
 class Keeping:

@@ -25,9 +25,31 @@ from sublet_broker.market.facts import (
 from sublet_broker.service.ports import Transaction
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
+from sublet_contracts.states import JOB, JobState, is_terminal
 from sublet_contracts.wire import Message
 
 F = TypeVar("F", bound=Fact)
+
+
+MOVED, DEBITS, CREDITS = "ledger:moved", "ledger:debits", "ledger:credits"
+RECEIPTS, SETTLEMENTS = "receipts", "settlements"
+RECOVERIES, LOST_DEVICE_MS = "recoveries", "lost_device_ms"
+"""Names of tallies (TallyFact): what /metrics shows without adding anything up."""
+
+
+def jobs_in(state: JobState) -> str:
+    """Return the tally of the jobs in a state."""
+    return f"jobs:{state}"
+
+
+def live_jobs_of(renter: str) -> str:
+    """Return the tally of a renter's jobs that haven't ended."""
+    return f"live:{renter}"
+
+
+def balances_of(kind: str) -> str:
+    """Return the tally of the balances of one kind of account: available, held, earned ..."""
+    return f"ledger:{kind}"
 
 
 @dataclass
@@ -145,11 +167,23 @@ class Work:
         """Note that this job may want a machine now, or want one no longer."""
         self.tx.after_commit(lambda: self._dirty.jobs.__setitem__(job, None))
 
+    def add_job(self, job: JobFact) -> None:
+        """Add a job that has just been accepted."""
+        self.tx.add(job)
+        self.tally(jobs_in(job.state), 1)
+        self.tally(live_jobs_of(job.renter), 1)
+        self.event("job", job.id, after=job.state, detail=f"{job.budget_ucr} ucr are held")
+        self.touch_job(job.id)
+
     def put_job(self, before: JobFact, after: JobFact, *, lease: str = "") -> JobFact:
         """Replace a job, with an event if its state changes."""
         self.put(after)
         self.touch_job(after.id)
         if after.state is not before.state:
+            self.tally(jobs_in(before.state), -1)
+            self.tally(jobs_in(after.state), 1)
+            if is_terminal(JOB, after.state):
+                self.tally(live_jobs_of(after.renter), -1)
             self.event(
                 "job", after.id, lease=lease, epoch=after.epoch, before=before.state,
                 after=after.state, reason=after.reason, detail=after.detail,
@@ -189,5 +223,12 @@ class Work:
     def _append_or_put(self, fact: Fact) -> None:
         if isinstance(fact, TransferFact):
             self.tx.add(fact)
+            self.tally(MOVED, fact.amount_ucr)
         else:
+            if isinstance(fact, AccountFact):
+                before = self.tx.get(AccountFact, fact.id) or AccountFact(fact.id)
+                self.tally(DEBITS, fact.debits_ucr - before.debits_ucr)
+                self.tally(CREDITS, fact.credits_ucr - before.credits_ucr)
+                change = ledger.balance_ucr(fact) - ledger.balance_ucr(before)
+                self.tally(balances_of(fact.id.rsplit(":", 1)[-1]), change)
             self.tx.put(fact)
