@@ -136,12 +136,15 @@ class AsyncJob:
         while True:
             # Asked first: what was written before the end is read after it.
             ended = not follow or (await self.view()).state in sync.TERMINAL
-            for line in await asyncio.to_thread(lambda: list(self.sync.logs(after=after))):
+            for line in await asyncio.to_thread(self._lines, after):
                 after = line.cursor
                 yield line
             if ended:
                 return
             await asyncio.sleep(sync.POLL_S)
+
+    def _lines(self, after: int) -> list[JobLogLine]:
+        return list(self.sync.logs(after=after))
 
     async def follow(self) -> JobView:
         """Show progress, logs and the price so far until it ends; cancelling it detaches."""

@@ -7,9 +7,9 @@ from sublet.spec import Amount
 
 
 def run(
-    *,
     image: str,
     command: Sequence[str] = (),
+    *,
     max_price: Amount,
     budget: Amount,
     gpus: str | int = 1,
@@ -31,6 +31,7 @@ def run(
     wait_for_offer: bool = False,
     broker: str | None = None,
     profile: str | None = None,
+    client: Client | None = None,
 ) -> Job:
     """Submit a job and return its handle at once; the budget is held from your account.
 
@@ -56,12 +57,13 @@ def run(
     start_within      how long it may wait for a start
     wait_for_offer    queue it even where no machine could take it now
     broker, profile   default: SUBLET_BROKER (else this machine's), SUBLET_PROFILE (else `default`)
+    client            one that you have already, instead of these two
 
     Raises UnitError and InputError, which name the option; ConfigError and KeyRefused about your
     key and broker; SubletError with what the broker refused (`error.problem.code`: no_match,
     over_balance ...) and what to do; BrokerAway if it doesn't answer for a minute.
     """
-    return Client(broker=broker, profile=profile).run(
+    return (client or Client(broker=broker, profile=profile)).run(
         wait_for_offer=wait_for_offer,
         image=image,
         command=command,

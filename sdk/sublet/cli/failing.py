@@ -15,6 +15,18 @@ _OPTIONS = frozenset(
 )
 
 
+_FROM_OPTIONS = {
+    "budget_ucr": "budget",
+    "max_price_ucr_per_device_hour": "max_price",
+    "checkpoint_interval_ms": "checkpoint_every",
+    "patience_ms": "patience",
+    "cpu_millis": "cpus",
+    "memory_bytes": "memory",
+    "disk_bytes": "disk",
+    "inputs": "input",
+}
+
+
 class CommandError(Exception):
     """A command can't go on: `what` is wrong, its field first; `fix` says what to do."""
 
@@ -81,9 +93,11 @@ def expected(error: Exception) -> CommandError | None:
 
     if isinstance(error, SubletError):
         problem = error.problem
-        field = f"{_option(problem.field)}: " if problem.field else ""
+        option = _option(problem.field)
+        detail = problem.detail.replace(problem.field, option) if problem.field else problem.detail
+        field = f"{option}: " if option and not detail.startswith(option) else ""
         missing = problem.status == 404 and problem.code in ("not_found", "unknown_job")
-        return CommandError(field + problem.detail, problem.fix, NOT_FOUND if missing else ERROR)
+        return CommandError(field + detail, problem.fix, NOT_FOUND if missing else ERROR)
     if isinstance(error, UnitError):
         what, _, fix = str(error).partition("; ")
         field, colon, rest = what.partition(":")
@@ -98,4 +112,6 @@ def expected(error: Exception) -> CommandError | None:
 
 
 def _option(field: str) -> str:
+    """Return the option that a document's field comes from; the field itself where none is."""
+    field = _FROM_OPTIONS.get(field, field)
     return f"--{field.replace('_', '-')}" if field in _OPTIONS else field

@@ -55,6 +55,7 @@ def whoami(argv: Sequence[str]) -> int:
     from sublet.http import BrokerAway
 
     with client(options, away_limit_s=1.0) as asker:
+        broker: str | None
         began = time.monotonic()
         try:
             broker, answers = asker.broker, True

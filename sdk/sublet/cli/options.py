@@ -2,9 +2,15 @@
 
 import argparse
 import shutil
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sublet.cli.failing import USAGE, CommandError
+
+if TYPE_CHECKING:
+    from sublet.client import Client
+
+AWAY_LIMIT_S = 10.0
+"""How long a command asks a broker that doesn't answer, before it says so."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,8 +62,9 @@ def a_job(parser: Parser) -> Parser:
     return parser
 
 
-def client(options: argparse.Namespace, away_limit_s: float = 10.0) -> Any:
+def client(options: argparse.Namespace, away_limit_s: float | None = None) -> "Client":
     """Return a Client by the options. Raises ConfigError, KeyRefused."""
     from sublet.client import Client
 
-    return Client(broker=options.broker, profile=options.profile, away_limit_s=away_limit_s)
+    limit_s = AWAY_LIMIT_S if away_limit_s is None else away_limit_s
+    return Client(broker=options.broker, profile=options.profile, away_limit_s=limit_s)

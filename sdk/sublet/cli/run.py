@@ -226,9 +226,8 @@ def no_match(found: "MatchView") -> str:
     if not found.considered:
         return "no offer is on the market"
     ranked = sorted(found.failures.items(), key=lambda item: (-item[1], item[0]))
-    why = ", ".join(f"{safe(name)} ({count})" for name, count in ranked)
-    offers = "the 1 offer fits" if found.considered == 1 else f"the {found.considered} offers fits"
-    return f"none of {offers}; what fails: {why}"
+    why = ", ".join(f"{safe(name).replace('_', ' ')} in {count}" for name, count in ranked)
+    return f"no offer fits, of {found.considered} on the market; what fails: {why}"
 
 
 def _cost(spec: "JobSpec", found: "MatchView") -> str:
