@@ -85,6 +85,8 @@ class JobModel:
     state: str = ""
     epoch: int = 0
     charged_ucr: int = 0
+    unsigned_ucr: int = 0
+    """Charged without the renter's signature on the receipt."""
     fruitless: int = 0
     live: str = ""
     """The lease that isn't closed."""
@@ -111,6 +113,7 @@ class LeaseModel:
     chain: list[ReceiptModel] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     settled: bool = False
+    unsigned_ucr: int = 0
     reason: str = ""
     run: str = ""
 
@@ -169,6 +172,17 @@ class Auditor:
                 self.heard_ms[run.lease] = now_ms
         elif kind == "run_changed":
             self.heard_ms[message.lease] = now_ms
+        elif kind == "receipt_issued":
+            self._no_second_history(message.receipt)
+
+    def _no_second_history(self, envelope: Any) -> None:
+        """A receipt that contradicts the chain ends its lease: it was not just left aside."""
+        document = read(envelope)
+        lease = self.leases.get(document["lease"])
+        if lease is None or lease.state != "active" or document["sequence"] > len(lease.chain):
+            return
+        other = lease.chain[document["sequence"] - 1].id != envelope.id
+        self._no(other, f"a second receipt {document['sequence']} changed nothing")
 
     def taken(self, party: str, mid: str) -> None:
         """An agent has a message of the broker's on its disk."""
@@ -410,6 +424,9 @@ class Auditor:
                 for held in lease.chain:
                     if held.id == new.id:
                         held.countersigned = True
+                if lease.chain and lease.chain[-1].id == new.id:
+                    self.jobs[new.job].unsigned_ucr -= lease.unsigned_ucr
+                    lease.unsigned_ucr = 0
             return
         document = read(new.envelope)
         provider = lease.document["provider"]
@@ -450,6 +467,13 @@ class Auditor:
             and found.document["cum_device_ms"] == document["durable_device_ms"]
         )
         self._no(not ok, "a receipt rests on a checkpoint that doesn't count")
+
+    def _chain(self, old: Any, new: Any) -> None:
+        self._no(new is None, "a chain was deleted")
+        chain = self.leases[new.id].chain
+        mine = (len(chain), chain[-1].id if chain else None)
+        self._no(mine != (new.sequence, new.head), f"a chain has {new.sequence} receipts, "
+                                                   f"{mine[0]} were taken")  # fmt: skip
 
     def _settlement(self, old: Any, new: Any) -> None:
         self._no(old is not None or new is None, "a settlement was changed")
@@ -497,6 +521,11 @@ class Auditor:
         self._no(moved != {k: v for k, v in right.items() if v}, f"a settlement moves {moved}")
         self._in_truth(document, lease, payable, bound)
         job.charged_ucr += charge
+        if by == "job":
+            lease.unsigned_ucr = charge
+            job.unsigned_ucr += charge
+            over = job.unsigned_ucr - job.accept_ucr
+            self._no(over > 0, f"{over} ucr were charged beyond what the renter accepts unsigned")
         self.charged_ucr += charge
         self.lost_device_ms += cum - payable
         over = job.charged_ucr - job.budget_ucr
@@ -638,6 +667,7 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("AmendmentFact", Auditor._amendment),
     ("CheckpointFact", Auditor._checkpoint),
     ("ReceiptFact", Auditor._receipt),
+    ("ChainFact", Auditor._chain),
     ("SettlementFact", Auditor._settlement),
     ("LeaseFact", Auditor._lease),
     ("RunFact", Auditor._run),

@@ -151,7 +151,9 @@ class SimVerifier(InProcessVerifier):
             super(SimVerifier, self).submit(task)
             self._ready()
 
-        engine.after(engine.draw_ms(5, 400), begin)
+        # Large checkpoints take long: longer than some runs live.
+        slow = engine.happens(0.1)
+        engine.after(engine.draw_ms(5, 60_000 if slow else 400), begin)
 
     def collect(self) -> list[VerifyResult]:
         results = super().collect()

@@ -46,8 +46,10 @@ def hunt(patch: Path, seeds: int, hours: float) -> tuple[str, int | None, float,
         if done.returncode:
             return patch.stem, None, 0.0, f"the patch doesn't apply: {done.stdout.strip()[:200]}"
         paths = [str(tree), *(str(tree / name) for name in PACKAGES)]
-        command = [sys.executable, "-m", "tests.simulation", "--seeds", str(seeds), "--hours",
-                   str(hours)]  # fmt: skip
+        command = [
+            sys.executable, "-m", "tests.simulation", "--seeds", str(seeds), "--hours", str(hours),
+            "--fault-every-s", "30",
+        ]  # fmt: skip
         found = subprocess.run(
             command, cwd=tree, capture_output=True, text=True, check=False,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -65,7 +67,7 @@ def main() -> int:
     """Hunt them all. 0: each was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=25)
-    parser.add_argument("--hours", type=float, default=1.0)
+    parser.add_argument("--hours", type=float, default=0.5)
     parser.add_argument("--only", nargs="*", default=[])
     options = parser.parse_args()
     patches = [p for p in sorted(HERE.glob("*.patch")) if not options.only or p.stem in options.only]
