@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from sublet_broker.adapters.inprocess import InProcessMatcher, InProcessVerifier, MemoryBlobs
 from sublet_broker.adapters.memory_store import MemoryStore
 from sublet_broker.service.broker import Broker, Ports, Settings
 from sublet_broker.service.errors import NotYet
+from sublet_broker.service.ports import Settler, Store
 from sublet_contracts.api import JobView
 from sublet_contracts.documents import (
     Amendment,
@@ -112,9 +114,13 @@ def tree_of(content: dict[str, bytes]) -> tuple[TreeIndex, dict[str, bytes]]:
 class World:
     """A broker, its operator and time."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    new_store: ClassVar[Callable[[], Store]] = MemoryStore
+    """test_on_databases.py runs stories on other stores."""
+
+    def __init__(self, settings: Settings | None = None, settler: Settler | None = None) -> None:
         self.clock = TurnedClock()
-        self.store = MemoryStore()
+        self.store = World.new_store()
+        self.settler = settler
         self.blobs = MemoryBlobs()
         self.key = key_named("broker")
         self.settings = settings or Settings()
@@ -127,7 +133,7 @@ class World:
         ports = Ports(
             store=self.store, blobs=self.blobs, clock=self.clock, entropy=CountingEntropy(),
             matcher=InProcessMatcher(self.store, self.clock),
-            verifier=InProcessVerifier(self.blobs), key=self.key,
+            verifier=InProcessVerifier(self.blobs), key=self.key, settler=self.settler,
         )  # fmt: skip
         return Broker(ports, self.settings)
 
