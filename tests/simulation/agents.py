@@ -124,7 +124,7 @@ class AgentHost:
         self._told: dict[str, set[int]] = {}
         self._look_planned: set[str] = set()
 
-    # -- the process --------------------------------------------------------------------------------
+    # -- the process --------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the process on what is on its disk."""
@@ -220,7 +220,7 @@ class AgentHost:
         self.post(events.Tick())
         self._later(TICK_MS if self.core.machines else IDLE_TICK_MS, self._tick)
 
-    # -- the link -----------------------------------------------------------------------------------
+    # -- the link -----------------------------------------------------------------------------
 
     @property
     def live(self) -> bool:
@@ -342,7 +342,7 @@ class AgentHost:
         """Send a message once more, or one that no honest agent would: repeats and lies."""
         self._send(message, f"{self.name}-{number}")
 
-    # -- effects ------------------------------------------------------------------------------------
+    # -- effects ------------------------------------------------------------------------------
 
     def _do(self, effect: effects.Effect) -> None:
         draw = self.engine.draw_ms
@@ -409,9 +409,7 @@ class AgentHost:
     def _fetch(self, document: Checkpoint, epoch: int | None) -> tuple[int, str]:
         """Return the state in a checkpoint. Raises Refusal, TreeRefused, BrokerAway."""
         access = self.market.broker.broker.access
-        index = parse_index(
-            access.get_blob(self.party, document.job, epoch, document.index_sha256)
-        )
+        index = parse_index(access.get_blob(self.party, document.job, epoch, document.index_sha256))
         files = {
             f.path: b"".join(
                 access.get_blob(self.party, document.job, epoch, c.sha256) for c in f.chunks
@@ -471,7 +469,7 @@ class AgentHost:
             self._crash_point("after a container has started")
         self._watch(lease_id)
 
-    # -- watching -----------------------------------------------------------------------------------
+    # -- watching -----------------------------------------------------------------------------
 
     def _watch(self, lease_id: str) -> None:
         self._look_planned.discard(lease_id)
@@ -521,7 +519,7 @@ class AgentHost:
         steps = tuple(sorted(container.steps)) if container else ()
         self.post(events.FinalScanned(lease_id, steps))
 
-    # -- moving content -----------------------------------------------------------------------------
+    # -- moving content -----------------------------------------------------------------------
 
     def _upload(self, lease_id: str, kind: str, step: int) -> None:
         record = self._record(lease_id)
@@ -591,7 +589,7 @@ class AgentHost:
             container.looked = _nobody
             container.kill()
 
-    # -- faults -------------------------------------------------------------------------------------
+    # -- faults -------------------------------------------------------------------------------
 
     def reboot(self) -> None:
         """The machine reboots: the process and every run are gone."""

@@ -26,8 +26,18 @@ KEPT = 3
 FRUITLESS_LIMIT = 5
 
 _PROVIDERS_FAULT = frozenset(
-    "reclaimed provider_drained provider_lost run_killed run_vanished start_failed "
-    "provider_disk_full lease_refused lease_unanswered evidence_of_fraud".split()
+    [
+        "reclaimed",
+        "provider_drained",
+        "provider_lost",
+        "run_killed",
+        "run_vanished",
+        "start_failed",
+        "provider_disk_full",
+        "lease_refused",
+        "lease_unanswered",
+        "evidence_of_fraud",
+    ]
 )
 _BROKERS_FAULT = frozenset(["restore_failed"])
 
@@ -153,7 +163,7 @@ class Auditor:
         self.lost_device_ms = 0
         self.checks = 0
 
-    # -- what is told from outside the broker -------------------------------------------------------
+    # -- what is told from outside the broker -------------------------------------------------
 
     def broker_started(self, now_ms: int) -> None:
         """The broker's process begins: everyone has a period of grace from here."""
@@ -219,7 +229,7 @@ class Auditor:
             return []
         return [self.checkpoints[id] for id in self.of_job[lease.document["job"]]]
 
-    # -- each commit --------------------------------------------------------------------------------
+    # -- each commit --------------------------------------------------------------------------
 
     def committed(self, now_ms: int, before: dict[Any, Any], sheet: dict[Any, Any]) -> None:
         """The broker has committed this change: look at all of it."""
@@ -274,7 +284,7 @@ class Auditor:
                 document, document["budget_ucr"], document["accept_receipts_up_to_ucr"]
             )
 
-    # -- checkpoints --------------------------------------------------------------------------------
+    # -- checkpoints --------------------------------------------------------------------------
 
     def _checkpoint(self, old: Any, new: Any) -> None:
         self._no(new is None, "a checkpoint was deleted")
@@ -349,7 +359,7 @@ class Auditor:
         newest = max(usable)
         return newest[0], newest[2]
 
-    # -- leases -------------------------------------------------------------------------------------
+    # -- leases -------------------------------------------------------------------------------
 
     def _lease(self, old: Any, new: Any) -> None:
         self._no(new is None, "a lease was deleted")
@@ -386,7 +396,9 @@ class Auditor:
         job = self.jobs[document["job"]]
         self._no(bool(job.live), "a job has two holders")
         job.live = new.id
-        self._no(document["epoch"] != job.epoch + 1, f"epoch {document['epoch']} follows {job.epoch}")
+        self._no(
+            document["epoch"] != job.epoch + 1, f"epoch {document['epoch']} follows {job.epoch}"
+        )
         job.epoch = document["epoch"]
         left = job.budget_ucr - job.charged_ucr
         self._no(
@@ -411,7 +423,7 @@ class Auditor:
         self._no(id is None and found[1] is not None, "a lease starts at a checkpoint of nowhere")
         return model
 
-    # -- money --------------------------------------------------------------------------------------
+    # -- money --------------------------------------------------------------------------------
 
     def _receipt(self, old: Any, new: Any) -> None:
         self._no(new is None, "a receipt was deleted")
@@ -579,7 +591,7 @@ class Auditor:
         free = mine[1] - mine[0] - mine[2]
         self._no(new.id != "world" and free < 0, f"account {new.id} is overdrawn by {-free}")
 
-    # -- jobs and runs ------------------------------------------------------------------------------
+    # -- jobs and runs ------------------------------------------------------------------------
 
     def _job(self, old: Any, new: Any) -> None:
         model = self.jobs[new.id]
@@ -592,14 +604,14 @@ class Auditor:
             model.state = state
         waits = state in ("queued", "recovering") and not model.live
         self._no(waits and model.fruitless >= FRUITLESS_LIMIT,
-                 f"the job is tried again after {model.fruitless} attempts without a durable step")  # fmt: skip
+                 f"it is tried again after {model.fruitless} attempts without a new step")  # fmt: skip
 
     def _job_adds_up(self, new: Any) -> None:
         if new is None:
             return
         model = self.jobs[new.id]
         self._no(new.settled_ucr != model.charged_ucr,
-                 f"the job says {new.settled_ucr} ucr, {model.charged_ucr} were charged")  # fmt: skip
+                 f"it says {new.settled_ucr} ucr, {model.charged_ucr} were charged")  # fmt: skip
         account = f"job:{new.id}:held"
         held = self.credits[account] - self.debits[account]
         ended = model.state in ("succeeded", "failed", "cancelled")
@@ -633,7 +645,7 @@ class Auditor:
             lost = (old.recipient, old.id) not in self.took
             self._no(lost, f"{old.type} {old.id} was forgotten before its agent had it")
 
-    # -- the end ------------------------------------------------------------------------------------
+    # -- the end ------------------------------------------------------------------------------
 
     def finished(self) -> None:
         """The faults have stopped and time was given: everything must have come to its end."""

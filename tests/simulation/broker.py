@@ -415,7 +415,7 @@ class BrokerHost:
         """Take a new connection."""
         return Door(self, wire) if self.up else None
 
-    # -- loops --------------------------------------------------------------------------------------
+    # -- loops --------------------------------------------------------------------------------
 
     def wake(self, *names: str) -> None:
         """Let these loops come round now."""

@@ -84,7 +84,7 @@ class Chaos:
     def _agent(self) -> AgentHost:
         return self.engine.random.choice(self.market.agents)
 
-    # -- the network --------------------------------------------------------------------------------
+    # -- the network --------------------------------------------------------------------------
 
     def _break(self) -> None:
         self._agent().break_wire(late=self.engine.happens(0.6))
@@ -124,7 +124,7 @@ class Chaos:
         self._again += 1
         agent.say_again(message, self._again)
 
-    # -- the broker ---------------------------------------------------------------------------------
+    # -- the broker ---------------------------------------------------------------------------
 
     def _broker_crash(self) -> None:
         self.market.broker.store.crash_in = self.engine.draw_ms(1, 12)
@@ -161,7 +161,7 @@ class Chaos:
         host.wall_offset_ms = -self.engine.draw_ms(1_000, 86_400_000)
         host.die(self.engine.draw_ms(200, 3_000))
 
-    # -- agents and machines ------------------------------------------------------------------------
+    # -- agents and machines ------------------------------------------------------------------
 
     def _agent_crash(self) -> None:
         self._agent().crash_in = self.engine.draw_ms(1, 20)
@@ -214,11 +214,9 @@ class Chaos:
         reason = self.engine.random.choice((Reason.RECLAIMED, Reason.PROVIDER_DRAINED))
         grace_ms = self.engine.random.choice((0, 5_000, 30_000, 60_000))
         agent._later(1, lambda: agent.post(events.DrainAsked(reason, grace_ms, then_stop=False)))
-        agent._later(
-            self.engine.draw_ms(30_000, 300_000), lambda: agent.post(events.OfferAgain())
-        )
+        agent._later(self.engine.draw_ms(30_000, 300_000), lambda: agent.post(events.OfferAgain()))
 
-    # -- liars --------------------------------------------------------------------------------------
+    # -- liars --------------------------------------------------------------------------------
 
     def _inflate(self) -> None:
         agent = self._agent()
@@ -275,9 +273,7 @@ class Chaos:
         agent = self._agent()
         if not (agent.up and agent.live):
             return
-        live = [
-            m.record for m in agent.core.machines.values() if m.record.phase is Phase.RUNNING
-        ]
+        live = [m.record for m in agent.core.machines.values() if m.record.phase is Phase.RUNNING]
         if live:
             agent.honest = False
             record = self.engine.random.choice(live)
@@ -297,7 +293,7 @@ class Chaos:
         )  # fmt: skip
         self._say(agent, CheckpointUploaded(checkpoint=sign_document(document, agent.key).envelope))
 
-    # -- renters ------------------------------------------------------------------------------------
+    # -- renters ------------------------------------------------------------------------------
 
     def _renter_acts(self) -> None:
         self.engine.random.choice(self.market.renters).act()

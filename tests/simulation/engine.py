@@ -18,7 +18,7 @@ Action = Callable[[], None]
 
 
 class Crashed(BaseException):
-    """The process that runs this code dies here. Not an Exception: nobody may catch it by chance."""
+    """The process that runs this code dies here. Not an Exception: nobody catches it by chance."""
 
 
 class Engine:

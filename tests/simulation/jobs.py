@@ -127,12 +127,12 @@ class Container:
         if not self.running or self.stopping:
             return
         program = self.program
-        if program.ending in ("fail", "yield") and self.begin[0] == 0:
-            if step >= max(1, program.steps // 2):
-                if program.ending == "yield":
-                    self._write(step)
-                self._exit(1 if program.ending == "fail" else PREEMPTED)
-                return
+        ends_early = program.ending in ("fail", "yield") and self.begin[0] == 0
+        if ends_early and step >= max(1, program.steps // 2):
+            if program.ending == "yield":
+                self._write(step)
+            self._exit(1 if program.ending == "fail" else PREEMPTED)
+            return
         self._write(step)
         if step >= program.steps:
             self._exit(0)

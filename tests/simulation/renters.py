@@ -1,4 +1,4 @@
-"""Renters: they submit, watch, sign what adds up (with the SDK's own rules), and change their mind."""
+"""Renters: they submit, watch, sign what adds up (by the SDK's rules), and change their mind."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class RenterHost:
         if then is not None:
             then(answer)
 
-    # -- jobs ---------------------------------------------------------------------------------------
+    # -- jobs ---------------------------------------------------------------------------------
 
     def _submit(self, number: int) -> None:
         draw = self.engine.random
@@ -194,7 +194,7 @@ class RenterHost:
         envelope = sign_document(amendment, self.key).envelope
         self._once(lambda: self.market.broker.broker.intake.resume(self.party, job, envelope))
 
-    # -- watching -----------------------------------------------------------------------------------
+    # -- watching -----------------------------------------------------------------------------
 
     def _look(self) -> None:
         for job, signed in self.jobs.items():

@@ -1,4 +1,4 @@
-"""A few simulated markets in each test run: known seeds, one drawn by chance, and the net itself."""
+"""Simulated markets in each test run: known seeds, one drawn by chance, and the net itself."""
 
 from __future__ import annotations
 

@@ -70,7 +70,9 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=0.5)
     parser.add_argument("--only", nargs="*", default=[])
     options = parser.parse_args()
-    patches = [p for p in sorted(HERE.glob("*.patch")) if not options.only or p.stem in options.only]
+    patches = [
+        p for p in sorted(HERE.glob("*.patch")) if not options.only or p.stem in options.only
+    ]
     survivors = []
     for patch in patches:
         name, seed, spent, says = hunt(patch, options.seeds, options.hours)
