@@ -28,7 +28,7 @@ from sublet_broker.service.core import Core
 from sublet_broker.service.evidence import Evidence
 from sublet_broker.service.keeping import Keeping
 from sublet_broker.service.ordering import give_order
-from sublet_broker.service.ports import MatcherAway
+from sublet_broker.service.ports import MatcherAway, StorageFull
 from sublet_broker.service.succession import prepare_successor
 from sublet_broker.service.work import Work
 from sublet_contracts.documents import Job
@@ -46,6 +46,8 @@ class Supervision:
         self._keeping = keeping
         self._board = board
         self._evidence = Evidence(core)
+        self._kept_out = False
+        """Whether the last sweep could write nothing: then no heartbeat could be kept either."""
 
     def started(self) -> None:
         """Begin after a start: everyone gets one period of grace, because it was us who were away.
@@ -53,22 +55,12 @@ class Supervision:
         To be called once, before agents may join.
         """
         with self._core.work() as work:
-            now_ms = self._core.started_ms = work.now_ms
+            self._core.started_ms = work.now_ms
             for agent in work.find(AgentFact, {}):
                 if agent.connected:
                     work.put(replace(agent, connected=False))
                 work.touch_offer(agent.id)
-            for run in work.find(RunFact, {"state": LIVE_RUN}):
-                until_ms = run.order_until_ms
-                work.put(
-                    replace(
-                        run,
-                        last_seen_ms=now_ms,
-                        order_until_ms=until_ms and max(until_ms, now_ms + self._grace_ms()),
-                    )
-                )
-            for lease in work.find(LeaseFact, {"state": LeaseState.PROPOSED}):
-                work.put(replace(lease, answer_by_ms=now_ms + self._grace_ms()))
+            self._forgive(work)
             for job in work.find(JobFact, {"state": (JobState.QUEUED, JobState.RECOVERING)}):
                 work.touch_job(job.id)
         self._evidence.verify_all()
@@ -77,11 +69,41 @@ class Supervision:
         except MatcherAway:
             pass  # It rebuilds by itself when it comes; queued jobs wait.
 
+    def _forgive(self, work: Work) -> None:
+        """Count everybody's silence from now."""
+        until_ms = work.now_ms + self._grace_ms()
+        for run in work.find(RunFact, {"state": LIVE_RUN}):
+            ordered_ms = run.order_until_ms
+            work.put(
+                replace(
+                    run,
+                    last_seen_ms=work.now_ms,
+                    order_until_ms=ordered_ms and max(ordered_ms, until_ms),
+                )
+            )
+        for lease in work.find(LeaseFact, {"state": LeaseState.PROPOSED}):
+            work.put(replace(lease, answer_by_ms=until_ms))
+
     def _grace_ms(self) -> int:
         return max(self._core.settings.answer_ms, self._core.settings.unknown_after_ms)
 
     def sweep(self) -> None:
-        """Do what is due: silence, answers, orders, budgets' edges, expiry."""
+        """Do what is due: silence, answers, orders, budgets' edges, expiry.
+
+        Raises StorageFull; the sweep after it begins with a period of grace for everyone, because
+        what they said meanwhile could not be kept.
+        """
+        try:
+            if self._kept_out:
+                with self._core.work() as work:
+                    self._forgive(work)
+                self._kept_out = False
+            self._sweep()
+        except StorageFull:
+            self._kept_out = True
+            raise
+
+    def _sweep(self) -> None:
         self._board.expire()
         with self._core.read() as look:
             now_ms = look.now_ms
