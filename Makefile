@@ -15,6 +15,8 @@ TORCH_ARGS ?=
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+SIM_ARGS ?= --seeds 100 --processes 2
+MUTANT_ARGS ?=
 
 CONSTRAINTS := deploy/constraints.txt
 EVERYTHING := .[demo,dev]
@@ -33,7 +35,7 @@ PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet $(2) >>$(PIP_LOG) 2
 	echo 'Check the network and the package index, then run make again: it goes on from here.'; exit 1; }
 endef
 
-.PHONY: help venv demo test check fix bench clean distclean
+.PHONY: help venv demo test check fix bench simulate mutants clean distclean
 
 help: ## show this
 	@echo 'sublet: a broker for idle GPUs'
@@ -98,6 +100,12 @@ $(BENCH_READY): $(READY)
 	@$(call pip,1/1 sublet[bench], -c $(CONSTRAINTS) -e '.[bench]')
 	@rm -f $(VENV)/.bench-*
 	@touch $@
+
+simulate: $(READY) ## simulate markets under every fault; choose with SIM_ARGS="--seeds 2000 --from 500"
+	@$(PY) -m tests.simulation $(SIM_ARGS)
+
+mutants: $(READY) ## known bugs, one by one: the simulator must find each
+	@$(PY) -m tests.simulation.mutants.mutate $(MUTANT_ARGS)
 
 clean: ## remove build outputs and caches; keep .venv
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

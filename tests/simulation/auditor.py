@@ -604,7 +604,7 @@ class Auditor:
             model.state = state
         waits = state in ("queued", "recovering") and not model.live
         self._no(waits and model.fruitless >= FRUITLESS_LIMIT,
-                 f"it is tried again after {model.fruitless} attempts without a new step")  # fmt: skip
+                 f"tried again after {model.fruitless} attempts without a new step")  # fmt: skip
 
     def _job_adds_up(self, new: Any) -> None:
         if new is None:
@@ -654,6 +654,8 @@ class Auditor:
             name = self.market.names.get(id, id[:8])
             self._no(not ended, f"{name} is {job.state} long after the last fault")
             self._no(bool(job.live), f"{name} has ended and is still leased")
+        for id, checkpoint in self.checkpoints.items():
+            self._no(checkpoint.state == "uploaded", f"checkpoint {id[:8]} was never judged")
         for id, pending in self.pendings.items():
             self._no(pending[2] == "open", f"reservation {id[:8]} was never resolved")
         total = sum(self.credits.values()) - sum(self.debits.values())
