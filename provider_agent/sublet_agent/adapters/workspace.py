@@ -185,8 +185,9 @@ class Workspace:
         limit = self.record.job.resources.disk_bytes
         folder = self.checkpoint / "out" / f"step-{step}"
         if not folder.is_symlink() and folder.is_dir():
-            tree = scan_tree(folder, max_bytes=limit)
-            check_done(folder / DONE, step, tree.index)
+            # `out` is the job's to replace by a link at any moment; the folder above it is ours.
+            tree = scan_tree(folder, max_bytes=limit, inside=self.checkpoint)
+            check_done(tree, step)
             return tree
         return self._scan_layout(step, limit)
 
@@ -195,7 +196,7 @@ class Workspace:
         files = []
         sources: dict[str, tuple[Path, int, int]] = {}
         for listed in found.files:
-            part = scan_tree(self.outputs / listed.path, max_bytes=limit)
+            part = scan_tree(self.outputs / listed.path, max_bytes=limit, inside=self.outputs)
             limit -= part.index.total_bytes
             files.append(part.index.files[0].model_copy(update={"path": packed(listed.path)}))
             for sha256, source in part.sources.items():
@@ -363,20 +364,25 @@ def fetch_checkpoint(
     os.rename(aside, target)
 
 
-def check_done(path: Path, step: int, index: TreeIndex) -> None:
-    """Compare DONE with what was read. Raises TreeRefused: the checkpoint is torn or altered."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    with os.fdopen(descriptor, "rb") as file:
-        data = file.read(MAX_DONE_BYTES + 1)
-    if len(data) > MAX_DONE_BYTES:
+def check_done(tree: ScannedTree, step: int) -> None:
+    """Compare DONE with what was read. Raises TreeRefused: the checkpoint is torn or altered.
+
+    DONE is taken from the tree as it was read, not opened anew: the job could have put something
+    else in its place meanwhile.
+    """
+    entry = next((file for file in tree.index.files if file.path == DONE), None)
+    if entry is None:
+        raise TreeRefused("DONE is gone")
+    if entry.size_bytes > MAX_DONE_BYTES:
         raise TreeRefused(f"DONE has more than {MAX_DONE_BYTES} bytes")
+    data = b"".join(tree.read_chunk(chunk.sha256) for chunk in entry.chunks)
     try:
         done = json.loads(data)
         said = {str(f["path"]): (str(f["sha256"]), int(f["size_bytes"])) for f in done["files"]}
         said_step = int(done["step"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TreeRefused(f"DONE can't be read: {error!r}") from error
-    there = {f.path: (f.sha256, f.size_bytes) for f in index.files if f.path != DONE}
+    there = {f.path: (f.sha256, f.size_bytes) for f in tree.index.files if f.path != DONE}
     if said_step != step:
         raise TreeRefused(f"DONE says step {said_step}")
     if said != there:

@@ -1,0 +1,92 @@
+"""What a running job can put into its folders; the agent reads nothing of the host through it."""
+
+import json
+import os
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from sublet_agent.adapters.workspace import Workspace
+from sublet_contracts.tree import TreeRefused
+from tests.agent.test_core import World
+
+SECRET = b"root:x:0:0"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    world = World()
+    lease_id = world.running(outputs="/out")
+    made = Workspace(tmp_path / "state", world.core.machines[lease_id].record)
+    made.make()
+    return made
+
+
+def save(out: Path, step: int, content: bytes = b"weights") -> Path:
+    folder = out / f"step-{step}"
+    folder.mkdir(parents=True)
+    (folder / "model.bin").write_bytes(content)
+    entry = {
+        "path": "model.bin",
+        "sha256": sha256(content).hexdigest(),
+        "size_bytes": len(content),
+    }
+    (folder / "DONE").write_text(
+        json.dumps({"step": step, "files": [entry], "meta": {"loss": 0.5}})
+    )
+    return folder
+
+
+def test_a_whole_checkpoint_is_read(workspace: Workspace) -> None:
+    save(workspace.checkpoint / "out", 5)
+    assert workspace.steps() == {5}
+    tree = workspace.scan_checkpoint(5)
+    assert [file.path for file in tree.index.files] == ["DONE", "model.bin"]
+
+
+def test_a_checkpoint_that_is_not_as_done_says_is_refused(workspace: Workspace) -> None:
+    folder = save(workspace.checkpoint / "out", 5)
+    (folder / "model.bin").write_bytes(b"weighty")
+    with pytest.raises(TreeRefused, match=r"model\.bin is not as DONE says"):
+        workspace.scan_checkpoint(5)
+
+
+def test_an_out_folder_that_became_a_link_leads_nowhere(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    host = tmp_path / "host"
+    save(host, 5, SECRET)
+    (workspace.checkpoint / "out").rmdir()
+    (workspace.checkpoint / "out").symlink_to(host)
+    with pytest.raises((TreeRefused, OSError)):
+        workspace.scan_checkpoint(5)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "DONE"])
+def test_a_link_in_a_checkpoint_is_refused(workspace: Workspace, tmp_path: Path, name: str) -> None:
+    folder = save(workspace.checkpoint / "out", 5)
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET)
+    (folder / name).unlink()
+    (folder / name).symlink_to(secret)
+    with pytest.raises(TreeRefused):
+        workspace.scan_checkpoint(5)
+
+
+def test_a_pipe_does_not_hold_the_agent_up(workspace: Workspace) -> None:
+    folder = save(workspace.checkpoint / "out", 5)
+    (folder / "DONE").unlink()
+    os.mkfifo(folder / "DONE")
+    os.mkfifo(workspace.checkpoint / "progress.json")
+    assert workspace.steps() == set()
+    with pytest.raises(TreeRefused):
+        workspace.scan_checkpoint(5)
+    assert workspace.progress() is None
+
+
+def test_outputs_carry_no_link(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(SECRET)
+    (workspace.outputs / "weights").symlink_to(tmp_path / "secret")
+    with pytest.raises(TreeRefused):
+        workspace.scan_outputs()
