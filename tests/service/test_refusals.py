@@ -189,7 +189,7 @@ def test_a_job_is_found_by_id_prefix_and_name() -> None:
 def test_a_request_counts_once() -> None:
     world = World()
     access = world.broker.access
-    caller = Caller("ed25519-" + "a" * 64, "b" * 32, world.now_ms)
+    caller = Caller(world.renter().party, "b" * 32, world.now_ms)
     assert access.begin(caller, "POST", "/v1/jobs", "c" * 64, "") is None
     with pytest.raises(Refusal) as caught:
         access.begin(caller, "POST", "/v1/jobs", "c" * 64, "")

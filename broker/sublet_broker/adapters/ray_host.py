@@ -65,6 +65,10 @@ class Host:
     def start(self) -> None:
         """Bring Ray up, and the shards. Raises what ray.init raises."""
         local = self._config.address == "local"
+        if local:
+            # Where the dashboard's libraries happen to be installed, Ray would start its agent with
+            # all its modules (a job server among them) and wait for it, a third of its start-up.
+            sys.modules["ray.dashboard.optional_deps"] = None  # type: ignore[assignment]
         bounds: dict[str, Any] = {
             "num_cpus": self._config.cpus,
             "num_gpus": 0,
@@ -93,6 +97,15 @@ class Host:
         retried = {"max_retries": _MAX_TASK_RETRIES, "scheduling_strategy": here}
         self._verify = ray.remote(verify).options(num_cpus=1, **retried)
         self._settle = ray.remote(settle_batch).options(num_cpus=1, **retried)
+
+    def warm(self) -> None:
+        """Once the shards are up, let the workers load our code: the first checkpoint's verdict
+        should not wait for it."""
+        try:
+            self.shard_pids()
+            ray.get([self._settle.remote([]) for _ in range(self._config.cpus)])
+        except ray.exceptions.RayError as error:
+            log.warning("the workers could not be warmed up: %s", error)
 
     def ping(self) -> bool:
         """Say whether the control store answers and this machine's node is alive."""
@@ -170,6 +183,7 @@ class Host:
 
         # The broker bounds what it asks for at once; threads only wait for Ray.
         pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="host")
+        pool.submit(self.warm)
         while True:
             try:
                 number, name, arguments = connection.recv()

@@ -13,11 +13,22 @@ from sublet_contracts.envelope import Envelope
 D = TypeVar("D", bound=Document)
 
 
+SMALL_BYTES = 2_048
+
+
 @lru_cache(maxsize=50_000)
-def _parsed(kind: type[Document], payload: bytes) -> Document:
+def _small(kind: type[Document], payload: bytes) -> Document:
+    return kind.model_validate_json(payload)
+
+
+@lru_cache(maxsize=2_000)
+def _large(kind: type[Document], payload: bytes) -> Document:
     return kind.model_validate_json(payload)
 
 
 def accepted(envelope: Envelope, kind: type[D]) -> D:
     """Return the document in an envelope that this broker accepted (or made) before."""
-    return cast(D, _parsed(kind, envelope.payload_bytes))
+    payload = envelope.payload_bytes
+    # Strangers choose how large their documents are: what is kept is bounded in bytes.
+    parsed = _small if len(payload) <= SMALL_BYTES else _large
+    return cast(D, parsed(kind, payload))

@@ -4,7 +4,7 @@ Rules:
 - A nonce is used once. For requests that change something it is kept in the database until its time
   is too old to be accepted anyway, before the request is acted upon: a crash in between refuses a
   replay, and the client asks again with a new nonce. For GET and PUT (which is by content) memory
-  is enough.
+  is enough, and for whoever has not introduced himself, who can do nothing else.
 - An idempotency key stands for one request: the same again is answered the same, another is 409.
 - Content is named by its hash but belongs to scopes: a renter's own, or a job's. A renter has his
   own scope and his jobs'. A provider has a job's scope while he holds its epoch; to read, also
@@ -92,6 +92,14 @@ class Access:
     def _use_nonce(self, work: Work, caller: Caller) -> None:
         if work.get(NonceFact, caller.party, caller.nonce) is not None:
             raise _replayed()
+        if work.get(PartyFact, caller.party) is None:
+            # A stranger can do nothing but introduce himself, and leaves nothing in the database.
+            self._remember(caller)
+            return
+        settings = self._core.settings
+        self._core.quotas.demand(
+            "requests", caller.party, settings.max_requests_an_hour, work.now_ms
+        )
         work.tx.add(NonceFact(caller.party, caller.nonce, caller.time_ms))
 
     def finish(

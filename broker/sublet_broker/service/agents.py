@@ -51,6 +51,9 @@ class Agents:
         self._core.outbox.drop_notices(proof.party)
         with self._core.work() as work:
             known = work.get(AgentFact, proof.party)
+            if known is None:
+                most = self._core.settings.max_new_parties_an_hour
+                self._core.quotas.demand("new agents", "", most, work.now_ms)
             agent = known or AgentFact(proof.party, "", False, 0)
             work.put(
                 replace(agent, instance=proof.instance, connected=True, last_seen_ms=work.now_ms)
@@ -128,6 +131,9 @@ class Agents:
                     self._evidence.receipt(party, message.receipt)
         except DocumentRefused as error:
             with self._core.work() as work:
+                most = self._core.settings.max_remarks_an_hour
+                if not self._core.quotas.take("remarks", party, most, work.now_ms):
+                    return
                 work.event("refused", "", detail=f"{message.TYPE} of {party}: {error}")
 
     def _check_instance(self, party: str, instance: str) -> None:

@@ -37,6 +37,8 @@ class Board:
                 agent = work.must(AgentFact, provider)
                 if not supersedes(offer, agent):
                     return
+                most = self._core.settings.max_offers_an_hour
+                self._core.quotas.demand("offers", provider, most, work.now_ms)
                 self._close(work, agent.offer)
                 latest = work.now_ms + self._core.settings.max_offer_ms
                 work.tx.add(

@@ -16,6 +16,7 @@ from sublet_broker.service.ports import (
     Store,
     Verifier,
 )
+from sublet_broker.service.quotas import Quotas
 from sublet_broker.service.work import Dirty, Work
 from sublet_contracts.keys import SigningKey
 
@@ -64,6 +65,17 @@ class Settings:
     """Content of one job: inputs, checkpoints and outputs."""
     max_live_jobs: int = 10_000
     """Jobs of one renter that haven't ended."""
+    max_new_parties_an_hour: int = 3_600
+    """Strangers taken up, as renters and as agents, each."""
+    max_renames_an_hour: int = 60
+    max_requests_an_hour: int = 100_000
+    """Requests of one party that change something."""
+    max_offers_an_hour: int = 3_600
+    """Of one provider; only its newest one is open."""
+    max_reports_an_hour: int = 36_000
+    """Checkpoints and receipts of one provider."""
+    max_remarks_an_hour: int = 100
+    """Events that tell of one agent's wrong documents."""
     max_offer_ms: int = 7 * 86_400_000
     """An offer is open at most so long after it came."""
     image_policy: str = "any"
@@ -107,6 +119,7 @@ class Core:
         self.party = ports.key.party
         self.on_job: Callable[[str], None] | None = None
         self.outbox = Outbox(ports.store)
+        self.quotas = Quotas()
         self.dirty = Dirty({}, {})
         self.started_ms = 0
         """When the broker started: deadlines for what it waits for count from here at the least."""

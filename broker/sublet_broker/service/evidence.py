@@ -43,6 +43,12 @@ class Evidence:
     def __init__(self, core: Core) -> None:
         self._core = core
 
+    def _bound(self, party: str, now_ms: int) -> None:
+        """Raises NotYet beyond the quota: the agent sends it again."""
+        most = self._core.settings.max_reports_an_hour
+        if not self._core.quotas.take("reports", party, most, now_ms):
+            raise NotYet(f"more than {most} checkpoints and receipts in an hour")
+
     def checkpoint(self, party: str, envelope: Envelope) -> None:
         """Take up an uploaded checkpoint and have it verified. Raises DocumentRefused."""
         signed = receive_document(self._core, envelope, Checkpoint, signed_by=(party,))
@@ -53,6 +59,7 @@ class Evidence:
                 if known.state is CheckpointState.UPLOADED:
                     self._verify(work, known)
                 return
+            self._bound(party, work.now_ms)
             lease = work.get(LeaseFact, document.lease)
             if lease is None or lease.provider != party or document.provider != party:
                 raise DocumentRefused("it names a lease that is not the sender's", "lease")
@@ -198,6 +205,7 @@ class Evidence:
                 raise DocumentRefused("its lease was never signed", "lease")
             if work.get(ReceiptFact, signed.id) is not None:
                 return
+            self._bound(party, work.now_ms)
             judgement = self._judge_receipt(work, signed, lease, chain)
             closed = lease.state is LeaseState.CLOSED
             match judgement.admission:

@@ -70,7 +70,17 @@ class Intake:
     def _register(self, work: Work, signed: Signed[KeyDocument]) -> PartyView:
         document = signed.document
         known = work.get(PartyFact, document.party)
-        if known is None or accepted(known.envelope, KeyDocument).issued_ms < document.issued_ms:
+        settings, quotas = self._core.settings, self._core.quotas
+        if known is None:
+            quotas.demand("new parties", "", settings.max_new_parties_an_hour, work.now_ms)
+            renamed = True
+        else:
+            newer = accepted(known.envelope, KeyDocument).issued_ms < document.issued_ms
+            renamed = newer and known.name != document.name
+            if renamed:
+                most = settings.max_renames_an_hour
+                quotas.demand("new names", document.party, most, work.now_ms)
+        if known is None or renamed:
             since_ms = known.since_ms if known else work.now_ms
             known = PartyFact(document.party, document.name, since_ms, signed.envelope)
             work.put(known)

@@ -1,0 +1,43 @@
+"""Quotas: how much of what grows anyone may cause in an hour.
+
+Whatever a stranger can send leaves a row, a log entry or an event behind. Each is cheap, and none
+may be had without end: beyond its quota a request is refused (429), a report waits (NotYet), and a
+remark is not written. Counts are kept in memory, for a bounded number of parties; a restart begins
+anew, which costs nothing.
+"""
+
+import threading
+from collections import OrderedDict
+
+from sublet_broker.service.errors import Refusal
+
+HOUR_MS = 3_600_000
+REMEMBERED = 100_000
+
+
+class Quotas:
+    """Counts of the present hour. Any thread may ask."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
+
+    def take(self, what: str, party: str, limit: int, now_ms: int) -> bool:
+        """Count one more; say whether it lies within `limit` an hour. `party` "": all together."""
+        hour = now_ms // HOUR_MS
+        with self._lock:
+            since, count = self._counts.pop((what, party), (hour, 0))
+            count = count + 1 if since == hour else 1
+            self._counts[what, party] = (hour, count)
+            if len(self._counts) > REMEMBERED:
+                self._counts.popitem(last=False)
+        return count <= limit
+
+    def demand(self, what: str, party: str, limit: int, now_ms: int) -> None:
+        """Count one more. Raises Refusal 429 beyond `limit` an hour."""
+        if not self.take(what, party, limit, now_ms):
+            whom = "from you" if party else "altogether"
+            raise Refusal(
+                429, "too_many", "Too many", f"more than {limit} {what} in an hour {whom}",
+                fix="go on in the next hour; the operator may raise the broker's limit",
+            )  # fmt: skip
