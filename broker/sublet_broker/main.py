@@ -35,6 +35,7 @@ from sublet_contracts.keys import KeyRefused, SigningKey
 log = logging.getLogger("sublet.broker")
 
 LEAST_FREE_BYTES = 64 * 1024**2
+DAY_MS = 86_400_000
 KEY_FILE = "broker.key"
 LISTEN_FILE = "listen.json"
 
@@ -82,6 +83,10 @@ def main(argv: list[str] | None = None) -> int:
         "--unknown-after-ms", type=_between(300, 600_000), default=defaults.unknown_after_ms,
         metavar="MS", help="silence after which a successor is prepared",
     )  # fmt: skip
+    parser.add_argument(
+        "--keep-days", type=_between(1, 3_650), default=defaults.keep_ended_ms // DAY_MS,
+        metavar="N", help="how long ended jobs' outputs, and inputs that no job uses, are kept",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     if args.unknown_after_ms < 2 * args.heartbeat_ms:
         parser.error("--unknown-after-ms must be at least twice --heartbeat-ms")
@@ -89,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         listen=args.listen, data_dir=args.data, database=args.database, ray=args.ray,
         log_format=args.log_format, fee_bps=args.fee_bps, image_policy=args.image_policy,
         heartbeat_ms=args.heartbeat_ms, unknown_after_ms=args.unknown_after_ms,
+        keep_days=args.keep_days,
     )  # fmt: skip
 
 
@@ -108,12 +114,14 @@ def run_broker(
     image_policy: str = "any",
     heartbeat_ms: int = 3_000,
     unknown_after_ms: int = 9_000,
+    keep_days: int = 7,
 ) -> int:
     """Run a broker until SIGTERM or SIGINT. Return 0, or 1 when it could not start."""
     logs.set_up(log_format)
     settings = Settings(
         fee_bps=fee_bps, image_policy=image_policy, heartbeat_ms=heartbeat_ms,
-        unknown_after_ms=unknown_after_ms,
+        unknown_after_ms=unknown_after_ms, keep_ended_ms=keep_days * DAY_MS,
+        keep_inputs_ms=keep_days * DAY_MS,
     )  # fmt: skip
     root = (data_dir or default_data_dir()).absolute()
     try:
