@@ -6,7 +6,6 @@ remark is not written. Counts are kept in memory, for a bounded number of partie
 anew, which costs nothing.
 """
 
-import threading
 from collections import OrderedDict
 
 from sublet_broker.service.errors import Refusal
@@ -16,21 +15,20 @@ REMEMBERED = 100_000
 
 
 class Quotas:
-    """Counts of the present hour. Any thread may ask."""
+    """Counts of the present hour. Any thread may ask: two at one moment may count as one, which a
+    bound against floods can bear."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._counts: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
 
     def take(self, what: str, party: str, limit: int, now_ms: int) -> bool:
         """Count one more; say whether it lies within `limit` an hour. `party` "": all together."""
         hour = now_ms // HOUR_MS
-        with self._lock:
-            since, count = self._counts.pop((what, party), (hour, 0))
-            count = count + 1 if since == hour else 1
-            self._counts[what, party] = (hour, count)
-            if len(self._counts) > REMEMBERED:
-                self._counts.popitem(last=False)
+        since, count = self._counts.pop((what, party), (hour, 0))
+        count = count + 1 if since == hour else 1
+        self._counts[what, party] = (hour, count)
+        if len(self._counts) > REMEMBERED:
+            self._counts.popitem(last=False)
         return count <= limit
 
     def demand(self, what: str, party: str, limit: int, now_ms: int) -> None:
