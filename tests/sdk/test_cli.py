@@ -152,7 +152,7 @@ def test_codes_of_jobs(at_market: SmallMarket, capsys: Capture) -> None:
     assert main([*base, "--name", "code-fails", *fails]) == 100
     capsys.readouterr()
     sleeps = ["local/python", "python3", "-c", "import time; time.sleep(60)"]
-    assert main([*base, "--name", "code-cancelled", "-d", *sleeps]) == 0
+    assert main([*base, "--stop-grace", "1s", "--name", "code-cancelled", "-d", *sleeps]) == 0
     job = capsys.readouterr().out.strip()
     assert len(job) == 64
     assert main(["cancel", job]) == 0

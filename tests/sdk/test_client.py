@@ -23,7 +23,13 @@ WISHES = {"gpus": "cpu", "memory": "256MB", "disk": "256MB", "cpus": 0.5}
 def submit(market: SmallMarket, *command: str, name: str) -> Job:
     """Submit a command that needs nothing."""
     return market.client.run(
-        image="local/python", command=command, max_price=1, budget=1, name=name, **WISHES
+        image="local/python",
+        command=command,
+        max_price=1,
+        budget=1,
+        name=name,
+        stop_grace="1s",
+        **WISHES,
     )
 
 

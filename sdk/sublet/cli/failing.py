@@ -10,7 +10,16 @@ FAILED, UNFINISHED, NOT_FOUND, CANCELLED = 100, 101, 102, 103
 _OPTIONS = frozenset(
     (
         *("max_price", "budget", "gpus", "memory", "disk", "cpus", "region", "hardware_class"),
-        *("egress", "input", "outputs", "env", "name", "checkpoint_every", "patience"),
+        *(
+            "egress",
+            "input",
+            "outputs",
+            "env",
+            "name",
+            "checkpoint_every",
+            "patience",
+            "stop_grace",
+        ),
     )
 )
 
@@ -20,6 +29,7 @@ _FROM_OPTIONS = {
     "max_price_ucr_per_device_hour": "max_price",
     "checkpoint_interval_ms": "checkpoint_every",
     "patience_ms": "patience",
+    "stop_grace_ms": "stop_grace",
     "cpu_millis": "cpus",
     "memory_bytes": "memory",
     "disk_bytes": "disk",

@@ -114,6 +114,9 @@ def _parser() -> Parser:
         metavar="T",
         help="silence before going elsewhere; default: 20s",
     )
+    course.add_argument(
+        "--stop-grace", default="30s", metavar="T", help="to save itself at a stop; default: 30s"
+    )
     course.add_argument("--wait", action="store_true", help="queue it even if nobody could take it")
     course.add_argument("-d", "--detach", action="store_true", help="print the id and leave")
     course.add_argument("-y", "--yes", action="store_true", help="submit without asking")
@@ -132,6 +135,7 @@ def _spec(options: argparse.Namespace) -> "JobSpec":
         gpus=options.gpus,
         checkpoint_every=options.checkpoint_every,
         patience=options.patience,
+        stop_grace=options.stop_grace,
         inputs=dict(_input(pair) for pair in options.input),
         outputs=options.outputs,
         env=dict(_env(pair) for pair in options.env),
