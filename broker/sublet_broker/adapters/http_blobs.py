@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, Path, Request
 from starlette.responses import Response
 
 from sublet_broker.adapters.http_calls import Call, Listing, Reading, check, read_body
-from sublet_broker.adapters.http_docs import READ, SIGNED, WRITE, takes, takes_bytes
+from sublet_broker.adapters.http_docs import READ, SIGNED, WRITE, problems, takes, takes_bytes
 from sublet_broker.adapters.http_jobs import JobRef
 from sublet_contracts.api import MissingRequest, MissingView
 
@@ -87,6 +87,7 @@ async def put_job(
     responses={
         200: {"description": "the chunk", "content": {"application/octet-stream": {}}},
         **READ,
+        **problems(410),
     },
     openapi_extra=SIGNED,
 )  # fmt: skip

@@ -90,9 +90,10 @@ _SAYS = {
     403: "Authentic, but not yours to do.",
     404: "Not there, or not yours.",
     409: "It can't be done in this state; or the Idempotency-Key came with another body.",
-    413: "Larger than this call takes; nothing was read.",
+    413: "Larger than this call takes, or more than is kept for one party; nothing was stored.",
     422: "Understood and not acceptable; `field` says what, `fix` what to do.",
-    429: "Too many streams of yours are open.",
+    410: "No longer kept, or found damaged.",
+    429: "More than one party may have or do in an hour; `detail` says what.",
     503: "Busy, or the match engine is away. Send it again.",
     507: "The broker's disk is full. Nothing was stored and nothing is lost.",
 }
@@ -108,7 +109,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 READ = problems(401, 404)
-WRITE = problems(400, 401, 404, 409, 413, 422, 507)
+WRITE = problems(400, 401, 404, 409, 413, 422, 429, 507)
 
 
 def takes(model: type[BaseModel], what: str, *, required: bool = True) -> dict[str, Any]:
