@@ -39,9 +39,7 @@ class BadMarket:
         """Start the broker and fund the renter."""
         self.market.start_broker()
         self.client = Client(broker=self.market.url, config_dir=self.root / "config")
-        self.client.fund(
-            self.client.party, FUNDS_CREDITS, operator_key=self.market.operator_key
-        )
+        self.client.fund(self.client.party, FUNDS_CREDITS, operator_key=self.market.operator_key)
 
     def agent(
         self, name: str, *arguments: str, runner: str = "process", region: str = ""
