@@ -35,6 +35,7 @@ except OSError as error:
     print("the system says", error, flush=True)
 """
 
+# At the limit each of them waits a while: it's the number that is tested here, not the load.
 FORKS = """
 import os, time
 print("forking", flush=True)
@@ -42,7 +43,7 @@ while True:
     try:
         os.fork()
     except OSError:
-        time.sleep(1)
+        time.sleep(20)
 """
 
 MARK = "[%07d]"

@@ -22,7 +22,7 @@ from sublet_contracts.export import Verdict, verify_export
 JOB_SCRIPT = Path(__file__).with_name("training_job.py")
 STEPS = 80
 EVERY = 5
-PACE_S = 0.2
+PACE_S = 0.3
 LIMIT_S = 240.0
 POLL_S = 0.2
 ENDED = ("succeeded", "failed", "cancelled", "paused")
@@ -74,7 +74,7 @@ class Scenario:
             "any",
         )
 
-    def begin(self, agents: int = 2, **options: object) -> Job:
+    def begin(self, agents: int = 2, pace_s: float = PACE_S, **options: object) -> Job:
         """Start the agents, wait for them to be on the market, submit the job."""
         for index in range(agents):
             self.start_agent(index)
@@ -94,7 +94,7 @@ class Scenario:
                 "--every",
                 str(EVERY),
                 "--pace-s",
-                str(PACE_S),
+                str(pace_s),
                 "--out",
                 "/out",
             ],

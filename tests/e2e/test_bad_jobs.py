@@ -53,7 +53,6 @@ class Played(BadMarket):
                 image=image, inputs={str(JOB_SCRIPT): "/job/job.py"}, outputs="/out",
             ),
             "loud": self.python("loud", bad_jobs.LOUD, image=image, **out),
-            "forks": self.python("forks", bad_jobs.FORKS, image=image, memory="1GB"),
             "flip": self.python("flip", bad_jobs.TWO_STEPS, image=image, **out),
             "cut": self.python("cut", bad_jobs.TWO_STEPS, image=image, **out),
             "fails": self.python("quick", bad_jobs.FAILS, image=image, name="fails"),
@@ -142,7 +141,7 @@ def test_a_job_that_ignores_term(played: Played) -> None:
 
 
 def test_a_job_that_forks_without_end(played: Played) -> None:
-    job = played.by_name["forks"]
+    job = played.python("forks", bad_jobs.FORKS, image=played.image, memory="1GB")
 
     def processes() -> int:
         found = played.market.containers(job.id)

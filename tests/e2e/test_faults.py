@@ -76,7 +76,7 @@ def suspend_agent(scenario: Scenario) -> Outcome:
 
 def reclaim(scenario: Scenario) -> Outcome:
     """The owner takes the machine back, with notice."""
-    scenario.begin()
+    scenario.begin(pace_s=0.6)  # the command that asks for it must start before the job is done
     view = scenario.until_durable()
     index = scenario.holder(view)
     scenario.market.command(
