@@ -127,6 +127,15 @@ def test_stop_asks_by_file_and_by_signal(world: World) -> None:
     world.runner.stop(spec.run_id)
 
 
+def test_a_job_that_knows_nothing_of_us_ends_by_the_signal(world: World) -> None:
+    """TERM does what it always does: the job inherits no ignoring of it."""
+    spec = world.spec("import time; print('up', flush=True); time.sleep(600)")
+    world.runner.start(spec)
+    world.shown(spec.run_id, "up")
+    world.runner.stop(spec.run_id)
+    assert world.ended(spec.run_id).exit_code == 128 + signal.SIGTERM
+
+
 def test_a_job_that_ignores_term_is_killed(world: World) -> None:
     spec = world.spec(DEAF)
     world.runner.start(spec)

@@ -102,6 +102,9 @@ class Supervisor:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         size = self._spec["disk_bytes"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        # What the supervisor ignores, the job would inherit through exec, and never hear TERM.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         # Ignored, so that a file grown too large fails a write instead of killing the job.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
