@@ -90,3 +90,35 @@ def test_outputs_carry_no_link(workspace: Workspace, tmp_path: Path) -> None:
     (workspace.outputs / "weights").symlink_to(tmp_path / "secret")
     with pytest.raises(TreeRefused):
         workspace.scan_outputs()
+
+
+def test_an_infinite_step_is_refused(workspace: Workspace) -> None:
+    folder = save(workspace.checkpoint / "out", 5)
+    (folder / "DONE").write_text('{"step": Infinity, "files": [], "meta": {}}')
+    with pytest.raises(TreeRefused):
+        workspace.scan_checkpoint(5)
+
+
+def test_nothing_of_the_host_is_deleted_through_a_link(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    host = tmp_path / "host"
+    save(host, 5)
+    (workspace.checkpoint / "out").rmdir()
+    (workspace.checkpoint / "out").symlink_to(host)
+    assert workspace.steps() == set()
+    workspace.delete_steps((5,))
+    assert (host / "step-5" / "model.bin").exists()
+
+
+def test_a_pipe_in_place_of_an_acknowledgement_holds_nobody_up(workspace: Workspace) -> None:
+    os.mkfifo(workspace.checkpoint / "ack" / "step-5")
+    workspace.acknowledge(5)
+    workspace.acknowledge(6)
+    assert (workspace.checkpoint / "ack" / "step-6").exists()
+
+
+def test_old_steps_are_deleted(workspace: Workspace) -> None:
+    save(workspace.checkpoint / "out", 5)
+    workspace.delete_steps((5,))
+    assert workspace.steps() == set()

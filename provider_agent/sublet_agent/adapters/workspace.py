@@ -7,6 +7,7 @@
 What the job wrote is hostile: nothing follows a link, everything is bounded.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -36,6 +37,32 @@ MAX_PROGRESS_BYTES = 64 * 1024
 _STEP = re.compile(r"step-(0|[1-9][0-9]{0,14})")
 _PIDS_PER_RUN = 1024
 _METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ /:@+-]{0,127}")
+
+
+@contextlib.contextmanager
+def _own_folder(path: Path) -> Iterator[int | None]:
+    """Open a folder that the job may have replaced by a link; None where it is none (any more).
+
+    What is done through the descriptor stays in that folder, whatever the job does meanwhile.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _has_done(out: int | None, name: str) -> bool:
+    try:
+        folder = os.stat(name, dir_fd=out, follow_symlinks=False)
+        done = os.stat(f"{name}/{DONE}", dir_fd=out, follow_symlinks=False)
+    except OSError:
+        return False
+    return stat.S_ISDIR(folder.st_mode) and stat.S_ISREG(done.st_mode)
 
 
 class Workspace:
@@ -140,15 +167,10 @@ class Workspace:
     def steps(self) -> set[int]:
         """Return the steps of whole checkpoints in out/: renamed, with DONE."""
         found = set()
-        try:
-            entries = list(os.scandir(self.checkpoint / "out"))
-        except (FileNotFoundError, NotADirectoryError):
-            return set()
-        for entry in entries:
-            match = _STEP.fullmatch(entry.name)
-            if match and entry.is_dir(follow_symlinks=False):
-                done = Path(entry.path) / DONE
-                if done.is_file() and not done.is_symlink():
+        with _own_folder(self.checkpoint / "out") as out:
+            for name in os.listdir(out) if out is not None else ():
+                match = _STEP.fullmatch(name)
+                if match and _has_done(out, name):
                     found.add(int(match.group(1)))
         return found
 
@@ -222,18 +244,17 @@ class Workspace:
 
     def acknowledge(self, step: int) -> None:
         """Tell the job: durable off this machine."""
-        ack = self.checkpoint / "ack"
-        if ack.is_symlink() or not ack.is_dir():
-            return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(ack / f"step-{step}", flags, 0o644))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        # Whatever the job has put there instead is its own loss.
+        with _own_folder(self.checkpoint / "ack") as ack, contextlib.suppress(OSError):
+            if ack is not None:
+                os.close(os.open(f"step-{step}", flags, 0o644, dir_fd=ack))
 
     def delete_steps(self, steps: tuple[int, ...]) -> None:
         """Delete checkpoints that are no longer needed here."""
-        for step in steps:
-            folder = self.checkpoint / "out" / f"step-{step}"
-            if not folder.is_symlink():
-                shutil.rmtree(folder, ignore_errors=True)
+        with _own_folder(self.checkpoint / "out") as out:
+            for step in steps if out is not None else ():
+                shutil.rmtree(f"step-{step}", ignore_errors=True, dir_fd=out)
 
     def progress(self) -> tuple[int, int, dict[str, float]] | None:
         """Return step, total steps and metrics that the job told last; None: nothing sensible."""
@@ -380,7 +401,7 @@ def check_done(tree: ScannedTree, step: int) -> None:
         done = json.loads(data)
         said = {str(f["path"]): (str(f["sha256"]), int(f["size_bytes"])) for f in done["files"]}
         said_step = int(done["step"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise TreeRefused(f"DONE can't be read: {error!r}") from error
     there = {f.path: (f.sha256, f.size_bytes) for f in tree.index.files if f.path != DONE}
     if said_step != step:
