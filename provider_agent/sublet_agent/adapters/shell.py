@@ -54,6 +54,8 @@ from sublet_contracts.tree import TreeRefused
 from sublet_contracts.wire import Logs, Message
 
 TICK_S = 0.2
+LOG_STALL_S = 2.0
+LATE_LOG_S = 300.0
 T = TypeVar("T")
 
 
@@ -214,6 +216,8 @@ class Shell:
                 self._send_logs(lease_id, max(next_number, 0) if next_number >= 0 else None)
             case effects.LogLineOfOurs(lease_id, text):
                 self.log_line(lease_id, text)
+                # Now, so that it is there before the run's end is told.
+                self._pump_logs()
 
     def _spawn(self, name: str, owner: str, work: Coroutine[Any, Any, None]) -> None:
         key = (name, owner)
@@ -361,17 +365,21 @@ class Shell:
         record = self._record(lease_id)
         # A successor waits for a run that was stopped: its log gets less time than another.
         limit_s = 2.0 if record is not None and record.stop else 30.0
+        await self._drain_log(lease_id, limit_s)
+        self.post(events.FinalScanned(lease_id, tuple(sorted(steps))))
+
+    async def _drain_log(self, lease_id: str, limit_s: float) -> None:
+        """Send the log until nothing is left, nothing moves any more, or `limit_s` is over."""
         begin = moved = time.monotonic()
         behind = self.spool.behind(lease_id)
         while behind and self.link is not None and self.link.live:
             now = time.monotonic()
-            if now - moved > 2.0 or now - begin > limit_s:
+            if now - moved > LOG_STALL_S or now - begin > limit_s:
                 break
             self._pump_logs()
             await asyncio.sleep(0.02)
             if self.spool.behind(lease_id) < behind:
                 behind, moved = self.spool.behind(lease_id), now
-        self.post(events.FinalScanned(lease_id, tuple(sorted(steps))))
 
     async def _upload(self, effect: effects.Upload) -> None:
         lease_id, kind, step = effect.lease_id, effect.kind, effect.step
@@ -412,6 +420,9 @@ class Shell:
                 self.say(f"can't remove a run yet: {error}")
                 await asyncio.sleep(2.0)
         await self.blocking(workspace.delete)
+        # What was said last, such as why a checkpoint is left out, may still be under way. The
+        # device is free by now, so this may take its time; the broker refuses what it doesn't want.
+        await self._drain_log(lease_id, LATE_LOG_S)
         self.spool.forget(lease_id)
         self._cancels.pop(lease_id, None)
         self.post(events.Removed(lease_id))
@@ -450,13 +461,12 @@ class Shell:
         self.spool.add(lease_id, [OutputLine("sublet", self.now_ms(), text)], None)
 
     def _pump_logs(self) -> None:
-        for lease_id, machine in self.core.machines.items():
+        for lease_id in self.core.machines:
             sent, at = self._logs_sent.get(lease_id, (-1, 0.0))
             # One frame is under way at a time; LogsWanted, or this time-out, sends the next.
             if sent >= 0 and time.monotonic() - at < 3.0:
                 continue
-            if machine.record.phase != "discarded":
-                self._send_logs(lease_id, None)
+            self._send_logs(lease_id, None)
 
     def _send_logs(self, lease_id: str, start: int | None) -> None:
         self._logs_sent.pop(lease_id, None)
