@@ -272,5 +272,6 @@ def check_clock(agent_ms: int, broker_ms: int) -> None:
         raise SessionError(
             "clock",
             f"this machine's clock is {abs(skew_ms) // 1000} s {direction} the broker's; "
-            "set it (timedatectl set-ntp true) and the agent reconnects by itself",
+            "set it (timedatectl set-ntp true) and the agent reconnects by itself; "
+            "if it is right, tell the broker's operator",
         )

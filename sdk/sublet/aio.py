@@ -126,6 +126,7 @@ class AsyncJob:
                 view = await self.view()
                 sync.warn_of((await self.cosign()).refused, told)
             except BrokerAway:
+                await asyncio.sleep(poll_s)
                 continue
             if view.state in sync.TERMINAL or view.state is JobState.PAUSED:
                 return view

@@ -18,7 +18,7 @@ import httpx
 
 from sublet.config import ConfigError, Profile, broker_url
 from sublet.cosign import Cosigned, cosign
-from sublet.http import RETRIED_STATUS, BrokerAway, Link, SubletError, away
+from sublet.http import DISK_FULL, RETRIED_STATUS, BrokerAway, Link, SubletError, away
 from sublet.spec import Amount, JobSpec
 from sublet.transfers import OnBytes, download_tree, upload_inputs
 from sublet.units import credits_to_ucr
@@ -348,7 +348,7 @@ class Job:
                 # Once it has ended, one more round reads what the stream had not brought yet.
                 ended = self.view().state in TERMINAL
             except SubletError as error:
-                if not follow or error.problem.status not in RETRIED_STATUS:
+                if not follow or error.problem.status not in {*RETRIED_STATUS, DISK_FULL}:
                     raise
             except httpx.TransportError as error:
                 if not follow:
@@ -366,6 +366,7 @@ class Job:
                 view = self.view()
                 warn_of(self.cosign().refused, told)
             except BrokerAway:
+                time.sleep(poll_s)
                 continue
             if view.state in TERMINAL or view.state is JobState.PAUSED:
                 return view

@@ -137,12 +137,12 @@ def _watch(
             if away_since is not None:
                 screen.say(f"the broker is back after {duration(_ms_since(away_since))}")
             away_since = None
-        except BrokerAway:
+        except BrokerAway as away:
             if over:
                 return view
             if away_since is None:
                 away_since = time.monotonic()
-                screen.say("the broker doesn't answer; the job goes on without it, asking again")
+                screen.say(f"{away.problem.title}; the job goes on without it, asking again")
             _drain(screen, lines, POLL_S)
         screen.picture(view, time.monotonic() - away_since if away_since is not None else 0.0)
 

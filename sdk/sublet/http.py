@@ -19,6 +19,7 @@ from sublet_contracts.keys import SigningKey
 M = TypeVar("M", bound=BaseModel)
 
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
+DISK_FULL = 507
 AWAY_LIMIT_S = 60.0
 
 
@@ -32,7 +33,7 @@ class SubletError(Exception):
 
 
 class BrokerAway(SubletError):
-    """The broker doesn't answer."""
+    """The broker doesn't answer, or its disk is full: later it will, and nothing is lost."""
 
 
 class Link:
@@ -91,6 +92,8 @@ class Link:
             return self._http.request(method, target, content=data or None, headers=headers)
 
         response = self._until_answered(attempt)
+        if response.status_code == DISK_FULL:
+            raise BrokerAway(_problem(response))
         if response.status_code >= 400:
             raise SubletError(_problem(response))
         return response

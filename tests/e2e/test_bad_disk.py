@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -123,6 +124,8 @@ def test_a_full_disk_at_the_broker(world: BadMarket, tmp_path: Path) -> None:
     )  # fmt: skip
     world.until(job, lambda view: view.durable_step >= 2, "a durable step")
 
+    waiter = Waiter(job)
+
     # For longer than the job's patience not even a heartbeat can be kept: the job computes on,
     # uploads and submissions are refused with 507, and the broker can still be asked.
     with disk.full():
@@ -143,12 +146,26 @@ def test_a_full_disk_at_the_broker(world: BadMarket, tmp_path: Path) -> None:
     finish.write_text("")
     view = world.ended(job)
     assert view.state == "succeeded", view.says
+    assert waiter.state() == "succeeded"
     # Nobody was preempted for the broker's own trouble.
     assert (len(view.runs), view.recoveries) == (1, 0), view.runs
     job.download(tmp_path / "out")
     assert int((tmp_path / "out" / "steps").read_text()) == view.durable_step
     lines = [int(line.split()[1]) for line in world.log(job, "stdout")]
     assert lines == list(range(1, view.durable_step + 1))
+
+
+class Waiter:
+    """A renter's program that waits for a job, and signs its receipts, all the while."""
+
+    def __init__(self, job: Job) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._end = self._pool.submit(lambda: Job(job.client.copy(), job.id, job.view()).wait())
+
+    def state(self) -> str:
+        """Return the state that it was told in the end."""
+        with self._pool:
+            return self._end.result(timeout=60).state
 
 
 def told_an_uploader(world: BadMarket, tmp_path: Path) -> None:

@@ -126,11 +126,13 @@ def test_an_ended_job_keeps_its_outputs_and_last_checkpoint_for_a_week() -> None
     access = world.broker.access
     for content in (b"weights", b"step 3"):
         assert access.get_blob(renter.party, job, None, digest(content)) == content
+    assert "sublet download" in renter.view(job).says
     assert digest(b"step 2") not in world.blobs.names()
     let_days_pass(world, 2)
     with pytest.raises(Refusal) as caught:
         access.get_blob(renter.party, job, None, digest(b"weights"))
     assert (caught.value.status, caught.value.code) == (410, "let_go")
+    assert renter.view(job).says == "finished; its outputs are no longer kept"
     let_days_pass(world, 7)
     assert world.blobs.names() == []
     page = world.broker.views.checkpoints(renter.party, job)

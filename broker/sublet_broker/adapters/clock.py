@@ -3,15 +3,23 @@
 The clock starts at the machine's wall time, or at the high-water mark of an earlier run if that is
 later, and goes on by the time since boot. So it never goes back, neither when somebody sets the
 machine's clock nor over a restart; and no jump of the wall clock makes all agents look silent.
+
+Where it and the wall clock differ it goes up to a tenth faster or slower until they meet, as
+adjtime(3) does: a broker that began with a wrong clock agrees with its parties' clocks again
+after ten times the error, and needs no restart.
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Self
 
 from sublet_broker.adapters.sql_store import CLOCK_COUNTER, SqlStore
 from sublet_broker.market.facts import CounterFact
+
+SLEW = 0.1
+"""How much faster or slower than time it goes at most, to meet the wall clock."""
 
 
 def _wall_ms() -> int:
@@ -35,7 +43,9 @@ class SteadyClock:
     ) -> None:
         self._wall_ms = wall_ms
         self._since_boot_ms = since_boot_ms
-        self._zero_ms = max(wall_ms(), not_before_ms) - since_boot_ms()
+        self._lock = threading.Lock()
+        self._read_at_ms = since_boot_ms()
+        self._value_ms = float(max(wall_ms(), not_before_ms))
 
     @classmethod
     def resume(cls, store: SqlStore) -> Self:
@@ -52,7 +62,14 @@ class SteadyClock:
 
     def now_ms(self) -> int:
         """See ports.Clock."""
-        return self._zero_ms + self._since_boot_ms()
+        with self._lock:
+            boot_ms, wall_ms = self._since_boot_ms(), self._wall_ms()
+            elapsed_ms = boot_ms - self._read_at_ms
+            most_ms = elapsed_ms * SLEW
+            apart_ms = wall_ms - (self._value_ms + elapsed_ms)
+            self._value_ms += elapsed_ms + min(max(apart_ms, -most_ms), most_ms)
+            self._read_at_ms = boot_ms
+            return int(self._value_ms)
 
     def ahead_of_wall_ms(self) -> int:
         """Return by how much this clock is ahead of the machine's (negative: behind)."""

@@ -162,7 +162,7 @@ def _device_failures(wish: Wish, devices: Sequence[Device]) -> list[Failure]:
         has = devices[0].kind
         failures.append(
             Failure("device_kind", f"it offers {has} devices, not {need.device_kind}",
-                    f"allow a {has} as device")
+                    f"allow a {has} as device (--gpus {'cpu' if has == 'cpu' else 1})")
         )  # fmt: skip
     name = need.device_name.lower()
     if name and _fewer(need, [name in d.name.lower() for d in devices]):

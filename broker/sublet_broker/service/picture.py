@@ -48,7 +48,7 @@ def job_view(look: Work, job: JobFact) -> JobView:
         renter=job.renter,
         state=job.state,
         reason=job.reason,
-        says=says(job, newest, run, look.now_ms),
+        says=says(job, newest, run, look.now_ms, outputs_kept=outputs is not None and outputs.kept),
         image=document.image,
         command=document.command,
         resources=document.resources,

@@ -15,7 +15,9 @@ _DOING = {
 }
 
 
-def says(job: JobFact, lease: LeaseFact | None, run: RunFact | None, now_ms: int) -> str:
+def says(
+    job: JobFact, lease: LeaseFact | None, run: RunFact | None, now_ms: int, *, outputs_kept: bool
+) -> str:
     """Return what the job is doing, in words. `lease` and `run`: the newest."""
     match job.state:
         case JobState.QUEUED:
@@ -31,8 +33,11 @@ def says(job: JobFact, lease: LeaseFact | None, run: RunFact | None, now_ms: int
         case JobState.PAUSED:
             return _paused(job)
         case JobState.SUCCEEDED:
-            got = "; sublet download brings the outputs" if job.outputs else ""
-            return f"finished{got}"
+            if not job.outputs:
+                return "finished"
+            if not outputs_kept:
+                return "finished; its outputs are no longer kept"
+            return "finished; sublet download brings the outputs"
         case JobState.FAILED:
             reason = MEANINGS[job.reason].says if job.reason else "it failed"
             return f"{reason}{_also(job.detail)}"
