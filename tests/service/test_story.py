@@ -261,6 +261,21 @@ def test_refused_and_unanswered_leases_cost_nobody_anything() -> None:
     world.audit()
 
 
+def test_a_provider_that_goes_on_refusing_is_asked_less_and_less_often() -> None:
+    world = World()
+    agent = world.agent("alice")
+    agent.accepts_leases = False
+    renter = world.renter()
+    job = renter.submit()
+    world.pass_ms(600_000)
+    # At once, then after 4, 8, 16, 32 and 60 s, and each minute from then on.
+    assert 12 <= len(renter.view(job).runs) <= 18
+    agent.accepts_leases = True
+    world.pass_ms(61_000)
+    assert agent.the_run.job_id == job
+    world.audit()
+
+
 def test_success_without_its_outputs_is_no_success() -> None:
     world = World()
     agent = world.agent("alice")

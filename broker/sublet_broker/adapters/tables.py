@@ -115,6 +115,7 @@ class JobRow(Row, table=True):
     epoch: Whole
     settled_ucr: Whole
     accepted_ucr: Whole
+    refusals: Whole
     fruitless: Whole
     not_before_ms: Whole
     avoid: Json

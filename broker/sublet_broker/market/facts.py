@@ -83,6 +83,8 @@ class JobFact(Fact):
     settled_ucr: int = 0
     accepted_ucr: int = 0
     """Settled without the renter's signature, out of accept_ucr."""
+    refusals: int = 0
+    """Leases in a row that no agent signed."""
     fruitless: int = 0
     """Attempts in a row without a new durable step."""
     not_before_ms: int = 0

@@ -11,8 +11,8 @@ Rules, first match counts:
 
 An attempt is a lease that was signed. The first attempt after a loss starts at once: recovery time
 is what people wait for. Only attempts that come to nothing one after the other wait longer and
-longer. Providers that failed the job are avoided, not excluded, until it has made progress
-elsewhere.
+longer, and so does asking a provider again who has refused. Providers that failed the job are
+avoided, not excluded, until it has made progress elsewhere.
 """
 
 from dataclasses import dataclass, replace
@@ -74,9 +74,10 @@ def after(job: JobFact, ending: Ending, patience: Patience, now_ms: int) -> JobF
 
 def _counted(job: JobFact, ending: Ending) -> JobFact:
     if ending.progressed:
-        return replace(job, fruitless=0, avoid=(), prefer="")
-    fruitless = job.fruitless + (1 if ending.signed else 0)
-    return replace(job, fruitless=fruitless, prefer="")
+        return replace(job, refusals=0, fruitless=0, avoid=(), prefer="")
+    if not ending.signed:
+        return replace(job, refusals=job.refusals + 1, prefer="")
+    return replace(job, refusals=0, fruitless=job.fruitless + 1, prefer="")
 
 
 def _what_next(job: JobFact, ending: Ending) -> Next:
@@ -111,11 +112,16 @@ def _retried(job: JobFact, ending: Ending, patience: Patience, now_ms: int) -> J
 
 
 def _wait_ms(job: JobFact, ending: Ending, patience: Patience) -> int:
-    if not ending.signed:
-        return patience.backoff_ms if ending.provider in job.avoid else 0
-    if job.fruitless <= 1:
+    if ending.signed:
+        return _backoff_ms(job.fruitless - 1, patience)
+    # Whoever hasn't refused yet is asked at once.
+    return _backoff_ms(job.refusals, patience) if ending.provider in job.avoid else 0
+
+
+def _backoff_ms(failures: int, patience: Patience) -> int:
+    if failures < 1:
         return 0
-    return min(patience.backoff_ms << (job.fruitless - 2), patience.backoff_max_ms)
+    return min(patience.backoff_ms << min(failures - 1, 32), patience.backoff_max_ms)
 
 
 def _moved(job: JobFact, state: JobState, reason: Reason, detail: str, now_ms: int) -> JobFact:

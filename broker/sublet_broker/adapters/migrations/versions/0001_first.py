@@ -255,6 +255,7 @@ def make_tables() -> None:
         whole("epoch"),
         whole("settled_ucr"),
         whole("accepted_ucr"),
+        whole("refusals"),
         whole("fruitless"),
         whole("not_before_ms"),
         text("avoid"),
