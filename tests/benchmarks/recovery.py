@@ -7,6 +7,7 @@ step that the job hadn't made durable before, minus the time of the kill: one cl
 """
 
 import random
+import shutil
 import tempfile
 import threading
 import time
@@ -153,32 +154,37 @@ def _runner(asked: str) -> tuple[str, str]:
 
 @contextmanager
 def _lanes(runner: str, image: str, count: int, say: Say) -> Iterator[list[Lane]]:
-    """Start a broker and `count` lanes whose jobs run; stop everything afterwards."""
-    with tempfile.TemporaryDirectory(prefix="sublet-bench-") as folder:
-        root = Path(folder)
-        market = LocalMarket(root)
-        clients: list[Client] = []
-        try:
-            market.start_broker()
-            say("  the broker is ready")
-            clients = [
-                Client(broker=market.url, config_dir=root / "renter") for _ in range(count + 1)
-            ]
-            owner = clients.pop()
-            owner.fund(owner.party, FUNDS, operator_key=market.operator_key)
-            owner.close()
-            lanes = [
-                Lane(f"lane{i}", market, client, runner, image, say)
-                for i, client in enumerate(clients)
-            ]
-            with ThreadPoolExecutor(count) as pool:
-                list(pool.map(Lane.begin, lanes))
-                list(pool.map(Lane.until_durable, lanes))
-            yield lanes
-        finally:
-            for client in clients:
-                client.close()
-            market.stop()
+    """Start a broker and `count` lanes whose jobs run; stop everything afterwards.
+
+    What they wrote is deleted, except when something went wrong: then its logs are kept.
+    """
+    root = Path(tempfile.mkdtemp(prefix="sublet-bench-"))
+    market = LocalMarket(root)
+    clients: list[Client] = []
+    done = False
+    try:
+        market.start_broker()
+        say("  the broker is ready")
+        clients = [Client(broker=market.url, config_dir=root / "renter") for _ in range(count + 1)]
+        owner = clients.pop()
+        owner.fund(owner.party, FUNDS, operator_key=market.operator_key)
+        owner.close()
+        lanes = [
+            Lane(f"lane{i}", market, client, runner, image, say) for i, client in enumerate(clients)
+        ]
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(Lane.begin, lanes))
+            list(pool.map(Lane.until_durable, lanes))
+        yield lanes
+        done = True
+    finally:
+        for client in clients:
+            client.close()
+        market.stop()
+        if done:
+            shutil.rmtree(root)
+        else:
+            say(f"  what broker and agents wrote is kept in {root}")
 
 
 def _line(round: Round) -> str:
