@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 import pytest
 
-Service = Literal["docker", "postgres", "torch", "cc"]
+Service = Literal["docker", "postgres", "torch", "cc", "registry"]
 
 REQUIRE_VARIABLE = "SUBLET_REQUIRE_SERVICES"
 POSTGRES_VARIABLE = "SUBLET_TEST_POSTGRES_URL"
@@ -61,6 +61,9 @@ def _missing(service: Service) -> str | None:
         case "cc":
             found = shutil.which("cc")
             return None if found else "no C compiler: install gcc and the C library's headers"
+        case "registry":
+            found = shutil.which("docker-registry")
+            return None if found else "no docker-registry: apt-get install docker-registry"
 
 
 def _missing_docker() -> str | None:
