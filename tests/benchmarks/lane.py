@@ -92,6 +92,8 @@ class Lane:
     say: Callable[[str], None]
     job: Job | None = None
     machines: list[str] = field(default_factory=list)
+    """Those that live: the holder and the one that is ready to take over."""
+    _made: int = 0
     _last_event: int = 0
     _last_line: int = -1
 
@@ -113,7 +115,8 @@ class Lane:
 
     def add_machine(self) -> None:
         """Start an agent with a new key."""
-        name = f"{self.name}-{len(self.machines)}"
+        name = f"{self.name}-{self._made}"
+        self._made += 1
         self.market.start_agent(
             name, "--runner", self.runner, "--region", self.name,
             "--trust", self.client.party, "--image-policy", "any",
@@ -121,8 +124,8 @@ class Lane:
         self.machines.append(name)
 
     def await_offers(self) -> None:
-        """Wait until the newest two machines are on the market."""
-        wanted = set(self.machines[-2:])
+        """Wait until all machines of this lane are on the market."""
+        wanted = set(self.machines)
         self.market.wait_for(
             lambda: wanted <= {o.name for o in self.client.offers(region=self.name).offers},
             f"the offers of {self.name}",
@@ -190,6 +193,7 @@ class Lane:
         )
         self.running_job.cosign()
         self.market.agents[holder].stop()
+        self.machines.remove(holder)
         self.add_machine()
         return done
 
