@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sublet_agent.core.effects import Save
 from sublet_agent.core.records import IssuedOffer, RunRecord, Saved
+from sublet_agent.core.status import Income
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.wire import MESSAGES, Message
 
@@ -73,6 +74,8 @@ class Journal:
             "INSERT OR IGNORE INTO meta VALUES ('state_id', ?)", (os.urandom(8).hex(),)
         )
         self.state_id = self._meta("state_id")
+        earned = [_earned(envelope) for envelope in self.settlements()]
+        self._income = Income(earned_ucr=sum(earned), leases=len(earned))
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -115,11 +118,7 @@ class Journal:
                 )
             for job, epoch in save.epochs.items():
                 run("INSERT OR REPLACE INTO epochs VALUES (?,?)", (job, epoch))
-            for envelope in save.settlements:
-                run(
-                    "INSERT OR IGNORE INTO settlements VALUES (?,?)",
-                    (envelope.id, envelope.model_dump_json()),
-                )
+            earned = [_earned(envelope) for envelope in save.settlements if self._keep(envelope)]
             if save.offers is not None:
                 self._set("offers", json.dumps([o.model_dump(mode="json") for o in save.offers]))
             for name in ("broker", "offer_sequence", "next_mid"):
@@ -127,6 +126,10 @@ class Journal:
                 if value is not None:
                     self._set(name, str(value))
             run("COMMIT")
+            before = self._income
+            self._income = Income(
+                earned_ucr=before.earned_ucr + sum(earned), leases=before.leases + len(earned)
+            )
         except BaseException:
             if self._db.in_transaction:
                 run("ROLLBACK")
@@ -157,9 +160,26 @@ class Journal:
         rows = self._db.execute("SELECT envelope FROM settlements ORDER BY rowid")
         return [Envelope.model_validate_json(text) for (text,) in rows]
 
+    def income(self) -> Income:
+        """Return what the settlements received add up to."""
+        return self._income
+
+    def _keep(self, envelope: Envelope) -> bool:
+        """Write a settlement; False: it is here already."""
+        added = self._db.execute(
+            "INSERT OR IGNORE INTO settlements VALUES (?,?)",
+            (envelope.id, envelope.model_dump_json()),
+        )
+        return added.rowcount == 1
+
     def _meta(self, name: str, default: str = "") -> str:
         row = self._db.execute("SELECT value FROM meta WHERE name=?", (name,)).fetchone()
         return str(row[0]) if row else default
 
     def _set(self, name: str, value: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (name, value))
+
+
+def _earned(envelope: Envelope) -> int:
+    """Return a settlement's provider_ucr; the core has verified it before it was written."""
+    return int(json.loads(envelope.payload_bytes)["provider_ucr"])

@@ -6,15 +6,26 @@ socket, the backoff, and the order "commit, then acknowledge".
 
 import asyncio
 import contextlib
+import errno
 import random
+import socket
+import ssl
 from collections.abc import Callable
 from typing import Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidStatus,
+    InvalidURI,
+    WebSocketException,
+)
 
 from sublet_agent.adapters.clock import SteadyClock
 from sublet_agent.adapters.journal import Journal
+from sublet_agent.adapters.options import UsageError
+from sublet_agent.core.status import Connection
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.session import AgentSession, Phase, SessionError
 from sublet_contracts.wire import MAX_FRAME_BYTES, Ack, FrameRefused, Message
@@ -59,13 +70,12 @@ class Link:
         self._listener = listener
         self._clock = clock
         self._broker = broker
-        self._socket: ClientConnection | None = None
         self._session: AgentSession | None = None
         self._sent_up_to = 0
         self._wake = asyncio.Event()
         self._acknowledged = asyncio.Event()
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1000)
-        self.refused = ""
+        self.connection = Connection(connected=False, since_ms=clock.now_ms())
 
     @property
     def live(self) -> bool:
@@ -98,20 +108,20 @@ class Link:
         delay_s = BACKOFF_FIRST_S
         last = ""
         while True:
-            self.refused = ""
             was_live = False
             try:
                 was_live = await self._converse()
                 says = "the broker closed the connection"
             except SessionError as error:
-                self.refused = says = f"refused ({error.code}): {error.detail}"
+                says = f"refused ({error.code}): {error.detail}"
                 if error.code == "clock":
                     # It may have been set since it was read, or the machine has slept.
                     self._clock.set()
             except InvalidURI as error:
-                raise ValueError(f"--broker: {error}") from error
+                raise UsageError(f"--broker: {error}") from error
             except (OSError, InvalidHandshake, WebSocketException, TimeoutError) as error:
-                says = f"no connection: {type(error).__name__}: {error}"
+                says = _no_connection(error, self._url)
+            self._changed(connected=False, trouble=says)
             if was_live or self._was_live:
                 delay_s = BACKOFF_FIRST_S
             if says != last:
@@ -124,39 +134,46 @@ class Link:
 
     _was_live = False
 
+    def _changed(self, *, connected: bool, trouble: str = "") -> None:
+        before = self.connection
+        same = before.connected == connected
+        since_ms = before.since_ms if same else self._clock.now_ms()
+        self.connection = Connection(connected=connected, since_ms=since_ms, trouble=trouble)
+
     async def _converse(self) -> bool:
         self._was_live = False
         # A broker that answers nothing for long is as good as gone: websockets' pings find out.
         async with connect(
             self._url, max_size=MAX_FRAME_BYTES, open_timeout=ANSWER_S, ping_interval=10,
             ping_timeout=SILENCE_S, close_timeout=2, compression=None, proxy=None,
-        ) as socket:  # fmt: skip
+        ) as wire:  # fmt: skip
             session = AgentSession(
                 self._key,
                 instance=self._instance,
                 agent_version=VERSION,
                 broker=self._broker() or None,
             )
-            self._socket, self._session = socket, session
+            self._session = session
             self._outgoing = asyncio.Queue(maxsize=1000)
             self._sent_up_to = 0
             tasks: list[asyncio.Task[None]] = []
             try:
                 while session.phase is not Phase.LIVE:
-                    frame = await asyncio.wait_for(socket.recv(), ANSWER_S)
+                    frame = await asyncio.wait_for(wire.recv(), ANSWER_S)
                     received, answer = session.receive(_bytes(frame), self._clock.now_ms())
                     if answer is not None:
-                        await socket.send(answer.decode())
+                        await wire.send(answer.decode())
                 self._was_live = True
+                self._changed(connected=True)
                 self._listener.joined(session.broker or "", session.broker_ahead_ms)
-                tasks = [asyncio.create_task(self._write(socket)),
+                tasks = [asyncio.create_task(self._write(wire)),
                          asyncio.create_task(self._resend())]  # fmt: skip
                 self._listener.arrived(received.message)
-                async for frame in socket:
+                async for frame in wire:
                     received, _ = session.receive(_bytes(frame), self._clock.now_ms())
                     self._take(received.message, received.mid)
             finally:
-                self._session = self._socket = None
+                self._session = None
                 self._acknowledged.set()
                 for task in tasks:
                     task.cancel()
@@ -174,10 +191,10 @@ class Link:
         if mid is not None:
             self.send(Ack(mids=(mid,)))
 
-    async def _write(self, socket: ClientConnection) -> None:
+    async def _write(self, wire: ClientConnection) -> None:
         while True:
             frame = await self._outgoing.get()
-            await socket.send(frame.decode())
+            await wire.send(frame.decode())
 
     async def _resend(self) -> None:
         """Send the outbox in order; what isn't acknowledged for a while goes out again."""
@@ -195,6 +212,27 @@ class Link:
                 self._sent_up_to = 0
 
 
+def _no_connection(error: Exception, url: str) -> str:
+    """Say why the broker can't be reached."""
+    where = url.split("/")[2]
+    match error:
+        case OSError() if f"[Errno {errno.ECONNREFUSED}]" in str(error):
+            why = f"nothing answers at {where}"
+        case socket.gaierror():
+            why = f"there is no host of that name: {where}"
+        case ssl.SSLCertVerificationError():
+            why = f"the certificate of {where} is not to be trusted: {error.verify_message}"
+        case TimeoutError():
+            why = f"{where} gave no answer within {ANSWER_S:.0f} s"
+        case ConnectionClosed():
+            why = f"{where} went away"
+        case InvalidStatus():
+            why = f"{where} answered HTTP {error.response.status_code} instead of a session"
+        case _:
+            why = f"{where}: {type(error).__name__}: {error}"
+    return f"no connection: {why}"
+
+
 def _bytes(frame: str | bytes) -> bytes:
     return frame.encode() if isinstance(frame, str) else frame
 
@@ -204,4 +242,4 @@ def _websocket_url(url: str) -> str:
     for http, ws in (("http://", "ws://"), ("https://", "wss://")):
         if base.startswith(http):
             return ws + base[len(http) :] + "/v1/agent"
-    raise ValueError(f"--broker {url!r}: must start with http:// or https://")
+    raise UsageError(f"--broker {url!r}: must start with http:// or https://")
