@@ -55,6 +55,7 @@ class Scenario:
     image: str
     folder: Path
     job: Job | None = None
+    weights_file: str = "weights.json"
 
     def agent_name(self, index: int) -> str:
         """Return the name of its first (0) or second (1) agent."""
@@ -157,7 +158,7 @@ class Scenario:
         weights = None
         if view.state == "succeeded":
             job.download(self.folder / "out")
-            weights = (self.folder / "out" / "weights.json").read_bytes()
+            weights = (self.folder / "out" / self.weights_file).read_bytes()
         export = job.export()
         (self.folder / "export.json").write_bytes(export)
         outcome = Outcome(
