@@ -186,6 +186,22 @@ def test_what_is_refused_before_anything_is_submitted(
     assert len(at_market.client.jobs().jobs) == jobs
 
 
+def test_finetune_shows_the_offers_and_asks_as_run_does(
+    at_market: SmallMarket, tmp_path: Path, capsys: Capture
+) -> None:
+    data = tmp_path / "reviews.csv"
+    data.write_text("text,label\n" + "fine,good\npoor,bad\n" * 20)
+    terms = ["--gpus", "cpu", "--max-price", "1", "--budget", "1"]
+    assert main(["finetune", "minilm", str(data), *terms]) == 2
+    error = capsys.readouterr().err
+    assert "It costs at most 1.00 credits in all." in error
+    assert "add -y to submit without asking" in error
+    assert main(["finetune", "minilm", str(data), *terms, "-y", "-d"]) == 0
+    job = capsys.readouterr().out.strip()
+    assert at_market.client.job(job).view().command[:2] == ("python3", "/job/train.py")
+    assert main(["cancel", job]) == 0
+
+
 def test_a_broker_that_is_away_is_an_error_without_a_traceback(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sublet.cli.failing import CommandError
 from sublet.cli.options import Parser, client, with_broker, with_json
-from sublet.cli.run import result
+from sublet.cli.run import agreed, result
 
 
 def finetune(argv: Sequence[str]) -> int:
@@ -23,19 +23,21 @@ def finetune(argv: Sequence[str]) -> int:
     parser.add_argument("--epochs", type=float, default=1.0, metavar="N", help="default: 1")
     parser.add_argument("--image", help="default: $SUBLET_FINETUNE_IMAGE, or ours")
     parser.add_argument("--name", default="finetune", help="default: finetune")
+    parser.add_argument("--wait", action="store_true", help="queue it even if nobody could take it")
     parser.add_argument("-d", "--detach", action="store_true", help="print the id and leave")
+    parser.add_argument("-y", "--yes", action="store_true", help="submit without asking")
     options = with_json(with_broker(parser)).parse_args(argv)
     from contextlib import redirect_stdout
     from sys import stderr
 
     from sublet.finetuning import DataError
     from sublet.finetuning import finetune as preset
-    from sublet.progress import announcing
+    from sublet.spec import JobSpec
 
-    with client(options) as asker, announcing() as announce:
+    with client(options) as asker:
 
         def run(**wishes: Any) -> Any:
-            return asker.run(announce=announce, **wishes)
+            return agreed(asker, JobSpec(**wishes), wait=options.wait, yes=options.yes)
 
         try:
             with redirect_stdout(stderr):

@@ -45,16 +45,16 @@ def _run(options: argparse.Namespace) -> int:
         _check_inputs(spec.inputs)
         if options.dry_run:
             return _dry_run(asker, spec)
-        _show_terms(asker, spec, wait=options.wait)
-        _confirm(options.yes)
-        job = submitted(asker, spec, wait=options.wait)
+        job = agreed(asker, spec, wait=options.wait, yes=options.yes)
         return result(job, detach=options.detach, as_json=options.json)
 
 
-def submitted(asker: "Client", spec: "JobSpec", *, wait: bool) -> "Job":
-    """Send the inputs, with progress, and submit."""
+def agreed(asker: "Client", spec: "JobSpec", *, wait: bool, yes: bool) -> "Job":
+    """Show what the job would get and the most it can cost, ask, send the inputs and submit."""
     from sublet.progress import announcing
 
+    _show_terms(asker, spec, wait=wait)
+    _confirm(yes)
     with announcing() as announce:
         return asker.submit(spec, wait_for_offer=wait, announce=announce)
 
