@@ -1,62 +1,120 @@
 """Recognises the checkpoints that HF Trainer and Lightning write into a job's outputs folder.
 
 So a renter's script resumes elsewhere without knowing sublet. Pure: the agent lists the outputs
-folder, `find_checkpoints` says which checkpoints in it are whole, and the agent packs the newest
-one under the names of `packed`. At restore, `placement` says where the files go: back to where the
-script had written them, which is where it looks for them (HF Trainer: resume_from_checkpoint=True;
-Lightning: ckpt_path="last").
+folder and reads a little of it, `find_checkpoints` says which checkpoints are whole by their names,
+`next_snapshot` which files make the next checkpoint and what its step is. The files go into it
+under the names of `packed`, beside a record of them (RECORD); at restore `placed` says where they
+go back to: where the script had written them, which is where it looks for them (HF Trainer:
+get_last_checkpoint; Lightning: ckpt_path="last").
 
 Rules:
 1. HF Trainer: a folder checkpoint-N with trainer_state.json, which the Trainer writes after all
    else, weights (every shard that the names promise) and an optimizer. A folder without an
-   optimizer (save_only_model) can't be resumed from.
-2. Lightning: a file *.ckpt. Its name says the step (step=N); last.ckpt goes along with the one it
-   repeats. Where no name says a step (the content is a pickle, which we never open), checkpoints
-   are counted instead: `after_step + 1`.
-3. Nothing is whole before it has been quiet for `quiet_ms`: no file of it is younger.
+   optimizer (save_only_model) can't be resumed from. `read_trainer_state` says whether that file
+   is all there.
+2. Lightning: the *.ckpt files of one folder, the newest few. Names say steps (step=N); last.ckpt
+   says none, and its content is a pickle, which we never open.
+3. A file that begins as a ZIP, as torch writes them, ends as one (`ends_whole`), or it is torn.
+4. Nothing is whole before it has been quiet for a while: no file of it is younger.
+5. A snapshot is the newest whole checkpoint of each folder that has any (a script may train several
+   models, one after the other), and for HF Trainer the best one that it names, which
+   load_best_model_at_end needs. It is new when something in it is newer than all of the one before.
+6. Its step is the one that the newest checkpoint's name says, if that is past the step before;
+   otherwise steps are counted on from there.
 """
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from sublet_contracts.documents import Count
+from sublet_contracts.tree import MAX_FILES, check_relative_path
 
 PACKED = "outputs-layout"
 """First part of the path of every file in a checkpoint that was packed from the outputs folder."""
 
+RECORD = "outputs-layout.json"
+"""The file in such a checkpoint that lists them: a Snapshot."""
+
 QUIET_MS = 2_000
+MAX_STATE_BYTES = 16 * 1024 * 1024
+MAX_RECORD_BYTES = 16 * 1024 * 1024
+ZIP_TAIL_BYTES = 22
+_ZIP_BEGIN, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
+_MAX_STEP = 10**15 - 1
+_MAX_FOLDERS = 16
+_LIGHTNING_FILES = 5
 
 Framework = Literal["hf-trainer", "lightning"]
 
-_HF_FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
+_HF_FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]{0,14})")
+_HF_STATE = "trainer_state.json"
 _HF_WEIGHTS = re.compile(
     r"(model|adapter_model|pytorch_model)\.(safetensors|bin)"
     r"|(model|pytorch_model)-(?P<shard>[0-9]{5})-of-(?P<shards>[0-9]{5})\.(safetensors|bin)"
     r"|pytorch_model_fsdp(_0)?(\.bin|/.+)|global_step[0-9]+/.*model_states\.pt"
 )
 _HF_OPTIMIZER = re.compile(r"optimizer(_0)?(\.pt|\.bin|/.+)|global_step[0-9]+/.*optim_states\.pt")
-_LIGHTNING_STEP = re.compile(r"(?:^|[-_.])step=([0-9]{1,18})(?=[-_.]|$)")
-_LIGHTNING_LAST = re.compile(r"last(-v[0-9]+)?")
+_LIGHTNING_STEP = re.compile(r"(?:^|[-_.])step=([0-9]{1,15})(?=[-_.]|$)")
+_TORCH_FILE = re.compile(r".*\.(pt|pth|bin|ckpt)")
 
 
-@dataclass(frozen=True)
-class ListedFile:
+class ListedFile(BaseModel):
     """A regular file below the outputs folder, as a listing shows it."""
 
-    path: str
-    """relative to the outputs folder, with '/'"""
-    size_bytes: int
-    mtime_ms: int
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    path: str = Field(description="relative to the outputs folder, with '/'")
+    size_bytes: Count = Field(description="of the file")
+    mtime_ms: Count = Field(description="when it was last written, by the machine's clock")
+
+    @field_validator("path")
+    @classmethod
+    def _plain(cls, path: str) -> str:
+        return check_relative_path(path)
+
+
+class Snapshot(BaseModel):
+    """The files of the outputs folder that make one checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    version: int = Field(default=1, ge=1, le=1, description="of this format")
+    step: Count = Field(description="of the checkpoint; never goes back within a job")
+    trained_step: Count = Field(description="as trainer_state.json says; 0: nothing says it")
+    total_steps: Count = Field(description="as trainer_state.json says; 0: nothing says it")
+    files: tuple[ListedFile, ...] = Field(
+        min_length=1, max_length=MAX_FILES - 1, description="sorted by path"
+    )
+
+    @property
+    def mtime_ms(self) -> int:
+        """When its newest file was written."""
+        return max(file.mtime_ms for file in self.files)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training that wrote it had come to its end."""
+        return 0 < self.total_steps <= self.trained_step
+
+    def to_bytes(self) -> bytes:
+        """Return it as RECORD holds it."""
+        return self.model_dump_json().encode()
 
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """A whole checkpoint: the files that make it, sorted by path."""
+    """A checkpoint that is whole by its names: the files that make it, sorted by path."""
 
     framework: Framework
-    step: int
-    step_is_counted: bool
-    """no name said the step, so checkpoints were counted"""
+    folder: str
+    """in which the script keeps its checkpoints; "" is the outputs folder itself"""
+    step: int | None
+    """as a name says; None: no name says one"""
     files: tuple[ListedFile, ...]
 
     @property
@@ -65,28 +123,93 @@ class FoundCheckpoint:
         return max(file.mtime_ms for file in self.files)
 
     @property
-    def total_bytes(self) -> int:
-        """Bytes of all its files."""
-        return sum(file.size_bytes for file in self.files)
+    def state_path(self) -> str | None:
+        """The path of its trainer_state.json; None for Lightning's."""
+        if self.framework != "hf-trainer":
+            return None
+        return f"{_join(self.folder, f'checkpoint-{self.step}')}/{_HF_STATE}"
+
+    @property
+    def torch_paths(self) -> list[str]:
+        """The paths of the files that torch writes, to be checked with `ends_whole`."""
+        return [file.path for file in self.files if _TORCH_FILE.fullmatch(file.path)]
 
 
-def find_checkpoints(
-    listing: Iterable[ListedFile],
-    now_ms: int,
-    *,
-    after_step: int = 0,
-    after_mtime_ms: int = 0,
-    quiet_ms: int = QUIET_MS,
-) -> list[FoundCheckpoint]:
-    """Return the whole checkpoints in a listing that are past `after_step`, oldest step first.
+@dataclass(frozen=True)
+class TrainerState:
+    """What trainer_state.json says that matters to us."""
 
-    `now_ms` must be by the clock that the mtimes are by. `after_mtime_ms` keeps a checkpoint that
-    is counted from being found again: give the newest mtime of the last one found or placed.
-    """
+    step: int
+    total_steps: int
+    """0: unknown"""
+    best_step: int | None
+
+
+def find_checkpoints(listing: Iterable[ListedFile]) -> list[FoundCheckpoint]:
+    """Return the checkpoints in a listing that are whole by their names, newest first."""
     files = sorted(listing, key=lambda file: file.path)
-    found = [*_hf_trainer(files), *_lightning(files, after_step, after_mtime_ms)]
-    whole = [c for c in found if c.mtime_ms <= now_ms - quiet_ms and c.step > after_step]
-    return sorted(whole, key=lambda c: (c.step, c.mtime_ms, c.files[0].path))
+    found = [*_hf_trainer(files), *_lightning(files)]
+    return sorted(found, key=lambda c: (c.mtime_ms, c.step or 0, c.folder), reverse=True)
+
+
+def read_trainer_state(data: bytes, step: int | None) -> TrainerState | None:
+    """Read trainer_state.json; None if it is torn, or is not that of `step`."""
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if step is None or not isinstance(said, dict) or _count(said.get("global_step")) != step:
+        return None
+    best = _count(said.get("best_global_step"))
+    if best is None:
+        # Older Trainers name the folder only.
+        path = said.get("best_model_checkpoint")
+        match = _HF_FOLDER.fullmatch(path.rsplit("/", 1)[-1]) if isinstance(path, str) else None
+        best = int(match.group(1)) if match else None
+    return TrainerState(step, _count(said.get("max_steps")) or 0, best)
+
+
+def ends_whole(begin: bytes, tail: bytes) -> bool:
+    """Say whether a file is not a torn ZIP, by its first four and its last ZIP_TAIL_BYTES bytes."""
+    if begin != _ZIP_BEGIN:
+        return True
+    return len(tail) == ZIP_TAIL_BYTES and tail.startswith(_ZIP_END) and tail.endswith(b"\0\0")
+
+
+def next_snapshot(
+    sound: Sequence[FoundCheckpoint],
+    states: Mapping[str, TrainerState],
+    last: Snapshot | None,
+    after_step: int,
+) -> Snapshot | None:
+    """Return the checkpoint to take next, or None: there is nothing newer than `last`.
+
+    `sound` are those that were found whole and read, newest first; `states` what their
+    trainer_state.json said, by its path.
+    """
+    if not sound or (last is not None and sound[0].mtime_ms <= last.mtime_ms):
+        return None
+    newest: dict[tuple[str, str], FoundCheckpoint] = {}
+    for checkpoint in sound:
+        newest.setdefault((checkpoint.framework, checkpoint.folder), checkpoint)
+    chosen = list(newest.values())[:_MAX_FOLDERS]
+    said = [(c.folder, states.get(c.state_path or "")) for c in chosen]
+    best = {(folder, state.best_step) for folder, state in said if state is not None}
+    chosen += [c for c in sound if (c.folder, c.step) in best and c.framework == "hf-trainer"]
+    files = {file.path: file for checkpoint in chosen for file in checkpoint.files}
+    if len(files) >= MAX_FILES:
+        return None
+    after = max(after_step, last.step if last else 0)
+    step = sound[0].step
+    if step is None or step <= after:
+        step = after + 1
+    state = states.get(sound[0].state_path or "")
+    return Snapshot(
+        step=step,
+        trained_step=state.step if state else 0,
+        total_steps=state.total_steps if state else 0,
+        files=tuple(files[path] for path in sorted(files)),
+    )
 
 
 def packed(path: str) -> str:
@@ -94,13 +217,29 @@ def packed(path: str) -> str:
     return f"{PACKED}/{path}"
 
 
-def placement(checkpoint_paths: Iterable[str]) -> dict[str, str]:
-    """Return path in the checkpoint -> path in the outputs folder, for all that belong there.
+def read_record(data: bytes) -> Snapshot:
+    """Return the snapshot that RECORD holds. Raises ValueError."""
+    if len(data) > MAX_RECORD_BYTES:
+        raise ValueError(f"{RECORD} has more than {MAX_RECORD_BYTES} bytes")
+    try:
+        return Snapshot.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(f"{RECORD}: {first['msg']}") from error
 
-    Empty for a checkpoint that the job wrote by the protocol itself: that one stays in in/step-N.
+
+def placed(snapshot: Snapshot, step: int, now_ms: int) -> Snapshot:
+    """Return the snapshot as it is to lie on another machine: same order, nothing in the future.
+
+    Scripts go by the order of the times (Lightning's "last" is the newest), and the other machine's
+    clock is not this one's.
     """
-    prefix = PACKED + "/"
-    return {path: path[len(prefix) :] for path in checkpoint_paths if path.startswith(prefix)}
+    shift = now_ms - snapshot.mtime_ms
+    files = tuple(
+        file.model_copy(update={"mtime_ms": max(0, file.mtime_ms + shift)})
+        for file in snapshot.files
+    )
+    return snapshot.model_copy(update={"step": step, "files": files})
 
 
 def _hf_trainer(files: Sequence[ListedFile]) -> list[FoundCheckpoint]:
@@ -110,19 +249,19 @@ def _hf_trainer(files: Sequence[ListedFile]) -> list[FoundCheckpoint]:
         for depth, part in enumerate(parts[:-1]):
             match = _HF_FOLDER.fullmatch(part)
             if match:
-                folder = "/".join(parts[: depth + 1])
-                folders.setdefault((folder, int(match.group(1))), []).append(file)
+                key = "/".join(parts[:depth]), int(match.group(1))
+                folders.setdefault(key, []).append(file)
                 break
     return [
-        FoundCheckpoint("hf-trainer", step, False, tuple(content))
+        FoundCheckpoint("hf-trainer", folder, step, tuple(content))
         for (folder, step), content in folders.items()
-        if _is_whole(content, folder)
+        if _is_whole(content, _join(folder, f"checkpoint-{step}"))
     ]
 
 
 def _is_whole(content: Sequence[ListedFile], folder: str) -> bool:
     names = {file.path[len(folder) + 1 :]: file.size_bytes for file in content}
-    if not names.get("trainer_state.json"):
+    if not names.get(_HF_STATE):
         return False
     if not any(_HF_OPTIMIZER.fullmatch(name) for name in names):
         return False
@@ -137,38 +276,31 @@ def _is_whole(content: Sequence[ListedFile], folder: str) -> bool:
     )
 
 
-def _lightning(
-    files: Sequence[ListedFile], after_step: int, after_mtime_ms: int
-) -> list[FoundCheckpoint]:
-    checkpoints = [f for f in files if f.path.endswith(".ckpt") and f.size_bytes]
-    named: list[tuple[int, ListedFile]] = []
-    unnamed: list[ListedFile] = []
-    for file in checkpoints:
-        match = _LIGHTNING_STEP.search(_stem(file))
-        if match:
-            named.append((int(match.group(1)), file))
-        else:
-            unnamed.append(file)
+def _lightning(files: Sequence[ListedFile]) -> list[FoundCheckpoint]:
+    folders: dict[str, list[ListedFile]] = {}
+    for file in files:
+        if file.path.endswith(".ckpt"):
+            folders.setdefault(file.path.rpartition("/")[0], []).append(file)
     found = []
-    for step, file in named:
-        newest = step == max(other for other, _ in named)
-        along = [f for f in unnamed if newest and _is_last(f) and _folder(f) == _folder(file)]
-        content = sorted([file, *along], key=lambda f: f.path)
-        found.append(FoundCheckpoint("lightning", step, False, tuple(content)))
-    if unnamed and not named:
-        newest_file = max(unnamed, key=lambda f: (f.mtime_ms, f.path))
-        if newest_file.mtime_ms > after_mtime_ms:
-            found.append(FoundCheckpoint("lightning", after_step + 1, True, (newest_file,)))
+    for folder, every in folders.items():
+        every.sort(key=lambda file: (file.mtime_ms, file.path))
+        kept = every[-_LIGHTNING_FILES:]
+        if not all(file.size_bytes for file in kept):
+            continue
+        named = [int(m.group(1)) for f in kept if (m := _LIGHTNING_STEP.search(_stem(f)))]
+        kept.sort(key=lambda file: file.path)
+        found.append(FoundCheckpoint("lightning", folder, max(named, default=None), tuple(kept)))
     return found
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
 def _stem(file: ListedFile) -> str:
     return file.path.rsplit("/", 1)[-1].removesuffix(".ckpt")
 
 
-def _folder(file: ListedFile) -> str:
-    return file.path.rpartition("/")[0]
-
-
-def _is_last(file: ListedFile) -> bool:
-    return _LIGHTNING_LAST.fullmatch(_stem(file)) is not None
+def _count(value: object) -> int | None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_STEP
+    return value if whole and isinstance(value, int) else None

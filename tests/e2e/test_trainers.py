@@ -61,6 +61,7 @@ def submit(scenario: Scenario, data: Path) -> None:
             str(data): "/data/reviews.csv",
         },
         memory="3GB",
+        patience="8s",
     )  # fmt: skip
 
 

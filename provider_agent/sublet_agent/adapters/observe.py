@@ -1,6 +1,7 @@
 """Watches one run: its state, its output, its checkpoints, its progress, its disk."""
 
 import asyncio
+import functools
 import shutil
 import time
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from sublet_agent.adapters.folders import usage
 from sublet_agent.adapters.workspace import Workspace, run_id
 from sublet_agent.core import events
 from sublet_agent.core.runners import RunnerError, RunStatus
+from sublet_contracts.tree import TreeRefused
 
 if TYPE_CHECKING:
     from sublet_agent.adapters.shell import Shell
@@ -34,6 +36,8 @@ class Observer:
         self._progress: object = None
         self._disk_at = 0.0
         self._layouts_at = 0.0
+        self._too_much = ""
+        self._said_too_much = False
         self._started_at: tuple[int, float] | None = None
         self._logging = asyncio.Lock()
 
@@ -70,14 +74,16 @@ class Observer:
         await self._logs(to_the_end=True)
         self._tell_progress(await self._shell.blocking(self._workspace.progress))
         steps = await self._shell.blocking(self._workspace.steps)
-        layouts = await self._shell.blocking(self._workspace.layouts, False)
-        return steps | set(layouts)
+        layouts = await self._shell.blocking(functools.partial(self._layouts, exited=True))
+        self._say_too_much()
+        return steps | layouts
 
     async def _look(self) -> bool:
         shell = self._shell
         status, steps, progress = await shell.blocking(self._read)
         if self._left:
             return True
+        self._say_too_much()
         await self._logs(to_the_end=False)
         self._tell_progress(progress)
         for step in sorted(steps - self._seen):
@@ -101,8 +107,22 @@ class Observer:
         now = time.monotonic()
         if now - self._layouts_at >= LAYOUTS_EVERY_S:
             self._layouts_at = now
-            steps |= set(self._workspace.layouts())
+            steps |= self._layouts()
         return status, steps, self._workspace.progress()
+
+    def _layouts(self, *, exited: bool = False) -> set[int]:
+        try:
+            step = self._workspace.layout_step(exited=exited)
+        except (TreeRefused, OSError) as error:
+            self._too_much = str(error)
+            return set()
+        return set() if step is None else {step}
+
+    def _say_too_much(self) -> None:
+        """Tell the renter, once, why the checkpoints in the outputs folder are not seen."""
+        if self._too_much and not self._said_too_much:
+            self._said_too_much = True
+            self._shell.log_line(self._lease_id, f"no checkpoint is found: {self._too_much}")
 
     def _observed(self, status: RunStatus) -> events.Observed:
         now_ms = self._shell.now_ms()

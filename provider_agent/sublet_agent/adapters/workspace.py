@@ -14,22 +14,16 @@ import re
 import shutil
 import stat
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from sublet_agent.adapters.layouts import Layouts
 from sublet_agent.adapters.transfer import Transfer
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.runners import ResolvedImage, RunSpec
-from sublet_contracts.checkpoint_layouts import (
-    FoundCheckpoint,
-    ListedFile,
-    find_checkpoints,
-    packed,
-    placement,
-)
+from sublet_contracts.checkpoint_layouts import QUIET_MS
 from sublet_contracts.documents import Checkpoint, Job
-from sublet_contracts.tree import MAX_FILES, ScannedTree, TreeIndex, TreeRefused, scan_tree
+from sublet_contracts.tree import ScannedTree, TreeRefused, scan_tree
 
 DONE = "DONE"
 MAX_DONE_BYTES = 16 * 1024 * 1024
@@ -75,6 +69,7 @@ class Workspace:
         self.checkpoint = self.root / "checkpoint"
         self.inputs = self.root / "inputs"
         self.outputs = self.root / "outputs"
+        self._layouts = Layouts(self.root)
 
     def make(self) -> None:
         """Make the folders."""
@@ -143,24 +138,17 @@ class Workspace:
                 os.rename(ready, target)
             else:
                 fetch_checkpoint(transfer, record.job_id, epoch, record.checkpoint, target, cancel)
-            self._place_layout(target)
+            self._place(target, step)
         prepared.delete()
 
-    def _place_layout(self, target: Path) -> None:
+    def _place(self, target: Path, step: int) -> None:
         """Files of a checkpoint that was packed from the outputs folder go back there."""
-        files = [
-            os.path.relpath(os.path.join(parent, name), target)
-            for parent, _, names in os.walk(target)
-            for name in names
-        ]
-        places = placement(files)
-        if not places or not self.record.job.outputs:
+        if not self.record.job.outputs:
             return
-        for source, place in places.items():
-            destination = self.outputs / place
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(target / source, destination)
-        shutil.rmtree(target)
+        try:
+            self._layouts.place(target, step)
+        except ValueError as error:
+            raise CheckpointLost(f"step {step}: {error}") from error
 
     # -- out ---------------------------------------------------------------------------------------
 
@@ -174,33 +162,17 @@ class Workspace:
                     found.add(int(match.group(1)))
         return found
 
-    def layouts(self, quiet: bool = True) -> dict[int, FoundCheckpoint]:
-        """Return checkpoints of HF Trainer and Lightning in the outputs folder, by step."""
+    def layout_step(self, *, exited: bool = False) -> int | None:
+        """Return the step of the newest checkpoint that the script left in its outputs folder.
+
+        Once it has exited, nothing needs to be quiet. Raises TreeRefused: too much is there;
+        OSError.
+        """
         if not self.record.job.outputs:
-            return {}
-        listing: list[ListedFile] = []
-        for parent, _, names in os.walk(self.outputs):
-            for name in names:
-                path = os.path.join(parent, name)
-                try:
-                    info = os.lstat(path)
-                except FileNotFoundError:
-                    continue
-                if stat.S_ISREG(info.st_mode):
-                    relative = os.path.relpath(path, self.outputs)
-                    listing.append(
-                        ListedFile(relative, info.st_size, info.st_mtime_ns // 1_000_000)
-                    )
-            if len(listing) > MAX_FILES:
-                return {}
+            return None
         after = max([self.record.lease.start_step, *self.record.seen])
-        now_ms = time.time_ns() // 1_000_000
-        found = (
-            find_checkpoints(listing, now_ms, after_step=after)
-            if quiet
-            else find_checkpoints(listing, now_ms, after_step=after, quiet_ms=0)
-        )
-        return {checkpoint.step: checkpoint for checkpoint in found}
+        found = self._layouts.newest(after, quiet_ms=0 if exited else QUIET_MS)
+        return None if found is None else found.step
 
     def scan_checkpoint(self, step: int) -> ScannedTree:
         """Read a checkpoint, checking DONE against what is there. Raises TreeRefused, OSError."""
@@ -211,36 +183,12 @@ class Workspace:
             tree = scan_tree(folder, max_bytes=limit, inside=self.checkpoint)
             check_done(tree, step)
             return tree
-        return self._scan_layout(step, limit)
-
-    def _scan_layout(self, step: int, limit: int) -> ScannedTree:
-        found = self._layout_of(step)
-        files = []
-        sources: dict[str, tuple[Path, int, int]] = {}
-        for listed in found.files:
-            part = scan_tree(self.outputs / listed.path, max_bytes=limit, inside=self.outputs)
-            limit -= part.index.total_bytes
-            files.append(part.index.files[0].model_copy(update={"path": packed(listed.path)}))
-            for sha256, source in part.sources.items():
-                sources.setdefault(sha256, source)
-        files.sort(key=lambda file: file.path)
-        return ScannedTree(TreeIndex(files=tuple(files)), sources)
-
-    def _layout_of(self, step: int) -> FoundCheckpoint:
-        record = self.record.model_copy(update={"seen": {}})
-        found = Workspace(self.state, record).layouts(quiet=False).get(step)
-        if found is None:
-            # Its step was counted, not named: the newest one is what was counted.
-            every = Workspace(self.state, record).layouts(quiet=False)
-            counted = [c for c in every.values() if c.step_is_counted]
-            if not counted:
-                raise TreeRefused(f"the checkpoint of step {step} is no longer there")
-            found = counted[-1]
-        return found
+        return self._layouts.scan(step, limit)
 
     def scan_outputs(self) -> ScannedTree:
         """Read the outputs folder. Raises TreeRefused, OSError."""
-        return scan_tree(self.outputs, max_bytes=self.record.job.resources.disk_bytes)
+        limit = self.record.job.resources.disk_bytes
+        return scan_tree(self.outputs, max_bytes=limit, inside=self.root)
 
     def acknowledge(self, step: int) -> None:
         """Tell the job: durable off this machine."""
