@@ -8,6 +8,7 @@ bounded nesting. What passes can always be written again by `canonical_json`.
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 MAX_DOCUMENT_BYTES = 64 * 1024
@@ -26,10 +27,7 @@ def canonical_json(value: Any) -> bytes:
 
     Nobody relies on it to verify: what is signed is checked as the bytes that came (DSSE).
     """
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return text.encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def parse_json(
@@ -46,13 +44,7 @@ def parse_json(
     except UnicodeDecodeError as error:
         raise EncodingError(f"not UTF-8 at byte {error.start}") from error
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique_keys,
-            parse_int=_bounded_integer,
-            parse_float=_finite_float if allow_floats else _no_float,
-            parse_constant=_no_constant,
-        )
+        value = (_WITH_FLOATS if allow_floats else _STRICT).decode(text)
     except RecursionError as error:
         raise EncodingError(f"nested deeper than {MAX_DEPTH} levels") from error
     except json.JSONDecodeError as error:
@@ -119,3 +111,22 @@ def _check_depth(value: Any) -> None:
             return
         level = below
     raise EncodingError(f"nested deeper than {MAX_DEPTH} levels")
+
+
+# Made once: the functions of `json` would make a new one at each call, and frames come in masses.
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
+
+def _decoder(parse_float: Callable[[str], float]) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=_unique_keys,
+        parse_int=_bounded_integer,
+        parse_float=parse_float,
+        parse_constant=_no_constant,
+    )
+
+
+_STRICT = _decoder(_no_float)
+_WITH_FLOATS = _decoder(_finite_float)

@@ -63,8 +63,11 @@ class SteadyClock:
     def now_ms(self) -> int:
         """See ports.Clock."""
         with self._lock:
-            boot_ms, wall_ms = self._since_boot_ms(), self._wall_ms()
+            boot_ms = self._since_boot_ms()
             elapsed_ms = boot_ms - self._read_at_ms
+            if not elapsed_ms:
+                return int(self._value_ms)
+            wall_ms = self._wall_ms()
             most_ms = elapsed_ms * SLEW
             apart_ms = wall_ms - (self._value_ms + elapsed_ms)
             self._value_ms += elapsed_ms + min(max(apart_ms, -most_ms), most_ms)
