@@ -318,6 +318,25 @@ def test_a_drain_waits_for_the_last_checkpoint_to_be_durable() -> None:
     assert receipts_of(world)[-1].durable_device_ms == 3_000
 
 
+def test_a_script_that_ends_with_0_because_it_was_asked_to_has_not_finished() -> None:
+    world = World()
+    lease_id = world.running(outputs="/out")
+    order = Order(lease=lease_id, epoch=1, desired="drain", reason=Reason.RECLAIMED, grace_ms=9000)
+    world.do(events.Arrived(order))
+    world.ran(lease_id, 3_000, running=False, exit_code=0)
+    step = world.do(events.FinalScanned(lease_id, (), finished=False))
+    assert not wanted(step, effects.Upload)
+    assert only(step, RunChanged).reason is Reason.RECLAIMED
+
+
+def test_a_script_that_ends_with_0_unasked_has_finished() -> None:
+    world = World()
+    lease_id = world.running()
+    world.ran(lease_id, 3_000, running=False, exit_code=0)
+    step = world.do(events.FinalScanned(lease_id, (), finished=False))
+    assert only(step, RunChanged).reason is Reason.SUCCEEDED
+
+
 def test_a_job_that_ignores_the_drain_is_killed_at_its_deadline() -> None:
     world = World()
     lease_id = world.running()

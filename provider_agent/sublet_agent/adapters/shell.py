@@ -361,12 +361,13 @@ class Shell:
             self, lease_id, self._workspace(lease_id)
         )
         steps = await observer.final_look()
+        finished = await self.blocking(self._workspace(lease_id).finished)
         self.spool.say_dropped(lease_id, self.now_ms())
         record = self._record(lease_id)
         # A successor waits for a run that was stopped: its log gets less time than another.
         limit_s = 2.0 if record is not None and record.stop else 30.0
         await self._drain_log(lease_id, limit_s)
-        self.post(events.FinalScanned(lease_id, tuple(sorted(steps))))
+        self.post(events.FinalScanned(lease_id, tuple(sorted(steps)), finished))
 
     async def _drain_log(self, lease_id: str, limit_s: float) -> None:
         """Send the log until nothing is left, nothing moves any more, or `limit_s` is over."""

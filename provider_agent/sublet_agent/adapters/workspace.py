@@ -190,6 +190,19 @@ class Workspace:
         limit = self.record.job.resources.disk_bytes
         return scan_tree(self.outputs, max_bytes=limit, inside=self.root)
 
+    def finished(self) -> bool:
+        """Whether exit code 0 of a job that was asked to stop means that it had finished.
+
+        A job that uses the checkpoint protocol knows that 75 is the code for what isn't. Any other
+        script may end with 0 whenever it's asked to (Lightning does): then its trainer_state.json
+        must say that the last step was made.
+        """
+        restored = any((self.checkpoint / "in").iterdir())
+        if restored or self.steps() or self._told_progress() is not None:
+            return True
+        last = self._layouts.last()
+        return last is not None and last.finished
+
     def acknowledge(self, step: int) -> None:
         """Tell the job: durable off this machine."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -205,7 +218,15 @@ class Workspace:
                 shutil.rmtree(f"step-{step}", ignore_errors=True, dir_fd=out)
 
     def progress(self) -> tuple[int, int, dict[str, float]] | None:
-        """Return step, total steps and metrics that the job told last; None: nothing sensible."""
+        """Return step, total steps and metrics that the job told last; None: nothing sensible.
+
+        A script that tells none is as far as its newest checkpoint says.
+        """
+        told = self._told_progress()
+        last = self._layouts.last() if told is None else None
+        return told if last is None else (last.trained_step or last.step, last.total_steps, {})
+
+    def _told_progress(self) -> tuple[int, int, dict[str, float]] | None:
         try:
             descriptor = os.open(
                 self.checkpoint / "progress.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK

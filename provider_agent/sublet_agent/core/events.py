@@ -90,6 +90,8 @@ class FinalScanned:
 
     lease_id: str
     steps: tuple[int, ...]
+    finished: bool = True
+    """whether exit code 0 means that the job had finished, even where it was asked to stop"""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ def reason_of_exit(exit_code: int | None, out_of_memory: bool, stop: Stop | None
     """Return why a run ended. Rules, in order:
 
     1. Asked to stop: that is why, whatever the code.
-    2. Exit 0: it had finished, even while being drained.
+    2. Exit 0: it had finished, even while being drained (if it knows our code 75: see
+       `Workspace.finished`).
     3. Asked to drain: that is why; how it died in the end doesn't matter.
     4. Out of memory, as the runner saw it.
     5. Exit 75 unasked: it yields.

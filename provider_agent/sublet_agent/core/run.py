@@ -97,6 +97,8 @@ class RunMachine:
             case FinalScanned() if self.record.phase is Phase.FINISHING:
                 for step in event.steps:
                     self._seen(step)
+                if not event.finished:
+                    self._doubt_success()
                 self.record.final_scanned = self.changed = True
                 self._finish(now_ms)
             case Uploaded():
@@ -306,6 +308,16 @@ class RunMachine:
         record.phase = Phase.FINISHING
         self.changed = True
         self.effects.append(do.ScanFinal(record.lease_id))
+
+    def _doubt_success(self) -> None:
+        """Exit 0 of a script that was asked to stop and may not have finished: it goes on."""
+        record = self.record
+        if record.stop is None or record.reason is not Reason.SUCCEEDED:
+            return
+        record.reason = record.stop.reason
+        record.outputs_wanted = False
+        says = "it exited with 0 when asked to stop, and nothing says that it had finished"
+        self.effects.append(do.LogLineOfOurs(record.lease_id, f"{says}: it is to go on"))
 
     def _vanished(self, now_ms: int) -> None:
         record = self.record
