@@ -19,7 +19,6 @@ from sublet_agent.adapters.link import Link
 from sublet_agent.adapters.machine import choose_runner, make_terms, trusted
 from sublet_agent.adapters.options import Options, UsageError, read_options, read_owner_command
 from sublet_agent.adapters.owner import run_owner_command
-from sublet_agent.adapters.picture import credits
 from sublet_agent.adapters.screen import Voice, make_voice
 from sublet_agent.adapters.shell import Shell
 from sublet_agent.adapters.spool import Spool
@@ -27,6 +26,7 @@ from sublet_agent.adapters.transfer import Transfer, TransferRefused
 from sublet_agent.core import events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.status import Connection, Status, make_status
+from sublet_agent.core.words import credits
 from sublet_contracts.api import SignedRequest
 from sublet_contracts.ckpt_helper_install import write_helper
 from sublet_contracts.documents import KeyDocument, sign_document

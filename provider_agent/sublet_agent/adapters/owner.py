@@ -17,10 +17,11 @@ from rich.console import Console
 from sublet_agent.adapters.clock import SteadyClock
 from sublet_agent.adapters.control import NoAgent, ask_agent
 from sublet_agent.adapters.options import OwnerCommand, UsageError
-from sublet_agent.adapters.picture import credits, duration, picture, safe
+from sublet_agent.adapters.picture import picture, safe
 from sublet_agent.adapters.transfer import Transfer, TransferRefused
 from sublet_agent.core.records import Phase
 from sublet_agent.core.status import Status
+from sublet_agent.core.words import credits, duration
 from sublet_contracts.api import BrokerInfo, EarningsView
 from sublet_contracts.keys import KeyRefused, SigningKey, short
 

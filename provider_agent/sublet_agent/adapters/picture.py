@@ -7,7 +7,7 @@ from rich.text import Text
 
 from sublet_agent.core.records import Phase
 from sublet_agent.core.status import DeviceStatus, HeldRun, Status
-from sublet_contracts.rules import UCR_PER_CREDIT
+from sublet_agent.core.words import credits, duration
 
 MARGIN = 10
 """columns of the words at the left edge"""
@@ -40,25 +40,6 @@ def picture(status: Status, *, width: int, height: int, live: bool = True) -> li
         line.no_wrap = True
         line.truncate(width, overflow="ellipsis")
     return found
-
-
-def credits(ucr: int) -> str:
-    """Return micro-credits as credits, exactly: '0.40', '0.022222'."""
-    whole, part = divmod(ucr, UCR_PER_CREDIT)
-    return f"{whole}.{f'{part:06d}'.rstrip('0').ljust(2, '0')}"
-
-
-def duration(ms: int) -> str:
-    """Return a time in its two largest units: '12 s', '3 m 20 s', '2 h 5 m', '1 d 3 h'."""
-    seconds = max(0, ms) // 1000
-    for size, unit, below, small in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
-        if seconds >= size:
-            return f"{seconds // size} {unit} {seconds % size // below} {small}"
-    return f"{seconds} s"
 
 
 def safe(text: str) -> str:
@@ -212,7 +193,7 @@ def _table(status: Status, width: int, most: int) -> list[Text]:
 
 def _room(width: int, columns: Sequence[_Column]) -> int:
     """Columns that are left for the name of the job."""
-    return width - MARGIN - sum(column.width + 2 for column in columns)
+    return width - MARGIN - sum(column.width + 2 for column in columns) - 2
 
 
 def _step(run: HeldRun) -> str:

@@ -14,6 +14,7 @@ from typing import Protocol, Self
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from sublet_agent.adapters.picture import picture, safe
@@ -63,7 +64,7 @@ class Lines:
         if self._json:
             line = json.dumps({"time_ms": time.time_ns() // 1_000_000, "says": text})
         else:
-            line = _stamped(text)
+            line = f"{_now()} {_lines(text)}"
         try:
             if self._heard:
                 print(line, flush=True)
@@ -90,7 +91,7 @@ class Screen:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._lines: deque[str] = deque(maxlen=MOST_LINES)
+        self._lines: deque[tuple[str, str]] = deque(maxlen=MOST_LINES)
         self._status: Status | None = None
         self._closing = False
         self._wake = threading.Event()
@@ -98,7 +99,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print a line above the picture. Returns at once; any thread may call."""
-        self._lines.append(_stamped(text))
+        self._lines.append((_now(), _lines(text)))
         self._wake.set()
 
     def show(self, status: Status) -> None:
@@ -140,7 +141,10 @@ class Screen:
 
     def _print(self) -> None:
         while self._lines:
-            self._console.print(Text(self._lines.popleft()), soft_wrap=True)
+            stamp, words = self._lines.popleft()
+            row = Table.grid(padding=(0, 1))
+            row.add_row(Text(stamp, style="dim"), Text(words, overflow="fold"))
+            self._console.print(row)
 
 
 class _Picture:
@@ -155,6 +159,10 @@ class _Picture:
             yield from picture(status, width=options.max_width, height=options.size.height)
 
 
-def _stamped(text: str) -> str:
-    lines = [safe(line.replace("\t", " ")) for line in text.splitlines()]
-    return f"{time.strftime('%H:%M:%S')} " + "\n         ".join(lines)
+def _now() -> str:
+    return time.strftime("%H:%M:%S")
+
+
+def _lines(text: str) -> str:
+    """Return a message as it may be printed: strangers' words may be in it."""
+    return "\n".join(safe(line.replace("\t", " ")) for line in text.splitlines())

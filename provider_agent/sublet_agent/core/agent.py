@@ -30,6 +30,7 @@ from sublet_agent.core.offers import (
 )
 from sublet_agent.core.records import IssuedOffer, Phase, RunRecord, Saved
 from sublet_agent.core.run import ORPHAN_MS, RunMachine
+from sublet_agent.core.words import credits
 from sublet_contracts.documents import (
     DocumentRefused,
     Settlement,
@@ -249,8 +250,8 @@ class AgentCore:
             return
         self._step.save.settlements.append(message.settlement)
         document = settled.document
-        self._say(f"lease {short(document.lease)} settled: earned {document.provider_ucr} ucr "
-                  f"({document.reason})")  # fmt: skip
+        self._say(f"lease {short(document.lease)} settled: earned {credits(document.provider_ucr)} "
+                  f"credits ({document.reason})")  # fmt: skip
         machine = self.machines.get(document.lease)
         if machine:
             machine.discard()
