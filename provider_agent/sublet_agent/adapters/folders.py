@@ -5,12 +5,18 @@ A job may put anything there, links too, so nothing here follows one.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import secrets
+import shutil
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+TOO_DEEP_BYTES = 2**60
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENTRY_BYTES = 4096  # what an empty file costs at least, so that a million of them count
 
 
@@ -18,7 +24,8 @@ def usage(paths: Iterable[Path], stop_at_bytes: int | None = None) -> int:
     """Return the bytes on disk below `paths`, each file once, links not followed.
 
     Ends early once `stop_at_bytes` is passed, so that a job can't keep the agent counting. A path
-    that vanishes meanwhile counts nothing.
+    that vanishes meanwhile, or that is closed to us, counts nothing; one that is too deep to be
+    looked at counts more than any limit.
     """
     total = 0
     seen: set[tuple[int, int]] = set()
@@ -34,9 +41,64 @@ def usage(paths: Iterable[Path], stop_at_bytes: int | None = None) -> int:
             if stat.S_ISDIR(info.st_mode):
                 with os.scandir(path) as entries:
                     waiting.extend(entry.path for entry in entries)
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return total + TOO_DEEP_BYTES
             continue
     return total
+
+
+def delete(path: Path) -> None:
+    """Delete a folder that a job filled, however deep it is; what can't be deleted is left."""
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(path, ignore_errors=True)
+    # Left of it may be what is nested deeper than a recursion, or our descriptors, can go.
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        top = os.open(path, _FOLDER)
+        try:
+            _delete_flat(top)
+        finally:
+            os.close(top)
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
+def _delete_flat(top: int) -> None:
+    """Empty a folder, level by level: what lies in a subfolder is moved up beside it first."""
+    waiting = []
+    with os.scandir(top) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.name)
+            else:
+                _unlink(entry.name, top)
+    moved = 0
+    while waiting:
+        name = waiting.pop()
+        try:
+            folder = os.open(name, _FOLDER, dir_fd=top)
+        except OSError:
+            continue
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        _unlink(entry.name, folder)
+                        continue
+                    moved += 1
+                    beside = f".{secrets.token_hex(8)}-{moved}"
+                    with contextlib.suppress(OSError):
+                        os.rename(entry.name, beside, src_dir_fd=folder, dst_dir_fd=top)
+                        waiting.append(beside)
+        finally:
+            os.close(folder)
+        with contextlib.suppress(OSError):
+            os.rmdir(name, dir_fd=top)
+
+
+def _unlink(name: str, folder: int) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(name, dir_fd=folder)
 
 
 def ask(checkpoint_dir: Path, question: Literal["STOP", "SAVE"]) -> None:

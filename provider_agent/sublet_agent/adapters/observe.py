@@ -4,29 +4,53 @@ import asyncio
 import functools
 import shutil
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from sublet_agent.adapters.folders import usage
+from sublet_agent.adapters.spool import Spool
 from sublet_agent.adapters.workspace import Workspace, run_id
 from sublet_agent.core import events
-from sublet_agent.core.runners import RunnerError, RunStatus
+from sublet_agent.core.runners import Runner, RunnerError, RunStatus
 from sublet_contracts.tree import TreeRefused
-
-if TYPE_CHECKING:
-    from sublet_agent.adapters.shell import Shell
 
 LOOK_S = 0.2
 DISK_EVERY_S = 2.0
 LAYOUTS_EVERY_S = 1.0
 LOG_BYTES = 1024 * 1024
 LEAST_FREE_BYTES = 16 * 1024 * 1024
+T = TypeVar("T")
+
+
+class Listener(Protocol):
+    """Who has a run observed, and takes what is seen. All but `blocking` return at once."""
+
+    @property
+    def runner(self) -> Runner: ...
+
+    @property
+    def spool(self) -> Spool: ...
+
+    @property
+    def now_ms(self) -> Callable[[], int]: ...
+
+    @property
+    def say(self) -> Callable[[str], None]: ...
+
+    def post(self, event: events.Event) -> None: ...
+
+    def log_line(self, lease_id: str, text: str) -> None: ...
+
+    def forget_observer(self, lease_id: str) -> None: ...
+
+    async def blocking(self, call: Callable[..., T], *arguments: Any) -> T: ...
 
 
 class Observer:
     """Looks at a run about five times a second and posts what has changed."""
 
-    def __init__(self, shell: "Shell", lease_id: str, workspace: Workspace) -> None:
-        self._shell = shell
+    def __init__(self, listener: Listener, lease_id: str, workspace: Workspace) -> None:
+        self._listener = listener
         self._lease_id = lease_id
         self._run = run_id(lease_id)
         self._workspace = workspace
@@ -58,7 +82,7 @@ class Observer:
                 over = await self._look()
             except RunnerError as error:
                 # The engine may be restarting: the run is neither gone nor ended by that.
-                self._shell.say(f"runner: {error}")
+                self._listener.say(f"runner: {error}")
                 over = False
                 await asyncio.sleep(1.0)
             if over:
@@ -67,20 +91,20 @@ class Observer:
                 await asyncio.wait_for(self._soon.wait(), LOOK_S)
             except TimeoutError:
                 continue
-        self._shell.forget_observer(self._lease_id)
+        self._listener.forget_observer(self._lease_id)
 
     async def final_look(self) -> set[int]:
         """After the exit: the rest of the output, and every checkpoint that is there."""
         await self._logs(to_the_end=True)
-        self._tell_progress(await self._shell.blocking(self._workspace.progress))
-        steps = await self._shell.blocking(self._workspace.steps)
-        layouts = await self._shell.blocking(functools.partial(self._layouts, exited=True))
+        self._tell_progress(await self._listener.blocking(self._workspace.progress))
+        steps = await self._listener.blocking(self._workspace.steps)
+        layouts = await self._listener.blocking(functools.partial(self._layouts, exited=True))
         self._say_too_much()
         return steps | layouts
 
     async def _look(self) -> bool:
-        shell = self._shell
-        status, steps, progress = await shell.blocking(self._read)
+        listener = self._listener
+        status, steps, progress = await listener.blocking(self._read)
         if self._left:
             return True
         self._say_too_much()
@@ -88,21 +112,21 @@ class Observer:
         self._tell_progress(progress)
         for step in sorted(steps - self._seen):
             self._seen.add(step)
-            shell.post(events.CheckpointSeen(self._lease_id, step))
+            listener.post(events.CheckpointSeen(self._lease_id, step))
         if status.state == "gone":
-            shell.post(events.Vanished(self._lease_id))
+            listener.post(events.Vanished(self._lease_id))
             return True
         if status.state == "created":
-            shell.post(events.Vanished(self._lease_id))
+            listener.post(events.Vanished(self._lease_id))
             return True
         await self._disk()
         observed = self._observed(status)
-        shell.post(observed)
+        listener.post(observed)
         return not observed.running
 
     def _read(self) -> tuple[RunStatus, set[int], tuple[int, int, dict[str, float]] | None]:
         # The state first: what lies there when it has exited is then all there is.
-        status = self._shell.runner.status(self._run)
+        status = self._listener.runner.status(self._run)
         steps = self._workspace.steps()
         now = time.monotonic()
         if now - self._layouts_at >= LAYOUTS_EVERY_S:
@@ -122,10 +146,10 @@ class Observer:
         """Tell the renter, once, why the checkpoints in the outputs folder are not seen."""
         if self._too_much and not self._said_too_much:
             self._said_too_much = True
-            self._shell.log_line(self._lease_id, f"no checkpoint is found: {self._too_much}")
+            self._listener.log_line(self._lease_id, f"no checkpoint is found: {self._too_much}")
 
     def _observed(self, status: RunStatus) -> events.Observed:
-        now_ms = self._shell.now_ms()
+        now_ms = self._listener.now_ms()
         started_ms = status.started_ms if status.started_ms is not None else now_ms
         if status.state == "exited":
             finished_ms = status.finished_ms if status.finished_ms is not None else now_ms
@@ -147,19 +171,19 @@ class Observer:
         )
 
     async def _logs(self, *, to_the_end: bool) -> None:
-        shell = self._shell
+        listener = self._listener
         async with self._logging:
             for _ in range(1000 if to_the_end else 4):
-                cursor = shell.spool.cursor(self._lease_id)
+                cursor = listener.spool.cursor(self._lease_id)
                 try:
-                    batch = await shell.blocking(
-                        shell.runner.read_logs, self._run, cursor, LOG_BYTES
+                    batch = await listener.blocking(
+                        listener.runner.read_logs, self._run, cursor, LOG_BYTES
                     )
                 except RunnerError as error:
-                    shell.say(f"output: {error}")
+                    listener.say(f"output: {error}")
                     return
                 if batch.lines or batch.cursor != cursor:
-                    shell.spool.add(self._lease_id, batch.lines, batch.cursor)
+                    listener.spool.add(self._lease_id, batch.lines, batch.cursor)
                 if not batch.more:
                     return
 
@@ -168,7 +192,7 @@ class Observer:
             return
         self._progress = progress
         step, total, metrics = progress
-        self._shell.post(events.Progressed(self._lease_id, step, total, metrics))
+        self._listener.post(events.Progressed(self._lease_id, step, total, metrics))
 
     async def _disk(self) -> None:
         now = time.monotonic()
@@ -178,9 +202,9 @@ class Observer:
         workspace = self._workspace
         limit = workspace.record.job.resources.disk_bytes
         paths = [workspace.checkpoint / "out", workspace.outputs]
-        used = await self._shell.blocking(usage, paths, limit)
-        self._shell.post(events.DiskUsed(self._lease_id, used))
+        used = await self._listener.blocking(usage, paths, limit)
+        self._listener.post(events.DiskUsed(self._lease_id, used))
         free = shutil.disk_usage(workspace.root).free
         if free < LEAST_FREE_BYTES:
             says = f"{free} bytes are free on this machine"
-            self._shell.post(events.DiskFull(self._lease_id, says))
+            self._listener.post(events.DiskFull(self._lease_id, says))

@@ -18,7 +18,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -162,7 +161,7 @@ class ProcessRunner:
         if spec is not None:
             self._end(run_id, spec["mark"], with_supervisor=True)
         if directory.exists():
-            shutil.rmtree(directory)
+            folders.delete(directory)
 
     def read_logs(self, run_id: str, cursor: str | None, limit_bytes: int) -> LogBatch:
         """Read the run's output files. See `Runner`."""

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 
-from sublet_agent.adapters.folders import ask
+from sublet_agent.adapters.folders import ask, delete
 from sublet_agent.adapters.journal import Journal
 from sublet_agent.adapters.link import Link
 from sublet_agent.adapters.observe import Observer
@@ -113,7 +113,7 @@ class Shell:
         kept = {lease_id[:16] for lease_id in self.core.machines}
         for folder in self._folders():
             if folder.name not in kept:
-                await self.blocking(functools.partial(shutil.rmtree, folder, ignore_errors=True))
+                await self.blocking(delete, folder)
         for lease_id, machine in self.core.machines.items():
             if machine.record.phase in LIVE:
                 self.watch(lease_id)
@@ -280,7 +280,10 @@ class Shell:
         try:
             await self._ensure_image(record.job.image)
         except (ImageUnavailable, ImageNotPinned) as error:
-            self._failed(lease_id, Reason.IMAGE_UNAVAILABLE, error)
+            # The engine says it in words only. It is this machine's trouble, not the image's.
+            full = "no space left on device" in str(error)
+            reason = Reason.PROVIDER_DISK_FULL if full else Reason.IMAGE_UNAVAILABLE
+            self._failed(lease_id, reason, error)
         except RunnerError as error:
             self._failed(lease_id, Reason.START_FAILED, error)
         else:

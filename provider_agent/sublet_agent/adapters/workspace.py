@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from sublet_agent.adapters import folders
 from sublet_agent.adapters.layouts import Layouts
 from sublet_agent.adapters.transfer import Transfer
 from sublet_agent.core.records import RunRecord
@@ -80,7 +81,7 @@ class Workspace:
 
     def delete(self) -> None:
         """Delete everything of this run."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        folders.delete(self.root)
 
     def spec(self, image: ResolvedImage | None, helper: Path) -> RunSpec:
         """Return what the runner is to run."""
@@ -121,7 +122,7 @@ class Workspace:
         Raises InputLost, CheckpointLost, and what Transfer raises.
         """
         record = self.record
-        shutil.rmtree(self.root, ignore_errors=True)
+        folders.delete(self.root)
         self.make()
         prepared = Prepared(self.state, record.job_id)
         epoch = record.lease.epoch
@@ -215,7 +216,9 @@ class Workspace:
         """Delete checkpoints that are no longer needed here."""
         with _own_folder(self.checkpoint / "out") as out:
             for step in steps if out is not None else ():
-                shutil.rmtree(f"step-{step}", ignore_errors=True, dir_fd=out)
+                # Too deep for this: left until the run's folder is deleted as a whole.
+                with contextlib.suppress(RecursionError):
+                    shutil.rmtree(f"step-{step}", ignore_errors=True, dir_fd=out)
 
     def progress(self) -> tuple[int, int, dict[str, float]] | None:
         """Return step, total steps and metrics that the job told last; None: nothing sensible.
