@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sublet_agent.adapters import folders
 from sublet_agent.adapters.workspace import Workspace
 from sublet_contracts.tree import TreeRefused
 from tests.agent.test_core import World
@@ -116,6 +117,20 @@ def test_a_pipe_in_place_of_an_acknowledgement_holds_nobody_up(workspace: Worksp
     workspace.acknowledge(5)
     workspace.acknowledge(6)
     assert (workspace.checkpoint / "ack" / "step-6").exists()
+
+
+def test_a_bottomless_folder_is_over_any_limit_and_can_be_deleted(workspace: Workspace) -> None:
+    folder = os.open(workspace.outputs, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=folder)
+        below = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    assert folders.usage([workspace.outputs]) > 2**50
+    assert workspace.layout_step() is None
+    workspace.delete()
+    assert not workspace.root.exists()
 
 
 def test_old_steps_are_deleted(workspace: Workspace) -> None:
