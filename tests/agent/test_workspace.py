@@ -119,6 +119,45 @@ def test_a_pipe_in_place_of_an_acknowledgement_holds_nobody_up(workspace: Worksp
     assert (workspace.checkpoint / "ack" / "step-6").exists()
 
 
+def trainer_checkpoint(outputs: Path, step: int, total: int = 60) -> None:
+    folder = outputs / f"checkpoint-{step}"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "optimizer.pt").write_bytes(b"moments")
+    (folder / "trainer_state.json").write_text(
+        json.dumps({"global_step": step, "max_steps": total})
+    )
+
+
+def test_a_trainers_checkpoint_is_found_and_told_as_progress(workspace: Workspace) -> None:
+    trainer_checkpoint(workspace.outputs, 20)
+    assert workspace.layout_step(exited=True) == 20
+    assert workspace.progress() == (20, 60, {})
+    files = {file.path for file in workspace.scan_checkpoint(20).index.files}
+    assert "outputs-layout/checkpoint-20/model.safetensors" in files
+
+
+def test_a_job_that_saves_by_the_protocol_is_not_saved_twice(workspace: Workspace) -> None:
+    save(workspace.checkpoint / "out", 20)
+    trainer_checkpoint(workspace.outputs, 20)
+    assert workspace.layout_step(exited=True) is None
+
+
+def test_exit_0_when_asked_to_stop_is_believed_of_who_can_mean_it(workspace: Workspace) -> None:
+    assert not workspace.finished()
+    trainer_checkpoint(workspace.outputs, 20)
+    workspace.layout_step(exited=True)
+    assert not workspace.finished()
+    trainer_checkpoint(workspace.outputs, 60)
+    workspace.layout_step(exited=True)
+    assert workspace.finished()
+
+
+def test_exit_0_is_believed_of_a_job_that_uses_the_protocol(workspace: Workspace) -> None:
+    (workspace.checkpoint / "progress.json").write_text('{"step": 3, "total": 0}')
+    assert workspace.finished()
+
+
 def test_a_bottomless_folder_is_over_any_limit_and_can_be_deleted(workspace: Workspace) -> None:
     folder = os.open(workspace.outputs, os.O_RDONLY)
     for _ in range(3000):

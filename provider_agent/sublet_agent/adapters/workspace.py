@@ -166,10 +166,11 @@ class Workspace:
     def layout_step(self, *, exited: bool = False) -> int | None:
         """Return the step of the newest checkpoint that the script left in its outputs folder.
 
-        Once it has exited, nothing needs to be quiet. Raises TreeRefused: too much is there;
-        OSError.
+        None, too, for a job that saves by the protocol: it looks for its state in in/step-N, and
+        what else it writes is its own. Once it has exited, nothing needs to be quiet. Raises
+        TreeRefused: too much is there; OSError.
         """
-        if not self.record.job.outputs:
+        if not self.record.job.outputs or self._saves_by_protocol():
             return None
         after = max([self.record.lease.start_step, *self.record.seen])
         found = self._layouts.newest(after, quiet_ms=0 if exited else QUIET_MS)
@@ -198,11 +199,16 @@ class Workspace:
         script may end with 0 whenever it's asked to (Lightning does): then its trainer_state.json
         must say that the last step was made.
         """
-        restored = any((self.checkpoint / "in").iterdir())
-        if restored or self.steps() or self._told_progress() is not None:
+        if self._saves_by_protocol() or self._told_progress() is not None:
             return True
         last = self._layouts.last()
         return last is not None and last.finished
+
+    def _saves_by_protocol(self) -> bool:
+        if self.steps():
+            return True
+        with _own_folder(self.checkpoint / "in") as restored:
+            return restored is not None and bool(os.listdir(restored))
 
     def acknowledge(self, step: int) -> None:
         """Tell the job: durable off this machine."""
