@@ -22,6 +22,7 @@
     PUT|GET /v1/jobs/{job}/blobs/{sha256}             bytes              renter, or lease holder
     POST /v1/jobs/{job}/blobs/missing MissingRequest  -> MissingView     holder: header Sublet-Epoch
     GET  /v1/balance                                  -> BalanceView
+    GET  /v1/log?since=                               -> LogView         the log only ever grows
     GET  /v1/earnings                                 -> EarningsView
     POST /v1/deposits         SignedRequest(deposit)  -> BalanceView     the operator's key only
     WS   /v1/agent                                                       the session of session.py
@@ -330,6 +331,15 @@ class BalanceView(View):
     held_ucr: int
     earned_ucr: int
     lines: tuple[LedgerLine, ...] = ()
+
+
+class LogView(View):
+    """The broker's log as it stands, and that it begins with what was seen of it before."""
+
+    tree_head: Envelope
+    consistency: tuple[str, ...] = Field(
+        description="RFC 6962 proof from the size asked for; empty where the log is shorter"
+    )
 
 
 class EarningsView(View):

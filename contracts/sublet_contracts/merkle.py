@@ -85,9 +85,42 @@ def root_from_inclusion(
     return hashed.hex() if last == 0 else None
 
 
-def is_extension(older: Sequence[str], newer: Sequence[str]) -> bool:
-    """Say whether the log `newer` begins with the log `older`."""
-    return list(newer[: len(older)]) == list(older)
+def extends(
+    older_size: int, older_root: str, newer_size: int, newer_root: str, proof: Sequence[str]
+) -> bool:
+    """Say whether `proof` shows that the newer log begins with the older (RFC 9162, 2.1.4.2)."""
+    if not 0 <= older_size <= newer_size or len(proof) > 128:
+        return False
+    if not all(re.fullmatch(r"[0-9a-f]{64}", node) for node in proof):
+        return False
+    if older_size == newer_size:
+        return older_root == newer_root and not proof
+    if older_size == 0:
+        return older_root == EMPTY_ROOT and not proof
+    path = [bytes.fromhex(node) for node in proof]
+    if older_size & (older_size - 1) == 0:
+        # The older log is a whole subtree: its root is known, so the proof doesn't repeat it.
+        path.insert(0, bytes.fromhex(older_root))
+    if not path:
+        return False
+    at, last = older_size - 1, newer_size - 1
+    while at % 2:
+        at //= 2
+        last //= 2
+    older = newer = path[0]
+    for node in path[1:]:
+        if last == 0:
+            return False
+        if at % 2 or at == last:
+            older, newer = _node(node, older), _node(node, newer)
+            while at and not at % 2:
+                at //= 2
+                last //= 2
+        else:
+            newer = _node(newer, node)
+        at //= 2
+        last //= 2
+    return last == 0 and older.hex() == older_root and newer.hex() == newer_root
 
 
 class MerkleLog:
@@ -146,3 +179,25 @@ class MerkleLog:
                 path.append(level[sibling].hex())
             position //= 2
         return path
+
+    def consistency_proof(self, older_size: int) -> list[str]:
+        """Return what leads from the log's first `older_size` entries to all of it."""
+        if not 0 <= older_size <= self.size:
+            raise IndexError(f"the log has {self.size} entries, and never had {older_size}")
+        if older_size in (0, self.size):
+            return []
+
+        def path(start: int, end: int, whole: bool) -> list[bytes]:
+            if end == older_size:
+                return [] if whole else [self._subtree(start, end)]
+            middle = start + _split(end - start)
+            if older_size <= middle:
+                return [*path(start, middle, whole), self._subtree(middle, end)]
+            return [*path(middle, end, False), self._subtree(start, middle)]
+
+        return [node.hex() for node in path(0, self.size, True)]
+
+    def _subtree(self, start: int, end: int) -> bytes:
+        """The root over a range as the tree has it: aligned, and whole or at the log's end."""
+        depth = (end - start - 1).bit_length()
+        return self._levels[depth][start >> depth]

@@ -85,6 +85,7 @@ class AsyncClient:
     balance = _awaited(sync.Client.balance)
     earnings = _awaited(sync.Client.earnings)
     fund = _awaited(sync.Client.fund)
+    check_log = _awaited(sync.Client.check_log)
     close = _awaited(sync.Client.close)
 
 

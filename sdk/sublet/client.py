@@ -19,6 +19,7 @@ import httpx
 from sublet.config import ConfigError, Profile, broker_url
 from sublet.cosign import Cosigned, cosign
 from sublet.http import DISK_FULL, RETRIED_STATUS, BrokerAway, Link, SubletError, away
+from sublet.loghead import LogRewritten, grown, head_in, head_of
 from sublet.spec import Amount, JobSpec
 from sublet.transfers import OnBytes, download_tree, upload_inputs
 from sublet.units import credits_to_ucr
@@ -30,6 +31,7 @@ from sublet_contracts.api import (
     JobLogLine,
     JobsPage,
     JobView,
+    LogView,
     MatchRequest,
     MatchView,
     OffersPage,
@@ -47,6 +49,7 @@ from sublet_contracts.documents import (
     KeyDocument,
     sign_document,
 )
+from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.states import JobState
 
@@ -211,6 +214,34 @@ class Client:
         view: BalanceView = self._call("GET", "/v1/balance", BalanceView)
         return view
 
+    def check_log(self, also: Envelope | None = None) -> Envelope:
+        """Check that the broker's log begins with what this profile has seen of it, and with the
+        head `also`; keep its new head and return it. Raises LogRewritten, with both heads kept as
+        evidence, and SubletError."""
+        seen = self.profile.seen_head(self.broker)
+        newest: Envelope | None = None
+        for older in (seen, also):
+            if older is not None:
+                newest = self._log_grown(older)
+        if newest is None:
+            newest = self._log_since(0).tree_head
+            head_of(newest, self.broker)
+        self.profile.keep_head(self.broker, newest)
+        return newest
+
+    def _log_grown(self, older: Envelope) -> Envelope:
+        try:
+            return grown(self._log_since(head_of(older, self.broker).size), older, self.broker)
+        except LogRewritten as error:
+            heads = [head for head in (error.older, error.newer) if head is not None]
+            path = self.profile.keep_evidence(f"log-{error.older.id[:10]}", heads)
+            error.add_note(f"both heads are in {path}")
+            raise
+
+    def _log_since(self, size: int) -> LogView:
+        view: LogView = self._call("GET", "/v1/log", LogView, query={"since": size})
+        return view
+
     def earnings(self) -> EarningsView:
         """Return what this party has earned as a provider."""
         view: EarningsView = self._call("GET", "/v1/earnings", EarningsView)
@@ -311,15 +342,26 @@ class Job:
         return view
 
     def export(self) -> bytes:
-        """Return its evidence, exactly as the broker gave it (see `sublet receipts verify`)."""
+        """Return its evidence, exactly as the broker gave it (see `sublet receipts verify`).
+
+        Raises LogRewritten where the log under it isn't the one that was seen before.
+        """
         _ = self._client.broker
-        return self._client.link.send("GET", f"/v1/jobs/{self.id}/export").content
+        data = self._client.link.send("GET", f"/v1/jobs/{self.id}/export").content
+        self._client.check_log(also=head_in(data))
+        return data
 
     def cosign(self) -> Cosigned:
-        """Sign the receipts that add up; say which don't."""
+        """Sign the receipts that add up; say which don't. Nothing is signed for a broker whose log
+        isn't the one that was seen before."""
         query = {"unsigned": "true"}
         page = self._call("GET", "/receipts", ReceiptsPage, query=query)
         result = cosign(page, self._client.key, self._client.broker, self._view.document)
+        if result.signed:
+            try:
+                self._client.check_log()
+            except LogRewritten as error:
+                return Cosigned((), (str(error), *result.refused))
         for envelope in result.signed:
             self._client.link.send(
                 "POST",

@@ -2,13 +2,20 @@
 
 <config>/sublet/profiles/<profile>/key           the party's key (0600), made on first use
 <config>/sublet/profiles/<profile>/brokers.json  URL -> the broker's id, pinned on first use
+<config>/sublet/profiles/<profile>/heads.json    the broker's id -> the newest head seen of its log
 """
 
 import json
 import os
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
+
+from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import SigningKey
 
 DEFAULT_BROKER = "http://127.0.0.1:8470"
@@ -58,27 +65,55 @@ class Profile:
                 f"the broker at {url} is {broker[:18]}, and used to be {known[:18]}. If that is "
                 f"meant to be, remove its line from {self._file} and try again"
             )
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = self._file.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps({**brokers, url: broker}, indent=2) + "\n")
-        aside.replace(self._file)
+        self._write(self._file, {**brokers, url: broker})
 
     def pins(self) -> dict[str, str]:
         """Return every pinned broker: URL -> id. Raises ConfigError."""
         return self._brokers()
 
+    def seen_head(self, broker: str) -> Envelope | None:
+        """Return the newest head of that broker's log that was seen. Raises ConfigError."""
+        value = self._read(self._heads).get(broker)
+        try:
+            return Envelope.model_validate_json(json.dumps(value)) if value else None
+        except ValidationError as error:
+            raise ConfigError(f"{self._heads}: not a log's head; remove that file") from error
+
+    def keep_head(self, broker: str, head: Envelope) -> None:
+        """Keep a head of that broker's log."""
+        self._write(self._heads, {**self._read(self._heads), broker: head.model_dump(mode="json")})
+
+    def keep_evidence(self, name: str, documents: Sequence[Envelope]) -> Path:
+        """Write documents that prove something against somebody; return the file."""
+        path = self.folder / f"evidence-{name}.json"
+        self._write(path, [document.model_dump(mode="json") for document in documents])
+        return path
+
     @property
     def _file(self) -> Path:
         return self.folder / "brokers.json"
 
+    @property
+    def _heads(self) -> Path:
+        return self.folder / "heads.json"
+
     def _brokers(self) -> dict[str, str]:
+        return {key: str(value) for key, value in self._read(self._file).items()}
+
+    def _read(self, file: Path) -> dict[str, Any]:
         try:
-            value = json.loads(self._file.read_text())
+            value = json.loads(file.read_text())
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise ConfigError(f"{self._file} is not JSON; remove it") from error
-        return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
+            raise ConfigError(f"{file} is not JSON; remove it") from error
+        return value if isinstance(value, dict) else {}
+
+    def _write(self, file: Path, value: object) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        aside = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        aside.write_text(json.dumps(value, indent=2) + "\n")
+        aside.replace(file)
 
 
 def broker_url(url: str | None = None) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sublet_broker.adapters.clock import SteadyClock
 from sublet_broker.adapters.inprocess import InProcessMatcher, InProcessVerifier, MemoryBlobs
 from sublet_broker.adapters.memory_store import MemoryStore, MemoryTransaction
+from sublet_broker.market.facts import LogEntryFact
 from sublet_broker.service.broker import Broker, Ports
 from sublet_broker.service.errors import NotYet, Refusal, StaleInstance
 from sublet_broker.service.ports import (
@@ -402,6 +404,27 @@ class BrokerHost:
         except Crashed as crash:
             self.die(self.engine.draw_ms(300, 20_000))
             raise BrokerAway from crash
+
+    def tamper_with_log(self) -> str:
+        """Change what was logged, as a broker might that has something to hide; return how."""
+        entries: dict[Any, Any] = self.store._tables[LogEntryFact].facts
+        draw = self.engine.random
+        one, other = sorted(draw.sample(sorted(entries), 2))
+        match draw.choice(("dropped", "swapped", "changed")):
+            case "dropped":
+                # As if it had never been: what came later moves up.
+                for at in range(one[0], len(entries) - 1):
+                    entries[at,] = replace(entries[at + 1,], id=at)
+                del entries[len(entries) - 1,]
+                return f"entry {one[0]} is dropped"
+            case "swapped":
+                first, second = entries[one], entries[other]
+                entries[one] = replace(second, id=first.id)
+                entries[other] = replace(first, id=second.id)
+                return f"entries {one[0]} and {other[0]} are swapped"
+            case _:
+                entries[one] = replace(entries[one], document=draw.randbytes(32).hex())
+                return f"entry {one[0]} is changed"
 
     def is_current(self, door: Door) -> bool:
         """Say whether the process that opened this door is still the one that runs."""

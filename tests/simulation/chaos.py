@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.simulation.agents import AgentHost
     from tests.simulation.market import Market
 
-AMBIENT = frozenset({"renter-mute", "bad-jobs"})
+AMBIENT = frozenset({"renter-mute", "bad-jobs", "rewrite"})
 """Not events: properties of a market from its beginning."""
 
 

@@ -27,6 +27,7 @@ FAULTS: dict[str, str] = {
     "fork": "a provider signs two receipts with one number",
     "zombie": "a provider goes on writing under leases that have gone elsewhere",
     "phantom": "a provider reports a checkpoint whose content it never sent",
+    "rewrite": "in the end the broker drops, changes or reorders what it has logged: it is caught",
     "renter-acts": "renters cancel, pause, resume, and raise budgets at odd moments",
     "renter-repeats": "a renter sends the same job again",
     "renter-mute": "some renters never sign a receipt",

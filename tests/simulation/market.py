@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import sublet_contracts.envelope
+from sublet.loghead import LogRewritten
 from sublet_agent.core.offers import Terms
 from sublet_broker.service.core import Settings
 from sublet_contracts.documents import Device
@@ -183,6 +184,22 @@ class Market:
             raise Violation(f"the broker's own audit: {found[0]}")
         for renter in self.renters:
             renter.verify()
+            renter.check_log()
+        if "rewrite" in self.plan.faults:
+            self._rewrite_the_log()
+
+    def _rewrite_the_log(self) -> None:
+        """Whoever has seen an entry notices that it is gone, changed, or elsewhere."""
+        way = self.broker.tamper_with_log()
+        self.broker.die(1_000)
+        self.broker.start()
+        for renter in self.renters:
+            try:
+                renter.check_log()
+            except LogRewritten:
+                self.count("rewrite")
+                continue
+            raise Violation(f"{renter.name} did not notice that the log was rewritten: {way}")
 
 
 def simulate(seed: int, plan: Plan, trace: Callable[[str], None] | None = None) -> Outcome:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sublet.cosign import cosign
+from sublet.loghead import grown, head_of
 from sublet_broker.service.errors import Refusal
 from sublet_broker.service.ports import StorageFull
 from sublet_contracts.documents import (
@@ -18,6 +19,7 @@ from sublet_contracts.documents import (
     Signed,
     sign_document,
 )
+from sublet_contracts.envelope import Envelope
 from sublet_contracts.export import verify_export
 from tests.simulation.auditor import Violation
 from tests.simulation.broker import BrokerAway
@@ -52,6 +54,8 @@ class RenterHost:
         self.to_send = share + (1 if number < rest else 0)
         self.generous = False
         self.unsent = self.to_send
+        self.head: Envelope | None = None
+        """The newest head of the broker's log that it has seen."""
 
     @property
     def all_sent(self) -> bool:
@@ -208,7 +212,19 @@ class RenterHost:
                     self._once(
                         lambda j=job: self.market.broker.broker.intake.resume(self.party, j)  # type: ignore[misc]
                     )
+        if self.engine.happens(0.1):
+            self.check_log()
         self.engine.after(LOOK_MS, self._look)
+
+    def check_log(self) -> None:
+        """As the SDK does before it signs. Raises LogRewritten."""
+        broker = self.market.broker_key.party
+        size = head_of(self.head, broker).size if self.head else 0
+        try:
+            view = self.market.broker.call(self.market.broker.broker.views.log, size)
+        except (BrokerAway, StorageFull):
+            return
+        self.head = grown(view, self.head, broker) if self.head else view.tree_head
 
     def _cosign(self, job: str, signed: Signed[Job]) -> None:
         host = self.market.broker

@@ -11,6 +11,7 @@ from sublet_contracts.api import (
     BalanceView,
     BrokerInfo,
     EarningsView,
+    LogView,
     MatchRequest,
     MatchView,
     OffersPage,
@@ -69,6 +70,19 @@ async def match(call: Sending) -> Response:
 async def balance(call: Reading) -> Response:
     """What is available, held and earned, with the newest transfers."""
     return await call.answer(lambda: call.edge.broker.views.balance(call.party))
+
+
+@router.get(
+    "/log", tags=["money"], summary="The log, and that it only grew", response_model=LogView,
+    responses=READ, openapi_extra=SIGNED,
+)  # fmt: skip
+async def log(
+    call: Reading,
+    since: Annotated[int, Query(ge=0, le=2**53 - 1, description="entries you have seen")] = 0,
+) -> Response:
+    """A signed head of the append-only log with the proof that it begins with what you have seen.
+    Keep the newest head: a broker that drops or reorders what it logged can't prove it any more."""
+    return await call.answer(lambda: call.edge.broker.views.log(since))
 
 
 @router.get(

@@ -13,6 +13,7 @@ from sublet_broker.market.facts import (
 )
 from sublet_broker.service.core import Core
 from sublet_broker.service.work import Work
+from sublet_contracts.api import LogView
 from sublet_contracts.documents import TreeHead, sign_document
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.export import Export, LogProof
@@ -78,17 +79,23 @@ class Exporter:
             entry.document: entry.id
             for entry in look.find(LogEntryFact, {"document": tuple(documents)})
         }
-        head = TreeHead(
-            broker=self._core.party,
-            size=log.size,
-            root_sha256=log.root(),
-            issued_ms=look.now_ms,
-        )
         proofs = {
             id: LogProof(position=positions[id], path=tuple(log.inclusion_proof(positions[id])))
             for id in documents
         }
-        return sign_document(head, look.key).envelope, proofs
+        return self._head(look, log), proofs
+
+    def since(self, look: Work, size: int) -> LogView:
+        """Return the log's head, and the proof that its first `size` entries are what they were."""
+        log = self._grown(look)
+        proof = log.consistency_proof(size) if size <= log.size else ()
+        return LogView(tree_head=self._head(look, log), consistency=tuple(proof))
+
+    def _head(self, look: Work, log: MerkleLog) -> Envelope:
+        head = TreeHead(
+            broker=self._core.party, size=log.size, root_sha256=log.root(), issued_ms=look.now_ms
+        )
+        return sign_document(head, look.key).envelope
 
     def _grown(self, look: Work) -> MerkleLog:
         """Return the log as this look sees it: a copy that shares what hasn't changed."""

@@ -51,6 +51,7 @@ from sublet_contracts.api import (
     JobsPage,
     JobView,
     LedgerLine,
+    LogView,
     ReceiptsPage,
     StatementView,
 )
@@ -240,6 +241,11 @@ class Views:
         """Return all documents of a job with their proofs: what verify_export checks offline."""
         with self._core.read() as look:
             return self._exporter.export(look, own_job(look, caller, ref))
+
+    def log(self, since: int) -> LogView:
+        """Return the log's head, and the proof that it only grew since it had that many entries."""
+        with self._core.read() as look:
+            return self._exporter.since(look, since)
 
     def balance(self, caller: str) -> BalanceView:
         """Return the caller's account and its latest movements."""
