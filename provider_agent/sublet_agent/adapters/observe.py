@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from sublet_agent.adapters.folders import usage
+from sublet_agent.adapters.room import LEAST_FREE_BYTES
 from sublet_agent.adapters.spool import Spool
 from sublet_agent.adapters.workspace import Workspace, run_id
 from sublet_agent.core import events
@@ -18,7 +19,6 @@ LOOK_S = 0.2
 DISK_EVERY_S = 2.0
 LAYOUTS_EVERY_S = 1.0
 LOG_BYTES = 1024 * 1024
-LEAST_FREE_BYTES = 16 * 1024 * 1024
 T = TypeVar("T")
 
 

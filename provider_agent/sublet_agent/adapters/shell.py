@@ -5,7 +5,6 @@ threads and comes back as an event.
 """
 
 import asyncio
-import errno
 import functools
 import shutil
 import threading
@@ -21,6 +20,7 @@ from sublet_agent.adapters.folders import ask, delete
 from sublet_agent.adapters.journal import Journal
 from sublet_agent.adapters.link import Link
 from sublet_agent.adapters.observe import Observer
+from sublet_agent.adapters.room import check_room, fault_of
 from sublet_agent.adapters.spool import Spool
 from sublet_agent.adapters.transfer import (
     Cancelled,
@@ -280,10 +280,7 @@ class Shell:
         try:
             await self._ensure_image(record.job.image)
         except (ImageUnavailable, ImageNotPinned) as error:
-            # The engine says it in words only. It is this machine's trouble, not the image's.
-            full = "no space left on device" in str(error)
-            reason = Reason.PROVIDER_DISK_FULL if full else Reason.IMAGE_UNAVAILABLE
-            self._failed(lease_id, reason, error)
+            self._failed(lease_id, fault_of(error, Reason.IMAGE_UNAVAILABLE), error)
         except RunnerError as error:
             self._failed(lease_id, Reason.START_FAILED, error)
         else:
@@ -304,7 +301,10 @@ class Shell:
         if lease_id not in self.core.machines:
             return
         workspace, cancel = self._workspace(lease_id), self._cancel(lease_id)
+        record = workspace.record
         try:
+            if not Prepared(self.state, record.job_id).root.is_dir():
+                check_room(self.state, record.job, record.checkpoint)
             await self.blocking(workspace.restore, self.transfer, cancel)
         except Cancelled:
             return
@@ -315,9 +315,9 @@ class Shell:
         except (CheckpointLost, TransferRefused) as error:
             self._failed(lease_id, Reason.RESTORE_FAILED, error)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = Reason.PROVIDER_DISK_FULL if full else Reason.START_FAILED
-            self._failed(lease_id, reason, error)
+            # First of all, or the journal finds no room to tell it.
+            await self.blocking(workspace.delete)
+            self._failed(lease_id, fault_of(error), error)
         else:
             self.post(events.Restored(lease_id))
 
@@ -332,7 +332,7 @@ class Shell:
             # The job's own fault: no machine may start it like this.
             self._failed(lease_id, Reason.JOB_FAILED, error)
         except (RunnerError, OSError) as error:
-            self._failed(lease_id, Reason.START_FAILED, error)
+            self._failed(lease_id, fault_of(error), error)
         else:
             self.watch(lease_id)
 
@@ -442,6 +442,7 @@ class Shell:
             found = open_document(checkpoint, Checkpoint).document if checkpoint else None
             if found is not None and found.job != job_id:
                 raise DocumentRefused("the checkpoint is another job's", "checkpoint.job")
+            check_room(self.state, job, found)
             await self._ensure_image(job.image)
             prepared = Prepared(self.state, job_id)
             await self.blocking(prepared.fetch, self.transfer, job_id, job, found, cancel)
