@@ -72,10 +72,10 @@ class Place:
         )  # fmt: skip
         return dict(json.loads(found.stdout)) if found.returncode == 0 else {}
 
-    def submit(self, steps: int = 60, **changes: Any) -> str:
+    def submit(self, steps: int = 60, hold_at: int = 0, **changes: Any) -> str:
         return self.renter.submit(
             TRAINING, "--steps", str(steps), "--every", "5", "--pace-s", "0.1", "--out", "/out",
-            **changes,
+            "--hold-at", str(hold_at), **changes,
         )  # fmt: skip
 
     def finished(self, job: str) -> Any:
@@ -131,7 +131,7 @@ def test_a_killed_agent_takes_its_run_up_again(agent: Place) -> None:
 
 @pytest.mark.slow
 def test_reclaim_loses_nothing_and_is_paid(agent: Place) -> None:
-    job = agent.submit(80)
+    job = agent.submit(80, hold_at=42)
     until(lambda: agent.renter.job(job).durable_step >= 5, "a durable checkpoint")
     status = agent.command("reclaim", "--grace", "20s")
     assert status["draining"]

@@ -23,6 +23,7 @@ JOB_SCRIPT = Path(__file__).with_name("training_job.py")
 STEPS = 80
 EVERY = 5
 PACE_S = 0.3
+HOLD_AT = 52
 LIMIT_S = 240.0
 POLL_S = 0.2
 ENDED = ("succeeded", "failed", "cancelled", "paused")
@@ -75,8 +76,11 @@ class Scenario:
             "any",
         )
 
-    def begin(self, agents: int = 2, pace_s: float = PACE_S, **options: object) -> Job:
-        """Start the agents, wait for them to be on the market, submit the job."""
+    def begin(self, agents: int = 2, *, hold: bool = False, **options: object) -> Job:
+        """Start the agents, wait for them to be on the market, submit the job.
+
+        `hold`: its first run stops short of the end until it is lost, or asked to stop.
+        """
         for index in range(agents):
             self.start_agent(index)
         wanted = {self.agent_name(index) for index in range(agents)}
@@ -95,7 +99,8 @@ class Scenario:
                 "--every",
                 str(EVERY),
                 "--pace-s",
-                str(pace_s),
+                str(PACE_S),
+                *(("--hold-at", str(HOLD_AT)) if hold else ()),
                 "--out",
                 "/out",
             ],

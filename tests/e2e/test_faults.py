@@ -35,7 +35,7 @@ def kill_agent_and_restart(scenario: Scenario) -> Outcome:
 
 def kill_run(scenario: Scenario) -> Outcome:
     """The run alone is killed."""
-    scenario.begin()
+    scenario.begin(hold=True)
     index = scenario.holder(scenario.until_durable())
     assert scenario.kill_run(index) > 0
     return scenario.finish()
@@ -43,7 +43,7 @@ def kill_run(scenario: Scenario) -> Outcome:
 
 def kill_agent_for_good(scenario: Scenario) -> Outcome:
     """The agent dies for good; its run computes on, a zombie that nobody hears."""
-    scenario.begin()
+    scenario.begin(hold=True)
     view = scenario.until_durable()
     scenario.kill_agent(scenario.holder(view))
     return scenario.finish(step_at_fault=view.step)
@@ -51,7 +51,7 @@ def kill_agent_for_good(scenario: Scenario) -> Outcome:
 
 def kill_both(scenario: Scenario) -> Outcome:
     """The machine dies: agent and run at once."""
-    scenario.begin()
+    scenario.begin(hold=True)
     view = scenario.until_durable()
     index = scenario.holder(view)
     scenario.kill_agent(index)
@@ -76,7 +76,7 @@ def suspend_agent(scenario: Scenario) -> Outcome:
 
 def reclaim(scenario: Scenario) -> Outcome:
     """The owner takes the machine back, with notice."""
-    scenario.begin(pace_s=0.6)  # the command that asks for it must start before the job is done
+    scenario.begin(hold=True)
     view = scenario.until_durable()
     index = scenario.holder(view)
     scenario.market.command(

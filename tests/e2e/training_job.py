@@ -56,6 +56,8 @@ def main():
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--pace-s", type=float, default=0.2)
+    # So that a fault that is to hit its first run can't come too late.
+    parser.add_argument("--hold-at", type=int, default=0)
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
 
@@ -73,6 +75,10 @@ def main():
         time.sleep(options.pace_s)
         print(f"step {step} loss {loss:.4f}", flush=True)
         ckpt.progress(step, options.steps, loss=loss)
+        while step == options.hold_at and os.environ["SUBLET_EPOCH"] == "1":
+            if ckpt.should_stop():
+                break
+            time.sleep(0.05)
         stop = ckpt.should_stop()
         if step % options.every == 0 or stop or ckpt.should_save():
             ckpt.save(step, {"state.json": dump(weights, generator)})
