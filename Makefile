@@ -13,6 +13,8 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 2>/dev/null))
 # Where torch comes from: the default index, or yours, as in TORCH_ARGS="--index-url URL" for a CPU build.
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
+# Most of the time goes by in waiting for processes, so two at once cost little; a file stays together.
+TEST_PROCESSES ?= 2
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 SIM_ARGS ?= --seeds 100 --processes 2
@@ -75,7 +77,7 @@ demo: $(READY) ## the whole story with real parts: a fine-tuning job survives ki
 	@$(VENV)/bin/sublet demo --json-file build/demo.json $(DEMO_ARGS)
 
 test: $(READY) ## run the tests; choose with PYTEST_ARGS="-k ledger -x"
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 # All four run even when the first fails, so that one run tells everything that is wrong.
 check: $(READY) ## ruff, mypy --strict and the import arrows
