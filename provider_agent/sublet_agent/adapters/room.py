@@ -25,7 +25,7 @@ def check_room(folder: Path, job: Job, checkpoint: Checkpoint | None) -> None:
 
 
 def fault_of(error: Exception, otherwise: Reason = Reason.START_FAILED) -> Reason:
-    """Return why a preparation failed: for want of disk, which is this machine's trouble, or `otherwise`."""
+    """Return why a preparation failed: for want of disk on this machine, or `otherwise`."""
     # The engine says it in words only.
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     if full or "no space left on device" in str(error):
