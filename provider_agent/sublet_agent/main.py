@@ -68,7 +68,7 @@ async def _provide(options: Options, voice: Voice) -> int:
         terms = make_terms(options, runner, trusted(options, runner, say), say)
         (options.state / "agent.json").write_text(json.dumps({"broker": options.broker}))
         core = AgentCore(terms, key, journal.load())
-        spool = Spool(options.state / "spool.db")
+        spool = Spool(options.state / "spool.db", journal.reserve)
         stack.callback(spool.close)
         transfer = Transfer(options.broker, key, lambda: core.saved.broker, clock.now_ms)
         stack.callback(transfer.close)

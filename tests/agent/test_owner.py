@@ -19,9 +19,12 @@ from typing import Any
 import pytest
 
 from sublet.client import Job
+from sublet_agent.core.status import DeviceStatus, HeldRun, Status
+from sublet_agent.core.words import credits
 from sublet_contracts.api import Charge
 from tests.e2e.bad_market import BadMarket
 
+GUIDE = Path(__file__).parents[2] / "provider_agent" / "README.md"
 ROWS, COLUMNS = 24, 80
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 ERASE = "\x1b[2K"
@@ -156,7 +159,7 @@ def test_status_and_earnings_as_json(owner: Owner, tmp_path: Path) -> None:
     assert earnings["charges"][0]["lease"] == charge.lease
 
     # The same words for people.
-    assert f"earned    {earned_ucr / 1e6:.6f}".rstrip("0") in owner.asks("status").stdout
+    assert f"earned    {credits(earned_ucr)} credits in all" in owner.asks("status").stdout
     assert "succeeded" in owner.asks("earnings").stdout
 
     # Without the agent: its own word can't be had, the broker's books can.
@@ -231,6 +234,13 @@ def test_a_second_ctrl_c_leaves_and_a_start_takes_up(owner: Owner, tmp_path: Pat
     world.soon(lambda: not world.market.run_processes(job.id), "the run's end")
     # It saved nothing, so it earned nothing.
     assert let_go(world, job) == 0
+
+
+def test_the_guide_names_every_key() -> None:
+    words = re.findall("[a-z_]+", GUIDE.read_text())
+    assert {*STATUS, *DEVICE, *RUN, *EARNINGS} <= set(words)
+    shown = {field for view in (Status, DeviceStatus, HeldRun) for field in view.model_fields}
+    assert shown == {*STATUS, *DEVICE, *RUN}
 
 
 # -- a terminal ------------------------------------------------------------------------------------

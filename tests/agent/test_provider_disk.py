@@ -16,7 +16,7 @@ from tests.e2e.bad_market import BadMarket
 pytestmark = pytest.mark.slow
 
 DISK_BYTES = 48 << 20
-LEFT_BYTES = 6 << 20
+LOW_BYTES = 6 << 20
 """below what an agent wants to be free"""
 
 # Steps until the file is there; each run says where it began.
@@ -69,12 +69,12 @@ def region(world: BadMarket) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def nearly_full(folder: Path) -> Iterator[None]:
-    """Take all of this disk but a little, as another program of the owner's would."""
+def taken(folder: Path, left_bytes: int) -> Iterator[None]:
+    """Take all but so much of this disk, as another program of the owner's would."""
     room = os.statvfs(folder)
     ballast = folder / "ballast"
     with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - LEFT_BYTES)
+        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - left_bytes)
     try:
         yield
     finally:
@@ -87,11 +87,15 @@ def fails_at_the_small_one(view: JobView) -> None:
     assert (second.provider_name, second.reason) == ("sound", "succeeded"), view.runs
 
 
-def test_a_disk_that_fills_during_a_run(world: BadMarket, region: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("left_bytes", [LOW_BYTES, 0])
+def test_a_disk_that_fills_during_a_run(
+    world: BadMarket, region: str, tmp_path: Path, left_bytes: int
+) -> None:
+    world.offered("small")
     finish = tmp_path / "finish"
     job = world.submit(region, ["python3", "-u", "-c", STEPS, str(finish)], outputs="/out")
     world.until(job, lambda view: view.durable_step >= 10, "a durable step")
-    with nearly_full(world.market.root / "small"):
+    with taken(world.market.root / "small", left_bytes):
         world.until(job, lambda view: len(view.runs) == 2, "the next run")
         world.until(job, lambda view: view.durable_step > view.runs[-1].start_step, "new progress")
         # The agent with the full disk lives, and says so.

@@ -10,6 +10,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
+from sublet_agent.adapters.reserve import Reserve, with_reserve
 from sublet_agent.core.effects import Save
 from sublet_agent.core.records import IssuedOffer, RunRecord, Saved
 from sublet_agent.core.status import Income
@@ -58,6 +59,7 @@ class Journal:
             raise StateFolderInUse(
                 f"another agent is using {folder}; stop it, or give this one its own --state"
             ) from error
+        self.reserve = Reserve(folder / "reserve")
         self._db = sqlite3.connect(folder / "journal.db", isolation_level=None)
         # Asked first: a newer release's file is left as it is, to the byte.
         found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
@@ -97,6 +99,7 @@ class Journal:
             epochs=dict(self._db.execute("SELECT job, epoch FROM epochs").fetchall()),
         )
 
+    @with_reserve
     def commit(self, save: Save) -> None:
         """Write one step's changes, all or nothing, and wait for the disk."""
         if save.empty:
@@ -145,6 +148,7 @@ class Journal:
             for number, kind, body in rows
         ]
 
+    @with_reserve
     def acknowledged(self, mids: tuple[str, ...]) -> None:
         """Forget messages that are on the broker's disk."""
         prefix = self.state_id + "-"

@@ -107,6 +107,8 @@ class Observer:
         status, steps, progress = await listener.blocking(self._read)
         if self._left:
             return True
+        # Before anything is written, and before an exit that may come of it is taken for the job's.
+        self._room(status)
         self._say_too_much()
         await self._logs(to_the_end=False)
         self._tell_progress(progress)
@@ -204,7 +206,10 @@ class Observer:
         paths = [workspace.checkpoint / "out", workspace.outputs]
         used = await self._listener.blocking(usage, paths, limit)
         self._listener.post(events.DiskUsed(self._lease_id, used))
-        free = shutil.disk_usage(workspace.root).free
-        if free < LEAST_FREE_BYTES:
+
+    def _room(self, status: RunStatus) -> None:
+        """Tell that the disk is full, unless the run has come to its good end with it."""
+        free = shutil.disk_usage(self._workspace.root).free
+        if free < LEAST_FREE_BYTES and not (status.state == "exited" and status.exit_code == 0):
             says = f"{free} bytes are free on this machine"
             self._listener.post(events.DiskFull(self._lease_id, says))

@@ -127,6 +127,7 @@ class Shell:
         """Time passes, until cancelled."""
         while True:
             await asyncio.sleep(TICK_S)
+            self.journal.reserve.hold()
             self.post(events.Tick())
             self._pump_logs()
 

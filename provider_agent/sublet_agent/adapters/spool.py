@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
+from sublet_agent.adapters.reserve import Reserve, with_reserve
 from sublet_agent.core.runners import OutputLine
 from sublet_contracts.wire import (
     MAX_LOG_LINE_CHARACTERS,
@@ -30,7 +31,8 @@ CREATE TABLE IF NOT EXISTS lines (
 class Spool:
     """Lines of all runs. Used from one thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reserve: Reserve) -> None:
+        self.reserve = reserve
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
         # NORMAL: a kill loses nothing; after a power cut cursor and lines go back together.
@@ -46,6 +48,7 @@ class Spool:
         row = self._db.execute("SELECT cursor FROM logs WHERE lease=?", (lease,)).fetchone()
         return row[0] if row else None
 
+    @with_reserve
     def add(self, lease: str, lines: Iterable[OutputLine], cursor: str | None) -> None:
         """Number and keep lines, and the cursor after them."""
         run = self._db.execute
@@ -71,6 +74,7 @@ class Spool:
                 run("ROLLBACK")
             raise
 
+    @with_reserve
     def say_dropped(self, lease: str, now_ms: int) -> None:
         """At the end: one line that says how much is missing, if any is."""
         row = self._db.execute("SELECT dropped FROM logs WHERE lease=?", (lease,)).fetchone()
@@ -98,6 +102,7 @@ class Spool:
             batch.append(LogLine(number=number, time_ms=time_ms, stream=stream, text=text))
         return tuple(batch)
 
+    @with_reserve
     def confirm(self, lease: str, next_number: int) -> None:
         """The broker has all lines before this one: forget them."""
         run = self._db.execute
@@ -111,6 +116,7 @@ class Spool:
         row = self._db.execute("SELECT next-confirmed FROM logs WHERE lease=?", (lease,)).fetchone()
         return int(row[0]) if row else 0
 
+    @with_reserve
     def forget(self, lease: str) -> None:
         """Drop a run's lines."""
         self._db.execute("DELETE FROM lines WHERE lease=?", (lease,))
