@@ -236,6 +236,20 @@ def test_a_second_ctrl_c_leaves_and_a_start_takes_up(owner: Owner, tmp_path: Pat
     assert let_go(world, job) == 0
 
 
+@pytest.mark.parametrize(
+    "url", ["broker.example", "http://", "http://:8470", "http://host:99999", "http://host:x"]
+)
+def test_a_broker_that_can_be_none(url: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sublet.cli.main", "provide", "--cpu", "--broker", url,
+         "--state", str(tmp_path / "state")],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"--broker {url!r}" in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
 def test_the_guide_names_every_key() -> None:
     words = re.findall("[a-z_]+", GUIDE.read_text())
     assert {*STATUS, *DEVICE, *RUN, *EARNINGS} <= set(words)

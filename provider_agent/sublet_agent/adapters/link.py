@@ -228,6 +228,8 @@ def _no_connection(error: Exception, url: str) -> str:
             why = f"{where} went away"
         case InvalidStatus():
             why = f"{where} answered HTTP {error.response.status_code} instead of a session"
+        case InvalidHandshake():
+            why = f"{where} does not answer as a broker does ({error})"
         case _:
             why = f"{where}: {type(error).__name__}: {error}"
     return f"no connection: {why}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import platformdirs
 
@@ -86,6 +87,12 @@ def read_options(argv: Sequence[str]) -> Options:
         parser.error("--broker URL is needed (or set SUBLET_BROKER)")
     if not re.match(r"https?://[^/]+", found.broker):
         parser.error(f"--broker {found.broker!r}: must start with http:// or https://")
+    try:
+        address = urlsplit(found.broker)
+        if not address.hostname or address.port == 0:
+            parser.error(f"--broker {found.broker!r}: names no host, or port 0")
+    except ValueError as error:
+        parser.error(f"--broker {found.broker!r}: {error}")
     return Options(
         broker=found.broker.rstrip("/"),
         price_ucr=found.price,
