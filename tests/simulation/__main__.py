@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
+import random
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.simulation.faults import FAULTS, UnknownFault, parse_faults
 from tests.simulation.market import Outcome, Plan, simulate
 
-CHUNK = 4
+MANY = 10**6
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--faults", default="all", help=f"all, none, or of: {', '.join(FAULTS)}")
     parser.add_argument("--keep-going", action="store_true", help="don't stop at a violation")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--random", action="store_true", help="begin at a seed drawn at random")
+    parser.add_argument("--minutes", type=float, help="stop after so long, however many seeds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what it came to")
     options = parser.parse_args(arguments)
     try:
         faults = parse_faults(options.faults)
@@ -48,41 +57,105 @@ def main(arguments: list[str] | None = None) -> int:
         outcome = simulate(options.seed, plan, trace)
         _show(outcome, lines=not options.trace)
         return 1 if outcome.violation else 0
-    return _many(range(options.first, options.first + options.seeds), plan, options)
+    first = random.SystemRandom().randrange(10**6, 10**9) if options.random else options.first
+    print(f"seeds from {first} on", flush=True)
+    seeds = options.seeds if options.minutes is None else MANY
+    return _many(range(first, first + seeds), plan, options)
+
+
+@dataclass
+class Sum:
+    """What many markets came to."""
+
+    markets: int = 0
+    jobs: int = 0
+    steps: int = 0
+    simulated_ms: int = 0
+    lost_device_ms: int = 0
+    charged_ucr: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    points: set[str] = field(default_factory=set)
+    crashed: set[str] = field(default_factory=set)
+    violations: list[str] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one market."""
+        self.markets += 1
+        self.jobs += outcome.jobs
+        self.steps += outcome.steps
+        self.simulated_ms += outcome.simulated_ms
+        self.lost_device_ms += outcome.lost_device_ms
+        self.charged_ucr += outcome.charged_ucr
+        self.faults.update(dict(outcome.counts))
+        self.points |= outcome.points
+        self.crashed |= outcome.crashed
+        if outcome.violation:
+            self.violations.append(f"seed {outcome.seed}: {outcome.violation}")
+
+    def line(self, of: str, spent_s: float) -> str:
+        """Say how far it is."""
+        return (
+            f"{self.markets} of {of} markets, {self.simulated_ms / 3_600_000:.0f} h simulated, "
+            f"{self.faults.total()} faults, died at {len(self.crashed)} of {len(self.points)} "
+            f"crash points, {len(self.violations)} violations, "
+            f"{self.markets / spent_s:.2f} markets/s"
+        )
 
 
 def _many(seeds: range, plan: Plan, options: argparse.Namespace) -> int:
     began = told = time.monotonic()
-    done = simulated_ms = 0
-    counts: Counter[str] = Counter()
-    bad: list[Outcome] = []
+    total = Sum()
+    of = str(len(seeds)) if options.minutes is None else f"{options.minutes:g} minutes'"
     with ProcessPoolExecutor(options.processes) as pool:
-        if options.processes > 1:
-            outcomes = pool.map(simulate, seeds, [plan] * len(seeds), chunksize=CHUNK)
-        else:
-            outcomes = (simulate(seed, plan) for seed in seeds)
-        for outcome in outcomes:
-            done += 1
-            simulated_ms += outcome.simulated_ms
-            counts.update(dict(outcome.counts))
+        for outcome in _outcomes(pool, seeds, plan, options.processes):
+            total.add(outcome)
             if outcome.violation:
-                bad.append(outcome)
                 _show(outcome, lines=not options.keep_going)
-                if not options.keep_going:
-                    pool.shutdown(cancel_futures=True)
-                    break
-            if time.monotonic() - told > 5 or done == len(seeds):
-                told = time.monotonic()
-                spent = told - began
-                print(
-                    f"{done} of {len(seeds)} markets, {simulated_ms / 3_600_000:.0f} h simulated, "
-                    f"{sum(counts[n] for n in FAULTS)} faults, {len(bad)} violations, "
-                    f"{done / spent:.2f} markets/s",
-                    flush=True,
-                )
-    for name in sorted(counts):
-        print(f"  {counts[name]:7d}  {name}")
-    return 1 if bad else 0
+            now = time.monotonic()
+            over = options.minutes is not None and now - began > options.minutes * 60
+            stop = over or (outcome.violation and not options.keep_going)
+            if now - told > 5 or stop or total.markets == len(seeds):
+                told = now
+                print(total.line(of, now - began), flush=True)
+            if stop:
+                pool.shutdown(cancel_futures=True)
+                break
+    for name in sorted(total.faults):
+        print(f"  {total.faults[name]:7d}  {name}")
+    if options.json:
+        _write(options.json, total, seeds.start, time.monotonic() - began, plan)
+    return 1 if total.violations else 0
+
+
+def _outcomes(
+    pool: ProcessPoolExecutor, seeds: range, plan: Plan, processes: int
+) -> Iterator[Outcome]:
+    if processes == 1:
+        yield from (simulate(seed, plan) for seed in seeds)
+        return
+    waiting = {pool.submit(simulate, seed, plan) for seed in seeds[: 2 * processes]}
+    left = iter(seeds[2 * processes :])
+    while waiting:
+        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        for future in done:
+            for seed in itertools.islice(left, 1):
+                waiting.add(pool.submit(simulate, seed, plan))
+            yield future.result()
+
+
+def _write(path: Path, total: Sum, first: int, spent_s: float, plan: Plan) -> None:
+    said = {
+        "first_seed": first, "markets": total.markets, "jobs": total.jobs, "steps": total.steps,
+        "simulated_hours": round(total.simulated_ms / 3_600_000, 1),
+        "hours_of_faults_each": plan.hours, "providers_each": plan.providers,
+        "faults": dict(sorted(total.faults.items())),
+        "crash_points": len(total.points), "crash_points_died_at": len(total.crashed),
+        "crash_points_missed": sorted(total.points - total.crashed),
+        "charged_ucr": total.charged_ucr, "lost_device_ms": total.lost_device_ms,
+        "violations": total.violations, "seconds": round(spent_s, 1),
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(said, indent=2) + "\n")
 
 
 def _show(outcome: Outcome, *, lines: bool) -> None:

@@ -26,7 +26,7 @@ from sublet_contracts.session import Phase as SessionPhase
 from sublet_contracts.tree import TreeRefused, parse_index
 from sublet_contracts.wire import Ack, Message
 from tests.simulation.broker import BrokerAway, Door
-from tests.simulation.engine import BEGIN_MS, Crashed
+from tests.simulation.engine import BEGIN_MS, Crashed, is_common
 from tests.simulation.jobs import Container, Program, checkpoint_files, state_at, tree
 from tests.simulation.network import Line, Wire
 
@@ -104,11 +104,13 @@ class AgentHost:
         self.restored: dict[str, tuple[int, str]] = {}
         self.wall_offset_ms = 0
         self.crash_in = 0
+        self.crash_rarely = False
         self.full_until_ms = 0
         self.hung_until_ms = 0
         self.inflates = 1
         self.honest = True
         self.up = False
+        self.doing = ""
         self.started = 0
         self.core: AgentCore
         self.past: list[Message] = []
@@ -189,15 +191,20 @@ class AgentHost:
         self.engine.after(delay_ms, come)
 
     def _crash_point(self, where: str) -> None:
-        if self.crash_in:
+        point = f"agent {where} of {self.doing}"
+        self.market.points.add(point)
+        if self.crash_in and not (self.crash_rarely and is_common(point)):
             self.crash_in -= 1
             if not self.crash_in:
                 self.engine.say(f"{self.name} dies {where}")
-                self.market.count("crash points")
+                self.market.crashed.add(point)
                 raise Crashed(where)
 
     def post(self, event: events.Event) -> None:
         """Let the core take an event: commit, then perform."""
+        self.doing = type(event).__name__
+        if isinstance(event, events.Arrived):
+            self.doing = f"a {event.message.TYPE}"
         self._perform(self.core.handle(event, self.now_ms()))
 
     def _perform(self, step: Step) -> None:

@@ -647,15 +647,19 @@ class Auditor:
 
     # -- the end ------------------------------------------------------------------------------
 
-    def finished(self) -> None:
-        """The faults have stopped and time was given: everything must have come to its end."""
+    def finished(self, *, at_rest: bool) -> None:
+        """The faults have stopped and time was given: everything must have come to its end.
+
+        `at_rest`: what may still be under way when the last job ends has had its time too.
+        """
         for id, job in self.jobs.items():
             ended = job.state in ("succeeded", "failed", "cancelled")
             name = self.market.names.get(id, id[:8])
             self._no(not ended, f"{name} is {job.state} long after the last fault")
             self._no(bool(job.live), f"{name} has ended and is still leased")
         for id, checkpoint in self.checkpoints.items():
-            self._no(checkpoint.state == "uploaded", f"checkpoint {id[:8]} was never judged")
+            unjudged = at_rest and checkpoint.state == "uploaded"
+            self._no(unjudged, f"checkpoint {id[:8]} was never judged")
         for id, pending in self.pendings.items():
             self._no(pending[2] == "open", f"reservation {id[:8]} was never resolved")
         total = sum(self.credits.values()) - sum(self.debits.values())

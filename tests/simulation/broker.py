@@ -24,7 +24,7 @@ from sublet_broker.service.ports import (
 from sublet_contracts.documents import DocumentRefused
 from sublet_contracts.session import BrokerSession, SessionError
 from sublet_contracts.wire import Ack, Announce, Heartbeat, Join, Logs, Message
-from tests.simulation.engine import BEGIN_MS, Crashed
+from tests.simulation.engine import BEGIN_MS, Crashed, is_common
 from tests.simulation.network import Wire
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class SimStore(MemoryStore):
         self.now_ms: Callable[[], int] = lambda: 0
         self.crash_in = 0
         """The process dies at so many crash points from now; 0: it doesn't."""
+        self.crash_rarely = False
+        """Those that come every few seconds don't count: the rare ones get their turn."""
         self.full_until_ms = 0
 
     def snapshot(self) -> AbstractContextManager[MemoryTransaction]:
@@ -79,11 +81,13 @@ class SimStore(MemoryStore):
         self._crash_point("after a commit")
 
     def _crash_point(self, where: str) -> None:
-        if self.crash_in:
+        point = f"broker {where} of {self._market.broker.doing}"
+        self._market.points.add(point)
+        if self.crash_in and not (self.crash_rarely and is_common(point)):
             self.crash_in -= 1
             if not self.crash_in:
                 self._market.engine.say(f"broker dies {where}")
-                self._market.count("crash points")
+                self._market.crashed.add(point)
                 raise Crashed(where)
 
 
@@ -332,6 +336,8 @@ class BrokerHost:
         self.entropy = SimEntropy(market)
         self.wall_offset_ms = 0
         self.up = False
+        self.doing = ""
+        """What the process was asked to do last: names its crash points."""
         self.started = 0
         self.doors: dict[str, Door] = {}
         self.broker: Broker
@@ -399,6 +405,9 @@ class BrokerHost:
         """Let the process do something. Raises BrokerAway if it isn't there, or dies doing it."""
         if not self.up:
             raise BrokerAway
+        self.doing = act.__qualname__
+        if arguments and isinstance(arguments[-1], Message):
+            self.doing = f"a {arguments[-1].TYPE}"
         try:
             return act(*arguments, **named)
         except Crashed as crash:

@@ -127,7 +127,9 @@ class Chaos:
     # -- the broker ---------------------------------------------------------------------------
 
     def _broker_crash(self) -> None:
-        self.market.broker.store.crash_in = self.engine.draw_ms(1, 12)
+        store = self.market.broker.store
+        store.crash_rarely = self.engine.happens(0.7)
+        store.crash_in = self.engine.draw_ms(1, 4 if store.crash_rarely else 12)
 
     def _broker_full(self) -> None:
         span_ms = self.engine.draw_ms(1_000, 60_000)
@@ -161,10 +163,17 @@ class Chaos:
         host.wall_offset_ms = -self.engine.draw_ms(1_000, 86_400_000)
         host.die(self.engine.draw_ms(200, 3_000))
 
+        def set_right() -> None:
+            host.wall_offset_ms = 0
+
+        self.engine.after(self.engine.draw_ms(10_000, 600_000), set_right)
+
     # -- agents and machines ------------------------------------------------------------------
 
     def _agent_crash(self) -> None:
-        self._agent().crash_in = self.engine.draw_ms(1, 20)
+        agent = self._agent()
+        agent.crash_rarely = self.engine.happens(0.7)
+        agent.crash_in = self.engine.draw_ms(1, 6 if agent.crash_rarely else 20)
 
     def _machine(self) -> None:
         self._agent().reboot()

@@ -21,7 +21,7 @@ FAULTS: dict[str, str] = {
     "agent-full": "a provider's disk is full",
     "pause": "an agent hangs for a while (SIGSTOP) and goes on",
     "agent-clock": "a machine's wall clock jumps, up to a day, and an agent starts with it",
-    "broker-clock": "the broker's wall clock jumps back",
+    "broker-clock": "the broker restarts with its wall clock set back, which is set right later",
     "reclaim": "an owner takes devices back, and offers them again later",
     "inflate": "a provider claims more time than its run had",
     "fork": "a provider signs two receipts with one number",

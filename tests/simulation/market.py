@@ -56,6 +56,11 @@ class Outcome:
     steps: int = 0
     simulated_ms: int = 0
     counts: tuple[tuple[str, int], ...] = ()
+    points: frozenset[str] = frozenset()
+    """Where a process could have died: each side of each kind of commit and effect."""
+    crashed: frozenset[str] = frozenset()
+    """Where one did."""
+    jobs: int = 0
     charged_ucr: int = 0
     lost_device_ms: int = 0
 
@@ -74,6 +79,8 @@ class Market:
         self.seed = seed
         self.engine = Engine(seed, trace=trace)
         self.counts: Counter[str] = Counter()
+        self.points: set[str] = set()
+        self.crashed: set[str] = set()
         self.settings = Settings()
         self.broker_key = key_named("broker")
         self.names: dict[str, str] = {}
@@ -130,6 +137,9 @@ class Market:
             steps=self.engine.steps,
             simulated_ms=self.engine.now_ms,
             counts=tuple(sorted(self.counts.items())),
+            points=frozenset(self.points),
+            crashed=frozenset(self.crashed),
+            jobs=len(self.auditor.jobs),
             charged_ucr=self.auditor.charged_ucr,
             lost_device_ms=self.auditor.lost_device_ms,
         )
@@ -147,9 +157,9 @@ class Market:
         self.chaos.calm()
         calm_ms = engine.now_ms
         self._until(calm_ms + CALM_MS, stop_when_done=True)
-        self.auditor.finished()
+        self.auditor.finished(at_rest=False)
         self._until(engine.now_ms + AGENT_CALM_MS, stop_when_done=False)
-        self.auditor.finished()
+        self.auditor.finished(at_rest=True)
         for agent in self.agents:
             for lease_id, machine in agent.core.machines.items():
                 raise Violation(f"{agent.name} still has lease {lease_id[:8]} as "

@@ -4,9 +4,10 @@ The clock starts at the machine's wall time, or at the high-water mark of an ear
 later, and goes on by the time since boot. So it never goes back, neither when somebody sets the
 machine's clock nor over a restart; and no jump of the wall clock makes all agents look silent.
 
-Where it and the wall clock differ it goes up to a tenth faster or slower until they meet, as
-adjtime(3) does: a broker that began with a wrong clock agrees with its parties' clocks again
-after ten times the error, and needs no restart.
+Where it and the wall clock differ it goes faster or slower until they meet, as adjtime(3) does: by
+up to a tenth, and by up to a half where they are more than a minute apart. So a broker that began
+with a wrong clock agrees with its parties' clocks again by itself. Meanwhile a job's patience is as
+much shorter or longer.
 """
 
 import os
@@ -19,6 +20,8 @@ from sublet_broker.adapters.sql_store import CLOCK_COUNTER, SqlStore
 from sublet_broker.market.facts import CounterFact
 
 SLEW = 0.1
+FAST_SLEW = 0.5
+FAR_APART_MS = 60_000
 """How much faster or slower than time it goes at most, to meet the wall clock."""
 
 
@@ -68,8 +71,8 @@ class SteadyClock:
             if not elapsed_ms:
                 return int(self._value_ms)
             wall_ms = self._wall_ms()
-            most_ms = elapsed_ms * SLEW
             apart_ms = wall_ms - (self._value_ms + elapsed_ms)
+            most_ms = elapsed_ms * (FAST_SLEW if abs(apart_ms) > FAR_APART_MS else SLEW)
             self._value_ms += elapsed_ms + min(max(apart_ms, -most_ms), most_ms)
             self._read_at_ms = boot_ms
             return int(self._value_ms)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import (
     AgentFact,
+    CounterFact,
     JobFact,
     LeaseFact,
     RunFact,
@@ -35,6 +36,8 @@ from sublet_contracts.documents import Job
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import Desired, JobState, LeaseState, RunState
 
+STARTED = "started"
+"""A counter: when the broker started last."""
 LIVE_RUN = tuple(s for s in RunState if s not in (RunState.EXITED, RunState.LOST))
 
 
@@ -56,6 +59,8 @@ class Supervision:
         """
         with self._core.work() as work:
             self._core.started_ms = work.now_ms
+            # A commit at each start, whatever else there is: the clock doesn't go back behind it.
+            work.put(CounterFact(STARTED, work.now_ms))
             for agent in work.find(AgentFact, {}):
                 if agent.connected:
                     work.put(replace(agent, connected=False))
