@@ -19,6 +19,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 SIM_ARGS ?= --seeds 100 --processes 2
 MUTANT_ARGS ?=
+RELIABILITY_MINUTES ?= 60
 
 CONSTRAINTS := deploy/constraints.txt
 EVERYTHING := .[demo,dev]
@@ -37,7 +38,7 @@ PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet $(2) >>$(PIP_LOG) 2
 	echo 'Check the network and the package index, then run make again: it goes on from here.'; exit 1; }
 endef
 
-.PHONY: help venv demo test check fix bench simulate mutants clean distclean
+.PHONY: help venv demo test check fix bench simulate mutants reliability clean distclean
 
 help: ## show this
 	@echo 'sublet: a broker for idle GPUs'
@@ -105,6 +106,14 @@ $(BENCH_READY): $(READY)
 
 simulate: $(READY) ## simulate markets under every fault; choose with SIM_ARGS="--seeds 2000 --from 500"
 	@$(PY) -m tests.simulation $(SIM_ARGS)
+
+reliability: $(READY) ## hours: simulate, hunt mutants, measure, and write tests/RELIABILITY.md
+	@$(PY) -m tests.simulation --random --minutes $(RELIABILITY_MINUTES) --processes 2 --keep-going \
+		--json build/simulation.json
+	@$(PY) -m tests.simulation.mutants.mutate --json build/mutants.json
+	@$(MAKE) bench
+	@$(PY) -m tests.reliability --simulation build/simulation.json --mutants build/mutants.json \
+		--bench build/bench.json
 
 mutants: $(READY) ## known bugs, one by one: the simulator must find each
 	@$(PY) -m tests.simulation.mutants.mutate $(MUTANT_ARGS)

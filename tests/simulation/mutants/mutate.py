@@ -10,6 +10,7 @@ survived N seeds.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -69,17 +70,26 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=25)
     parser.add_argument("--hours", type=float, default=0.5)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what it came to")
     options = parser.parse_args()
     patches = [
         p for p in sorted(HERE.glob("*.patch")) if not options.only or p.stem in options.only
     ]
     survivors = []
+    said = []
     for patch in patches:
         name, seed, spent, says = hunt(patch, options.seeds, options.hours)
         mark = f"found by seed {seed}" if seed is not None else "SURVIVED"
         print(f"{name:32s} {mark:20s} {spent:6.1f} s  {says[:110]}", flush=True)
+        what = patch.read_text().partition("\n---")[0]
+        said.append({"name": name, "what": what, "seed": seed, "says": says[:200]})
         if seed is None:
             survivors.append(name)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(
+            json.dumps({"seeds": options.seeds, "mutants": said}, indent=2) + "\n"
+        )
     print(f"{len(patches) - len(survivors)} of {len(patches)} found")
     if survivors:
         print(f"survivors: {', '.join(survivors)}")

@@ -1,0 +1,101 @@
+"""python -m tests.reliability: take in what runs wrote, and write tests/RELIABILITY.md.
+
+python -m tests.reliability --simulation build/simulation.json --mutants build/mutants.json
+                            --chaos build/chaos.json --bench build/bench.json
+python -m tests.reliability            writes the page from the records that are there
+python -m tests.reliability --check    1 where the page is stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from tests.reliability.page import Bug, page
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "RELIABILITY.md"
+KINDS = ("simulation", "mutants", "chaos", "recovery")
+
+
+def render() -> str:
+    """Return the page as the records have it."""
+    records = {
+        kind: json.loads(file.read_text())
+        for kind in KINDS
+        if (file := HERE / "records" / f"{kind}.json").is_file()
+    }
+    bugs = tomllib.loads((HERE / "bugs.toml").read_text())["bug"]
+    return page(records, [Bug(**bug) for bug in bugs])
+
+
+def take(kind: str, source: Path, commit: str) -> None:
+    """Keep what a run wrote, with the commit that it ran on."""
+    said: dict[str, Any] = json.loads(source.read_text())
+    if kind == "recovery":
+        said = _of_bench(said)
+    said["commit"] = commit
+    (HERE / "records").mkdir(exist_ok=True)
+    (HERE / "records" / f"{kind}.json").write_text(json.dumps(said, indent=2) + "\n")
+
+
+def _of_bench(said: dict[str, Any]) -> dict[str, Any]:
+    measured = {what: said[what] for what in ("recovery", "reclaim") if what in said}
+    return {
+        "runner": next(iter(measured.values()))["runner"],
+        "measured": [
+            {
+                "what": what,
+                "rounds": len(one["rounds"]),
+                "p50_s": one["p50_s"],
+                "p95_s": one["p95_s"],
+                "detection_p50_s": statistics.median(r["detection_s"] for r in one["rounds"]),
+                "limit_s": one["limit_s"],
+            }
+            for what, one in measured.items()
+        ],
+    }
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short=10", "HEAD"],
+        cwd=HERE, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.reliability",
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--simulation", type=Path)
+    parser.add_argument("--mutants", type=Path)
+    parser.add_argument("--chaos", type=Path)
+    parser.add_argument("--bench", type=Path, dest="recovery")
+    parser.add_argument("--commit", help="that the runs were made on; default: the newest")
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    if options.check:
+        stale = not PAGE.is_file() or PAGE.read_text() != render()
+        print("tests/RELIABILITY.md is stale: make reliability" if stale else "up to date")
+        return int(stale)
+    for kind in KINDS:
+        source = getattr(options, kind)
+        if source is not None:
+            take(kind, source, options.commit or _commit())
+    PAGE.write_text(render())
+    print(f"wrote {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
