@@ -144,8 +144,8 @@ def _recovery(record: Record) -> str:
             "## How long a loss lasts",
             "",
             f"`make bench` at {record['commit']}, runner {record['runner']}, default settings:",
-            "from `kill -9` of agent and run to the first new step elsewhere, and from the end of a",
-            "reclaim's drain to it.",
+            "from `kill -9` of agent and run to the first new step elsewhere, and from the end of",
+            "a reclaim's drain to it.",
             "",
             *_table(
                 ("", "rounds", "p50", "p95", "of which detection, p50", "limit for the p95"), rows

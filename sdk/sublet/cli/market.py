@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from sublet.cli.options import Parser, client, with_broker, with_json
-from sublet.cli.words import clip, credits, safe, size, table
+from sublet.cli.words import clip, credits, memory, safe, table
 from sublet_contracts.api import OfferView
 from sublet_contracts.keys import short
 
@@ -37,7 +37,7 @@ def offers_table(found: Sequence[OfferView]) -> str:
             [
                 credits(offer.price_ucr_per_device_hour),
                 clip((f"{count}x" if count > 1 else "") + safe(device.name), 24),
-                size(device.memory_bytes),
+                memory(device.memory_bytes),
                 f"{offer.free_devices}/{count}",
                 clip(safe(offer.name) or short(offer.provider), 14),
                 clip(safe(offer.region) or "-", 10),

@@ -64,6 +64,11 @@ def size(count_bytes: int) -> str:
     return f"{figure} {units[0]}"
 
 
+def memory(count_bytes: int) -> str:
+    """Return a device's memory, in the unit of its data sheet: '24 GiB'."""
+    return f"{count_bytes / 2**30:.0f} GiB" if count_bytes >= 2**30 else size(count_bytes)
+
+
 def clip(text: str, width: int) -> str:
     """Return `text` in at most `width` columns, an ellipsis at its end where it was longer."""
     return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
