@@ -26,7 +26,7 @@ from sublet_contracts.session import Phase as SessionPhase
 from sublet_contracts.tree import TreeRefused, parse_index
 from sublet_contracts.wire import Ack, Message
 from tests.simulation.broker import BrokerAway, Door
-from tests.simulation.engine import BEGIN_MS, Crashed, is_common
+from tests.simulation.engine import BEGIN_MS, Crashed, Quartz, is_common
 from tests.simulation.jobs import Container, Program, checkpoint_files, state_at, tree
 from tests.simulation.network import Line, Wire
 
@@ -102,6 +102,7 @@ class AgentHost:
         self.journal = SimJournal()
         self.containers: dict[str, Container] = {}
         self.restored: dict[str, tuple[int, str]] = {}
+        self.clock = Quartz(self.engine)
         self.wall_offset_ms = 0
         self.crash_in = 0
         self.crash_rarely = False
@@ -134,7 +135,7 @@ class AgentHost:
             return
         self.up = True
         self.started += 1
-        self._offset_ms = self.wall_offset_ms
+        self._set_clock()
         self._wire = self._session = None
         self._cancelled = set()
         self._told = {}
@@ -154,7 +155,11 @@ class AgentHost:
 
     def now_ms(self) -> int:
         """The process's steady clock: set from the wall when it started, or was refused for it."""
-        return BEGIN_MS + self.engine.now_ms + self._offset_ms
+        return BEGIN_MS + self.clock.now_ms() + self._offset_ms
+
+    def _set_clock(self) -> None:
+        """By the machine's wall clock, which somebody keeps right unless a fault moves it."""
+        self._offset_ms = self.wall_offset_ms - self.clock.ahead_ms()
 
     def die(self, back_after_ms: int) -> None:
         """The process is gone. Its runs go on."""
@@ -306,7 +311,7 @@ class AgentHost:
         except SessionError as error:
             self.engine.say(f"{self.name} is turned away ({error.code})")
             if error.code == "clock":
-                self._offset_ms = self.wall_offset_ms
+                self._set_clock()
             self._hang_up()
             return
         if answer is not None:
@@ -467,7 +472,7 @@ class AgentHost:
             if begin is None:
                 begin = (0, state_at(record.job.nonce, 0))
             container = Container(
-                self.engine, lease_id, record.job.nonce, program, begin,
+                self.engine, self.clock, lease_id, record.job.nonce, program, begin,
                 bool(record.job.outputs), lambda: self._look_soon(lease_id),
             )  # fmt: skip
             self.containers[lease_id] = container
@@ -508,7 +513,7 @@ class AgentHost:
                 lease_id,
                 running=container.running,
                 started_ms=BEGIN_MS + container.started_ms + self._offset_ms,
-                ran_ms=container.ran_ms() * self.inflates,
+                ran_ms=container.clocked_ms() * self.inflates,
                 exit_code=container.exit_code,
             )
         )

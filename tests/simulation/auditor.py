@@ -551,7 +551,7 @@ class Auditor:
         if not agent.honest:
             return
         container = self.runs.get(document["lease"])
-        ran = container.ran_ms() * len(lease.document["device_ids"]) if container else 0
+        ran = container.clocked_ms() * len(lease.document["device_ids"]) if container else 0
         self._no(payable > ran, f"{payable} device-ms are paid, the run had {ran}")
         head = lease.chain[-1].document if lease.chain else None
         if document["reason"] == "succeeded":

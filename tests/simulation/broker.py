@@ -24,7 +24,7 @@ from sublet_broker.service.ports import (
 from sublet_contracts.documents import DocumentRefused
 from sublet_contracts.session import BrokerSession, SessionError
 from sublet_contracts.wire import Ack, Announce, Heartbeat, Join, Logs, Message
-from tests.simulation.engine import BEGIN_MS, Crashed, is_common
+from tests.simulation.engine import BEGIN_MS, Crashed, Quartz, is_common
 from tests.simulation.network import Wire
 
 if TYPE_CHECKING:
@@ -334,6 +334,7 @@ class BrokerHost:
         self.store = SimStore(market)
         self.blobs = SimBlobs(market)
         self.entropy = SimEntropy(market)
+        self.clock = Quartz(self.engine)
         self.wall_offset_ms = 0
         self.up = False
         self.doing = ""
@@ -353,7 +354,7 @@ class BrokerHost:
         clock = SteadyClock(
             self.store.mark_ms,
             wall_ms=lambda: BEGIN_MS + self.engine.now_ms + self.wall_offset_ms,
-            since_boot_ms=lambda: self.engine.now_ms,
+            since_boot_ms=self.clock.now_ms,
         )
         self.now_ms = self.store.now_ms = clock.now_ms
         self.matcher = SimMatcher(self.store, clock)

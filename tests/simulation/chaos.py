@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sublet_agent.core import events
@@ -167,6 +168,26 @@ class Chaos:
             host.wall_offset_ms = 0
 
         self.engine.after(self.engine.draw_ms(10_000, 600_000), set_right)
+
+    def _upgrade(self) -> None:
+        draw = self.engine.random
+        heartbeat_ms = draw.choice((2_000, 3_000, 5_000))
+        self.market.settings = replace(
+            self.market.settings,
+            fee_bps=draw.choice((0, 250, 500, 1_000)),
+            heartbeat_ms=heartbeat_ms,
+            unknown_after_ms=3 * heartbeat_ms,
+            keep_checkpoints=draw.choice((3, 5)),
+            backoff_ms=draw.choice((500, 2_000)),
+        )
+        self.market.broker.die(self.engine.draw_ms(200, 20_000))
+
+    def _drift(self) -> None:
+        ppm = self.engine.draw_ms(-1_000, 1_000)
+        if self.engine.happens(0.2):
+            self.market.broker.clock.drift(ppm)
+        else:
+            self._agent().clock.drift(ppm)
 
     # -- agents and machines ------------------------------------------------------------------
 

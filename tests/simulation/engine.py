@@ -75,3 +75,27 @@ class Engine:
     def digest(self) -> str:
         """SHA-256 over all lines of the log so far."""
         return self._digest.hexdigest()
+
+
+class Quartz:
+    """A machine's clock, which may run fast or slow. Never jumps."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._since_ms = 0
+        self._ahead_ms = 0.0
+        self._ppm = 0
+
+    def ahead_ms(self) -> int:
+        """Return by how much it is ahead of true time."""
+        passed_ms = self._engine.now_ms - self._since_ms
+        return int(self._ahead_ms + passed_ms * self._ppm / 1_000_000)
+
+    def now_ms(self) -> int:
+        """Return its ms since the market began."""
+        return self._engine.now_ms + self.ahead_ms()
+
+    def drift(self, ppm: int) -> None:
+        """From now on it gains so many microseconds a second."""
+        self._ahead_ms = float(self.ahead_ms())
+        self._since_ms, self._ppm = self._engine.now_ms, ppm

@@ -22,6 +22,8 @@ FAULTS: dict[str, str] = {
     "pause": "an agent hangs for a while (SIGSTOP) and goes on",
     "agent-clock": "a machine's wall clock jumps, up to a day, and an agent starts with it",
     "broker-clock": "the broker restarts with its wall clock set back, which is set right later",
+    "upgrade": "the broker is stopped and comes back with other settings: fee, heartbeat, limits",
+    "drift": "a machine's clock runs fast or slow from now on, by up to a thousandth",
     "reclaim": "an owner takes devices back, and offers them again later",
     "inflate": "a provider claims more time than its run had",
     "fork": "a provider signs two receipts with one number",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sublet_contracts.documents import Job
 from sublet_contracts.tree import Chunk, TreeFile, TreeIndex
-from tests.simulation.engine import Engine
+from tests.simulation.engine import Engine, Quartz
 
 PREEMPTED = 75
 
@@ -79,6 +79,7 @@ class Container:
     """A run on a provider's machine. Outlives the agent's process, not the machine."""
 
     engine: Engine
+    clock: Quartz
     lease_id: str
     nonce: str
     program: Program
@@ -86,6 +87,8 @@ class Container:
     wants_outputs: bool
     looked: Callable[[], None]
     """Called when there is something new to see."""
+    began_ahead_ms: int = 0
+    ended_ahead_ms: int = 0
     started_ms: int = 0
     finished_ms: int | None = None
     exit_code: int | None = None
@@ -97,6 +100,7 @@ class Container:
     def start(self) -> None:
         """Begin to compute."""
         self.started_ms = self.engine.now_ms
+        self.began_ahead_ms = self.clock.ahead_ms()
         self.state = self.begin
         self._plan_next()
 
@@ -108,6 +112,11 @@ class Container:
         """True wall time from start to exit."""
         end = self.engine.now_ms if self.finished_ms is None else self.finished_ms
         return end - self.started_ms
+
+    def clocked_ms(self) -> int:
+        """The same by the machine's own clock, which may run fast or slow."""
+        end = self.clock.ahead_ms() if self.finished_ms is None else self.ended_ahead_ms
+        return max(0, self.ran_ms() + end - self.began_ahead_ms)
 
     def step_now(self) -> int:
         """Return the step that it has reached."""
@@ -173,6 +182,7 @@ class Container:
 
     def _exit(self, code: int) -> None:
         self.finished_ms = self.engine.now_ms
+        self.ended_ahead_ms = self.clock.ahead_ms()
         self.exit_code = code
         self.looked()
 
