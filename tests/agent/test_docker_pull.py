@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
@@ -49,12 +50,13 @@ class Registry:
     def forget(self) -> None:
         """Make the engine know the image by no name of this registry."""
         with closing(docker.from_env()) as client:
-            for name in client.api.inspect_image(base_image())["RepoTags"] or []:
-                if name.startswith(self.name):
-                    client.api.remove_image(name)
             for image in client.images.list(self.name):
+                # The tests' base image has other names, which stay.
                 for name in (*image.attrs["RepoTags"], *image.attrs["RepoDigests"]):
-                    client.api.remove_image(name)
+                    if name.startswith(self.name):
+                        # The last tag takes the digests of its repository along.
+                        with contextlib.suppress(docker.errors.ImageNotFound):
+                            client.api.remove_image(name)
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,8 @@ def main():
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--every", type=int, required=True)
     parser.add_argument("--pace-s", type=float, default=0.0)
+    # So that a fault that is to hit its first run can't come too late.
+    parser.add_argument("--hold-at", type=int, default=0)
     options = parser.parse_args()
 
     asked = []
@@ -91,6 +93,8 @@ def main():
         train_step(state, rows[state["dice"].randrange(len(rows))])
         step = state["global_step"] = step + 1
         time.sleep(options.pace_s)
+        while step == options.hold_at and os.environ["SUBLET_EPOCH"] == "1" and not asked:
+            time.sleep(0.05)
         if asked:
             print("TERM: leaving at step", step, flush=True)
             raise SystemExit

@@ -31,6 +31,7 @@ LIGHTNING = Path(__file__).with_name("lightning_job.py")
 PACER = Path(__file__).with_name("trainer_job.py")
 STEPS, SAVE_STEPS = 60, 10
 PACE_S = 0.3
+HOLD_AT = 45
 WORDS = {0: ("dull", "poor", "slow", "bad"), 1: ("good", "fine", "bright", "warm")}
 
 
@@ -81,7 +82,8 @@ def lightning_arguments(data: Path | str, out: Path | str, pace_s: float) -> lis
 def machine_dies(scenario: Scenario, data: Path) -> Outcome:
     """The Trainer's script; kill -9 of agent and run, after the second durable checkpoint."""
     scenario.begin(
-        command=[sys.executable, "/job/trainer_job.py", str(PACE_S), "/job/trainer.py",
+        command=[sys.executable, "/job/trainer_job.py", str(PACE_S), str(HOLD_AT),
+                 "/job/trainer.py",
                  *arguments("/data/reviews.csv", "/out")],
         inputs={
             str(PACER): "/job/trainer_job.py",
@@ -102,7 +104,8 @@ def machine_is_reclaimed(scenario: Scenario, data: Path) -> Outcome:
     """Lightning's manners; its machine is taken back with notice."""
     scenario.begin(
         command=[sys.executable, "/job/lightning_job.py",
-                 *lightning_arguments("/data/numbers.csv", "/out", PACE_S)],
+                 *lightning_arguments("/data/numbers.csv", "/out", PACE_S),
+                 "--hold-at", str(HOLD_AT)],
         inputs={
             str(LIGHTNING): "/job/lightning_job.py",
             str(data / "numbers.csv"): "/data/numbers.csv",
