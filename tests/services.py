@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 import pytest
 
-Service = Literal["docker", "postgres", "torch", "cc", "registry"]
+Service = Literal["docker", "postgres", "torch", "cc", "registry", "atheris"]
 
 REQUIRE_VARIABLE = "SUBLET_REQUIRE_SERVICES"
 POSTGRES_VARIABLE = "SUBLET_TEST_POSTGRES_URL"
@@ -64,6 +64,9 @@ def _missing(service: Service) -> str | None:
         case "registry":
             found = shutil.which("docker-registry")
             return None if found else "no docker-registry: apt-get install docker-registry"
+        case "atheris":
+            there = importlib.util.find_spec("atheris")
+            return None if there else "no atheris (Linux on x86-64): pip install 'sublet[dev]'"
 
 
 def _missing_docker() -> str | None:

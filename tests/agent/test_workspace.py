@@ -53,6 +53,20 @@ def test_a_checkpoint_that_is_not_as_done_says_is_refused(workspace: Workspace) 
         workspace.scan_checkpoint(5)
 
 
+@pytest.mark.parametrize("done", [
+    b'{"step": 5, "files": [{"path": "~\\ud800", "sha256": "", "size_bytes": 0}]}',
+    b'{"step": 5, "files": []}' + b" " * 100_000 + b"\xff",
+    b'{"step": ' + b"9" * 4_300 + b', "files": []}',
+])  # fmt: skip
+def test_why_a_done_is_refused_can_be_told(workspace: Workspace, done: bytes) -> None:
+    folder = workspace.checkpoint / "out" / "step-5"
+    folder.mkdir(parents=True)
+    (folder / "DONE").write_bytes(done)
+    with pytest.raises(TreeRefused) as refused:
+        workspace.scan_checkpoint(5)
+    assert len(str(refused.value).encode()) < 1_000
+
+
 def test_an_out_folder_that_became_a_link_leads_nowhere(
     workspace: Workspace, tmp_path: Path
 ) -> None:

@@ -380,13 +380,21 @@ def check_done(tree: ScannedTree, step: int) -> None:
         said = {str(f["path"]): (str(f["sha256"]), int(f["size_bytes"])) for f in done["files"]}
         said_step = int(done["step"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise TreeRefused(f"DONE can't be read: {error!r}") from error
+        # repr() of a UnicodeDecodeError holds all that was read, up to 16 MiB.
+        said_wrong = _sayable(f"{type(error).__name__}: {error}")
+        raise TreeRefused(f"DONE can't be read: {said_wrong}") from error
     there = {f.path: (f.sha256, f.size_bytes) for f in tree.index.files if f.path != DONE}
     if said_step != step:
-        raise TreeRefused(f"DONE says step {said_step}")
+        raise TreeRefused(f"DONE says step {_sayable(str(said_step))}")
     if said != there:
         wrong = sorted(p for p in said.keys() | there.keys() if said.get(p) != there.get(p))
-        raise TreeRefused(f"{wrong[0]} is not as DONE says: torn or changed")
+        raise TreeRefused(f"{_sayable(wrong[0])} is not as DONE says: torn or changed")
+
+
+def _sayable(text: str) -> str:
+    """Return what of a stranger's text fits into a message: short, and no half of a character,
+    which can't be written to a log or a database."""
+    return text[:200].encode(errors="backslashreplace").decode()
 
 
 def read_progress(data: bytes) -> tuple[int, int, dict[str, float]] | None:
