@@ -40,10 +40,11 @@ class Money(RuleBasedStateMachine):
     """Two renters, one provider, and any order of what moves money."""
 
     @initialize(
-        price=st.sampled_from((1, 3_599_999, 3_600_000, 3_600_001, 7_777_777)),
+        price=st.sampled_from((1, 3_599_999, 3_600_001, 7_777_777, 12_345_678)),
         fee=st.sampled_from((0, 1, 333, 500, 10_000)),
+        funds=st.sampled_from((20_000_000, 6_000_000, 1)),
     )
-    def open_market(self, price: int, fee: int) -> None:
+    def open_market(self, price: int, fee: int, funds: int) -> None:
         plain = World().settings
         self.world = World(type(plain)(fee_bps=fee, fruitless_limit=1_000))
         self.price, self.fee = price, fee
@@ -56,6 +57,9 @@ class Money(RuleBasedStateMachine):
         self.jobs: dict[str, JobModel] = {}
         self.transfers: dict[str, TransferFact] = {}
         self.resolved: dict[str, PendingFact] = {}
+        for name in RENTERS:
+            self.deposit(name, funds)
+            self.submit(name, -(-price // 60) * 20)
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -65,7 +69,7 @@ class Money(RuleBasedStateMachine):
         self.available[name] += amount
         self.deposited += amount
 
-    @rule(name=st.sampled_from(RENTERS), budget=st.integers(1, 2_000_000))
+    @rule(name=st.sampled_from(RENTERS), budget=st.integers(1, 5_000_000))
     def submit(self, name: str, budget: int) -> None:
         least = -(-self.price // 60)
         affordable = least <= budget <= self.available[name]
@@ -99,10 +103,10 @@ class Money(RuleBasedStateMachine):
         model.budget_ucr += more
         self.world.settle_down(2)
 
-    @rule(draw=st.data())
-    def cancel(self, draw: st.DataObject) -> None:
+    @rule(draw=st.data(), sure=st.integers(0, 4))
+    def cancel(self, draw: st.DataObject, sure: int) -> None:
         job = self.some_job(draw)
-        if job is None:
+        if job is None or sure:
             return
         renter = self.renters[self.jobs[job].renter]
         try:
@@ -129,10 +133,12 @@ class Money(RuleBasedStateMachine):
             self.agent.durable(run, run.step + 1)
 
     @precondition(lambda self: self.the_run() is not None)
-    @rule(reason=st.sampled_from(FREE + PAID))
-    def finish(self, reason: Reason) -> None:
+    @rule(reason=st.sampled_from(FREE + PAID), span_ms=st.integers(0, 30_000))
+    def finish(self, reason: Reason, span_ms: int) -> None:
+        self.world.pass_ms(span_ms)
         run = self.the_run()
-        assert run is not None
+        if run is None:
+            return
         if run.orders:
             reason = run.orders[0].reason
         free = reason in FREE
@@ -240,5 +246,5 @@ class Money(RuleBasedStateMachine):
             assert verdict.charged_ucr == model.charged_ucr
 
 
-Money.TestCase.settings = profile(examples=25, steps=25)
+Money.TestCase.settings = profile(examples=80, steps=30)
 TestMoney = Money.TestCase
