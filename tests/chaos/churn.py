@@ -1,0 +1,346 @@
+"""Churn: jobs run while agents, runs, the broker and its Ray are killed with -9, again and again.
+
+Everything is a process of its own, started as an owner or an operator would. Kills come at seeded
+random times; what was killed is started again, agents sometimes only after their jobs' patience.
+Nothing is waited for by sleeping: it ends when the kills are done and every job has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import signal
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from sublet.client import Client, Job
+from sublet.demo.local import LocalMarket, LocalMarketError
+from sublet.http import BrokerAway
+from sublet_agent.adapters.process_tree import descendants
+from sublet_contracts.api import JobView
+from sublet_contracts.export import verify_export
+from tests.e2e.scenario import EVERY, JOB_SCRIPT, STEPS, undisturbed_weights
+
+AGENTS = 6
+AT_ONCE = 4
+PACE_S = 0.1
+FUNDS_CREDITS = 2_000
+TIMES = ("--heartbeat-ms", "500", "--unknown-after-ms", "1500")
+PATIENCE = "5s"
+CALM_LIMIT_S = 300.0
+WEIGHTS = {"run": 40, "agent": 25, "machine": 15, "broker": 8, "worker": 7, "raylet": 5}
+"""What is killed, and how often. machine: an agent and all of its runs at once."""
+Say = Callable[[str], None]
+
+
+class ChurnFailed(AssertionError):
+    """A promise didn't hold; the message says which, and where the logs are."""
+
+
+@dataclass
+class Result:
+    """What a churn run came to."""
+
+    seed: int
+    kills: Counter[str] = field(default_factory=Counter)
+    jobs: int = 0
+    finished: int = 0
+    identical: int = 0
+    steps: int = 0
+    lost_steps: int = 0
+    recoveries_s: list[float] = field(default_factory=list)
+    lost_work_charged_ucr: int = 0
+    duplicate_charges: int = 0
+    discrepancy_ucr: int = 0
+    left_running: int = 0
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """Return it for the reliability page."""
+        times = sorted(self.recoveries_s) or [0.0]
+
+        def percentile(share: float) -> float:
+            return round(times[min(len(times) - 1, int(share * len(times)))], 2)
+
+        return {
+            "seed": self.seed, "kills": dict(self.kills), "jobs": self.jobs,
+            "finished": self.finished, "identical": self.identical, "steps": self.steps,
+            "lost_steps": self.lost_steps, "recoveries": len(self.recoveries_s),
+            "recovery_s": {"p50": round(statistics.median(times), 2), "p95": percentile(0.95),
+                           "p99": percentile(0.99)},
+            "lost_work_charged_ucr": self.lost_work_charged_ucr,
+            "duplicate_charges": self.duplicate_charges,
+            "discrepancy_ucr": self.discrepancy_ucr, "left_running": self.left_running,
+            "seconds": round(self.seconds, 1), "problems": self.problems,
+        }  # fmt: skip
+
+
+class Churn:
+    """One churn run."""
+
+    def __init__(self, root: Path, kills: int, seed: int, say: Say) -> None:
+        self.root = root
+        self.wanted = kills
+        self.say = say
+        self.random = random.Random(seed)
+        self.result = Result(seed)
+        self.market = LocalMarket(root / "market", TIMES)
+        self.jobs: list[Job] = []
+        self.live: list[Job] = []
+        self.back_at: dict[str, float] = {}
+        """When an agent that was killed is to be started again, by time.monotonic()."""
+
+    def play(self) -> Result:
+        """Let it happen. Raises ChurnFailed where a promise didn't hold."""
+        began = time.monotonic()
+        (self.root / "reference").mkdir(parents=True)
+        self.reference = hashlib.sha256(undisturbed_weights(self.root / "reference")).hexdigest()
+        try:
+            self._begin()
+            self._kill_away()
+            self._calm()
+            self._check()
+        finally:
+            self.market.stop()
+        self.result.seconds = time.monotonic() - began
+        if self.result.problems:
+            raise ChurnFailed(f"{'; '.join(self.result.problems[:5])}; logs: {self.market.root}")
+        return self.result
+
+    def _begin(self) -> None:
+        self.market.start_broker()
+        # Short of patience: a broker that is down is asked again by this loop, not by the client.
+        self.client = Client(
+            broker=self.market.url, config_dir=self.root / "config", away_limit_s=2.0
+        )
+        for number in range(AGENTS):
+            self._start_agent(f"box{number}")
+        self.client.fund(self.client.party, FUNDS_CREDITS, operator_key=self.market.operator_key)
+        self.market.wait_for(lambda: len(self.client.offers().offers) == AGENTS, "all offers")
+
+    def _start_agent(self, name: str) -> None:
+        self.market.start_agent(
+            name, "--runner", "process", "--trust", self.client.party, "--image-policy", "any"
+        )
+
+    # -- what is killed ----------------------------------------------------------------------------
+
+    def _kill_away(self) -> None:
+        told = time.monotonic()
+        while sum(self.result.kills.values()) < self.wanted:
+            self._tend()
+            time.sleep(
+                self.random.uniform(0.2, 1.2)
+            )  # between two kills; what is drawn is the load
+            self._kill(self.random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0])
+            if time.monotonic() - told > 10:
+                told = time.monotonic()
+                self.say(self._line())
+
+    def _line(self) -> str:
+        kills = self.result.kills
+        parts = ", ".join(f"{kills[name]} {name}" for name in WEIGHTS if kills[name])
+        ended = len(self.jobs) - len(self.live)
+        return f"  {kills.total()} of {self.wanted} kills ({parts}); {ended} jobs ended"
+
+    def _kill(self, what: str) -> None:
+        done = getattr(self, f"_kill_{what}")()
+        if done:
+            self.result.kills[what] += 1
+
+    def _kill_run(self) -> bool:
+        return self._kill_pids(self.market.run_processes(agent=self.random.choice(self._names())))
+
+    def _kill_agent(self) -> bool:
+        running = [name for name in self._names() if self.market.agents[name].running]
+        if len(running) < 2:
+            return False
+        name = self.random.choice(running)
+        self.market.agents[name].kill()
+        # Within the patience its runs are adopted; beyond it they go elsewhere.
+        self.back_at[name] = time.monotonic() + self.random.choice((0.0, 1.0, 3.0, 9.0))
+        return True
+
+    def _kill_machine(self) -> bool:
+        if not self._kill_agent():
+            return False
+        newest = max(self.back_at, key=lambda name: self.back_at[name])
+        self._kill_pids(self.market.run_processes(agent=newest))
+        return True
+
+    def _kill_broker(self) -> bool:
+        assert self.market.broker is not None
+        self.market.broker.kill()
+        self.market.restart_broker()
+        return True
+
+    def _kill_worker(self) -> bool:
+        return self._kill_ray("ray::")
+
+    def _kill_raylet(self) -> bool:
+        return self._kill_ray("raylet/raylet")
+
+    def _kill_ray(self, named: str) -> bool:
+        assert self.market.broker is not None
+        below = sorted(descendants(self.market.broker.pid)) if self.market.broker.running else []
+        found = [pid for pid in below if named in _command_of(pid)]
+        return self._kill_pids([self.random.choice(found)] if found else [])
+
+    def _kill_pids(self, pids: list[int]) -> bool:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(pids)
+
+    def _names(self) -> list[str]:
+        return sorted(self.market.agents)
+
+    # -- what goes on meanwhile --------------------------------------------------------------------
+
+    def _tend(self) -> None:
+        """Start what is due, submit, resume what was paused, sign: as people and services do."""
+        now = time.monotonic()
+        for name in [name for name, at in self.back_at.items() if at <= now]:
+            del self.back_at[name]
+            self._start_agent(name)
+        with contextlib.suppress(BrokerAway):
+            still = []
+            for job in self.live:
+                view = job.view()
+                if view.state == "paused":
+                    job.resume()
+                if view.state in ("succeeded", "failed", "cancelled"):
+                    continue
+                job.cosign()
+                still.append(job)
+            self.live = still
+            if len(self.live) < AT_ONCE and sum(self.result.kills.values()) < self.wanted:
+                self._submit()
+
+    def _submit(self) -> None:
+        job = self.client.run(
+            image="local/python",
+            command=["python3", "/job/training_job.py", "--steps", str(STEPS), "--every",
+                     str(EVERY), "--pace-s", str(PACE_S), "--out", "/out"],
+            gpus="cpu", max_price="1.00", budget="5", patience=PATIENCE, wait_for_offer=True,
+            inputs={str(JOB_SCRIPT): "/job/training_job.py"}, outputs="/out",
+            name=f"job-{len(self.jobs)}", memory="256MB", disk="256MB", cpus=0.5,
+        )  # fmt: skip
+        self.jobs.append(job)
+        self.live.append(job)
+
+    def _calm(self) -> None:
+        self.say(f"{self._line()}; calm: every job has to end")
+        deadline = time.monotonic() + CALM_LIMIT_S
+        while self.live:
+            self._tend()
+            if time.monotonic() > deadline:
+                says = [f"{job.id[:10]}: {job.view().says}" for job in self.live]
+                raise ChurnFailed(f"not ended: {says}; logs: {self.market.root}")
+            time.sleep(0.25)
+        # Agents that come back late still find runs that went elsewhere, and end them.
+        for name in self.back_at:
+            self._start_agent(name)
+        self.back_at.clear()
+        with contextlib.suppress(LocalMarketError):
+            self.market.wait_for(lambda: not self.market.run_processes(), "the end of all runs")
+        left = self.market.run_processes()
+        self.result.left_running = len(left)
+        if left:
+            self.result.problems.append(f"left running: {left}")
+
+    # -- what must be true -------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        result = self.result
+        charged = 0
+        for job in self.jobs:
+            view = job.view()
+            result.jobs += 1
+            result.finished += view.state == "succeeded"
+            charged += self._check_bill(job, view)
+            self._check_steps(job, view)
+            if view.state != "succeeded":
+                result.problems.append(f"{job.name}: {view.state}: {view.says}")
+                continue
+            target = self.root / "out" / job.name
+            job.download(target)
+            same = hashlib.sha256((target / "weights.json").read_bytes()).hexdigest()
+            result.identical += same == self.reference
+            if same != self.reference:
+                result.problems.append(f"{job.name}: other weights than undisturbed")
+        balance = self.client.balance()
+        left = balance.available_ucr + balance.held_ucr
+        result.discrepancy_ucr = FUNDS_CREDITS * 1_000_000 - left - charged
+        if result.discrepancy_ucr:
+            result.problems.append(f"receipts and ledger differ by {result.discrepancy_ucr} ucr")
+        self._check_audit()
+
+    def _check_bill(self, job: Job, view: JobView) -> int:
+        statement = job.statement()
+        verdict = verify_export(job.export(), broker=self.market.broker_id)
+        if not verdict.holds:
+            self.result.problems.append(f"{job.name}: {verdict.problems[0]}")
+        if verdict.charged_ucr != view.settled_ucr:
+            self.result.problems.append(f"{job.name}: the export says another charge")
+        leases = [charge.lease for charge in statement.charges]
+        self.result.duplicate_charges += len(leases) - len(set(leases))
+        if len(leases) != len(set(leases)):
+            self.result.problems.append(f"{job.name}: a lease was charged twice")
+        self.result.lost_work_charged_ucr += statement.lost_work_charged_ucr
+        if statement.lost_work_charged_ucr:
+            self.result.problems.append(f"{job.name}: lost work was charged")
+        return verdict.charged_ucr
+
+    def _check_steps(self, job: Job, view: JobView) -> None:
+        """Count what was lost, and how long each loss lasted, by what the job printed."""
+        starts = {run.epoch: run.start_step for run in view.runs}
+        reached: dict[int, tuple[int, int]] = {}  # epoch: its last step, and when
+        first: dict[tuple[int, int], int] = {}  # (epoch, step): when
+        for line in job.logs():
+            words = line.text.split()
+            if line.stream == "stdout" and len(words) > 1 and words[0] == "step":
+                step = int(words[1])
+                reached[line.epoch] = (step, line.time_ms)
+                first.setdefault((line.epoch, step), line.time_ms)
+        epochs = sorted(reached)
+        self.result.steps += STEPS
+        for before, after in pairwise(epochs):
+            step, at_ms = reached[before]
+            start = starts[after]
+            lost = max(0, step - start)
+            self.result.lost_steps += lost
+            if lost > 2 * EVERY:
+                self.result.problems.append(f"{job.name}: {lost} steps were lost at once")
+            again = first.get((after, start + 1))
+            if again is not None:
+                self.result.recoveries_s.append(max(0, again - at_ms) / 1000)
+
+    def _check_audit(self) -> None:
+        def gauges() -> dict[str, float]:
+            text = httpx.get(f"{self.market.url}/metrics", timeout=30).text
+            pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+            return {name: float(value) for name, value in pairs if "{" not in name}
+
+        seen = gauges()["sublet_ledger_audits"]
+        self.market.wait_for(lambda: gauges()["sublet_ledger_audits"] >= seen + 2, "two audits")
+        if gauges()["sublet_ledger_breaches"]:
+            self.result.problems.append("the broker's own audit found a breach")
+
+
+def _command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
