@@ -51,7 +51,7 @@ async def _keep(request: Request, call: Call, scope: str, epoch: int | None, sha
 
 @router.put(
     "/blobs/{sha256}", status_code=204, summary="Upload a chunk of an input",
-    response_class=Response, responses=WRITE,
+    response_class=Response, responses={**WRITE, **problems(403)},
     openapi_extra=takes_bytes("a chunk of at most 4 MiB, or an index of at most 16 MiB"),
 )  # fmt: skip
 async def put_own(request: Request, call: Upload, sha256: Sha) -> Response:
@@ -61,7 +61,8 @@ async def put_own(request: Request, call: Upload, sha256: Sha) -> Response:
 
 @router.post(
     "/blobs/missing", summary="Which chunks must I upload?", response_model=MissingView,
-    responses=WRITE, openapi_extra=takes(MissingRequest, "the chunks you have"),
+    responses={**WRITE, **problems(403)},
+    openapi_extra=takes(MissingRequest, "the chunks you have"),
 )  # fmt: skip
 async def missing_own(call: Listing) -> Response:
     """Only your own uploads count: the answer tells nothing about anyone else's."""
@@ -72,7 +73,7 @@ async def missing_own(call: Listing) -> Response:
 
 @router.put(
     "/jobs/{job}/blobs/{sha256}", status_code=204, summary="Upload a chunk of a checkpoint",
-    response_class=Response, responses=WRITE,
+    response_class=Response, responses={**WRITE, **problems(403)},
     openapi_extra=takes_bytes("a chunk of at most 4 MiB, or an index of at most 16 MiB"),
 )  # fmt: skip
 async def put_job(
@@ -87,7 +88,7 @@ async def put_job(
     responses={
         200: {"description": "the chunk", "content": {"application/octet-stream": {}}},
         **READ,
-        **problems(410),
+        **problems(403, 410),
     },
     openapi_extra=SIGNED,
 )  # fmt: skip
@@ -104,7 +105,7 @@ async def get_job(call: Reading, job: JobRef, sha256: Sha, epoch: Epoch = None) 
 
 @router.post(
     "/jobs/{job}/blobs/missing", summary="Which chunks of a checkpoint must I upload?",
-    response_model=MissingView, responses=WRITE,
+    response_model=MissingView, responses={**WRITE, **problems(403)},
     openapi_extra=takes(MissingRequest, "the checkpoint's chunks"),
 )  # fmt: skip
 async def missing_job(call: Listing, job: JobRef, epoch: Epoch = None) -> Response:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
 from sublet_broker.adapters.http_calls import EdgeOf, Reading, Sending
-from sublet_broker.adapters.http_docs import READ, SIGNED, WRITE, takes
+from sublet_broker.adapters.http_docs import READ, SIGNED, WRITE, problems, takes
 from sublet_contracts.api import (
     BalanceView,
     BrokerInfo,
@@ -96,7 +96,7 @@ async def earnings(call: Reading) -> Response:
 
 @router.post(
     "/deposits", tags=["money"], summary="Credit an account", response_model=BalanceView,
-    responses=WRITE,
+    responses={**WRITE, **problems(403)},
     openapi_extra=takes(SignedRequest, "a `deposit` document, signed by the operator's key"),
 )  # fmt: skip
 async def deposit(call: Sending) -> Response:

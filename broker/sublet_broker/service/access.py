@@ -205,7 +205,8 @@ class Access:
         """Return which of `hashes` must be uploaded into the scope."""
         asked = list(dict.fromkeys(hashes))
         have: set[str] = set()
-        for start in range(0, len(asked), HASHES_AT_ONCE):
+        # Once where nothing is asked, too: whose scope it is is checked whatever comes.
+        for start in range(0, max(1, len(asked)), HASHES_AT_ONCE):
             some = tuple(asked[start : start + HASHES_AT_ONCE])
             with self._core.work() as work:
                 key = self._may_write(work, caller, scope, epoch)
