@@ -107,13 +107,14 @@ $(BENCH_READY): $(READY)
 simulate: $(READY) ## simulate markets under every fault; choose with SIM_ARGS="--seeds 2000 --from 500"
 	@$(PY) -m tests.simulation $(SIM_ARGS)
 
-reliability: $(READY) ## hours: simulate, hunt mutants, measure, and write tests/RELIABILITY.md
+reliability: $(READY) ## hours: simulate, hunt mutants, kill, measure, and write tests/RELIABILITY.md
 	@$(PY) -m tests.simulation --random --minutes $(RELIABILITY_MINUTES) --processes 2 --keep-going \
 		--json build/simulation.json
 	@$(PY) -m tests.simulation.mutants.mutate --json build/mutants.json
+	@$(PY) -m tests.chaos --kills 500 --json build/chaos.json
 	@$(MAKE) bench
 	@$(PY) -m tests.reliability --simulation build/simulation.json --mutants build/mutants.json \
-		--bench build/bench.json
+		--chaos build/chaos.json --bench build/bench.json
 
 mutants: $(READY) ## known bugs, one by one: the simulator must find each
 	@$(PY) -m tests.simulation.mutants.mutate $(MUTANT_ARGS)

@@ -38,7 +38,7 @@ FUNDS_CREDITS = 2_000
 TIMES = ("--heartbeat-ms", "500", "--unknown-after-ms", "1500")
 PATIENCE = "5s"
 CALM_LIMIT_S = 300.0
-WEIGHTS = {"run": 40, "agent": 25, "machine": 15, "broker": 8, "worker": 7, "raylet": 5}
+WEIGHTS = {"run": 50, "agent": 22, "machine": 15, "broker": 3, "worker": 7, "raylet": 3}
 """What is killed, and how often. machine: an agent and all of its runs at once."""
 Say = Callable[[str], None]
 
@@ -140,9 +140,8 @@ class Churn:
         told = time.monotonic()
         while sum(self.result.kills.values()) < self.wanted:
             self._tend()
-            time.sleep(
-                self.random.uniform(0.2, 1.2)
-            )  # between two kills; what is drawn is the load
+            # Not a wait for anything: how thick the kills come is the load.
+            time.sleep(self.random.uniform(0.2, 1.2))
             self._kill(self.random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0])
             if time.monotonic() - told > 10:
                 told = time.monotonic()
@@ -160,7 +159,10 @@ class Churn:
             self.result.kills[what] += 1
 
     def _kill_run(self) -> bool:
-        return self._kill_pids(self.market.run_processes(agent=self.random.choice(self._names())))
+        names = [name for name in self._names() if self.market.run_processes(agent=name)]
+        if not names:
+            return False
+        return self._kill_pids(self.market.run_processes(agent=self.random.choice(names)))
 
     def _kill_agent(self) -> bool:
         running = [name for name in self._names() if self.market.agents[name].running]
