@@ -183,6 +183,8 @@ class Churn:
 
     def _kill_broker(self) -> bool:
         assert self.market.broker is not None
+        if not self.market.run_processes():
+            return False  # It has not got over the last one: matching waits for Ray to start.
         self.market.broker.kill()
         self.market.restart_broker()
         return True
@@ -191,7 +193,7 @@ class Churn:
         return self._kill_ray("ray::")
 
     def _kill_raylet(self) -> bool:
-        return self._kill_ray("raylet/raylet")
+        return bool(self.market.run_processes()) and self._kill_ray("raylet/raylet")
 
     def _kill_ray(self, named: str) -> bool:
         assert self.market.broker is not None
