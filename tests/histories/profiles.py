@@ -24,5 +24,5 @@ def profile(*, examples: int, steps: int = 50) -> settings:
         )  # fmt: skip
     return settings(
         max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True,
-        database=None, suppress_health_check=unhurried, print_blob=True,
+        database=None, report_multiple_bugs=False, suppress_health_check=unhurried, print_blob=True,
     )  # fmt: skip
