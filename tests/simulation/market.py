@@ -85,6 +85,8 @@ class Market:
         self.broker_key = key_named("broker")
         self.names: dict[str, str] = {}
         self.verifier_dies = False
+        self.honest = True
+        """Whether the broker's log is what it was."""
         self.auditor = Auditor(self)
         self.broker = BrokerHost(self)
         self.agents = [self._agent(n) for n in range(plan.providers)]
@@ -200,9 +202,13 @@ class Market:
 
     def _rewrite_the_log(self) -> None:
         """Whoever has seen an entry notices that it is gone, changed, or elsewhere."""
+        self.honest = False
         way = self.broker.tamper_with_log()
         self.broker.die(1_000)
         self.broker.start()
+        if self.engine.happens(0.5):
+            # It grows on, as agents come back: an old head must be proven, not just compared.
+            self._until(self.engine.now_ms + MINUTE_MS, stop_when_done=False)
         for renter in self.renters:
             try:
                 renter.check_log()

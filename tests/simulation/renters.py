@@ -212,7 +212,7 @@ class RenterHost:
                     self._once(
                         lambda j=job: self.market.broker.broker.intake.resume(self.party, j)  # type: ignore[misc]
                     )
-        if self.engine.happens(0.1):
+        if self.engine.happens(0.1) and self.market.honest:
             self.check_log()
         self.engine.after(LOOK_MS, self._look)
 
