@@ -6,6 +6,7 @@ is accepted is written again as bytes that read back the same, and those are wri
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -35,6 +36,7 @@ from sublet_contracts.tree import Chunk, ScannedTree, TreeFile, TreeIndex, TreeR
 from sublet_contracts.wire import FrameRefused, decode_frame, encode_frame
 from tests.contracts.samples import BROKER, KEYS, NOW_MS, samples
 from tests.contracts.test_wire import messages
+from tests.histories.asgi import Door
 
 VECTORS = Path(__file__).parents[1] / "contracts" / "vectors"
 KINDS: tuple[type[Document], ...] = (*DOCUMENTS, SessionProof)
@@ -434,6 +436,50 @@ def _log_line_seeds() -> Iterable[bytes]:
     yield b"\n"
 
 
+# Cursors
+
+
+@functools.cache
+def _town() -> tuple[Door, str]:
+    """Return a door that stays open, and a job with a log."""
+    from tests.histories.town import Town
+
+    town = Town()
+    return Door(town).__enter__(), town.anna_job
+
+
+def _query(data: bytes) -> None:
+    """The first byte chooses a call of anna's, the rest is its query as it came, then signed."""
+    door, job = _town()
+    call = CURSORS[data[0] % len(CURSORS)] if data else CURSORS[0]
+    path, _, fixed = call.replace("{job}", job).partition("?")
+    query = fixed + data[1:].decode("latin-1")
+    answer = door.ask("anna", "GET", f"{path}?{query}" if query else path)
+    assert answer.status in (200, 404, 422), answer
+    if answer.status != 200:
+        problem = json.loads(answer.body)
+        assert problem["code"], problem
+    else:
+        for line in answer.body.splitlines():
+            json.loads(line or b"0")
+
+
+CURSORS = (
+    "/v1/jobs/{job}/logs?follow=false&", "/v1/jobs/{job}/events", "/v1/jobs", "/v1/log",
+    "/v1/offers", "/v1/jobs/{job}/receipts",
+)  # fmt: skip
+
+
+def _query_seeds() -> Iterable[bytes]:
+    for number in range(len(CURSORS)):
+        for query in (
+            "after=0", "after=9007199254740991", "after=-1", "after=1e3", "after=1&after=2",
+            "state=running&name=x&limit=5", "since=3", "kind=gpu&region=home", "unsigned=true",
+            "name=%00%ff", "after=%EF%BC%91",
+        ):  # fmt: skip
+            yield bytes([number]) + query.encode()
+
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
@@ -448,6 +494,7 @@ TARGETS: dict[str, Target] = {
         Target("progress", _progress, _progress_seeds),
         Target("layout", _layout, _layout_seeds),
         Target("headers", _headers, _headers_seeds),
+        Target("query", _query, _query_seeds),
         Target("export", _export, _export_seeds),
         Target("log_line", _log_line, _log_line_seeds),
     )
