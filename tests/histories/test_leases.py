@@ -133,10 +133,41 @@ class Market(RuleBasedStateMachine):
             if agent.awake:
                 agent.join()
 
+    @rule(which=numbers, what=st.integers(0, 4))
+    def is_lost_and_returns(self, which: int, what: int) -> None:
+        """A machine is silent until its lease is closed, and comes back with its run still on."""
+        agent, run = self.pick(which)
+        if run is None:
+            return
+        agent.die()
+        self.world.pass_ms(31_000)
+        agent.awake = True
+        agent.join()
+        self.zombie(agent, which, what)
+        self.world.settle_down(2)
+
+    @rule(which=numbers, off=st.sampled_from((-1, 1)))
+    def another_epoch(self, which: int, off: int) -> None:
+        """A lease's holder speaks under an epoch that isn't its own: nobody listens."""
+        agent, run = self.pick(which)
+        epoch = run.lease.epoch + off if run else 0
+        if run is None or epoch < 1 or not agent.connected:
+            return
+        before = self.picture(run.job_id)
+        agent.tell(
+            RunChanged(
+                lease=run.id, epoch=epoch, state="exited", cum_device_ms=10**9,
+                reason=Reason.SUCCEEDED, exit_code=0,
+            )
+        )  # fmt: skip
+        assert self.picture(run.job_id) == before
+
     @rule(name=st.sampled_from(AGENTS), which=numbers, what=st.integers(0, 4))
-    def zombie(self, name: str, which: int, what: int) -> None:
+    def an_old_lease_speaks(self, name: str, which: int, what: int) -> None:
+        self.zombie(self.agents[name], which, what)
+
+    def zombie(self, agent: AgentDouble, which: int, what: int) -> None:
         """Somebody writes under a lease that has been closed: everything is as before."""
-        agent = self.agents[name]
         with self.world.store.snapshot() as tx:
             leases = tx.find(LeaseFact, {"provider": agent.party, "state": "closed"})
         runs = {**agent.past, **agent.runs}
