@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -54,19 +55,50 @@ def test_ray_ends_with_a_killed_broker(tmp_path: Path) -> None:
     assert broker.stdout is not None
     assert broker.stdin is not None
     assert broker.stdout.readline() == "up\n"
-    (temp,) = {
-        entry.partition("=")[2].removesuffix("/token")
-        for pid in those_that_name("RAY_AUTH_TOKEN_PATH=")
-        if broker.pid == parent(pid)
-        for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")
-        if entry.startswith("RAY_AUTH_TOKEN_PATH=")
-    }
+    _host, temp = eventually(lambda: host_of(broker.pid))
     assert len(those_that_name(temp)) > 3
     broker.send_signal(signal.SIGKILL)
     broker.wait()
     broker.stdin.close()
     broker.stdout.close()
     eventually(lambda: None if those_that_name(temp) or Path(temp).exists() else True)
+
+
+def test_ray_that_only_starts_ends_with_a_killed_broker(tmp_path: Path) -> None:
+    broker = subprocess.Popen(
+        [sys.executable, "-c", BROKER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    assert broker.stdin is not None
+    host, temp = eventually(lambda: host_of(broker.pid))
+
+    def raylets() -> list[int] | None:
+        return those_that_name(f"--raylet_socket_name={temp}/") or None
+
+    # The host waits for its raylet's answer, which does not come.
+    for pid in eventually(raylets):
+        os.kill(pid, signal.SIGSTOP)
+    assert parent(host) == broker.pid
+    broker.send_signal(signal.SIGKILL)
+    broker.wait()
+    broker.stdin.close()
+    try:
+        eventually(lambda: None if those_that_name(temp) else True)
+    finally:
+        for pid in those_that_name(temp):
+            os.kill(pid, signal.SIGKILL)
+
+
+def host_of(broker: int) -> tuple[int, str] | None:
+    """The broker's child that drives Ray, and the folder that it gave Ray; None: not yet."""
+    for pid in those_that_name("RAY_AUTH_TOKEN_PATH="):
+        if parent(pid) != broker:
+            continue
+        for entry in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+            if entry.startswith("RAY_AUTH_TOKEN_PATH="):
+                return pid, entry.partition("=")[2].removesuffix("/token")
+    return None
 
 
 def parent(pid: int) -> int:

@@ -10,6 +10,7 @@ Requests are (number, operation, arguments); answers are (number, succeeded, val
 
 import logging
 import os
+import select
 import shutil
 import sys
 import threading
@@ -193,6 +194,19 @@ class Host:
             pool.submit(answer, number, name, arguments)
 
 
+def _end_if_alone(descriptor: int, started: threading.Event) -> None:
+    """End this process at once if the broker goes while Ray still starts.
+
+    ray.init may never return then: the next broker sweeps the folder with Ray's sockets. Ray's own
+    processes end with the one that started them.
+    """
+    watched = select.poll()
+    watched.register(descriptor, 0)  # nothing but the hang-up
+    watched.poll()
+    if not started.is_set():
+        os._exit(1)
+
+
 def main() -> None:
     """Serve on the descriptor that the broker names in the first argument."""
     descriptor = int(sys.argv[1])
@@ -201,11 +215,16 @@ def main() -> None:
     connection = Connection(descriptor)
     config: HostConfig = HostConfig(**connection.recv())
     host = Host(config)
+    started = threading.Event()
+    threading.Thread(
+        target=_end_if_alone, args=(descriptor, started), name="alone", daemon=True
+    ).start()
     try:
         host.start()
     except Exception as error:
         connection.send((0, False, f"{type(error).__name__}: {error}"))
         raise SystemExit(1) from error
+    started.set()
     connection.send((0, True, os.getpid()))
     host.serve(connection)
     # A broker that was killed can't do it; one that lives does it as well.
