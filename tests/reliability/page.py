@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def _mutants(record: Record) -> str:
     found = [m for m in record["mutants"] if m["seed"] is not None]
     rows = [
         (m["name"].replace("_", " "), f"seed {m['seed']}" if m["seed"] is not None else "SURVIVED",
-         m["says"]) for m in record["mutants"]
+         _brief(m["says"])) for m in record["mutants"]
     ]  # fmt: skip
     return "\n".join(
         [
@@ -167,6 +168,12 @@ def _bugs(bugs: Sequence[Bug]) -> str:
             "",
         ]
     )
+
+
+def _brief(says: str) -> str:
+    """Return it in a line, with the heads of long ids only."""
+    short = re.sub(r"[0-9a-f]{40,}", lambda found: found[0][:8], says)
+    return short if len(short) <= 120 else short[:119] + "…"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
