@@ -105,6 +105,10 @@ def _chaos(record: Record) -> str:
         ("results as an undisturbed run's", f"{record['identical']:,} of {record['jobs']:,}"),
         ("steps lost", f"{record['lost_steps']:,} of {record['steps']:,}"),
         (
+            "longest loss (agent, broker or Ray were down before)",
+            f"{record['longest_loss_steps']} steps",
+        ),
+        (
             "recovery p50 / p95 / p99",
             f"{recovery['p50']:.1f} / {recovery['p95']:.1f} / {recovery['p99']:.1f} s",
         ),
