@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tests.ray.conftest import eventually
+from sublet_broker.adapters.files import DataFolder
+from sublet_broker.adapters.migrations import migrate
+from tests.ray.conftest import LIMIT_S, eventually
 
 BROKER = """
 import sys
@@ -29,6 +35,22 @@ ports = RayPorts.over(
 ports.start()
 print("up" if ports.engine.wait_up(120) else "down", flush=True)
 sys.stdin.read()
+"""
+
+# Ray is up, and yet the start does not return: so it was where a raylet never answered.
+STUCK_HOST = """
+import threading
+from sublet_broker.adapters import ray_host
+
+start = ray_host.Host.start
+
+def stuck(host):
+    start(host)
+    print("stuck", flush=True)
+    threading.Event().wait()
+
+ray_host.Host.start = stuck
+ray_host.main()
 """
 
 
@@ -64,30 +86,43 @@ def test_ray_ends_with_a_killed_broker(tmp_path: Path) -> None:
     eventually(lambda: None if those_that_name(temp) or Path(temp).exists() else True)
 
 
-def test_ray_that_only_starts_ends_with_a_killed_broker(tmp_path: Path) -> None:
-    broker = subprocess.Popen(
-        [sys.executable, "-c", BROKER, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-    )
-    assert broker.stdin is not None
-    host, temp = eventually(lambda: host_of(broker.pid))
-
-    def raylets() -> list[int] | None:
-        return those_that_name(f"--raylet_socket_name={temp}/") or None
-
-    # The host waits for its raylet's answer, which does not come.
-    for pid in eventually(raylets):
-        os.kill(pid, signal.SIGSTOP)
-    assert parent(host) == broker.pid
-    broker.send_signal(signal.SIGKILL)
-    broker.wait()
-    broker.stdin.close()
-    try:
-        eventually(lambda: None if those_that_name(temp) else True)
-    finally:
-        for pid in those_that_name(temp):
-            os.kill(pid, signal.SIGKILL)
+def test_a_host_that_never_gets_done_starting_ends_with_its_broker(tmp_path: Path) -> None:
+    folder = DataFolder.open(tmp_path / "data")
+    migrate(folder.database_url)
+    with tempfile.TemporaryDirectory(prefix="orphan-", ignore_cleanup_errors=True) as temp:
+        token = Path(temp, "token")
+        token.write_text(secrets.token_hex(32))
+        ours, theirs = socket.socketpair()
+        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        host = subprocess.Popen(
+            [sys.executable, "-c", STUCK_HOST, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdout=subprocess.PIPE,
+            env=os.environ | environment,
+        )
+        theirs.close()
+        assert host.stdout is not None
+        with host.stdout, Connection(ours.detach()) as broker:
+            broker.send(
+                {
+                    "address": "local",
+                    "database_url": folder.database_url,
+                    "blobs_root": str(folder.blobs_root),
+                    "shards": 1,
+                    "cpus": 1,
+                    "temp_dir": f"{temp}/r",
+                }
+            )
+            assert host.stdout.readline() == b"stuck\n"
+        try:
+            assert host.wait(LIMIT_S) == 1
+            eventually(lambda: None if those_that_name(temp) else True)
+        finally:
+            host.kill()
+            host.wait()
+            for pid in those_that_name(temp):
+                os.kill(pid, signal.SIGKILL)
+    folder.close()
 
 
 def host_of(broker: int) -> tuple[int, str] | None:
