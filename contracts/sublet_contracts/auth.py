@@ -114,7 +114,8 @@ def authenticate(
         raise RequestRefused("the request is not signed; use the sublet client", "Sublet-Party")
     if not re.fullmatch(r"[0-9a-f]{32}", nonce):
         raise RequestRefused("must be 32 hex digits", "Sublet-Nonce")
-    if not re.fullmatch(r"[0-9]{1,15}", time_text):
+    # Without leading zeros: one request has one form, or what was signed could be sent in others.
+    if not re.fullmatch(r"0|[1-9][0-9]{0,14}", time_text):
         raise RequestRefused("must be milliseconds since 1970", "Sublet-Time-Ms")
     if len(idempotency_key) > 128:
         raise RequestRefused("at most 128 characters", "Idempotency-Key")

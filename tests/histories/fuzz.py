@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.histories.fuzz", description="fuzz the parsers of hostile bytes"
     )
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="default: all")
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="default: all; `every`: all in one"
+    )
     parser.add_argument("--seconds", type=int, default=30, help="per target (default: 30)")
     parser.add_argument("--inputs", type=int, default=0, help="stop a target after so many")
     parser.add_argument("--seed", type=int, default=0, help="libFuzzer's; 0: a fresh one")
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _child(chosen.child, chosen.corpus, chosen.seconds, chosen.inputs, chosen.seed)
     from tests.histories.targets import TARGETS
 
-    unknown = [name for name in chosen.targets if name not in TARGETS]
+    unknown = [name for name in chosen.targets if name not in {*TARGETS, "every"}]
     if unknown:
         parser.error(f"no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")
     failed = []
@@ -59,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fuzz(name: str, *, seconds: int, inputs: int = 0, seed: int = 0) -> bool:
     """Fuzz one target in a process of its own. Return whether nothing was found."""
-    from tests.histories.targets import TARGETS
+    from tests.histories.targets import named
 
     with tempfile.TemporaryDirectory(prefix="sublet-fuzz-") as corpus:
-        for number, data in enumerate(TARGETS[name].seeds()):
+        for number, data in enumerate(named(name).seeds()):
             Path(corpus, f"seed-{number:04d}").write_bytes(data)
         arguments = [
             sys.executable, "-m", "tests.histories.fuzz", "--child", name, "--corpus", corpus,
@@ -87,8 +89,8 @@ def _child(name: str, corpus: str, seconds: int, inputs: int, seed: int) -> None
     with atheris.instrument_imports(
         include=["sublet_contracts", "sublet_agent", "sublet_broker", "json"]
     ):
-        from tests.histories.targets import TARGETS
-    target = TARGETS[name]
+        from tests.histories.targets import named
+    target = named(name)
 
     def one_input(data: bytes) -> None:
         try:
@@ -116,10 +118,10 @@ def found(name: str, data: bytes) -> str:
 
 
 def _replay(name: str, text: str) -> int:
-    from tests.histories.targets import TARGETS
+    from tests.histories.targets import named
 
     try:
-        TARGETS[name].run(bytes.fromhex(text))
+        named(name).run(bytes.fromhex(text))
     except BaseException:
         print(f"{name} fails:", file=sys.stderr)
         raise

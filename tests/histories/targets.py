@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from sublet_agent.adapters.workspace import MAX_PROGRESS_BYTES, check_done, read_progress
 from sublet_contracts.api import JobLogLine
-from sublet_contracts.auth import RequestRefused, authenticate, sign_request
+from sublet_contracts.auth import EMPTY_SHA256, RequestRefused, authenticate, sign_request
 from sublet_contracts.checkpoint_layouts import read_record, read_trainer_state
 from sublet_contracts.documents import (
     DOCUMENTS,
@@ -359,7 +359,7 @@ def _headers(data: bytes) -> None:
     }  # fmt: skip
     try:
         caller = authenticate(
-            headers, broker=BROKER, method=method, target=target, body_sha256="0" * 64,
+            headers, broker=BROKER, method=method, target=target, body_sha256=EMPTY_SHA256,
             now_ms=NOW_MS,
         )  # fmt: skip
     except RequestRefused as error:
@@ -373,12 +373,18 @@ def _headers(data: bytes) -> None:
 
 def _headers_seeds() -> Iterable[bytes]:
     for method, target, key in (("GET", "/v1/jobs", ""), ("POST", "/v1/jobs?wait=true", "again")):
-        yield signed_fields(KEYS["renter"], method, target, key)
+        fields = signed_fields(KEYS["renter"], method, target, key)
+        yield fields
+        yield fields.replace(str(NOW_MS).encode(), b"0" + str(NOW_MS).encode())
     for request in _vectors("requests")["requests"]:
         headers = request["headers"]
         assert isinstance(headers, dict)
-        fields = [*headers.values(), str(request["method"]), str(request["target"])]
+        fields = [str(headers[name]) for name in HEADERS]
+        fields += [str(request[name]) for name in ("key", "method", "target")]
         yield "\0".join(fields).encode("latin-1")
+
+
+HEADERS = ("Sublet-Party", "Sublet-Time-Ms", "Sublet-Nonce", "Sublet-Signature")
 
 
 def signed_fields(key: SigningKey, method: str, target: str, idempotency_key: str) -> bytes:
@@ -387,8 +393,7 @@ def signed_fields(key: SigningKey, method: str, target: str, idempotency_key: st
         key, broker=BROKER, method=method, target=target, body=b"", time_ms=NOW_MS,
         nonce="5a" * 16, idempotency_key=idempotency_key,
     )  # fmt: skip
-    names = ("Sublet-Party", "Sublet-Time-Ms", "Sublet-Nonce", "Sublet-Signature")
-    fields = [*(made[name] for name in names), idempotency_key, method, target]
+    fields = [*(made[name] for name in HEADERS), idempotency_key, method, target]
     return "\0".join(fields).encode("latin-1")
 
 
@@ -499,3 +504,25 @@ TARGETS: dict[str, Target] = {
         Target("log_line", _log_line, _log_line_seeds),
     )
 }
+
+
+def _every(data: bytes) -> None:
+    """The first byte chooses the target."""
+    targets = list(TARGETS.values())
+    if data:
+        targets[data[0] % len(targets)].run(data[1:])
+
+
+def _every_seeds() -> Iterable[bytes]:
+    for number, target in enumerate(TARGETS.values()):
+        for seed in target.seeds():
+            yield bytes([number]) + seed
+
+
+EVERY = Target("every", _every, _every_seeds)
+"""All of them in one process: a short run that costs one start."""
+
+
+def named(name: str) -> Target:
+    """Return the target of that name. Raises KeyError."""
+    return EVERY if name == EVERY.name else TARGETS[name]

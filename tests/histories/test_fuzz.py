@@ -15,7 +15,7 @@ from tests.histories.targets import TARGETS
 from tests.services import require
 
 MUTANTS = 20_000 if LONG else 400
-INPUTS = 200_000 if LONG else 1_500
+INPUTS = 500_000 if LONG else 3_000
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -65,10 +65,9 @@ TOKENS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_a_short_run_of_the_fuzzer(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_run_of_the_fuzzer(capsys: pytest.CaptureFixture[str]) -> None:
     require("atheris")
-    passed = fuzz.fuzz(name, seconds=120, inputs=INPUTS, seed=1)
+    passed = fuzz.fuzz("every", seconds=600, inputs=INPUTS, seed=1)
     assert passed, capsys.readouterr().out
 
 
