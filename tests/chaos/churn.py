@@ -59,8 +59,7 @@ class Result:
     steps: int = 0
     lost_steps: int = 0
     longest_loss_steps: int = 0
-    """More than an interval where agent, broker or Ray were down before the run was lost: nothing
-    can be made durable then."""
+    """May be more than an interval: nothing is made durable while agent, broker or Ray are down."""
     recoveries_s: list[float] = field(default_factory=list)
     lost_work_charged_ucr: int = 0
     duplicate_charges: int = 0

@@ -105,7 +105,7 @@ def _chaos(record: Record) -> str:
         ("results as an undisturbed run's", f"{record['identical']:,} of {record['jobs']:,}"),
         ("steps lost", f"{record['lost_steps']:,} of {record['steps']:,}"),
         (
-            "longest loss (agent, broker or Ray were down before)",
+            "longest loss",
             f"{record['longest_loss_steps']} steps",
         ),
         (
@@ -115,7 +115,7 @@ def _chaos(record: Record) -> str:
         ("lost work that was charged", f"{record['lost_work_charged_ucr']} ucr"),
         ("duplicate charges", f"{record['duplicate_charges']}"),
         ("discrepancy between receipts and ledger", f"{record['discrepancy_ucr']} ucr"),
-        ("left running", f"{record['left_running']}"),
+        ("runs left running", f"{record['left_running']}"),
     ]
     return "\n".join(
         [
@@ -127,6 +127,8 @@ def _chaos(record: Record) -> str:
             f"`{record['command']}` at {record['commit']}, in {record['seconds'] / 60:.0f} min",
             "",
             *_table(("", ""), rows),
+            "",
+            *record.get("remarks", ()),
             "",
         ]
     )
