@@ -4,7 +4,6 @@ on elsewhere from its last durable step, and what was lost costs nothing.
 
 import contextlib
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from sublet_contracts.api import JobView
 from tests.e2e.bad_market import BadMarket
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
 
@@ -36,27 +36,11 @@ open(os.environ["SUBLET_OUTPUT_DIR"] + "/steps", "w").write(str(step))
 """
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """Mount a small file system at `folder`; skip where that is not allowed."""
-    folder.mkdir(parents=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=700", "sublet-test", str(folder)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        pytest.skip(f"no small disk can be mounted here ({done.stderr.strip()}): needs root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 @pytest.fixture(scope="module")
 def region(world: BadMarket) -> Iterator[str]:
     """Two machines in one region: a cheap one with the small disk, and one that is in order."""
     region = "disks"
-    with small_disk(world.market.root / "small"):
+    with small_disk(world.market.root / "small", DISK_BYTES):
         arguments = ("--price", "0.10", "--disk", "1GB")
         world.agent("small", *arguments, region=region)
         world.agent("sound", "--price", "0.90", region=region)

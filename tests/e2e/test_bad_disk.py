@@ -7,7 +7,6 @@ seconds are longer than a job's patience.
 
 import contextlib
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import pytest
 from sublet.client import Job
 from sublet.http import SubletError
 from tests.e2e.bad_market import BadMarket
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
 
@@ -42,23 +42,6 @@ while not os.path.exists(sys.argv[1]):
     time.sleep(0.4)
 open(os.environ["SUBLET_OUTPUT_DIR"] + "/steps", "w").write(str(step))
 """
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """Mount a small file system at `folder`; skip where that is not allowed."""
-    folder.mkdir(parents=True)
-    options = f"size={DISK_BYTES},mode=700"
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "sublet-test", str(folder)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        pytest.skip(f"no small disk can be mounted here ({done.stderr.strip()}): needs root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 class Disk:
@@ -98,7 +81,7 @@ class Disk:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BadMarket]:
     world = BadMarket(tmp_path_factory.mktemp("bad-disk"), ("--image-policy", "digest", *TIMES))
-    with small_disk(world.market.root / "broker"):
+    with small_disk(world.market.root / "broker", DISK_BYTES):
         try:
             world.start()
             world.agent("here")
