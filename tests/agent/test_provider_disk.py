@@ -52,13 +52,20 @@ def region(world: BadMarket) -> Iterator[str]:
             world.market.agents["sound"].stop()
 
 
+def _free_bytes(folder: Path) -> int:
+    room = os.statvfs(folder)
+    return room.f_bavail * room.f_frsize
+
+
 @contextlib.contextmanager
 def taken(folder: Path, left_bytes: int) -> Iterator[None]:
     """Take all but so much of this disk, as another program of the owner's would."""
-    room = os.statvfs(folder)
     ballast = folder / "ballast"
     with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - left_bytes)
+        while (free := _free_bytes(folder)) > left_bytes:
+            # The agent writes here too: what was free a moment ago may be taken, so ask again.
+            with contextlib.suppress(OSError):
+                os.posix_fallocate(file.fileno(), ballast.stat().st_size, free - left_bytes)
     try:
         yield
     finally:
