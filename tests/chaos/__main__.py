@@ -1,4 +1,10 @@
-"""python -m tests.chaos: kill real processes until N kills are done; every promise must hold."""
+"""python -m tests.chaos: real processes meet real faults; every promise must hold.
+
+python -m tests.chaos [churn] [--kills N] [--seed N] [--json FILE]
+
+Without a name of what to play it is churn. Exit status 0: all promises held; 1: one didn't, and the
+logs are kept.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +14,79 @@ import random
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sublet.demo.local import LocalMarketError
 from tests.chaos.churn import Churn, ChurnFailed
 
 
-def main() -> int:
-    """Run it. 0: all promises held; 1: one didn't, and its logs are kept."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+class Played(NamedTuple):
+    """What a play came to. `failed`: which promise didn't hold, or ''."""
+
+    record: dict[str, Any]
+    failed: str
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _add_churn(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, help="of what is killed when; default: drawn")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what it came to")
-    options = parser.parse_args()
+
+
+def _churn(options: argparse.Namespace, root: Path) -> Played:
+    """Kill at random until N kills are done."""
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
-    root = Path(tempfile.mkdtemp(prefix="sublet-chaos-"))
-    print(f"{options.kills} kills, seed {seed}, in {root}", flush=True)
-    churn = Churn(root, options.kills, seed, lambda text: print(text, flush=True))
+    _say(f"{options.kills} kills, seed {seed}, in {root}")
+    churn = Churn(root, options.kills, seed, _say)
+    failed = ""
     try:
         churn.play()
     except (ChurnFailed, LocalMarketError) as error:
-        print(f"FAILED: {error}")
+        failed = str(error)
+    command = f"python -m tests.chaos --kills {options.kills} --seed {seed}"
+    return Played({"command": command, **churn.result.record()}, failed)
+
+
+AddOptions = Callable[[argparse.ArgumentParser], None]
+Play = Callable[[argparse.Namespace, Path], Played]
+PLAYS: dict[str, tuple[AddOptions, Play]] = {
+    "churn": (_add_churn, _churn),
+}
+"""By name: what adds its options, and what plays it in an empty folder."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run it. 0: all promises held; 1: one didn't, and its logs are kept."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["churn", *arguments]
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos",
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    plays = parser.add_subparsers(dest="play", required=True)
+    for name, (add_options, play) in PLAYS.items():
+        one = plays.add_parser(name, help=(play.__doc__ or "").splitlines()[0])
+        add_options(one)
+        one.add_argument("--json", type=Path, metavar="FILE", help="write what it came to")
+        one.set_defaults(run=play)
+    options = parser.parse_args(arguments)
+    root = Path(tempfile.mkdtemp(prefix="sublet-chaos-"))
+    played: Played = options.run(options, root)
+    print(json.dumps(played.record, indent=2))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(played.record, indent=2) + "\n")
+    if played.failed:
+        print(f"FAILED: {played.failed}")
         return 1
-    else:
-        shutil.rmtree(root)
-    finally:
-        record = {
-            "command": f"python -m tests.chaos --kills {options.kills} --seed {seed}",
-            **churn.result.record(),
-        }
-        print(json.dumps(record, indent=2))
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(record, indent=2) + "\n")
+    shutil.rmtree(root)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
