@@ -1,6 +1,7 @@
 """python -m tests.chaos: real processes meet real faults; every promise must hold.
 
 python -m tests.chaos [churn] [--kills N] [--seed N] [--json FILE]
+python -m tests.chaos writes [broker|agent|run|all] [--limit N] [--seed N] [--json FILE]
 
 Without a name of what to play it is churn. Exit status 0: all promises held; 1: one didn't, and the
 logs are kept.
@@ -19,7 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sublet.demo.local import LocalMarketError
+from sublet.http import SubletError
 from tests.chaos.churn import Churn, ChurnFailed
+from tests.chaos.strace import missing
+from tests.chaos.writes import KINDS, Writes
 
 
 class Played(NamedTuple):
@@ -52,10 +56,37 @@ def _churn(options: argparse.Namespace, root: Path) -> Played:
     return Played({"command": command, **churn.result.record()}, failed)
 
 
+def _add_writes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", choices=("all", *KINDS), default="all")
+    parser.add_argument("--limit", type=int, help="end after so many faults")
+    parser.add_argument("--seed", type=int, default=1, help="of which fault comes when")
+    parser.add_argument("--minutes", type=float, default=60.0, help="end after so long")
+
+
+def _writes(options: argparse.Namespace, root: Path) -> Played:
+    """Bring kill -9, EIO and ENOSPC to each durable write."""
+    if (why := missing()) is not None:
+        raise SystemExit(why)
+    what = tuple(KINDS) if options.what == "all" else (options.what,)
+    _say(f"durable writes of {', '.join(what)}, seed {options.seed}, in {root}")
+    writes = Writes(
+        root, what, options.seed, _say, limit=options.limit, seconds=60 * options.minutes
+    )
+    failed = ""
+    try:
+        writes.play()
+    except (ChurnFailed, LocalMarketError, SubletError) as error:
+        failed = f"{error}; {'; '.join(writes.result.problems)}"
+    limit = f" --limit {options.limit}" if options.limit else ""
+    command = f"python -m tests.chaos writes {options.what}{limit} --seed {options.seed}"
+    return Played({"command": command, **writes.record()}, failed)
+
+
 AddOptions = Callable[[argparse.ArgumentParser], None]
 Play = Callable[[argparse.Namespace, Path], Played]
 PLAYS: dict[str, tuple[AddOptions, Play]] = {
     "churn": (_add_churn, _churn),
+    "writes": (_add_writes, _writes),
 }
 """By name: what adds its options, and what plays it in an empty folder."""
 

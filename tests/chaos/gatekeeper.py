@@ -1,0 +1,262 @@
+"""Decides which durable write meets which fault, and sees that strace brings it about.
+
+A *crash point* is a place in our code at which a process makes something durable: the process, the
+sort of file, and the use-case (or the innermost functions) in which it happens. Each process under
+test stops before such a write and says where it is (gate/sitecustomize.py); the gatekeeper, which
+knows what each point has met already, lets it go on, or first attaches strace to that very thread
+with the fault that is due, so that the thread's next fsync or fdatasync meets it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import secrets
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.chaos.strace import Strace
+
+MEET_LIMIT_S = 30.0
+RARE = 3
+REST = 25
+"""Between two faults of a kind of process it makes up to so many durable writes undisturbed."""
+TRIES = 4
+COMMITS = ("database", "journal.db", "spool.db")
+LATER = (2, 3)
+LATER_TRIES = 80
+"""A commit is one durable write. At times SQLite also moves its log into the database, which takes
+a second and a third: crash points of their own, looked for at any commit."""
+
+
+class Point(NamedTuple):
+    """A crash point."""
+
+    process: str
+    file: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.process}: {self.file} in {self.place}"
+
+
+@dataclass
+class Met:
+    """What one crash point has met. `call`: which one after the gate it is."""
+
+    call: int = 1
+    passed: int = 0
+    tries: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+
+
+class Gatekeeper:
+    """Listens to the gates of one run's processes."""
+
+    def __init__(self, root: Path, processes: Sequence[str], faults: Sequence[str], seed: int,
+                 limit: int | None = None) -> None:  # fmt: skip
+        self.address = f"sublet-gate-{secrets.token_hex(8)}"
+        self.points: dict[Point, Met] = {}
+        self.paths: Counter[tuple[str, str, str]] = Counter()
+        """How often (process, sort of file, fault) was met, by the file that strace saw."""
+        self.faulted: dict[int, str] = {}
+        """Process ids that met a fault, and which was the last."""
+        self.owed: dict[str, str] = {}
+        """Paths whose fsync failed and hasn't succeeded since, and at which point that was."""
+        self._root = root
+        self._processes = processes
+        self._faults = faults
+        self._limit = limit
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+        self._one = threading.Lock()
+        self._enabled = False
+        self._rest: Counter[str] = Counter()
+        self._waiting: dict[int, threading.Event] = {}
+        self._number = 0
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind("\0" + self.address)
+        self._socket.listen(512)
+        self.news_s = time.monotonic()
+        self.troubles: list[str] = []
+        threading.Thread(target=self._listen, name="gatekeeper", daemon=True).start()
+
+    def enable(self, on: bool) -> None:
+        """Let faults happen from now on, or none; a fault that is under way ends first."""
+        with self._one:
+            self._enabled = on
+
+    def close(self) -> None:
+        """Stop listening: all gates stand open."""
+        self.enable(False)
+        self._socket.close()
+
+    def met(self) -> Counter[str]:
+        """Return how often each fault was met."""
+        with self._lock:
+            total: Counter[str] = Counter()
+            for met in self.points.values():
+                total.update(met.faults)
+            return total
+
+    def due(self) -> list[str]:
+        """Return what is still to be met, as far as is known."""
+        with self._lock:
+            return [
+                f"{point}: {fault}"
+                for point, met in self.points.items()
+                for fault in self._faults_of(point)
+                if _is_due(met, fault)
+            ]
+
+    def left(self) -> bool:
+        """Whether more faults may come."""
+        full = self._limit is not None and self.met().total() >= self._limit
+        return not full and bool(self.due())
+
+    def is_asked_for(self, point: Point) -> bool:
+        """Whether faults are for this point's process."""
+        return point.process in self._processes
+
+    # -- the gates ---------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                line, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(line,), daemon=True).start()
+
+    def _serve(self, line: socket.socket) -> None:
+        with line, contextlib.suppress(OSError, ValueError):
+            said = json.loads(line.makefile("rb").readline(1 << 20))
+            try:
+                strace, fault, point = self._decide(said)
+            except ProcessLookupError:
+                return
+            except AssertionError as error:
+                self.troubles.append(str(error))
+                return
+            if strace is None:
+                line.sendall(b"g")
+                return
+            try:
+                self._watch(line, said, strace, fault, point)
+            except AssertionError as error:
+                self.troubles.append(str(error))
+            finally:
+                self._one.release()
+
+    def _faults_of(self, point: Point) -> Sequence[str]:
+        return self._faults if point.process in self._processes else ()
+
+    def _passed(self, point: Point, call: int = 1) -> Met:
+        met = self.points.get(point)
+        if met is None:
+            met = self.points[point] = Met(call)
+            self.news_s = time.monotonic()
+        met.passed += 1
+        return met
+
+    def _decide(self, said: dict[str, Any]) -> tuple[Strace | None, str, Point]:
+        point = Point(said["process"], said["file"], said["place"])
+        with self._lock:
+            met = self._passed(point)
+            if said["how"] != "commit":
+                self.owed.pop(said["path"], None)
+            if (before := self._waiting.pop(said["tid"], None)) is not None:
+                before.set()
+            rested = self._rest[point.process] <= 0 or met.passed <= RARE
+            self._rest[point.process] -= 1
+            candidates = [(point, met)]
+            if said["how"] == "commit":
+                for call in LATER:
+                    place = f"call {call} of a commit: SQLite moves its log into the database"
+                    later = Point(point.process, point.file, place)
+                    candidates.append((later, self._passed(later, call)))
+            due = [
+                (point, met, fault) for point, met in candidates
+                for fault in self._faults_of(point) if _is_due(met, fault)
+            ]  # fmt: skip
+        if not due or not rested or not self._one.acquire(blocking=False):
+            return None, "", point
+        try:
+            full = self._limit is not None and self.met().total() >= self._limit
+            if not self._enabled or full:
+                self._one.release()
+                return None, "", point
+            # Its own faults before those that any commit may meet.
+            own = [one for one in due if one[1].call == 1] or due
+            point, met, fault = self._random.choice(own)
+            with self._lock:
+                met.tries[fault] += 1
+                self._number += 1
+            out = self._root / f"strace-{self._number}"
+            return Strace(said["tid"], fault, out, first=met.call), fault, point
+        except BaseException:
+            self._one.release()
+            raise
+
+    def _watch(
+        self, line: socket.socket, said: dict[str, Any], strace: Strace, fault: str, point: Point
+    ) -> None:
+        """Let the thread go on, and wait until it met the fault or did without a durable write."""
+        passed = threading.Event()
+        with self._lock:
+            self._waiting[said["tid"]] = passed
+            before = self.faulted.get(said["pid"])
+            self.faulted[said["pid"]] = f"{fault} at {point}"
+        line.sendall(b"g")
+        deadline = time.monotonic() + MEET_LIMIT_S
+        while strace.running and not strace.met() and not passed.is_set():
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.002)
+        strace.let_go()
+        met = strace.met()
+        with self._lock:
+            self._waiting.pop(said["tid"], None)
+            if not met:
+                if before is None:
+                    del self.faulted[said["pid"]]
+                return
+            self.points[point].faults[fault] += 1
+            self._rest[point.process] = self._random.randrange(REST)
+            self.news_s = time.monotonic()
+            for call in met:
+                self.paths[(point.process, file_of(call.path), fault)] += 1
+                if said["how"] != "commit":
+                    self.owed[call.path] = f"{fault} at {point}"
+
+    def still_owed(self) -> list[str]:
+        """Return the paths that are there and were never made durable after a fault."""
+        with self._lock:
+            return [f"{path} ({why})" for path, why in self.owed.items() if os.path.exists(path)]
+
+
+def file_of(path: str) -> str:
+    """Name the sort of file of a path that strace saw."""
+    name = path.rsplit("/", 1)[-1]
+    if name.endswith(("-wal", "-journal")):
+        return "write-ahead log"
+    if name.endswith((".sqlite", ".db")):
+        return "database"
+    if "/blobs/" in path:
+        return "blob" if "/tmp/" in path.rsplit("/blobs", 1)[-1] else "blob folder"
+    if "/checkpoint/" in path:
+        return "checkpoint"
+    return "file"
+
+
+def _is_due(met: Met, fault: str) -> bool:
+    tries = TRIES if met.call == 1 else LATER_TRIES
+    return not met.faults[fault] and met.tries[fault] < tries
