@@ -30,11 +30,12 @@ RARE = 3
 REST = 25
 """Between two faults of a kind of process it makes up to so many durable writes undisturbed."""
 TRIES = 4
-COMMITS = ("database", "journal.db", "spool.db")
 LATER = (2, 3)
 LATER_TRIES = 80
 """A commit is one durable write. At times SQLite also moves its log into the database, which takes
 a second and a third: crash points of their own, looked for at any commit."""
+LAZY = "spool.db"
+"""Written with synchronous=NORMAL: its commits aren't durable writes, only those moves are."""
 
 
 class Point(NamedTuple):
@@ -50,9 +51,11 @@ class Point(NamedTuple):
 
 @dataclass
 class Met:
-    """What one crash point has met. `call`: which one after the gate it is."""
+    """What one crash point has met. `call`: which one after the gate it is; `move`: of SQLite's log
+    into the database, so that most commits don't come to it."""
 
     call: int = 1
+    move: bool = False
     passed: int = 0
     tries: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -159,10 +162,10 @@ class Gatekeeper:
     def _faults_of(self, point: Point) -> Sequence[str]:
         return self._faults if point.process in self._processes else ()
 
-    def _passed(self, point: Point, call: int = 1) -> Met:
+    def _passed(self, point: Point, call: int = 1, *, move: bool = False) -> Met:
         met = self.points.get(point)
         if met is None:
-            met = self.points[point] = Met(call)
+            met = self.points[point] = Met(call, move)
             self.news_s = time.monotonic()
         met.passed += 1
         return met
@@ -170,19 +173,20 @@ class Gatekeeper:
     def _decide(self, said: dict[str, Any]) -> tuple[Strace | None, str, Point]:
         point = Point(said["process"], said["file"], said["place"])
         with self._lock:
-            met = self._passed(point)
+            lazy = point.file == LAZY
+            candidates = [] if lazy else [(point, self._passed(point))]
             if said["how"] != "commit":
                 self.owed.pop(said["path"], None)
             if (before := self._waiting.pop(said["tid"], None)) is not None:
                 before.set()
-            rested = self._rest[point.process] <= 0 or met.passed <= RARE
+            rare = any(met.passed <= RARE for _, met in candidates)
+            rested = rare or self._rest[point.process] <= 0
             self._rest[point.process] -= 1
-            candidates = [(point, met)]
             if said["how"] == "commit":
-                for call in LATER:
+                for call in (1, 2) if lazy else LATER:
                     place = f"call {call} of a commit: SQLite moves its log into the database"
                     later = Point(point.process, point.file, place)
-                    candidates.append((later, self._passed(later, call)))
+                    candidates.append((later, self._passed(later, call, move=True)))
             due = [
                 (point, met, fault) for point, met in candidates
                 for fault in self._faults_of(point) if _is_due(met, fault)
@@ -195,7 +199,7 @@ class Gatekeeper:
                 self._one.release()
                 return None, "", point
             # Its own faults before those that any commit may meet.
-            own = [one for one in due if one[1].call == 1] or due
+            own = [one for one in due if not one[1].move] or due
             point, met, fault = self._random.choice(own)
             with self._lock:
                 met.tries[fault] += 1
@@ -258,5 +262,5 @@ def file_of(path: str) -> str:
 
 
 def _is_due(met: Met, fault: str) -> bool:
-    tries = TRIES if met.call == 1 else LATER_TRIES
+    tries = LATER_TRIES if met.move else TRIES
     return not met.faults[fault] and met.tries[fault] < tries

@@ -118,6 +118,8 @@ class Writes(Churn):
         """Attempts to have something acknowledged while no durable write worked."""
         self.cancelled: list[Job] = []
         self.still_met: Counter[str] = Counter()
+        self.made_ucr = 0
+        """Of those: what was made."""
         self.failed_of_errors = 0
         self._keeping = threading.Event()
         self._acts = 0
@@ -387,6 +389,7 @@ class Writes(Churn):
         unsure = -result.discrepancy_ucr
         if 0 <= unsure <= self.unsure_ucr and unsure % 1_000_000 == 0:
             result.discrepancy_ucr = 0
+            self.made_ucr = unsure
         if result.discrepancy_ucr:
             result.problems.append(f"receipts and ledger differ by {result.discrepancy_ucr} ucr")
         self._check_audit()
@@ -439,7 +442,7 @@ class Writes(Churn):
         """Return it for the reliability page."""
         gates, result = self.gates, self.result
         found = {point: met for point, met in gates.points.items()
-                 if gates.is_asked_for(point) and (met.call == 1 or met.faults)}  # fmt: skip
+                 if gates.is_asked_for(point) and (met.faults or not met.move)}  # fmt: skip
         by_process = {}
         for process in sorted({point.process for point in found}):
             mine = {point: met for point, met in found.items() if point.process == process}
@@ -464,6 +467,7 @@ class Writes(Churn):
             "every_write_fails": dict(self.still_met), "attempts_meanwhile": self.still_writes,
             "ends": dict(self.ends.times), "last_words": self.ends.words,
             "refusals": dict(self.refusals), "deposits_unsure_ucr": self.unsure_ucr,
+            "of_which_made_ucr": self.made_ucr,
             "jobs_failed_of_their_own_errors": self.failed_of_errors,
             **{key: value for key, value in result.record().items()
                if key not in ("kills", "seed", "recovery_s")},
