@@ -158,6 +158,8 @@ def _run(
         key = SigningKey.load_or_create(folder.root / KEY_FILE)
     except KeyRefused as error:
         raise CannotStart(str(error)) from error
+    except OSError as error:
+        raise CannotStart(_unwritable(folder.root, error)) from error
     url = database or folder.database_url
     claim, store = _open_database(url)
     blobs = FileBlobs(folder.blobs_root)

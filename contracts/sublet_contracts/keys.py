@@ -134,6 +134,12 @@ class SigningKey:
                 os.link(aside, path)
             except FileExistsError:
                 return cls.load_or_create(path)
+            try:
+                _fsync_folder(path.parent)
+            except OSError:
+                # A key that a power cut may take away must not sign anything.
+                path.unlink()
+                raise
         finally:
             aside.unlink()
         return cls.from_seed(seed)
@@ -141,3 +147,11 @@ class SigningKey:
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte signature over `message`."""
         return self._private.sign(message)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -34,6 +34,7 @@ from sublet_contracts.keys import KeyRefused, SigningKey
 from sublet_contracts.reasons import Reason
 
 FLUSH_S = 5.0
+CANCEL_S = 1.0
 SHOW_S = 0.5
 
 
@@ -122,10 +123,15 @@ async def _until_done(shell: Shell, link: Link, options: Options, voice: Voice) 
         say(_last_words(shell))
         return 0
     finally:
-        done.cancel()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, done, return_exceptions=True)
+        everything: set[asyncio.Task[Any]] = {done, *tasks}
+        left = everything
+        while left:
+            # More than once: wait_for of Python 3.11 may lose a cancellation that comes just as
+            # what it waits for does, and an agent that can't write must not stay, deaf.
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=CANCEL_S)
+        await asyncio.gather(*everything, return_exceptions=True)
 
 
 def _heed_signals(shell: Shell, options: Options, say: Callable[[str], None]) -> None:

@@ -144,13 +144,74 @@ def test_another_error_of_the_disk_is_not_called_full(
         blobs.put(NAME, DATA)
 
 
+class Disk:
+    """What was made durable, by path below the blobs' root; one fsync may fail."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.synced: list[str] = []
+        self.fails_at = ""
+        real = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(root.parent)
+            name = "/".join(path.parts[:2]) if "tmp" in path.parts else str(path)
+            if name == self.fails_at:
+                self.fails_at = ""
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            self.synced.append(name)
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+
+FIRST, SECOND = f"blobs/{NAME[:2]}", f"blobs/{NAME[:2]}/{NAME[2:4]}"
+
+
+@pytest.mark.parametrize("failing", [".", "blobs", "blobs/tmp", FIRST, SECOND])
+def test_after_a_failed_fsync_it_is_written_anew(
+    blobs: FileBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    # The kernel reports a lost write once. A second fsync would succeed over nothing.
+    disk = Disk(tmp_path / "blobs", monkeypatch)
+    disk.fails_at = failing
+    with pytest.raises(OSError, match="Input/output"):
+        blobs.put(NAME, DATA)
+    assert not disk.fails_at
+    assert not blobs.has(NAME)
+    disk.synced.clear()
+    blobs.put(NAME, DATA)
+    assert disk.synced[-2:] == ["blobs/tmp", SECOND]
+    assert failing in disk.synced
+    assert blobs.get(NAME) == DATA
+
+
+def test_what_a_killed_broker_wrote_is_made_durable_before_it_counts(
+    blobs: FileBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs.put(NAME, DATA)
+    disk = Disk(tmp_path / "blobs", monkeypatch)
+    # Its successor can't know how far it came: all names on the way are made durable once.
+    successor = FileBlobs(tmp_path / "blobs")
+    successor.prepare()
+    successor.put(NAME, DATA)
+    assert disk.synced == [".", "blobs", FIRST, SECOND]
+    disk.synced.clear()
+    successor.put(NAME, DATA)
+    assert disk.synced == [SECOND]
+
+
 KILLED_HALF_WAY = """
-import os, signal, sys
+import os, signal, stat, sys
 from pathlib import Path
 from sublet_broker.adapters.files import FileBlobs
 
 blobs = FileBlobs(Path(sys.argv[1]))
-os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+real = os.fsync
+def fsync(descriptor):
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(descriptor)
+os.fsync = fsync
 blobs.put(sys.argv[2], b"weights" * 1000)
 """
 
@@ -159,7 +220,6 @@ def test_what_a_killed_broker_left_is_swept(tmp_path: Path) -> None:
     root = tmp_path / "blobs"
     blobs = FileBlobs(root)
     blobs.prepare()
-    (root / NAME[:2] / NAME[2:4]).mkdir(parents=True)  # so that its first fsync is the file's
     done = subprocess.run([sys.executable, "-c", KILLED_HALF_WAY, str(root), NAME])
     assert done.returncode == -signal.SIGKILL
     assert not blobs.has(NAME)

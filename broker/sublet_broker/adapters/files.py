@@ -7,7 +7,7 @@
     blobs/quarantine/     what was found damaged, kept for a person to look at
 
 A blob is written to tmp, fsynced, renamed and its folder fsynced, in this order: at every moment it
-is whole and durable, or not there.
+is whole, or not there, and whoever is told that it is kept can count on it after a power cut.
 """
 
 import errno
@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -84,6 +84,8 @@ class FileBlobs:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._tmp = root / "tmp"
+        self._kept_folders: set[Path] = set()
+        """Whose names this process has made durable: a broker before it may have died at that."""
 
     def prepare(self) -> None:
         """Make the folders and sweep what a killed broker left half-written.
@@ -100,23 +102,34 @@ class FileBlobs:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError("the content does not match its SHA-256; send it again")
         with _storage_full():
+            self._keep_folder(target.parent)
             if _holds(target, data):
-                return
-            self._make_folders(target.parent)
-            self._tmp.mkdir(parents=True, exist_ok=True, mode=_PRIVATE)
-            written = self._tmp / secrets.token_hex(16)
-            try:
-                descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(descriptor, "wb", buffering=0) as file:
-                    rest = memoryview(data)
-                    while rest:
-                        rest = rest[file.write(rest) :]
-                    os.fsync(file.fileno())
-                written.rename(target)
-            except BaseException:
-                written.unlink(missing_ok=True)
-                raise
+                # It is whole; yet who wrote it may have died before its name was durable.
+                _fsync_folder(target.parent)
+            else:
+                self._write(target, data)
+
+    def _write(self, target: Path, data: bytes) -> None:
+        self._tmp.mkdir(parents=True, exist_ok=True, mode=_PRIVATE)
+        written = self._tmp / secrets.token_hex(16)
+        try:
+            descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            written.rename(target)
+        except BaseException:
+            written.unlink(missing_ok=True)
+            raise
+        try:
             _fsync_folder(target.parent)
+        except OSError:
+            # The kernel tells of a lost write once: a second fsync would be believed wrongly. So
+            # the name goes, and what is sent again is written anew.
+            target.unlink(missing_ok=True)
+            raise
 
     def get(self, sha256: str) -> bytes:
         """See ports.BlobStore. A damaged blob is moved to quarantine/ and counts as missing."""
@@ -154,12 +167,23 @@ class FileBlobs:
             raise ValueError("a blob's name is 64 lower-case hex digits")
         return self._root / sha256[:2] / sha256[2:4] / sha256
 
-    def _make_folders(self, folder: Path) -> None:
-        if folder.is_dir():
+    def _keep_folder(self, folder: Path) -> None:
+        """Make a folder where it isn't there, and its name durable."""
+        if folder in self._kept_folders:
             return
-        self._make_folders(folder.parent)
-        folder.mkdir(exist_ok=True, mode=_PRIVATE)
-        _fsync_folder(folder.parent)
+        if folder == self._root:
+            folder.mkdir(parents=True, exist_ok=True, mode=_PRIVATE)
+        else:
+            self._keep_folder(folder.parent)
+            folder.mkdir(exist_ok=True, mode=_PRIVATE)
+        try:
+            _fsync_folder(folder.parent)
+        except OSError:
+            # As above. One that holds anything stays: its name was durable once.
+            with suppress(OSError):
+                folder.rmdir()
+            raise
+        self._kept_folders.add(folder)
 
     def _quarantine(self, path: Path) -> None:
         aside = self._root / "quarantine"

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import socket
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,12 @@ class Control:
                 answer = self._answer(asked if isinstance(asked, dict) else {})
             except ValueError as error:
                 answer = {"error": f"not JSON: {error}"}
+            except sqlite3.Error as error:
+                # The agent ends of it, and says so in its own log; who asked is to know it, too.
+                answer = {
+                    "error": f"the agent can't write to its state folder ({error}) and ends; runs "
+                    "go on: look at its disk, start it again, and ask again"
+                }
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()
         except (OSError, TimeoutError):

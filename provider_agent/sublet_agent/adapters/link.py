@@ -5,7 +5,6 @@ socket, the backoff, and the order "commit, then acknowledge".
 """
 
 import asyncio
-import contextlib
 import errno
 import random
 import socket
@@ -175,11 +174,10 @@ class Link:
             finally:
                 self._session = None
                 self._acknowledged.set()
-                for task in tasks:
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, WebSocketException):
-                        await task
-                self._listener.disconnected()
+                try:
+                    await _end(tasks)
+                finally:
+                    self._listener.disconnected()
         return True
 
     def _take(self, message: Message, mid: str | None) -> None:
@@ -210,6 +208,16 @@ class Link:
                 await asyncio.wait_for(self._wake.wait(), RESEND_S)
             except TimeoutError:
                 self._sent_up_to = 0
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """End them. Raises what one of them raised, unless the line was the reason; and the caller's
+    own cancellation, which `suppress(CancelledError)` around an `await task` would lose."""
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception) and not isinstance(result, WebSocketException):
+            raise result
 
 
 def _no_connection(error: Exception, url: str) -> str:

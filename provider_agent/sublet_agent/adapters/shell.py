@@ -161,7 +161,10 @@ class Shell:
         self.knows_broker.set()
 
     def arrived(self, message: Message) -> None:
-        """A message is to be taken; on disk when this returns."""
+        """A message is to be taken; on disk when this returns. Raises what the journal raised last:
+        while this agent comes to its end, nothing may be acknowledged that it didn't take."""
+        if self.failed is not None:
+            raise self.failed
         self.post(events.Arrived(message))
 
     def disconnected(self) -> None:
