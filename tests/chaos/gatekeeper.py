@@ -34,6 +34,7 @@ LATER = (2, 3)
 LATER_TRIES = 80
 """A commit is one durable write. At times SQLite also moves its log into the database, which takes
 a second and a third: crash points of their own, looked for at any commit."""
+JOURNAL = "journal.db"
 LAZY = "spool.db"
 """Written with synchronous=NORMAL: its commits aren't durable writes, only those moves are."""
 
@@ -72,6 +73,8 @@ class Gatekeeper:
         """How often (process, sort of file, fault) was met, by the file that strace saw."""
         self.faulted: dict[int, str] = {}
         """Process ids that met a fault, and which was the last."""
+        self.doomed: dict[int, tuple[str, float]] = {}
+        """Agents whose journal failed: what it was and, by time.monotonic(), when. They end of it."""
         self.owed: dict[str, str] = {}
         """Paths whose fsync failed and hasn't succeeded since, and at which point that was."""
         self._root = root
@@ -234,6 +237,8 @@ class Gatekeeper:
                     del self.faulted[said["pid"]]
                 return
             self.points[point].faults[fault] += 1
+            if point.file == JOURNAL and not self.points[point].move:
+                self.doomed[said["pid"]] = self.faulted[said["pid"]], time.monotonic()
             self._rest[point.process] = self._random.randrange(REST)
             self.news_s = time.monotonic()
             for call in met:

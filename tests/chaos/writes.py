@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import signal
 import threading
 import time
 from collections import Counter
@@ -47,6 +48,7 @@ QUIET_S = 45.0
 WAL_PAGES = "60"
 ACTS_S = 3.0
 STILL_S = 6.0
+STARTS_LIMIT = 100
 ANSWER_LIMIT_S = 180.0
 AGENT_END_LIMIT_S = 120.0
 LEFT_LIMIT_S = 60.0
@@ -117,6 +119,8 @@ class Writes(Churn):
         self.still_writes = 0
         """Attempts to have something acknowledged while no durable write worked."""
         self.cancelled: list[Job] = []
+        self.leaving: dict[str, int] = {}
+        """Agents that are to drain and end, and the process that has been asked to."""
         self.still_met: Counter[str] = Counter()
         self.made_ucr = 0
         """Of those: what was made."""
@@ -127,6 +131,8 @@ class Writes(Churn):
     # -- systemd -----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
+        if "broker" in self.what:
+            self._first_starts()
         self.market.start_broker()
         self.client = Client(
             broker=self.market.url, config_dir=self.root / "config", away_limit_s=2.0
@@ -150,9 +156,13 @@ class Writes(Churn):
                 with contextlib.suppress(LocalMarketError):
                     self.market.restart_broker()
             for name, agent in list(self.market.agents.items()):
-                if not agent.running:
+                if name in self.leaving and self._left(agent):
+                    del self.market.agents[name], self.leaving[name]
+                elif not agent.running:
                     self._tell_end(agent)
                     self._start_agent(name)
+                elif agent.pid in self.gates.doomed:
+                    self._end_deaf(agent)
             time.sleep(0.1)
 
     def _tell_end(self, process: LocalProcess) -> None:
@@ -170,6 +180,56 @@ class Writes(Churn):
             self.ends.words[fault] = tail.splitlines()[-1] if tail else ""
             if status == 0 or not tail:
                 self.result.problems.append(f"{process.name} ended ({status}) of {fault}: {tail}")
+
+    def _end_deaf(self, agent: LocalProcess) -> None:
+        """An agent that goes on though its journal failed does nothing, and must not be there."""
+        why, since_s = self.gates.doomed[agent.pid]
+        if time.monotonic() - since_s > AGENT_END_LIMIT_S:
+            self.result.problems.append(f"{agent.name} ({agent.pid}) goes on after {why}")
+            agent.kill()
+
+    def _left(self, agent: LocalProcess) -> bool:
+        """Have an agent drain and end, once for each of its lives; say whether it has."""
+        if not agent.running:
+            assert agent.process is not None
+            return agent.process.returncode == 0
+        if self.leaving[agent.name] != agent.pid and self._ask(agent.name, {"command": "status"}):
+            self.leaving[agent.name] = agent.pid
+            agent.signal(signal.SIGTERM)
+        return False
+
+    # -- the first start ---------------------------------------------------------------------------
+
+    def _first_starts(self) -> None:
+        """Start brokers in empty folders, until one meets no fault: what was made half must not be
+        in the next one's way, and the key that the first shows is the key that the last has."""
+        self.gates.enable(True)
+        met = -1
+        while met != (met := self.gates.met().total()) and self.gates.left():
+            market = GatedMarket(self.root / f"first-{met}", TIMES)
+            market.gate = self.gates.address
+            self._until_started(market)
+            first = market.broker_id
+            assert market.broker is not None
+            market.broker.kill()
+            self._until_started(market)
+            if market.broker_id != first:
+                self.result.problems.append(f"{market.root}: another key after a restart")
+            market.broker.kill()
+        self.gates.enable(False)
+
+    def _until_started(self, market: GatedMarket) -> None:
+        for _ in range(STARTS_LIMIT):
+            try:
+                market.start_broker()
+            except LocalMarketError:
+                assert market.broker is not None
+                if market.broker.running:
+                    raise
+                self._tell_end(market.broker)
+            else:
+                return
+        raise ChurnFailed(f"a broker didn't start in {STARTS_LIMIT} times; logs: {market.root}")
 
     # -- the market goes on ------------------------------------------------------------------------
 
@@ -231,10 +291,10 @@ class Writes(Churn):
     def _act(self) -> None:
         """Do one of the things that people do now and then."""
         acts: tuple[Callable[[], None], ...] = (
-            self._reclaim, self._fund, self._pause, self._cancel,
+            self._reclaim, self._fund, self._pause, self._cancel, self._newcomer,
         )  # fmt: skip
         self._acts += 1
-        for name in self._names():
+        for name in set(self._names()) - set(self.leaving):
             self._ask(name, {"command": "offer"})
         with self._refused("cancelling"):
             for job in self.cancelled:
@@ -247,9 +307,19 @@ class Writes(Churn):
         names = self._names()
         self._ask(names[self._acts % len(names)], {"command": "reclaim", "grace_ms": 5_000})
 
-    def _ask(self, agent: str, command: dict[str, object]) -> None:
+    def _ask(self, agent: str, command: dict[str, object]) -> bool:
+        """Ask an agent as its owner would; say whether it answered."""
         with contextlib.suppress(NoAgent, OSError):
             ask_agent(self.market.root / agent, command)
+            return True
+        return False
+
+    def _newcomer(self) -> None:
+        """Have an agent with an empty folder join; the one before it leaves."""
+        for name in self._names():
+            if name.startswith("new"):
+                self.leaving.setdefault(name, 0)
+        self._start_agent(f"new{self._acts}")
 
     def _pause(self) -> None:
         # _tend resumes it.
@@ -289,6 +359,9 @@ class Writes(Churn):
                 if not view.name.startswith("cancelled"):
                     self.live.append(job)
         self.wanted = 0
+        for name in self._names():
+            if name.startswith("new"):
+                self.leaving.setdefault(name, 0)
         for job in self.cancelled:
             if self._asked(job.view).state not in ENDED_FOR_GOOD:
                 self._asked(job.cancel)
