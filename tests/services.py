@@ -15,7 +15,9 @@ from typing import Literal, get_args
 
 import pytest
 
-Service = Literal["docker", "postgres", "torch", "cc", "registry", "atheris"]
+from tests.chaos import strace
+
+Service = Literal["docker", "postgres", "torch", "cc", "registry", "atheris", "strace"]
 
 REQUIRE_VARIABLE = "SUBLET_REQUIRE_SERVICES"
 POSTGRES_VARIABLE = "SUBLET_TEST_POSTGRES_URL"
@@ -67,6 +69,8 @@ def _missing(service: Service) -> str | None:
         case "atheris":
             there = importlib.util.find_spec("atheris")
             return None if there else "no atheris (Linux on x86-64): pip install 'sublet[dev]'"
+        case "strace":
+            return strace.missing()
 
 
 def _missing_docker() -> str | None:

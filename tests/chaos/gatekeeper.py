@@ -74,7 +74,7 @@ class Gatekeeper:
         self.faulted: dict[int, str] = {}
         """Process ids that met a fault, and which was the last."""
         self.doomed: dict[int, tuple[str, float]] = {}
-        """Agents whose journal failed: what it was and, by time.monotonic(), when. They end of it."""
+        """Agents whose journal failed, and must end: of what, and since when (monotonic)."""
         self.owed: dict[str, str] = {}
         """Paths whose fsync failed and hasn't succeeded since, and at which point that was."""
         self._root = root
