@@ -30,6 +30,7 @@ from sublet_broker.adapters.server import CannotListen, bind, compose, parse_lis
 from sublet_broker.adapters.sql_store import SqlStore
 from sublet_broker.market.facts import CounterFact
 from sublet_broker.service.broker import Broker, Ports, Settings
+from sublet_broker.service.ports import StorageFull
 from sublet_contracts.keys import KeyRefused, SigningKey
 
 log = logging.getLogger("sublet.broker")
@@ -193,6 +194,9 @@ def _run(
         market.start()
         try:
             asyncio.run(_serve(Broker(ports, settings), folder.root, sock, probes, market.stop))
+        except (SQLAlchemyError, StorageFull) as error:
+            # Of the first transaction: once it serves, whoever asked is told, and it goes on.
+            raise CannotStart(_unusable(error)) from error
         finally:
             market.stop()
     finally:
@@ -273,11 +277,14 @@ def _open_database(url: str) -> tuple[Claim, SqlStore]:
     except ArgumentError as error:
         raise CannotStart(f"--database: not a database URL: {error}") from error
     except SQLAlchemyError as error:
-        # The URL may hold a password: it is not shown, and neither are the driver's parameters.
-        why = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]
-        raise CannotStart(
-            f"the database can't be used: {why}; check --database and --data"
-        ) from error
+        raise CannotStart(_unusable(error)) from error
+
+
+def _unusable(error: SQLAlchemyError | StorageFull) -> str:
+    # The URL may hold a password: it is not shown, and neither are the driver's parameters.
+    said = error if isinstance(error, StorageFull) else getattr(error, "orig", None)
+    why = str(said or type(error).__name__).strip().splitlines()[0]
+    return f"the database can't be used: {why}; check its disk, --database and --data"
 
 
 def _check_database(store: SqlStore) -> str:

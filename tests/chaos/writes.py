@@ -52,6 +52,8 @@ STARTS_LIMIT = 100
 ANSWER_LIMIT_S = 180.0
 AGENT_END_LIMIT_S = 120.0
 LEFT_LIMIT_S = 60.0
+SAYS_WHY = {"broker": "sublet broker: ", "agent": " error: "}
+"""How a process begins its last words, where it ends of an error."""
 T = TypeVar("T")
 ENDED_FOR_GOOD = ("succeeded", "failed", "cancelled")
 
@@ -170,16 +172,19 @@ class Writes(Churn):
         fault = self.gates.faulted.get(process.pid)
         assert process.process is not None
         status = process.process.returncode
-        tail = process.log_tail(3)
+        tail = process.log_tail(6)
         if fault is None:
             self.result.problems.append(f"{process.name} ended ({status}) without a fault: {tail}")
             return
         kind = "broker" if process.name == "broker" else "agent"
         self.ends.times[f"{kind}, {'killed' if status == -9 else f'exit status {status}'}"] += 1
         if status != -9:
-            self.ends.words[fault] = tail.splitlines()[-1] if tail else ""
-            if status == 0 or not tail:
-                self.result.problems.append(f"{process.name} ended ({status}) of {fault}: {tail}")
+            said = [line for line in tail.splitlines() if SAYS_WHY[kind] in line]
+            self.ends.words[fault] = said[-1] if said else ""
+            if status == 0 or not said:
+                self.result.problems.append(
+                    f"{process.name} ended ({status}) of {fault} without a word for it: {tail}"
+                )
 
     def _end_deaf(self, agent: LocalProcess) -> None:
         """An agent that goes on though its journal failed does nothing, and must not be there."""
