@@ -1,7 +1,7 @@
 """python -m tests.chaos: real processes meet real faults; every promise must hold.
 
 python -m tests.chaos [churn] [--kills N] [--seed N] [--json FILE]
-python -m tests.chaos writes [broker|agent|run|all] [--limit N] [--seed N] [--json FILE]
+python -m tests.chaos writes [broker|agent|run|all|database] [--limit N] [--seed N] [--json FILE]
 
 Without a name of what to play it is churn. Exit status 0: all promises held; 1: one didn't, and the
 logs are kept.
@@ -57,7 +57,7 @@ def _churn(options: argparse.Namespace, root: Path) -> Played:
 
 
 def _add_writes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", choices=("all", *KINDS), default="all")
+    parser.add_argument("what", nargs="?", choices=("all", *KINDS, "database"), default="all")
     parser.add_argument("--limit", type=int, help="end after so many faults")
     parser.add_argument("--seed", type=int, default=1, help="of which fault comes when")
     parser.add_argument("--minutes", type=float, default=60.0, help="end after so long")
@@ -67,6 +67,8 @@ def _writes(options: argparse.Namespace, root: Path) -> Played:
     """Bring kill -9, EIO and ENOSPC to each durable write."""
     if (why := missing()) is not None:
         raise SystemExit(why)
+    if options.what == "database":
+        return _database(options, root)
     what = tuple(KINDS) if options.what == "all" else (options.what,)
     _say(f"durable writes of {', '.join(what)}, seed {options.seed}, in {root}")
     writes = Writes(
@@ -79,6 +81,22 @@ def _writes(options: argparse.Namespace, root: Path) -> Played:
         failed = f"{error}; {'; '.join(writes.result.problems)}"
     limit = f" --limit {options.limit}" if options.limit else ""
     command = f"python -m tests.chaos writes {options.what}{limit} --seed {options.seed}"
+    return Played({"command": command, **writes.record()}, failed)
+
+
+def _database(options: argparse.Namespace, root: Path) -> Played:
+    from tests.chaos.database_writes import DatabaseWrites, missing
+
+    if (why := missing()) is not None:
+        raise SystemExit(why)
+    _say(f"durable writes of PostgreSQL, seed {options.seed}, in {root}")
+    writes = DatabaseWrites(root, options.seed, _say)
+    failed = ""
+    try:
+        writes.play()
+    except (ChurnFailed, LocalMarketError, SubletError) as error:
+        failed = f"{error}; {'; '.join(writes.result.problems)}"
+    command = f"python -m tests.chaos writes database --seed {options.seed}"
     return Played({"command": command, **writes.record()}, failed)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,18 +50,20 @@ class Strace:
 
     def __init__(
         self, pid: int, fault: str, out: Path, *, first: int = 1, onwards: bool = False,
-        whole: bool = False,
+        whole: bool = False, also: Sequence[int] = (),
     ) -> None:  # fmt: skip
-        """Attach. `first`: which call of each thread is met; `onwards`: and all that follow.
+        """Attach. `first`: which call of each thread is met; `onwards`: and all that follow;
+        `also`: further threads.
 
         Raises StraceFailed. ProcessLookupError: there is no such thread any more.
         """
         when = f"when={first}{'+' if onwards else ''}"
         self._out = out
         self._errors = out.with_suffix(".err")
+        attach = [word for one in (pid, *also) for word in ("-p", str(one))]
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                ["strace", *(("-f", "-b", "execve") if whole else ()), "-p", str(pid), "-y",
+                ["strace", *(("-f", "-b", "execve") if whole else ()), *attach, "-y",
                  "-e", f"trace={CALLS}", "-e", "signal=none",
                  "-e", f"inject={CALLS}:{FAULTS[fault]}:{when}", "-o", str(out)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
