@@ -43,7 +43,8 @@ FAULTS = ("kill", "EIO", "ENOSPC")
 AGENTS = 2
 AT_ONCE = 2
 PACE_S = 0.05
-QUIET_S = 45.0
+FAULTS_A_JOB = 10
+QUIET_S = 150.0
 """No new crash point and no fault met for so long: what is still due doesn't come any more."""
 WAL_PAGES = "60"
 ACTS_S = 3.0
@@ -129,6 +130,9 @@ class Writes(Churn):
         self.failed_of_errors = 0
         self._keeping = threading.Event()
         self._acts = 0
+        self._hurting = True
+        self._breath = (0, 0)
+        """Jobs that had ended, and faults that had been met, when the last one ended."""
 
     # -- systemd -----------------------------------------------------------------------------------
 
@@ -243,6 +247,7 @@ class Writes(Churn):
         told = acted = time.monotonic()
         while self.gates.left() and time.monotonic() < end:
             self._tend()
+            self._breathe()
             now = time.monotonic()
             if now - acted > ACTS_S:
                 acted = now
@@ -253,6 +258,18 @@ class Writes(Churn):
             if now - self.gates.news_s > QUIET_S:
                 break
             time.sleep(0.1)
+
+    def _breathe(self) -> None:
+        """After so many faults there are none until another job has ended: what comes late in a
+        job's life is to be met as well."""
+        ended, faults = len(self.jobs) - len(self.live), self.gates.met().total()
+        if ended > self._breath[0]:
+            self._breath = ended, faults
+        on = faults - self._breath[1] < FAULTS_A_JOB
+        if on != self._hurting:
+            self._hurting = on
+            self.gates.enable(on)
+            self.gates.news_s = time.monotonic()
 
     def _line(self) -> str:
         met = self.gates.met()
