@@ -25,8 +25,9 @@ import psycopg
 
 from sublet.demo.local import LocalMarketError
 from tests.chaos.churn import TIMES, Say
+from tests.chaos.gated_market import GatedMarket
 from tests.chaos.strace import Strace
-from tests.chaos.writes import FAULTS, GatedMarket, Writes
+from tests.chaos.writes import FAULTS, Writes
 
 MEET_LIMIT_S = 20.0
 UP_LIMIT_S = 120.0
@@ -238,7 +239,8 @@ class DatabaseWrites(Writes):
     def record(self) -> dict[str, Any]:
         """Return it for the reliability page."""
         record = super().record()
-        dropped = ("processes", "points", "not_met", "every_write_fails", "attempts_meanwhile")
+        dropped = ("processes", "points", "not_met", "every_write_fails",
+                   "attempts_meanwhile", "acknowledged_meanwhile")  # fmt: skip
         points = sorted({(sort, file) for sort, file, _ in self.met})
         totals: Counter[str] = Counter()
         for (_, _, fault), times in self.met.items():

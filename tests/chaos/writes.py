@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import secrets
 import signal
 import threading
@@ -27,16 +26,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sublet.client import Client, Job
-from sublet.demo.local import LocalMarket, LocalMarketError, LocalProcess
+from sublet.demo.local import LocalMarketError, LocalProcess
 from sublet.http import BrokerAway, SubletError
 from sublet_agent.adapters.control import NoAgent, ask_agent
 from sublet_contracts.api import JobView
 from tests.chaos.churn import FUNDS_CREDITS, PATIENCE, TIMES, Churn, ChurnFailed, Result, Say
+from tests.chaos.gated_market import GATE, GatedMarket
 from tests.chaos.gatekeeper import Gatekeeper
 from tests.chaos.strace import Strace
 from tests.e2e.scenario import EVERY, JOB_SCRIPT, STEPS
 
-GATE = Path(__file__).with_name("gate")
 KINDS = {"broker": ("broker", "ray"), "agent": ("agent", "supervisor"), "run": ("run",)}
 """What can be asked for, and the processes that it stands for."""
 FAULTS = ("kill", "EIO", "ENOSPC")
@@ -46,7 +45,6 @@ PACE_S = 0.05
 FAULTS_A_JOB = 10
 QUIET_S = 150.0
 """No new crash point and no fault met for so long: what is still due doesn't come any more."""
-WAL_PAGES = "60"
 ACTS_S = 3.0
 STILL_S = 6.0
 STARTS_LIMIT = 100
@@ -57,37 +55,6 @@ SAYS_WHY = {"broker": "sublet broker: ", "agent": " error: "}
 """How a process begins its last words, where it ends of an error."""
 T = TypeVar("T")
 ENDED_FOR_GOOD = ("succeeded", "failed", "cancelled")
-
-
-class GatedMarket(LocalMarket):
-    """Its processes stop at the gate before each durable write, and are started again."""
-
-    gate = ""
-    before_stop: Callable[[], None] | None = None
-
-    def stop(self) -> None:
-        """See LocalMarket."""
-        if self.before_stop is not None:
-            self.before_stop()
-        super().stop()
-
-    def of_ours(self) -> dict[int, str]:
-        """Return all processes that come of this market, Ray's too: they inherit the gate."""
-        found = {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if self.gate.encode() in (entry / "environ").read_bytes():
-                    found[int(entry.name)] = (entry / "cmdline").read_bytes()[:80].decode()
-        return found
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """See LocalMarket; with the gate."""
-        paths = [str(GATE), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {
-            **super().environment, "PYTHONPATH": os.pathsep.join(paths), "SUBLET_GATE": self.gate,
-            "SUBLET_GATE_WAL_PAGES": WAL_PAGES,
-        }  # fmt: skip
 
 
 @dataclass
@@ -128,6 +95,8 @@ class Writes(Churn):
         self.made_ucr = 0
         """Of those: what was made."""
         self.failed_of_errors = 0
+        self.acknowledged_meanwhile = 0
+        self.gone = 0
         self._keeping = threading.Event()
         self._acts = 0
         self._hurting = True
@@ -423,6 +392,7 @@ class Writes(Churn):
                     attempt()
                 self.still_writes += 1
                 if (len(self.acknowledged), self.funded_ucr) != before:
+                    self.acknowledged_meanwhile += 1
                     self.result.problems.append(f"acknowledged while every fsync failed: {error}")
         self.still_met[f"broker, {error}"] += len(strace.met())
         broker.kill()
@@ -475,6 +445,7 @@ class Writes(Churn):
             result.finished += view.state == "succeeded"
             self._check_result(job, view)
         there = {view.id for view in self.client.jobs(limit=500).jobs}
+        self.gone = len(self.acknowledged - there)
         for lost in self.acknowledged - there:
             result.problems.append(f"job {lost[:10]} was acknowledged and is gone")
         balance = self.client.balance()
@@ -560,6 +531,8 @@ class Writes(Churn):
             ],
             "not_met": gates.due(),
             "every_write_fails": dict(self.still_met), "attempts_meanwhile": self.still_writes,
+            "acknowledged_meanwhile": self.acknowledged_meanwhile,
+            "acknowledged_and_gone": self.gone,
             "ends": dict(self.ends.times), "last_words": self.ends.words,
             "refusals": dict(self.refusals), "deposits_unsure_ucr": self.unsure_ucr,
             "of_which_made_ucr": self.made_ucr,

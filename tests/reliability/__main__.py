@@ -1,7 +1,8 @@
 """python -m tests.reliability: take in what runs wrote, and write tests/RELIABILITY.md.
 
 python -m tests.reliability --simulation build/simulation.json --mutants build/mutants.json
-                            --chaos build/chaos.json --bench build/bench.json
+                            --chaos build/chaos.json --writes build/writes.json
+                            --database build/database.json --bench build/bench.json
 python -m tests.reliability            writes the page from the records that are there
 python -m tests.reliability --check    1 where the page is stale
 """
@@ -21,7 +22,7 @@ from tests.reliability.page import Bug, page
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "RELIABILITY.md"
-KINDS = ("simulation", "mutants", "chaos", "recovery")
+KINDS = ("simulation", "mutants", "chaos", "writes", "database", "recovery")
 
 
 def render() -> str:
@@ -80,6 +81,8 @@ def main() -> int:
     parser.add_argument("--simulation", type=Path)
     parser.add_argument("--mutants", type=Path)
     parser.add_argument("--chaos", type=Path)
+    parser.add_argument("--writes", type=Path)
+    parser.add_argument("--database", type=Path)
     parser.add_argument("--bench", type=Path, dest="recovery")
     parser.add_argument("--commit", help="that the runs were made on; default: the newest")
     parser.add_argument("--check", action="store_true")

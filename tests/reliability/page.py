@@ -189,9 +189,90 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [line(head), "|" + "---|" * len(head), *(line(row) for row in rows)]
 
 
+def _writes(record: Record) -> str:
+    processes = record["processes"]
+    rows = [
+        (process, f"{found['points']}", f"{found['killed_at']}", f"{found['eio_at']}",
+         f"{found['enospc_at']}")
+        for process, found in processes.items()
+    ]  # fmt: skip
+    rows.append(("**all**", *(f"**{sum(found[what] for found in processes.values())}**"
+                 for what in ("points", "killed_at", "eio_at", "enospc_at"))))  # fmt: skip
+    still = record["every_write_fails"]
+    return "\n".join(
+        [
+            "## Every durable write",
+            "",
+            "Jobs run while each place in our code that makes something durable meets `kill -9`,",
+            "`EIO` and `ENOSPC` at its fsync, by strace. A crash point is such a place: the",
+            "process, the sort of file and the use-case; each is met once or more often by each",
+            "fault. What ended is started again.",
+            "",
+            f"`{record['command']}` at {record['commit']}, in {record['seconds'] / 60:.0f} min",
+            "",
+            *_table(("process", "crash points found", "killed at", "EIO at", "ENOSPC at"), rows),
+            "",
+            *_table(
+                ("", ""),
+                [
+                    *_faults_and_promises(record),
+                    ("calls that failed while every one did (broker, agent)",
+                     f"{sum(still.values()):,}"),
+                    ("requests meanwhile, and how many were acknowledged",
+                     f"{record['attempts_meanwhile']:,}, {record['acknowledged_meanwhile']}"),
+                ],
+            ),
+            "",
+            *(f"- not met: {line}" for line in record["not_met"]),
+            *record.get("remarks", ()),
+            "",
+        ]
+    )  # fmt: skip
+
+
+def _database(record: Record) -> str:
+    rows = [
+        (one["process"], one["file"], one["fault"], f"{one['times']}") for one in record["files"]
+    ]
+    return "\n".join(
+        [
+            "## Every durable write of the database",
+            "",
+            "The same for a broker on PostgreSQL; the faults meet the database's own processes.",
+            "The broker itself stays up throughout.",
+            "",
+            f"`{record['command']}` at {record['commit']}, in {record['seconds'] / 60:.0f} min",
+            "",
+            *_table(("process", "file", "fault", "times"), rows),
+            "",
+            *_table(("", ""), _faults_and_promises(record)),
+            "",
+            *record.get("remarks", ()),
+            "",
+        ]
+    )
+
+
+def _faults_and_promises(record: Record) -> list[tuple[str, str]]:
+    return [
+        *((f"{fault}s" if fault == "kill" else fault, f"{times:,}")
+          for fault, times in sorted(record["faults"].items(), reverse=True)),
+        ("jobs finished", f"{record['finished']:,} of {record['jobs']:,}"),
+        ("failed, as their own write did", f"{record['jobs_failed_of_their_own_errors']}"),
+        ("results as an undisturbed run's", f"{record['identical']:,} of {record['finished']:,}"),
+        ("lost work that was charged", f"{record['lost_work_charged_ucr']} ucr"),
+        ("duplicate charges", f"{record['duplicate_charges']}"),
+        ("discrepancy between receipts and ledger", f"{record['discrepancy_ucr']} ucr"),
+        ("acknowledged jobs that were gone", f"{record['acknowledged_and_gone']}"),
+        ("processes left running, Ray's among them", f"{record['left_running']}"),
+    ]  # fmt: skip
+
+
 _SECTIONS = {
     "simulation": _simulation,
     "mutants": _mutants,
     "chaos": _chaos,
+    "writes": _writes,
+    "database": _database,
     "recovery": _recovery,
 }
