@@ -34,7 +34,10 @@ BACKOFF_FIRST_S = 0.2
 BACKOFF_MOST_S = 10.0
 RESEND_S = 5.0
 ANSWER_S = 10.0
-SILENCE_S = 30.0
+PING_S = 4.0
+SILENCE_S = 8.0
+"""A connection on which no pong comes for so long is as good as gone. Where only this connection is
+dead (half-open), it's replaced within any job's default patience, 20 s."""
 
 
 class Listener(Protocol):
@@ -141,9 +144,8 @@ class Link:
 
     async def _converse(self) -> bool:
         self._was_live = False
-        # A broker that answers nothing for long is as good as gone: websockets' pings find out.
         async with connect(
-            self._url, max_size=MAX_FRAME_BYTES, open_timeout=ANSWER_S, ping_interval=10,
+            self._url, max_size=MAX_FRAME_BYTES, open_timeout=ANSWER_S, ping_interval=PING_S,
             ping_timeout=SILENCE_S, close_timeout=2, compression=None, proxy=None,
         ) as wire:  # fmt: skip
             session = AgentSession(
