@@ -43,6 +43,7 @@ AGENTS = 2
 AT_ONCE = 2
 PACE_S = 0.05
 FAULTS_A_JOB = 10
+BREATH_S = 30.0
 QUIET_S = 150.0
 """No new crash point and no fault met for so long: what is still due doesn't come any more."""
 ACTS_S = 3.0
@@ -229,10 +230,11 @@ class Writes(Churn):
             time.sleep(0.1)
 
     def _breathe(self) -> None:
-        """After so many faults there are none until another job has ended: what comes late in a
-        job's life is to be met as well."""
+        """After so many faults there are none until another job has ended, or for a while: what
+        comes late in a job's life is to be met as well."""
         ended, faults = len(self.jobs) - len(self.live), self.gates.met().total()
-        if ended > self._breath[0]:
+        rested = not self._hurting and time.monotonic() - self.gates.news_s > BREATH_S
+        if ended > self._breath[0] or rested:
             self._breath = ended, faults
         on = faults - self._breath[1] < FAULTS_A_JOB
         if on != self._hurting:
