@@ -11,4 +11,4 @@ JOIN_S = 5.0
 def test_a_dead_connection_is_replaced_within_the_default_patience() -> None:
     patience_ms = duration_ms(JobSpec.__dataclass_fields__["patience"].default, "patience")
     # A ping goes out, no pong comes, a new connection is made, and the broker hears the agent.
-    assert PING_S + SILENCE_S + BACKOFF_FIRST_S + JOIN_S < patience_ms / 1000
+    assert patience_ms > 1000 * (PING_S + SILENCE_S + BACKOFF_FIRST_S + JOIN_S)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from sublet_broker.adapters.edge import Probe
-from sublet_broker.service.ports import StorageFull
+from sublet_broker.service.ports import StorageFull, StoreAway
 from sublet_contracts.api import Problem
 from tests.http.world import World, running, signed_body, until
 
@@ -135,6 +135,23 @@ async def test_a_full_disk_loses_nothing(world: World, monkeypatch: pytest.Monke
         assert answer.status_code == 507
         assert answer.json()["code"] == "storage_full"
     assert (await party.call("PUT", f"/v1/blobs/{sha}", b"data")).status_code == 204
+
+
+async def test_a_database_that_is_away_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    party = world.party()
+    await party.introduce()
+
+    def away(*_args: object) -> None:
+        raise StoreAway("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.broker.views, "balance", away)
+        answer = await party.get("/v1/balance")
+        assert (answer.status_code, answer.json()["code"]) == (503, "database_away")
+        assert answer.headers["Retry-After"]
+    assert (await party.get("/v1/balance")).status_code == 200
 
 
 async def test_our_own_mistakes_tell_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,6 +228,23 @@ def test_a_restarted_broker_preempts_nobody() -> None:
     world.audit()
 
 
+def test_a_broker_that_stood_still_preempts_nobody() -> None:
+    world = World()
+    agent = world.agent("alice")
+    renter = world.renter()
+    job = renter.run()
+    world.clock.ms += 15 * 60_000  # suspended; what the agents sent waits in its sockets
+    world.broker.supervision.was_away()
+    world.broker.supervision.sweep()
+    world.pass_ms(15_000)
+    view = renter.view(job)
+    assert (view.recoveries, view.state) == (0, JobState.RUNNING)
+    # That was one period of grace, and no more.
+    agent.die()
+    world.pass_ms(60_000)
+    assert renter.view(job).recoveries == 1
+
+
 def test_an_agent_that_has_forgotten_its_run_loses_the_job_by_its_silence() -> None:
     world = World()
     agent = world.agent("alice")

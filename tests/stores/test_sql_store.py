@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from sublet_broker.adapters.database import connect_engine
 from sublet_broker.adapters.migrations import migrate
 from sublet_broker.adapters.sql_store import SqlStore
 from sublet_broker.market.facts import AccountFact, CounterFact
-from sublet_broker.service.ports import StorageFull
+from sublet_broker.service.ports import StorageFull, StoreAway
 
 WRITE_FOR_EVER = """
 import sys
@@ -100,6 +101,48 @@ def test_a_second_process_waits_for_its_turn(database_url: str) -> None:
         assert seen.get(CounterFact, "turns") == CounterFact("turns", 2)
     one.close()
     two.close()
+
+
+@pytest.mark.postgres
+def test_a_server_that_goes_away_fails_the_one_transaction(postgres_database: str) -> None:
+    migrate(postgres_database)
+    store = SqlStore(postgres_database)
+
+    def cut_off() -> None:
+        with store.transaction() as tx:
+            tx.put(AccountFact("world", 1, 0))
+            end_sessions(store)
+            tx.put(AccountFact("fees", 1, 0))
+
+    with pytest.raises(StoreAway):
+        cut_off()
+    with store.transaction() as tx:
+        assert tx.find(AccountFact) == []
+        tx.put(AccountFact("world", 2, 0))
+    # A session that ended while nobody used it is noticed before it's used.
+    end_sessions(store)
+    with store.snapshot() as seen:
+        assert seen.get(AccountFact, "world") == AccountFact("world", 2, 0)
+    store.close()
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    # No PostgreSQL is needed to find none.
+    store = SqlStore(f"postgresql://nobody@/nothing?host={tmp_path}")
+    with pytest.raises(StoreAway), store.snapshot():
+        pass
+    store.close()
+
+
+def end_sessions(store: SqlStore) -> None:
+    """End all sessions of a store's database, as a server that crashes does."""
+    engine = connect_engine(store.url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    engine.dispose()
 
 
 def test_a_full_disk_fails_the_one_transaction(sqlite_url: str) -> None:

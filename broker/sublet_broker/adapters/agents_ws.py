@@ -19,7 +19,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from sublet_broker.adapters.edge import Edge
 from sublet_broker.adapters.http_errors import as_refusal
 from sublet_broker.service.errors import NotYet, Refusal, StaleInstance
-from sublet_broker.service.ports import StorageFull
+from sublet_broker.service.ports import StorageFull, StoreAway
 from sublet_contracts.documents import DocumentRefused
 from sublet_contracts.keys import short
 from sublet_contracts.session import BrokerSession, Received, SessionError, SessionProof
@@ -240,6 +240,9 @@ class Connection:
         except StorageFull:
             # Not acknowledged: it comes again, and nothing is lost.
             log.error("the disk is full: %s of %s waits", message.TYPE, short(self._party))
+            return True
+        except StoreAway:
+            log.warning("no database: %s of %s waits", message.TYPE, short(self._party))
             return True
         except (Refusal, DocumentRefused) as error:
             refusal = as_refusal(error)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sublet_broker.adapters.metrics import Metrics
 from sublet_broker.service.errors import Refusal
-from sublet_broker.service.ports import MatcherAway, StorageFull
+from sublet_broker.service.ports import MatcherAway, StorageFull, StoreAway
 from sublet_contracts.api import Problem
 from sublet_contracts.auth import RequestRefused
 from sublet_contracts.documents import DocumentRefused
@@ -101,6 +101,12 @@ def as_refusal(error: Exception) -> Refusal | None:
                 "nothing was stored, and nothing that was stored before is lost",
                 fix="send it again later; the broker's operator must free some space",
             )  # fmt: skip
+        case StoreAway():
+            return Refusal(
+                503, "database_away", "The broker's database is away",
+                "it does not answer; nothing that was stored before is lost",
+                fix="send it again later, with the same Idempotency-Key",
+            )  # fmt: skip
         case MatcherAway():
             return Refusal(
                 503, "matcher_away", "Matching waits", "the match engine does not answer",
@@ -130,7 +136,7 @@ def install(app: FastAPI) -> None:
         )  # fmt: skip
         return _Unread(answer) if isinstance(refusal, BodyTooLarge) else answer
 
-    for kind in (Refusal, RequestRefused, DocumentRefused, StorageFull, MatcherAway):
+    for kind in (Refusal, RequestRefused, DocumentRefused, StorageFull, StoreAway, MatcherAway):
         app.add_exception_handler(kind, expected)
 
     @app.exception_handler(Exception)

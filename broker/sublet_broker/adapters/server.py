@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
@@ -25,6 +26,8 @@ from sublet_contracts.wire import MAX_FRAME_BYTES
 log = logging.getLogger("sublet.broker")
 
 GRACEFUL_S = 5
+LEAST_AWAY_S = 5.0
+"""Sweeps that are further apart mean that the broker stood still: suspended, or starved."""
 BACKLOG = 1024
 SWEEPS_A_ROUND = 20
 
@@ -80,6 +83,19 @@ def url_of(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Watch:
+    """How long it is since the last reset; a sleep of the machine counts."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._at_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def silent_s(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self._at_s
 
 
 class _Uvicorn(uvicorn.Server):
@@ -164,8 +180,16 @@ def _loops(broker: Broker, metrics: Metrics, audits: Audits) -> list[Loop]:
             metrics.matched(waited.popleft())
         return made
 
+    swept = _Watch()
+
     def sweep() -> int:
-        broker.supervision.sweep()
+        if swept.silent_s() > max(LEAST_AWAY_S, broker.core.settings.unknown_after_ms / 1000):
+            log.warning("this broker stood still for %.0f s: nobody is given up", swept.silent_s())
+            broker.supervision.was_away()
+        try:
+            broker.supervision.sweep()
+        finally:
+            swept.reset()
         return 0
 
     def tidy() -> int:

@@ -39,7 +39,7 @@ from sublet_broker.adapters.codec import FactCodec, codec_of
 from sublet_broker.adapters.database import connect_engine
 from sublet_broker.adapters.tables import ROWS
 from sublet_broker.market.facts import CounterFact, Fact
-from sublet_broker.service.ports import AlreadyThere, RuleBroken, StorageFull
+from sublet_broker.service.ports import AlreadyThere, RuleBroken, StorageFull, StoreAway
 
 F = TypeVar("F", bound=Fact)
 
@@ -47,6 +47,8 @@ CLOCK_COUNTER = "clock"
 _WRITER_LOCK = 0x5B1E7
 _ANY_OF = (tuple, set, frozenset)
 _DISK_FULL_SQLSTATES = ("53100", "53000")
+_AWAY_SQLSTATES = ("08", "57P")
+"""Connection exceptions; shutdown, crash of another session, recovery."""
 
 
 _Filters = tuple[tuple[str, str, bool], ...]
@@ -258,7 +260,8 @@ class SqlStore:
 
     @contextmanager
     def transaction(self) -> Iterator[SqlWriter]:
-        """See ports.Store. Raises RuleBroken and StorageFull; then nothing was changed.
+        """See ports.Store. Raises RuleBroken and StorageFull; then nothing was changed. Raises
+        StoreAway.
 
         Raises RuntimeError when the calling thread is in a transaction of this store already.
         """
@@ -283,8 +286,8 @@ class SqlStore:
 
     @contextmanager
     def snapshot(self) -> Iterator[SqlReader]:
-        """See ports.Store."""
-        with self._engine.connect() as connection:
+        """See ports.Store. Raises StoreAway."""
+        with _translated(), self._engine.connect() as connection:
             if self._dialect == "postgresql":
                 connection = connection.execution_options(
                     isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -362,10 +365,21 @@ def _translated() -> Iterator[None]:
         yield
     except IntegrityError as error:
         raise RuleBroken(f"the database refused it: {error.orig}") from error
-    except OperationalError as error:
+    except DBAPIError as error:
         if _is_full(error):
             raise StorageFull("the broker's disk is full: free some space on it") from error
+        if _is_away(error):
+            raise StoreAway("the database doesn't answer: see its server") from error
         raise
+
+
+def _is_away(error: DBAPIError) -> bool:
+    """Say whether the server was not to be reached, went away, or is starting."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    # The driver gives no state where it is the one who noticed.
+    driver = type(error.orig).__module__.startswith("psycopg") and not state
+    unreachable = driver and isinstance(error, OperationalError)
+    return error.connection_invalidated or unreachable or state.startswith(_AWAY_SQLSTATES)
 
 
 def _is_full(error: DBAPIError) -> bool:

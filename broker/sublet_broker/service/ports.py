@@ -27,6 +27,7 @@ __all__ = [
     "SettlementDecision",
     "Settler",
     "StorageFull",
+    "StoreAway",
     "Store",
     "Transaction",
     "Verifier",
@@ -154,6 +155,11 @@ class BlobStore(Protocol):
 
 class StorageFull(Exception):
     """The disk is full: the request failed, nothing else did."""
+
+
+class StoreAway(Exception):
+    """The database doesn't answer. Where it went while it committed, it may have done so: what was
+    asked for is asked for again, and nothing is done twice."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from sublet_broker.service.core import Core
 from sublet_broker.service.evidence import Evidence
 from sublet_broker.service.keeping import Keeping
 from sublet_broker.service.ordering import give_order
-from sublet_broker.service.ports import MatcherAway, StorageFull
+from sublet_broker.service.ports import MatcherAway, StorageFull, StoreAway
 from sublet_broker.service.succession import prepare_successor
 from sublet_broker.service.work import Work
 from sublet_contracts.documents import Job
@@ -50,7 +50,8 @@ class Supervision:
         self._board = board
         self._evidence = Evidence(core)
         self._kept_out = False
-        """Whether the last sweep could write nothing: then no heartbeat could be kept either."""
+        """Whether the last sweep could write nothing: then no heartbeat could be kept either. Or
+        the broker itself was away."""
 
     def started(self) -> None:
         """Begin after a start: everyone gets one period of grace, because it was us who were away.
@@ -95,7 +96,7 @@ class Supervision:
     def sweep(self) -> None:
         """Do what is due: silence, answers, orders, budgets' edges, expiry.
 
-        Raises StorageFull; the sweep after it begins with a period of grace for everyone, because
+        Raises StorageFull, StoreAway; the sweep after it begins with a period of grace for everyone, because
         what they said meanwhile could not be kept.
         """
         try:
@@ -104,9 +105,14 @@ class Supervision:
                     self._forgive(work)
                 self._kept_out = False
             self._sweep()
-        except StorageFull:
+        except (StorageFull, StoreAway):
             self._kept_out = True
             raise
+
+    def was_away(self) -> None:
+        """Have the next sweep begin with a period of grace for everyone: the broker itself stood
+        still, and what was said meanwhile has still to be read."""
+        self._kept_out = True
 
     def _sweep(self) -> None:
         self._board.expire()

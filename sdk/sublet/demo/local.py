@@ -34,6 +34,8 @@ class LocalProcess:
     arguments: Sequence[str]
     environment: Mapping[str, str]
     log: Path
+    within: Sequence[str] = ()
+    """What it's started by, if anything: a command that becomes it, as `ip netns exec` does."""
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -41,7 +43,7 @@ class LocalProcess:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sublet.cli.main", *self.arguments],
+                [*self.within, sys.executable, "-m", "sublet.cli.main", *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -117,6 +119,10 @@ class LocalMarket:
         """The broker's key file, which is the operator's."""
         return self.root / "broker" / "broker.key"
 
+    def within(self, name: str) -> Sequence[str]:
+        """Return what the process of this name is started by; for tests to say."""
+        return ()
+
     def start_broker(self, listen: str = "127.0.0.1:0") -> None:
         """Start the broker and wait until it's ready. Raises LocalMarketError."""
         ready = self.root / "broker" / "listen.json"
@@ -127,6 +133,7 @@ class LocalMarket:
             [*arguments, *self.broker_arguments],
             self.environment,
             self.root / "logs" / "broker.log",
+            self.within("broker"),
         )
         self.broker.start()
         self.wait_for(ready.exists, "the broker to be ready", self.broker)
@@ -156,6 +163,7 @@ class LocalMarket:
             ],
             self.environment,
             self.root / "logs" / f"{name}.log",
+            self.within(name),
         )
         agent.start()
         self.agents[name] = agent
