@@ -96,8 +96,8 @@ class Supervision:
     def sweep(self) -> None:
         """Do what is due: silence, answers, orders, budgets' edges, expiry.
 
-        Raises StorageFull, StoreAway; the sweep after it begins with a period of grace for everyone, because
-        what they said meanwhile could not be kept.
+        Raises StorageFull, StoreAway; the sweep after it begins with a period of grace for
+        everyone, because what they said meanwhile could not be kept.
         """
         try:
             if self._kept_out:
