@@ -67,11 +67,14 @@ class Work:
 
     steps: int = 60
     pace_s: float = 0.1
+    hold_at: int = 0
+    """The step at which a first run waits until it's asked to stop, or lost; 0: none."""
 
     def command(self, out: str = "/out", script: str = "/job/training_job.py") -> list[str]:
         """Return the job's arguments."""
         return [script, "--steps", str(self.steps), "--every", str(EVERY),
-                "--pace-s", str(self.pace_s), "--out", out]  # fmt: skip
+                "--pace-s", str(self.pace_s), "--hold-at", str(self.hold_at),
+                "--out", out]  # fmt: skip
 
     def undisturbed(self, folder: Path) -> str:
         """Return the SHA-256 of the weights that it has without any market."""
@@ -102,12 +105,12 @@ class Stage(BadMarket):
         self.work = work
         self.facts = Facts(seed)
         self.funds_ucr = FUNDS_CREDITS * 1_000_000
+        self._works: dict[str, Work] = {}
+        self._references: dict[Work, str] = {}
         self._began_s = time.monotonic()
 
     def open(self) -> None:
-        """Start everything; compute what an undisturbed run comes to."""
-        (self.root / "reference").mkdir(parents=True)
-        self.reference = self.work.undisturbed(self.root / "reference")
+        """Start everything."""
         self.start()
         for name in self.names:
             self.start_agent(name)
@@ -117,14 +120,26 @@ class Stage(BadMarket):
         """Start an agent, or start it again with the same state."""
         self.agent(name, "--image-policy", "any", region="here")
 
-    def train(self, name: str, **changes: object) -> Job:
+    def train(self, name: str, work: Work | None = None, **changes: object) -> Job:
         """Submit a job that trains."""
-        command = ["python3", "-u", *self.work.command()]
+        work = work or self.work
+        command = ["python3", "-u", *work.command()]
         options: dict[str, object] = {
             "name": name, "inputs": {str(JOB_SCRIPT): "/job/training_job.py"}, "outputs": "/out",
             "patience": self.patience, "wait_for_offer": True, **changes,
         }  # fmt: skip
-        return self.submit("here", command, **options)
+        job = self.submit("here", command, **options)
+        self._works[job.id] = work
+        return job
+
+    def reference(self, job: Job) -> str:
+        """Return the SHA-256 of the weights that an undisturbed run of the job has."""
+        work = self._works[job.id]
+        if work not in self._references:
+            folder = self.root / f"reference-{len(self._references)}"
+            folder.mkdir(parents=True)
+            self._references[work] = work.undisturbed(folder)
+        return self._references[work]
 
     def until_durable(self, jobs: Sequence[Job] = (), step: int = EVERY) -> None:
         """Wait until each of `jobs` (all) has a durable checkpoint at `step` or later."""
@@ -216,7 +231,7 @@ class Stage(BadMarket):
         target = self.root / "out" / job.id
         job.download(target)
         same = hashlib.sha256((target / "weights.json").read_bytes()).hexdigest()
-        assert same == self.reference, f"{job.name}: other weights than undisturbed"
+        assert same == self.reference(job), f"{job.name}: other weights than undisturbed"
         self.facts.identical += 1
 
     def _judge_log(self, job: Job, view: JobView) -> int:
@@ -224,7 +239,7 @@ class Stage(BadMarket):
         the last run, and up to where it was cut off for one that was lost."""
         wanted: dict[int, list[str]] = {}
         for run in view.runs:
-            steps = range(run.start_step + 1, self.work.steps + 1)
+            steps = range(run.start_step + 1, self._works[job.id].steps + 1)
             wanted[run.epoch] = [
                 f"starting at step {run.start_step}",
                 *(f"step {n}" for n in steps),
