@@ -7,6 +7,8 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from sublet_agent.adapters.machine import choose_runner, make_terms, trusted
 from sublet_agent.adapters.options import Options, UsageError, read_options, read_owner_command
 from sublet_agent.adapters.owner import run_owner_command
 from sublet_agent.adapters.screen import Voice, make_voice
-from sublet_agent.adapters.shell import Shell
+from sublet_agent.adapters.shell import THREADS, Shell
 from sublet_agent.adapters.spool import Spool
 from sublet_agent.adapters.transfer import Transfer, TransferRefused
 from sublet_agent.core import events
@@ -35,6 +37,7 @@ from sublet_contracts.reasons import Reason
 
 FLUSH_S = 5.0
 CANCEL_S = 1.0
+LEAVE_S = 2.0
 SHOW_S = 0.5
 
 
@@ -42,20 +45,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `sublet provide`. Returns the exit code: 0 drained, 1 failed, 2 wrong usage."""
     options = read_options(sys.argv[1:] if argv is None else argv)
     with make_voice(options.json) as voice:
-        try:
-            return asyncio.run(_provide(options, voice))
-        except UsageError as error:
-            voice.say(f"error: {error}")
-            return 2
-        except (StateFolderInUse, NewerState, KeyRefused) as error:
-            voice.say(f"error: --state: {error}")
-            return 1
-        except KeyboardInterrupt:
-            voice.say("stopped before anything was offered")
-            return 1
-        except (OSError, sqlite3.Error) as error:
-            voice.say(f"error: {error}; runs go on, start again to take them up")
-            return 1
+        code = _run(options, voice)
+    leave_threads(code)
+    return code
+
+
+def _run(options: Options, voice: Voice) -> int:
+    try:
+        return asyncio.run(_provide(options, voice))
+    except UsageError as error:
+        voice.say(f"error: {error}")
+        return 2
+    except (StateFolderInUse, NewerState, KeyRefused) as error:
+        voice.say(f"error: --state: {error}")
+        return 1
+    except KeyboardInterrupt:
+        voice.say("stopped before anything was offered")
+        return 1
+    except (OSError, sqlite3.Error) as error:
+        voice.say(f"error: {error}; runs go on, start again to take them up")
+        return 1
+
+
+def leave_threads(code: int) -> None:
+    """End the process here if threads of the agent still wait, for a broker that doesn't answer or
+    a slow engine: Python would wait for them. What counts is on disk, as it is for a kill -9."""
+    deadline = time.monotonic() + LEAVE_S
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREADS):
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                sys.stdout.flush()
+                os._exit(code)
 
 
 async def _provide(options: Options, voice: Voice) -> int:

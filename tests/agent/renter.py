@@ -24,7 +24,7 @@ class Renter:
     """A party at a broker. `operator` is the broker's own key, to have money."""
 
     def __init__(self, url: str, operator: SigningKey) -> None:
-        self.http = httpx.Client(base_url=url, timeout=30)
+        self.http = httpx.Client(base_url=url, timeout=120)
         self.broker = str(self.http.get("/v1/broker").json()["broker"])
         self.operator = operator
         self.key = SigningKey.generate()

@@ -19,7 +19,7 @@ from tests.images import base_image
 
 Kind = Literal["process", "docker"]
 LOG_BYTES = 512 * 1024
-_PATIENCE_S = 60.0
+_PATIENCE_S = 240.0
 
 
 @dataclass

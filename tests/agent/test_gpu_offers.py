@@ -56,13 +56,13 @@ class Machine:
             yield
         finally:
             agent.terminate()
-            assert agent.wait(30) == 0
+            assert agent.wait(300) == 0
 
     def refuses(self, *arguments: str) -> str:
         """Start an agent that can't offer that; return its last line."""
         done = subprocess.run(
             self._provide(*arguments), capture_output=True, text=True, env=self.environment,
-            check=False, timeout=60,
+            check=False, timeout=300,
         )  # fmt: skip
         assert done.returncode == 2
         assert done.stderr == ""

@@ -243,7 +243,7 @@ def test_a_broker_that_can_be_none(url: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sublet.cli.main", "provide", "--cpu", "--broker", url,
          "--state", str(tmp_path / "state")],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2
     assert f"--broker {url!r}" in done.stderr
@@ -295,15 +295,15 @@ class Terminal:
     def ended(self, number: signal.Signals = signal.SIGINT) -> str:
         """Press Ctrl-C (or send another signal), and return all that was written until the end."""
         self.process.send_signal(number)
-        assert self.process.wait(60) == 0
-        self._reader.join(60)
+        assert self.process.wait(300) == 0
+        self._reader.join(300)
         return self.written.decode()
 
     def close(self) -> None:
         """End it, however far it is."""
         self.process.kill()
         self.process.wait()
-        self._reader.join(60)
+        self._reader.join(300)
         os.close(self.main)
 
 
@@ -358,3 +358,21 @@ def test_a_closed_terminal_drains(terminal: Callable[..., Terminal]) -> None:
     agent = terminal()
     agent.shows("connected for")
     assert "draining" in agent.ended(signal.SIGHUP)
+
+
+def test_a_thread_that_waits_does_not_keep_the_process() -> None:
+    """An answer of the broker's may take for ever; the owner's second Ctrl-C has to end it."""
+    code = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from sublet_agent.adapters.shell import THREADS
+from sublet_agent.main import leave_threads
+ThreadPoolExecutor(1, thread_name_prefix=THREADS).submit(threading.Event().wait)
+print("last words")
+leave_threads(0)
+sys.exit("it has not left")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "last words\n", "")

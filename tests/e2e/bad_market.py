@@ -19,7 +19,7 @@ from sublet_contracts.export import verify_export
 from sublet_contracts.rules import charge_ucr
 
 FUNDS_CREDITS = 50
-LIMIT_S = 150.0
+LIMIT_S = 300.0
 POLL_S = 0.2
 ENDED = ("succeeded", "failed", "cancelled", "paused")
 
@@ -133,7 +133,7 @@ class BadMarket:
         market = self.market
         return [*market.run_processes(job.id), *market.containers(job.id, stopped=True)]
 
-    def soon(self, condition: Callable[[], object], what: str, limit_s: float = 30.0) -> None:
+    def soon(self, condition: Callable[[], object], what: str, limit_s: float = 180.0) -> None:
         """Wait until `condition` holds."""
         self.market.wait_for(condition, what, limit_s=limit_s)
 
@@ -163,7 +163,7 @@ class BadMarket:
 
     def gauges(self) -> Mapping[str, float]:
         """Return the broker's metrics that have no labels."""
-        text = httpx.get(f"{self.market.url}/metrics", timeout=30).text
+        text = httpx.get(f"{self.market.url}/metrics", timeout=120).text
         pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in pairs if "{" not in name}
 

@@ -119,7 +119,7 @@ def test_a_full_disk_at_the_broker(world: BadMarket, tmp_path: Path) -> None:
         step = world.market.last_step("here")
         world.soon(lambda: world.market.last_step("here") > step + 2, "steps that go on")
         assert job.view().state == "running"
-        health = httpx.get(f"{world.market.url}/readyz", timeout=30)
+        health = httpx.get(f"{world.market.url}/readyz", timeout=120)
         assert health.status_code == 503
         assert "free some space" in health.text
         time.sleep(max(0.0, full_s + 2 * PATIENCE_S - time.monotonic()))  # the fault itself
@@ -148,7 +148,7 @@ class Waiter:
     def state(self) -> str:
         """Return the state that it was told in the end."""
         with self._pool:
-            return self._end.result(timeout=60).state
+            return self._end.result(timeout=300).state
 
 
 def told_an_uploader(world: BadMarket, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-LIMIT_S = 60
+LIMIT_S = 240
 
 
 class Process:

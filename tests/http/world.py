@@ -35,7 +35,7 @@ from sublet_contracts.keys import SigningKey
 GIB = 1024**3
 CREDIT = 1_000_000
 PRICE_UCR = 400_000
-WAIT_S = 20
+WAIT_S = 120
 
 
 class SystemClock:
@@ -232,7 +232,7 @@ async def running(
         await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             serving.result()
-        async with httpx.AsyncClient(timeout=30) as http:
+        async with httpx.AsyncClient(timeout=120) as http:
             yield World(broker, edge, hub, url, store, blobs, clock, http, stop, operator)
     finally:
         stop.set()

@@ -18,7 +18,7 @@ from sublet_broker.service.ports import MatcherAway, Proposal
 from tests.ray.market import NOW_MS
 
 T = TypeVar("T")
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 
 @dataclass

@@ -93,7 +93,7 @@ def test_the_newest_of_several_changes_counts(market: RayMarket) -> None:
 def test_killed_shards_are_rebuilt_and_lose_no_job(market: RayMarket) -> None:
     both(market)
     before = epochs(market)
-    pids = market.ports.engine.call("shard_pids", timeout_s=30)
+    pids = market.ports.engine.call("shard_pids", timeout_s=300)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     # Said while they are dead, and committed before, as everything is that a matcher hears.
@@ -103,7 +103,7 @@ def test_killed_shards_are_rebuilt_and_lose_no_job(market: RayMarket) -> None:
     market.ports.matcher.job_queued(late)
     proposals = both(market)
     assert all(p.shard_epoch > before[p.pool] for p in proposals)
-    assert set(market.ports.engine.call("shard_pids", timeout_s=30)).isdisjoint(pids)
+    assert set(market.ports.engine.call("shard_pids", timeout_s=300)).isdisjoint(pids)
     # The late job is in line as well: with the first one gone it gets the machine.
     market.ports.matcher.job_gone(FIRST.id)
     assert (late.id, HERE.id) in pairs(market.propose())
@@ -113,7 +113,7 @@ def test_killed_shards_are_rebuilt_and_lose_no_job(market: RayMarket) -> None:
 
 def test_one_killed_shard_does_not_stop_the_other(market: RayMarket) -> None:
     both(market)
-    pids = market.ports.engine.call("shard_pids", timeout_s=30)
+    pids = market.ports.engine.call("shard_pids", timeout_s=300)
     os.kill(pids[shard_of(HERE.pool, 2)], signal.SIGKILL)
 
     def other_alone() -> bool | None:

@@ -33,7 +33,7 @@ ports = RayPorts.over(
     FileBlobs(folder.blobs_root),
 )
 ports.start()
-print("up" if ports.engine.wait_up(120) else "down", flush=True)
+print("up" if ports.engine.wait_up(300) else "down", flush=True)
 sys.stdin.read()
 """
 

@@ -220,7 +220,7 @@ def test_settlements_are_decided_in_batches_with_ray_and_without(
     ]  # fmt: skip
     expected = [decide(case) for case in cases]
     assert expected[99].charged_ucr > 0
-    assert ray_market.ports.engine.call("settle", cases, timeout_s=60) == expected
+    assert ray_market.ports.engine.call("settle", cases, timeout_s=300) == expected
     assert ray_market.ports.settler.decide(cases) == expected
     config = EngineConfig(database_url=ray_market.store.url, blobs_root=tmp_path)
     idle = RayPorts.over(config, ray_market.store, FileBlobs(tmp_path))

@@ -130,7 +130,7 @@ def run(folder: Path, tmp_path: Path) -> Callable[..., "subprocess.CompletedProc
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
 

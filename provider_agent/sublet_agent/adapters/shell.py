@@ -54,6 +54,8 @@ from sublet_contracts.tree import TreeRefused
 from sublet_contracts.wire import Logs, Message
 
 TICK_S = 0.2
+THREADS = "sublet-agent"
+"""how the threads are called in which it waits for others"""
 LOG_STALL_S = 2.0
 LATE_LOG_S = 300.0
 T = TypeVar("T")
@@ -89,7 +91,7 @@ class Shell:
         self.knows_broker = asyncio.Event()
         self.failed: BaseException | None = None
         self.images: dict[str, ResolvedImage] = {}
-        self._threads = ThreadPoolExecutor(16, thread_name_prefix="agent")
+        self._threads = ThreadPoolExecutor(16, thread_name_prefix=THREADS)
         self._cancels: dict[str, threading.Event] = {}
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._observers: dict[str, Observer] = {}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-START_LIMIT_S = 90.0
+START_LIMIT_S = 180.0
 JOB_LABEL = "sublet.job"
 """The label with which the Docker runner marks its containers."""
 
