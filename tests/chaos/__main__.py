@@ -2,6 +2,7 @@
 
 python -m tests.chaos [churn] [--kills N] [--seed N] [--json FILE]
 python -m tests.chaos writes [broker|agent|run|all|database] [--limit N] [--seed N] [--json FILE]
+python -m tests.chaos network|blackout|rolling|partitions|disks|clocks|database [--seed N] ...
 
 Without a name of what to play it is churn. Exit status 0: all promises held; 1: one didn't, and the
 logs are kept.
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 from sublet.demo.local import LocalMarketError
 from sublet.http import SubletError
 from tests.chaos.churn import Churn, ChurnFailed
+from tests.chaos.storms import STORMS
 from tests.chaos.strace import missing
 from tests.chaos.writes import KINDS, Writes
 
@@ -100,11 +102,29 @@ def _database(options: argparse.Namespace, root: Path) -> Played:
     return Played({"command": command, **writes.record()}, failed)
 
 
+def _storm(name: str) -> tuple[AddOptions, Play]:
+    storm = STORMS[name]
+
+    def play(options: argparse.Namespace, root: Path) -> Played:
+        stage = storm.make(options, root, _say)
+        _say(f"{storm.says} In {root}")
+        failed = ""
+        try:
+            stage.play()
+        except (AssertionError, LocalMarketError, SubletError) as error:
+            failed = f"{error}; logs: {root}"
+        return Played({"command": storm.command(name, options), **stage.facts.record()}, failed)
+
+    play.__doc__ = storm.says
+    return storm.add, play
+
+
 AddOptions = Callable[[argparse.ArgumentParser], None]
 Play = Callable[[argparse.Namespace, Path], Played]
 PLAYS: dict[str, tuple[AddOptions, Play]] = {
     "churn": (_add_churn, _churn),
     "writes": (_add_writes, _writes),
+    **{name: _storm(name) for name in STORMS},
 }
 """By name: what adds its options, and what plays it in an empty folder."""
 

@@ -31,7 +31,9 @@ from sublet_contracts.wire import MAX_FRAME_BYTES, Ack, FrameRefused, Message
 
 VERSION = "0.1.0"
 BACKOFF_FIRST_S = 0.2
-BACKOFF_MOST_S = 10.0
+BACKOFF_MOST_S = 3.0
+"""Less than the least patience that a job may have: a broker that was away gives one period of it,
+and its agents have to be back within that."""
 RESEND_S = 5.0
 ANSWER_S = 10.0
 PING_S = 4.0

@@ -1,0 +1,96 @@
+"""Disks that fail: the file system of the broker, then that of a provider, becomes read-only in
+mid-run, as ext4 does on an error. An operator ends the process, checks the disk, starts it again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+
+from sublet.http import BrokerAway
+from tests.chaos.churn import Say
+from tests.chaos.loop_disk import LoopDisk
+from tests.chaos.stage import Stage, Work
+
+BROKER_BYTES = 256 << 20
+AGENT_BYTES = 128 << 20
+STOP_LIMIT_S = 120.0
+
+
+class FailingDisks(Stage):
+    """One run."""
+
+    def __init__(
+        self, root: Path, seed: int, say: Say, *, rounds: int = 2, patience: str = "20s",
+        work: Work = Work(300),  # noqa: B008 - frozen
+    ) -> None:  # fmt: skip
+        super().__init__(root, seed, say, agents=2, work=work, patience=patience)
+        self.rounds = rounds
+        self.disks: dict[str, LoopDisk] = {}
+
+    def start(self) -> None:
+        """See Stage."""
+        for name, size in (("broker", BROKER_BYTES), ("box0", AGENT_BYTES)):
+            image = self.root / "images" / name
+            self.disks[name] = LoopDisk(image, self.market.root / name, size)
+        super().start()
+
+    def storm(self) -> None:
+        """See Stage."""
+        for number in range(self.rounds):
+            jobs = [self.train(f"{name} {number}") for name in self.names]
+            self.until_durable(jobs)
+            self._broker_fails()
+            self.goes_on(jobs)
+            for job in jobs:
+                self.need(len(job.view().runs) == 1, "the broker's disk cost a job its machine")
+            self._agent_fails()
+            self.all_ended()
+
+    def _broker_fails(self) -> None:
+        broker = self.market.broker
+        assert broker is not None
+        steps = [self.market.last_step(name) for name in self.names]
+        self.disks["broker"].fail()
+        self.hit("the broker's disk failed")
+        ready = f"http://{self.listens}/readyz"
+        self.soon(lambda: httpx.get(ready, timeout=60).status_code == 503, "the broker's alarm")
+        try:
+            self.client.copy(away_limit_s=1.0).fund(
+                self.client.party, 1, operator_key=self.market.operator_key
+            )
+        except BrokerAway:
+            self.hit("refused meanwhile")
+        else:
+            self.need(False, "a deposit was taken that can't be kept")
+        self.soon(
+            lambda: all(
+                self.market.last_step(name) > step + 2
+                for name, step in zip(self.names, steps, strict=True)
+            ), "steps that go on",
+        )  # fmt: skip
+        broker.stop(STOP_LIMIT_S)
+        self.disks["broker"].mend()
+        self.restart_broker()
+        self.connected(len(self.names))
+        self.say("  the broker's disk failed and was mended")
+
+    def _agent_fails(self) -> None:
+        self.disks["box0"].fail()
+        self.hit("a provider's disk failed")
+        agent = self.market.agents["box0"]
+        self.soon(lambda: not agent.running or "[Errno" in agent.log_tail(), "its agent's alarm")
+        self.say("  a provider's disk failed: " + agent.log_tail(2))
+        agent.stop(STOP_LIMIT_S)
+        self.market.wait_for(lambda: not self.market.run_processes(agent="box0"), "its run's end")
+        self.disks["box0"].mend()
+        self.start_agent("box0")
+
+    def stop(self) -> None:
+        """See BadMarket."""
+        try:
+            super().stop()
+        finally:
+            for disk in self.disks.values():
+                disk.close()
