@@ -193,6 +193,9 @@ class DatabaseWrites(Writes):
             self._go_on()
             self.say(f"  {self.met.total()} faults, {len(due)} sorts due, last {fault} at {sort}")
 
+    def _line(self) -> str:
+        return f"  {self.met.total()} faults; {len(self.jobs) - len(self.live)} jobs ended"
+
     def _times(self, sort: str, fault: str) -> int:
         return sum(n for (s, _, f), n in self.met.items() if (s, f) == (sort, fault))
 

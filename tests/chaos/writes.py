@@ -71,7 +71,7 @@ class Writes(Churn):
 
     def __init__(
         self, root: Path, what: Sequence[str], seed: int, say: Say, *,
-        limit: int | None = None, seconds: float = 3600.0,
+        limit: int | None = None, seconds: float = 3600.0, first_starts: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(root, 0, seed, say)
         processes = [process for kind in what for process in KINDS[kind]]
@@ -81,6 +81,7 @@ class Writes(Churn):
         self.market.gate = self.gates.address
         self.what = what
         self.seconds = seconds
+        self.first_starts = first_starts and "broker" in what
         self.ends = Ends()
         self.acknowledged: set[str] = set()
         self.funded_ucr = FUNDS_CREDITS * 1_000_000
@@ -107,7 +108,7 @@ class Writes(Churn):
     # -- systemd -----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        if "broker" in self.what:
+        if self.first_starts:
             self._first_starts()
         self.market.start_broker()
         self.client = Client(

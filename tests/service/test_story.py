@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sublet_broker.service.errors import Refusal
+from sublet_broker.service.ports import StorageFull, StoreAway
 from sublet_contracts.export import verify_export
 from sublet_contracts.reasons import Fault, Reason
 from sublet_contracts.states import JobState, LeaseState, RunState
@@ -174,6 +175,30 @@ def test_a_durable_checkpoint_shows_as_progress_before_the_next_heartbeat() -> N
     job = renter.run()
     agent.durable(agent.the_run, 60)
     assert (renter.view(job).step, renter.view(job).durable_step) == (60, 60)
+
+
+@pytest.mark.parametrize("trouble", [StorageFull("full"), StoreAway("away")])
+def test_a_verdict_that_cannot_be_written_down_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    world = World()
+    agents = [world.agent("alice"), world.agent("bob")]
+    renter = world.renter()
+    jobs = [renter.run(), renter.run()]
+    for agent in agents:
+        agent.checkpoint(agent.the_run, 60)
+
+    def away() -> None:
+        raise trouble
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "transaction", away)
+        with pytest.raises(type(trouble)):
+            world.broker.supervision.verdicts()
+    assert [renter.view(job).durable_step for job in jobs] == [0, 0]
+    # The verifier has nothing more to tell: what it told is still known.
+    world.settle_down()
+    assert [renter.view(job).durable_step for job in jobs] == [60, 60]
 
 
 def test_a_successor_that_rejoins_is_asked_again() -> None:

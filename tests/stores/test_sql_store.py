@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from sublet_broker.adapters.database import connect_engine
@@ -75,6 +76,33 @@ def test_another_process_reads_while_we_write(database_url: str) -> None:
     with pytest.raises(TypeError, match="read-only"), reader.transaction():
         pass
     reader.close()
+    store.close()
+
+
+def test_who_waits_for_a_commit_is_woken_where_nobody_knows_whether_it_was_made(
+    database_url: str,
+) -> None:
+    migrate(database_url)
+    store = SqlStore(database_url)
+    heard: list[str] = []
+
+    def broken(_connection: Any) -> None:
+        # As where a server dies between its commit and its answer.
+        raise OperationalError("COMMIT", {}, Exception("the connection is lost"))
+
+    event.listen(store._engine, "commit", broken)
+
+    def write() -> None:
+        with store.transaction() as tx:
+            tx.next("turns")
+            tx.after_commit(lambda: heard.append("look"))
+
+    with pytest.raises((OperationalError, StoreAway)):
+        write()
+    assert heard == ["look"]
+    event.remove(store._engine, "commit", broken)
+    write()
+    assert heard == ["look", "look"]
     store.close()
 
 

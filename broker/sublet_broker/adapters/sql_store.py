@@ -270,19 +270,25 @@ class SqlStore:
         me = threading.get_ident()
         if self._writer == me:
             raise RuntimeError("a transaction within a transaction: pass the first one on")
-        with self._lock:
-            self._writer = me
-            try:
-                with _translated(), self._begin_writing() as connection:
-                    writer = SqlWriter(connection, self._kinds, self._counter)
-                    yield writer
-                    if self._stamp is not None:
-                        values = {"id": CLOCK_COUNTER, "value": self._stamp()}
-                        connection.execute(self._stamping, values)
-            finally:
-                self._writer = None
-        for action in writer.actions:
-            action()
+        to_commit: SqlWriter | None = None
+        try:
+            with self._lock:
+                self._writer = me
+                try:
+                    with _translated(), self._begin_writing() as connection:
+                        writer = SqlWriter(connection, self._kinds, self._counter)
+                        yield writer
+                        if self._stamp is not None:
+                            values = {"id": CLOCK_COUNTER, "value": self._stamp()}
+                            connection.execute(self._stamping, values)
+                        to_commit = writer
+                finally:
+                    self._writer = None
+        finally:
+            # Also where the commit failed: a connection that breaks over it tells neither yes nor
+            # no. Who is woken for nothing looks, and finds nothing.
+            for action in to_commit.actions if to_commit is not None else ():
+                action()
 
     @contextmanager
     def snapshot(self) -> Iterator[SqlReader]:

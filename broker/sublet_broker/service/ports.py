@@ -100,7 +100,9 @@ class Transaction(Protocol):
         ...
 
     def after_commit(self, action: Callable[[], None]) -> None:
-        """Run `action` once the transaction is durable; never if it is rolled back."""
+        """Run `action` once the transaction is durable; never if it is rolled back. Where the
+        commit itself fails it is run as well, for nobody knows: it must look for itself, or do no
+        harm for nothing."""
         ...
 
 

@@ -29,7 +29,7 @@ from sublet_broker.service.core import Core
 from sublet_broker.service.evidence import Evidence
 from sublet_broker.service.keeping import Keeping
 from sublet_broker.service.ordering import give_order
-from sublet_broker.service.ports import MatcherAway, StorageFull, StoreAway
+from sublet_broker.service.ports import MatcherAway, StorageFull, StoreAway, VerifyResult
 from sublet_broker.service.succession import prepare_successor
 from sublet_broker.service.work import Work
 from sublet_contracts.documents import Job
@@ -49,6 +49,7 @@ class Supervision:
         self._keeping = keeping
         self._board = board
         self._evidence = Evidence(core)
+        self._unjudged: dict[str, VerifyResult] = {}
         self._kept_out = False
         """Whether the last sweep could write nothing: then no heartbeat could be kept either. Or
         the broker itself was away."""
@@ -209,10 +210,25 @@ class Supervision:
             release_if_ended(work, ended)
 
     def verdicts(self) -> int:
-        """Act on what the verifier has finished. Return how many."""
-        results = self._core.ports.verifier.collect()
-        for result in results:
-            job = self._evidence.verdict(result)
+        """Act on what the verifier has finished. Return how many.
+
+        The verifier tells each result once. Those that can't be written down now, as where the
+        database is away, are kept for the next round: nobody else would ask for them again.
+        """
+        for result in self._core.ports.verifier.collect():
+            self._unjudged[result.checkpoint] = result
+        failed: Exception | None = None
+        judged = 0
+        for result in tuple(self._unjudged.values()):
+            try:
+                job = self._evidence.verdict(result)
+            except Exception as error:  # noqa: BLE001 - one must not hold up the others
+                failed = error
+                continue
+            del self._unjudged[result.checkpoint]
+            judged += 1
             if job is not None:
                 self._keeping.prune(job)
-        return len(results)
+        if failed is not None:
+            raise failed
+        return judged
