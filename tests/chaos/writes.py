@@ -264,7 +264,8 @@ class Writes(Churn):
         except BrokerAway:
             self.refusals[f"{what}: away"] += 1
         except SubletError as error:
-            if error.problem.status < 500:
+            # 409: what was to be paused or cancelled has ended meanwhile.
+            if error.problem.status < 500 and error.problem.status != 409:
                 raise
             self.refusals[f"{what}: {error.problem.status}"] += 1
 

@@ -201,6 +201,29 @@ def test_a_verdict_that_cannot_be_written_down_is_not_lost(
     assert [renter.view(job).durable_step for job in jobs] == [60, 60]
 
 
+def test_a_job_is_matched_after_the_database_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    agent = world.agent("alice")
+    renter = world.renter()
+    first = renter.run()
+    second = renter.submit()
+    agent.succeed(agent.the_run)
+
+    def away() -> None:
+        raise StoreAway("away")
+
+    for _ in range(3):
+        world.broker.billing.settle_due()
+        agent.pump()
+        with monkeypatch.context() as patch:
+            patch.setattr(world.store, "snapshot", away)
+            with pytest.raises(StoreAway):
+                world.broker.scheduling.tick()
+    world.settle_down()
+    assert renter.view(first).state is JobState.SUCCEEDED
+    assert renter.view(second).state is JobState.RUNNING
+
+
 def test_a_successor_that_rejoins_is_asked_again() -> None:
     world = World()
     agent = world.agent("alice")

@@ -75,8 +75,8 @@ class Scheduling:
                     self._tell_offer(look, provider)
                 for id in jobs:
                     self._tell_job(look, id)
-        except MatcherAway:
-            # Told again after the engine has come back and rebuilt.
+        except Exception:
+            # Told again: once the engine has come back and rebuilt, or the database answers.
             dirty.providers.update(dict.fromkeys(providers))
             dirty.jobs.update(dict.fromkeys(jobs))
             raise

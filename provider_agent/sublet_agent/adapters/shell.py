@@ -340,7 +340,11 @@ class Shell:
         except (RunnerError, OSError) as error:
             self._failed(lease_id, fault_of(error), error)
         else:
-            self.watch(lease_id)
+            if lease_id in self.core.machines:
+                self.watch(lease_id)
+            else:
+                # Its lease ended and was cleared away while it started.
+                await self._runner_call(self.runner.remove, lease_id)
 
     def _failed(self, lease_id: str, reason: Reason, error: Exception) -> None:
         self.say(f"{reason}: {error}")
@@ -366,11 +370,12 @@ class Shell:
 
     async def _scan_final(self, lease_id: str) -> None:
         """Bring the log's end to the broker first: afterwards the lease may be gone any moment."""
-        observer = self._observers.get(lease_id) or Observer(
-            self, lease_id, self._workspace(lease_id)
-        )
+        if lease_id not in self.core.machines:
+            return
+        workspace = self._workspace(lease_id)
+        observer = self._observers.get(lease_id) or Observer(self, lease_id, workspace)
         steps = await observer.final_look()
-        finished = await self.blocking(self._workspace(lease_id).finished)
+        finished = await self.blocking(workspace.finished)
         self.spool.say_dropped(lease_id, self.now_ms())
         record = self._record(lease_id)
         # A successor waits for a run that was stopped: its log gets less time than another.
