@@ -116,6 +116,8 @@ class SigningKey:
             raise KeyRefused(
                 f"{path} does not hold a key; move it away to make a new one"
             ) from error
+        # Whoever made it may have died before its name was durable.
+        _fsync_folder(path.parent)
         return cls.from_seed(seed)
 
     @classmethod
@@ -150,7 +152,10 @@ class SigningKey:
 
 
 def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return  # another's folder, with a key for us in it: it's theirs to keep
     try:
         os.fsync(descriptor)
     finally:

@@ -27,6 +27,8 @@ from tests.chaos.storms import STORMS
 from tests.chaos.strace import missing
 from tests.chaos.writes import KINDS, Writes
 
+MINUTES = 60.0
+
 
 class Played(NamedTuple):
     """What a play came to. `failed`: which promise didn't hold, or ''."""
@@ -62,7 +64,7 @@ def _add_writes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="?", choices=("all", *KINDS, "database"), default="all")
     parser.add_argument("--limit", type=int, help="end after so many faults")
     parser.add_argument("--seed", type=int, default=1, help="of which fault comes when")
-    parser.add_argument("--minutes", type=float, default=60.0, help="end after so long")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="end after so long")
 
 
 def _writes(options: argparse.Namespace, root: Path) -> Played:
@@ -82,7 +84,8 @@ def _writes(options: argparse.Namespace, root: Path) -> Played:
     except (ChurnFailed, LocalMarketError, SubletError) as error:
         failed = f"{error}; {'; '.join(writes.result.problems)}"
     limit = f" --limit {options.limit}" if options.limit else ""
-    command = f"python -m tests.chaos writes {options.what}{limit} --seed {options.seed}"
+    minutes = f" --minutes {options.minutes:g}" if options.minutes != MINUTES else ""
+    command = f"python -m tests.chaos writes {options.what}{limit}{minutes} --seed {options.seed}"
     return Played({"command": command, **writes.record()}, failed)
 
 

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import secrets
 import socket
 import threading
@@ -35,6 +36,7 @@ LATER_TRIES = 80
 """A commit is one durable write. At times SQLite also moves its log into the database, which takes
 a second and a third: crash points of their own, looked for at any commit."""
 JOURNAL = "journal.db"
+ASIDE = re.compile(r"\.tmp(/|$)|/key\.\d+\.[0-9a-f]+$|/blobs/tmp/")
 LAZY = "spool.db"
 """Written with synchronous=NORMAL: its commits aren't durable writes, only those moves are."""
 
@@ -91,6 +93,8 @@ class Gatekeeper:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind("\0" + self.address)
         self._socket.listen(512)
+        self.restless = False
+        """Whether faults may come one after the other."""
         self.news_s = time.monotonic()
         self.troubles: list[str] = []
         threading.Thread(target=self._listen, name="gatekeeper", daemon=True).start()
@@ -183,7 +187,7 @@ class Gatekeeper:
             if (before := self._waiting.pop(said["tid"], None)) is not None:
                 before.set()
             rare = any(met.passed <= RARE for _, met in candidates)
-            rested = rare or self._rest[point.process] <= 0
+            rested = rare or self.restless or self._rest[point.process] <= 0
             self._rest[point.process] -= 1
             if said["how"] == "commit":
                 for call in (1, 2) if lazy else LATER:
@@ -247,9 +251,13 @@ class Gatekeeper:
                     self.owed[call.path] = f"{fault} at {point}"
 
     def still_owed(self) -> list[str]:
-        """Return the paths that are there and were never made durable after a fault."""
+        """Return the paths that are there and were never made durable after a fault, but for what
+        is written aside: it counts for nothing before it is renamed."""
         with self._lock:
-            return [f"{path} ({why})" for path, why in self.owed.items() if os.path.exists(path)]
+            return [
+                f"{path} ({why})" for path, why in self.owed.items()
+                if os.path.exists(path) and not ASIDE.search(path)
+            ]  # fmt: skip
 
 
 def file_of(path: str) -> str:

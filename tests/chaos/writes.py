@@ -148,6 +148,8 @@ class Writes(Churn):
         assert process.process is not None
         status = process.process.returncode
         tail = process.log_tail(6)
+        if fault is None and status == -signal.SIGTERM and process.name in self.leaving:
+            return  # It was asked to drain before it could hear it: it is started and asked again.
         if fault is None:
             self.result.problems.append(f"{process.name} ended ({status}) without a fault: {tail}")
             return
@@ -183,6 +185,7 @@ class Writes(Churn):
     def _first_starts(self) -> None:
         """Start brokers in empty folders, until one meets no fault: what was made half must not be
         in the next one's way, and the key that the first shows is the key that the last has."""
+        self.gates.restless = True
         self.gates.enable(True)
         met = -1
         while met != (met := self.gates.met().total()) and self.gates.left():
@@ -197,6 +200,7 @@ class Writes(Churn):
                 self.result.problems.append(f"{market.root}: another key after a restart")
             market.broker.kill()
         self.gates.enable(False)
+        self.gates.restless = False
 
     def _until_started(self, market: GatedMarket) -> None:
         for _ in range(STARTS_LIMIT):
@@ -426,6 +430,7 @@ class Writes(Churn):
             strace = Strace(agent.pid, error, out, whole=True, onwards=True)
             end = time.monotonic() + AGENT_END_LIMIT_S
             while agent.running and time.monotonic() < end:
+                self._ask(name, {"command": "offer"})  # So that there is something to write.
                 self._tend()
                 time.sleep(0.1)
             self.still_met[f"agent, {error}"] += len(strace.met())

@@ -36,5 +36,7 @@ def test_a_key_that_is_not_durable_is_not_used(
     synced.clear()
     made = SigningKey.load_or_create(path)
     assert synced == ["key", "folder"]
+    # Who finds it can't know how far its maker came.
     assert SigningKey.load_or_create(path).party == made.party
+    assert synced == ["key", "folder", "folder"]
     assert list(path.parent.iterdir()) == [path]
