@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -236,7 +237,9 @@ async def _serve(
     try:
         await serve(edge, hub, sock, stop=stop, on_ready=ready, on_stop=on_stop)
     finally:
-        (root / LISTEN_FILE).unlink(missing_ok=True)
+        # On a disk that can't be written it stays; whoever starts next takes it away.
+        with contextlib.suppress(OSError):
+            (root / LISTEN_FILE).unlink(missing_ok=True)
     log.info("stopped")
 
 

@@ -88,7 +88,10 @@ STORMS = {
         "The broker's and a provider's file system fail and become read-only.", FailingDisks,
         {"rounds": (int, 2, "how often each")}, loop_disk.missing,
     ),
-    "clocks": Storm("Wall clocks jump by minutes and days while jobs run.", ClockSteps),
+    "clocks": Storm(
+        "Wall clocks jump by minutes and days while jobs run.", ClockSteps,
+        {"back": (bool, False, "the broker's goes back, too: fails yet")},
+    ),
     "database": Storm(
         "PostgreSQL's sessions and server are killed; it stays away for long.", KilledDatabase,
         {"kills": (int, 5, "how often each"), "away_s": (float, 30.0, "for how long")},

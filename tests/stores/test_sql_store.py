@@ -19,7 +19,7 @@ from sublet_broker.adapters.database import connect_engine
 from sublet_broker.adapters.migrations import migrate
 from sublet_broker.adapters.sql_store import SqlStore
 from sublet_broker.market.facts import AccountFact, CounterFact
-from sublet_broker.service.ports import StorageFull, StoreAway
+from sublet_broker.service.ports import StorageFailing, StorageFull, StoreAway
 
 WRITE_FOR_EVER = """
 import sys
@@ -120,10 +120,10 @@ def test_a_second_process_waits_for_its_turn(database_url: str) -> None:
     thread = threading.Thread(target=second)
     with one.transaction() as tx:
         thread.start()
-        assert entered.wait(30)
+        assert entered.wait(300)
         order.append("one")
         tx.next("turns")
-    thread.join(30)
+    thread.join(300)
     assert order == ["one", "two"]
     with one.snapshot() as seen:
         assert seen.get(CounterFact, "turns") == CounterFact("turns", 2)
@@ -171,6 +171,25 @@ def end_sessions(store: SqlStore) -> None:
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
     engine.dispose()
+
+
+def test_a_disk_that_cannot_be_written(sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    store = SqlStore(sqlite_url)
+    engine: Any = store._engine
+
+    def query_only(on: bool) -> None:
+        @event.listens_for(engine, "checkout")
+        def set_it(connection: Any, *_: object) -> None:
+            connection.execute(f"PRAGMA query_only = {int(on)}")
+
+    query_only(True)  # SQLite's own way to be on a disk that became read-only
+    with pytest.raises(StorageFailing), store.transaction() as tx:
+        tx.put(AccountFact("world", 1, 0))
+    query_only(False)
+    with store.transaction() as tx:
+        assert tx.find(AccountFact) == []
+    store.close()
 
 
 def test_a_full_disk_fails_the_one_transaction(sqlite_url: str) -> None:

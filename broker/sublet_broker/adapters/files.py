@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-from sublet_broker.service.ports import BlobMissing, StorageFull
+from sublet_broker.service.ports import BlobMissing, StorageFailing, StorageFull
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -214,6 +214,8 @@ def _storage_full() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EROFS:
+            raise StorageFailing("the broker's disk can't be written: see its log") from error
         if error.errno not in _FULL:
             raise
         raise StorageFull("the broker's disk is full: free some space on it") from error

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sublet_broker.adapters.metrics import Metrics
 from sublet_broker.service.errors import Refusal
-from sublet_broker.service.ports import MatcherAway, StorageFull, StoreAway
+from sublet_broker.service.ports import MatcherAway, StorageFailing, StorageFull, StoreAway
 from sublet_contracts.api import Problem
 from sublet_contracts.auth import RequestRefused
 from sublet_contracts.documents import DocumentRefused
@@ -94,6 +94,12 @@ def as_refusal(error: Exception) -> Refusal | None:
             return Refusal(
                 422, "bad_document", "Document refused", str(error), field=error.field,
                 fix="sign a corrected document",
+            )  # fmt: skip
+        case StorageFailing():
+            return Refusal(
+                507, "storage_failing", "The broker's disk can't be written",
+                "nothing that was stored before is lost; whether this was stored is not known",
+                fix="send it again later, with the same Idempotency-Key; its operator must look",
             )  # fmt: skip
         case StorageFull():
             return Refusal(

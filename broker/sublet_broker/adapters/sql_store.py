@@ -12,6 +12,7 @@ Statements are built once per shape and kept; rows become facts directly (codec.
 sessions, since each fact is loaded, replaced and forgotten.
 """
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +40,13 @@ from sublet_broker.adapters.codec import FactCodec, codec_of
 from sublet_broker.adapters.database import connect_engine
 from sublet_broker.adapters.tables import ROWS
 from sublet_broker.market.facts import CounterFact, Fact
-from sublet_broker.service.ports import AlreadyThere, RuleBroken, StorageFull, StoreAway
+from sublet_broker.service.ports import (
+    AlreadyThere,
+    RuleBroken,
+    StorageFailing,
+    StorageFull,
+    StoreAway,
+)
 
 F = TypeVar("F", bound=Fact)
 
@@ -275,7 +282,7 @@ class SqlStore:
             with self._lock:
                 self._writer = me
                 try:
-                    with _translated(), self._begin_writing() as connection:
+                    with _translated(writing=True), self._begin_writing() as connection:
                         writer = SqlWriter(connection, self._kinds, self._counter)
                         yield writer
                         if self._stamp is not None:
@@ -293,7 +300,7 @@ class SqlStore:
     @contextmanager
     def snapshot(self) -> Iterator[SqlReader]:
         """See ports.Store. Raises StoreAway."""
-        with _translated(), self._engine.connect() as connection:
+        with _translated(writing=False), self._engine.connect() as connection:
             if self._dialect == "postgresql":
                 connection = connection.execution_options(
                     isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -366,7 +373,7 @@ def _find(known: _Kind, shape: _Shape) -> Select[Any]:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(*, writing: bool) -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
@@ -374,9 +381,16 @@ def _translated() -> Iterator[None]:
     except DBAPIError as error:
         if _is_full(error):
             raise StorageFull("the broker's disk is full: free some space on it") from error
+        if writing and _is_failing(error):
+            raise StorageFailing("the broker's disk can't be written: see its log") from error
         if _is_away(error):
             raise StoreAway("the database doesn't answer: see its server") from error
         raise
+
+
+def _is_failing(error: DBAPIError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without the kind of the kind
+    return code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 
 def _is_away(error: DBAPIError) -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "SettlementCase",
     "SettlementDecision",
     "Settler",
+    "StorageFailing",
     "StorageFull",
     "Store",
     "StoreAway",
@@ -157,6 +158,10 @@ class BlobStore(Protocol):
 
 class StorageFull(Exception):
     """The disk is full: the request failed, nothing else did."""
+
+
+class StorageFailing(StorageFull):
+    """The disk can't be written, full or not. What was asked for may have been kept, or not."""
 
 
 class StoreAway(Exception):
