@@ -1,7 +1,7 @@
 """Clock steps: the wall clocks of the broker's and an agent's machine jump while jobs run.
 
-By ten minutes and by a day, the broker's forth, the agent's forth and back. No run is given up for it, nothing is charged that was
-not computed, and nothing that was computed is left unpaid.
+By ten minutes and by a day, the broker's forth, the agent's forth and back. No run is given up for
+it, nothing is charged that was not computed, and nothing that was computed is left unpaid.
 """
 
 from __future__ import annotations

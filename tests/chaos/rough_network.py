@@ -8,6 +8,7 @@ ended.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sublet.client import Client
@@ -32,9 +33,11 @@ class RoughNetwork(Stage):
 
     def __init__(
         self, root: Path, seed: int, say: Say, *, jobs: int = 8,
-        work: Work = Work(300), patience: str = "60s",  # noqa: B008 - frozen
+        work: Work = Work(600), patience: str = "60s", agents: int = 3,  # noqa: B008 - frozen
+        directions: Sequence[Direction] = DIRECTIONS,
     ) -> None:  # fmt: skip
-        super().__init__(root, seed, say, work=work, patience=patience)
+        super().__init__(root, seed, say, work=work, patience=patience, agents=agents)
+        self.directions = directions
         self.count = jobs
         self.proxies: list[Proxy] = []
 
@@ -57,7 +60,7 @@ class RoughNetwork(Stage):
             self.train(f"job-{number}")
         self.until_durable(self.jobs[: len(self.names)])
         self._reset()
-        for way in DIRECTIONS:
+        for way in self.directions:
             self._half_open(way)
         self._shut()
         self.say("  all of it at random, until the jobs have ended")
