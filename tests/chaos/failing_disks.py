@@ -4,6 +4,7 @@ mid-run, as ext4 does on an error. An operator ends the process, checks the disk
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import httpx
@@ -35,6 +36,8 @@ class FailingDisks(Stage):
             image = self.root / "images" / name
             self.disks[name] = LoopDisk(image, self.market.root / name, size)
         super().start()
+        # The operator's own copy, on a disk that works.
+        self.key = Path(shutil.copy2(self.market.operator_key, self.root / "operator.key"))
 
     def storm(self) -> None:
         """See Stage."""
@@ -57,9 +60,7 @@ class FailingDisks(Stage):
         ready = f"http://{self.listens}/readyz"
         self.soon(lambda: httpx.get(ready, timeout=60).status_code == 503, "the broker's alarm")
         try:
-            self.client.copy(away_limit_s=1.0).fund(
-                self.client.party, 1, operator_key=self.market.operator_key
-            )
+            self.client.fund(self.client.party, 1, operator_key=self.key)
         except BrokerAway:
             self.hit("refused meanwhile")
         else:
