@@ -22,7 +22,7 @@ from tests.reliability.page import Bug, page
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "RELIABILITY.md"
-KINDS = ("simulation", "mutants", "chaos", "writes", "database", "recovery")
+KINDS = ("simulation", "mutants", "chaos", "writes", "database", "storms", "recovery")
 
 
 def render() -> str:
@@ -44,6 +44,16 @@ def take(kind: str, source: Path, commit: str) -> None:
     said["commit"] = commit
     (HERE / "records").mkdir(exist_ok=True)
     (HERE / "records" / f"{kind}.json").write_text(json.dumps(said, indent=2) + "\n")
+
+
+def take_storm(source: Path, commit: str) -> None:
+    """Keep what one storm wrote, in the place of what the same command wrote before."""
+    storm = {**json.loads(source.read_text()), "commit": commit}
+    file = HERE / "records" / "storms.json"
+    kept = json.loads(file.read_text()) if file.is_file() else {"storms": []}
+    others = [one for one in kept["storms"] if one["command"] != storm["command"]]
+    kept["storms"] = sorted([*others, storm], key=lambda one: str(one["command"]))
+    file.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def _of_bench(said: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +94,7 @@ def main() -> int:
     parser.add_argument("--writes", type=Path)
     parser.add_argument("--database", type=Path)
     parser.add_argument("--bench", type=Path, dest="recovery")
+    parser.add_argument("--storm", type=Path, action="append", default=[], help="one storm's run")
     parser.add_argument("--commit", help="that the runs were made on; default: the newest")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
@@ -92,9 +103,11 @@ def main() -> int:
         print("tests/RELIABILITY.md is stale: make reliability" if stale else "up to date")
         return int(stale)
     for kind in KINDS:
-        source = getattr(options, kind)
+        source = getattr(options, kind, None)
         if source is not None:
             take(kind, source, options.commit or _commit())
+    for source in options.storm:
+        take_storm(source, options.commit or _commit())
     PAGE.write_text(render())
     print(f"wrote {PAGE}")
     return 0

@@ -253,6 +253,37 @@ def _database(record: Record) -> str:
     )
 
 
+def _storms(record: Record) -> str:
+    lines = [
+        "## Storms",
+        "",
+        "Networks, time, disks and operators' deeds on real processes. Each is one run; at its",
+        "end every job has succeeded with the weights of an undisturbed run, each line of its",
+        "output is there once and in order, exports verify, and the ledger balances.",
+        "",
+    ]
+    for storm in record["storms"]:
+        injected = [(what, f"{storm['injected'][what]:,}") for what in sorted(storm["injected"])]
+        found = [(what, f"{value:,}") for what, value in storm["notes"].items()]
+        held = [
+            ("jobs finished", f"{storm['finished']:,} of {storm['jobs']:,}"),
+            ("results as an undisturbed run's", f"{storm['identical']:,} of {storm['jobs']:,}"),
+            ("recoveries", f"{storm['recoveries']:,}"),
+            ("lines of output, each once and in order", f"{storm['lines']:,}"),
+            ("lost work that was charged", f"{storm['lost_work_charged_ucr']} ucr"),
+            ("duplicate charges", f"{storm['duplicate_charges']}"),
+            ("discrepancy between receipts and ledger", f"{storm['discrepancy_ucr']} ucr"),
+        ]
+        lines += [
+            f"`{storm['command']}` at {storm['commit']}, in {storm['seconds'] / 60:.1f} min",
+            "",
+            *_table(("", ""), [*injected, *found, *held]),
+            "",
+        ]
+    lines += [*record.get("remarks", ()), ""]
+    return "\n".join(lines)
+
+
 def _faults_and_promises(record: Record) -> list[tuple[str, str]]:
     return [
         *((f"{fault}s" if fault == "kill" else fault, f"{times:,}")
@@ -274,5 +305,6 @@ _SECTIONS = {
     "chaos": _chaos,
     "writes": _writes,
     "database": _database,
+    "storms": _storms,
     "recovery": _recovery,
 }
