@@ -24,7 +24,7 @@ class FailingDisks(Stage):
 
     def __init__(
         self, root: Path, seed: int, say: Say, *, rounds: int = 2, patience: str = "20s",
-        work: Work = Work(300),  # noqa: B008 - frozen
+        work: Work = Work(900),  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
         super().__init__(root, seed, say, agents=2, work=work, patience=patience)
         self.rounds = rounds
@@ -67,7 +67,7 @@ class FailingDisks(Stage):
             self.need(False, "a deposit was taken that can't be kept")
         self.soon(
             lambda: all(
-                self.market.last_step(name) > step + 2
+                self.market.last_step(name) >= min(step + 3, self.work.steps)
                 for name, step in zip(self.names, steps, strict=True)
             ), "steps that go on",
         )  # fmt: skip

@@ -237,9 +237,9 @@ class Connection:
         except StaleInstance as stale:
             await self.refuse(stale)
             return False
-        except StorageFull:
+        except StorageFull as full:
             # Not acknowledged: it comes again, and nothing is lost.
-            log.error("the disk is full: %s of %s waits", message.TYPE, short(self._party))
+            log.error("%s: %s of %s waits", full, message.TYPE, short(self._party))
             return True
         except StoreAway:
             log.warning("no database: %s of %s waits", message.TYPE, short(self._party))
