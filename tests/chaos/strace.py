@@ -50,10 +50,10 @@ class Strace:
 
     def __init__(
         self, pid: int, fault: str, out: Path, *, first: int = 1, onwards: bool = False,
-        whole: bool = False, also: Sequence[int] = (),
+        whole: bool = False, also: Sequence[int] = (), calls: str = CALLS,
     ) -> None:  # fmt: skip
         """Attach. `first`: which call of each thread is met; `onwards`: and all that follow;
-        `also`: further threads.
+        `also`: further threads; `calls`: which are met, each counted for itself.
 
         Raises StraceFailed. ProcessLookupError: there is no such thread any more.
         """
@@ -64,8 +64,8 @@ class Strace:
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
                 ["strace", *(("-f", "-b", "execve") if whole else ()), *attach, "-y",
-                 "-e", f"trace={CALLS}", "-e", "signal=none",
-                 "-e", f"inject={CALLS}:{FAULTS[fault]}:{when}", "-o", str(out)],
+                 "-e", f"trace={calls}", "-e", "signal=none",
+                 "-e", f"inject={calls}:{FAULTS[fault]}:{when}", "-o", str(out)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                 start_new_session=True,
             )  # fmt: skip

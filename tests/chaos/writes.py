@@ -72,6 +72,7 @@ class Writes(Churn):
     def __init__(
         self, root: Path, what: Sequence[str], seed: int, say: Say, *,
         limit: int | None = None, seconds: float = 3600.0, first_starts: bool = True,
+        still: Sequence[str] = ("EIO", "ENOSPC"),
     ) -> None:  # fmt: skip
         super().__init__(root, 0, seed, say)
         processes = [process for kind in what for process in KINDS[kind]]
@@ -81,6 +82,8 @@ class Writes(Churn):
         self.market.gate = self.gates.address
         self.what = what
         self.seconds = seconds
+        self.still = still
+        """With which errors every durable write fails for a while, before the end."""
         self.first_starts = first_starts and "broker" in what
         self.ends = Ends()
         self.acknowledged: set[str] = set()
@@ -220,7 +223,7 @@ class Writes(Churn):
     def _kill_away(self) -> None:
         end = time.monotonic() + self.seconds
         told = acted = time.monotonic()
-        while self.gates.left() and time.monotonic() < end:
+        while (self.gates.left() or not self.jobs) and time.monotonic() < end:
             self._tend()
             self._breathe()
             now = time.monotonic()
@@ -344,7 +347,7 @@ class Writes(Churn):
 
     def _calm(self) -> None:
         self.gates.enable(False)
-        for error in ("EIO", "ENOSPC"):
+        for error in self.still:
             if "broker" in self.what:
                 self._broker_stands_still(error)
             if "agent" in self.what:
