@@ -15,7 +15,7 @@ from tests.chaos.loop_disk import LoopDisk
 from tests.chaos.stage import Stage, Work
 
 BROKER_BYTES = 256 << 20
-AGENT_BYTES = 128 << 20
+AGENT_BYTES = 2 << 30
 STOP_LIMIT_S = 120.0
 
 
