@@ -15,7 +15,7 @@ from tests.chaos.loop_disk import LoopDisk
 from tests.chaos.stage import Stage, Work
 
 BROKER_BYTES = 256 << 20
-AGENT_BYTES = 2 << 30
+AGENT_BYTES = 512 << 20
 STOP_LIMIT_S = 120.0
 
 
@@ -38,6 +38,10 @@ class FailingDisks(Stage):
         super().start()
         # The operator's own copy, on a disk that works.
         self.key = Path(shutil.copy2(self.market.operator_key, self.root / "operator.key"))
+
+    def start_agent(self, name: str) -> None:
+        """See Stage. A small disk isn't offered unless its owner says so."""
+        self.agent(name, "--image-policy", "any", "--disk", "1GB", region="here")
 
     def storm(self) -> None:
         """See Stage."""
