@@ -88,7 +88,7 @@ class FailingDisks(Stage):
         self.soon(lambda: not agent.running or "[Errno" in agent.log_tail(), "its agent's alarm")
         self.say("  a provider's disk failed: " + agent.log_tail(2))
         agent.stop(STOP_LIMIT_S)
-        self.market.wait_for(lambda: not self.market.run_processes(agent="box0"), "its run's end")
+        self.disks["box0"].kill_users()
         self.disks["box0"].mend()
         self.start_agent("box0")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
+
+USERS_LIMIT_S = 30.0
 
 
 def missing() -> str | None:
@@ -49,6 +54,25 @@ class LoopDisk:
     def fail(self) -> None:
         """Have the file system fail: it's read-only from now on."""
         self.trigger.write_text("1")
+
+    def kill_users(self) -> None:
+        """kill -9 who still has files open on it, as a reboot does."""
+        deadline = time.monotonic() + USERS_LIMIT_S
+        while (users := self._users()) and time.monotonic() < deadline:
+            for pid in users:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+
+    def _users(self) -> set[int]:
+        below = str(self.folder) + os.sep
+        found = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                links = [process / "cwd", *(process / "fd").iterdir()]
+                if any(f"{os.readlink(link)}/".startswith(below) for link in links):
+                    found.add(int(process.name))
+        return found
 
     def mend(self) -> None:
         """Check it and mount it again; nobody may have files open on it."""
