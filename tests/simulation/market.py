@@ -29,6 +29,7 @@ CALM_MS = 6 * HOUR_MS
 """Every job must have ended so long after the last fault: the bound of liveness."""
 COLLECT_EVERY = 8
 """Garbage is collected once in so many markets: it costs more than it frees within one."""
+MOST_SIGNATURES = 100_000
 AGENT_CALM_MS = 10 * MINUTE_MS
 """And every agent must have put everything away so long after that."""
 
@@ -232,9 +233,31 @@ def simulate(seed: int, plan: Plan, trace: Callable[[str], None] | None = None) 
 
 @functools.cache
 def _remember_verified() -> None:
-    """A signature that was found right is right: the same bytes aren't checked a second time."""
-    verify = functools.lru_cache(200_000)(sublet_contracts.envelope.verify)
-    sublet_contracts.envelope.verify = verify  # type: ignore[assignment]
+    """A signature that was found right is right: the same bytes aren't checked a second time, and
+    those that were signed in this process not even once. What anybody forged or bent is checked."""
+    known: dict[tuple[str, bytes, bytes], None] = {}
+    verify, sign = sublet_contracts.envelope.verify, SigningKey.sign
+
+    def remember(party: str, signature: bytes, message: bytes) -> None:
+        known[party, signature, message] = None
+        if len(known) > MOST_SIGNATURES:
+            del known[next(iter(known))]
+
+    def signed(key: SigningKey, message: bytes) -> bytes:
+        signature = sign(key, message)
+        remember(key.party, signature, message)
+        return signature
+
+    def verified(party: str, signature: bytes, message: bytes) -> bool:
+        if (party, signature, message) in known:
+            return True
+        right = verify(party, signature, message)
+        if right:
+            remember(party, signature, message)
+        return right
+
+    SigningKey.sign = signed  # type: ignore[method-assign]
+    sublet_contracts.envelope.verify = verified  # type: ignore[attr-defined]
     gc.freeze()
 
 

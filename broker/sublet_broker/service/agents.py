@@ -12,9 +12,8 @@ from sublet_broker.market.running import fell_silent, is_over
 from sublet_broker.service.board import Board
 from sublet_broker.service.book import LIVE_LEASE
 from sublet_broker.service.core import Core
-from sublet_broker.service.errors import StaleInstance
 from sublet_broker.service.evidence import Evidence
-from sublet_broker.service.reports import Reports
+from sublet_broker.service.reports import Reports, current_agent
 from sublet_broker.service.succession import ask_again, prepare_successor
 from sublet_contracts.documents import DocumentRefused
 from sublet_contracts.session import SessionProof
@@ -91,6 +90,10 @@ class Agents:
         Afterwards its mid is to be acknowledged. Raises NotYet: it is not, the agent sends it
         again; StaleInstance and other Refusals: tell the agent why and close the connection.
         """
+        if isinstance(message, Heartbeat):
+            # By far the most frequent: it checks the instance in its own transaction.
+            self._reports.heartbeat(party, instance, message)
+            return []
         self._check_instance(party, instance)
         match message:
             case Ack():
@@ -99,8 +102,6 @@ class Agents:
                 self._board.announce(party, message.offer)
             case Withdraw():
                 self._board.withdraw(party, message.offer_sequence)
-            case Heartbeat():
-                self._reports.heartbeat(party, message)
             case RunChanged():
                 self._reports.run_changed(party, message)
             case LeaseAnswer():
@@ -138,6 +139,4 @@ class Agents:
 
     def _check_instance(self, party: str, instance: str) -> None:
         with self._core.read() as look:
-            agent = look.get(AgentFact, party)
-        if agent is None or agent.instance != instance:
-            raise StaleInstance
+            current_agent(look, party, instance)

@@ -15,6 +15,7 @@ from sublet_broker.market.running import exited, heard, is_over, takes_logs
 from sublet_broker.service.closing import close, close_if_due, send_stop
 from sublet_broker.service.core import Core
 from sublet_broker.service.documents import merge, receive_document
+from sublet_broker.service.errors import StaleInstance
 from sublet_broker.service.succession import prepare_successor, release_successor
 from sublet_broker.service.work import Work
 from sublet_contracts.documents import DocumentRefused, Lease
@@ -41,16 +42,24 @@ from sublet_contracts.wire import (
 )
 
 
+def current_agent(work: Work, party: str, instance: str) -> AgentFact:
+    """Return an agent, if that is its newest connection. Raises StaleInstance."""
+    agent = work.get(AgentFact, party)
+    if agent is None or agent.instance != instance:
+        raise StaleInstance
+    return agent
+
+
 class Reports:
     """What agents say about their runs."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def heartbeat(self, party: str, message: Heartbeat) -> None:
-        """Note who lives. A run that isn't named isn't heard from."""
+    def heartbeat(self, party: str, instance: str, message: Heartbeat) -> None:
+        """Note who lives. A run that isn't named isn't heard from. Raises StaleInstance."""
         with self._core.work() as work:
-            agent = work.must(AgentFact, party)
+            agent = current_agent(work, party, instance)
             work.put(replace(agent, connected=True, last_seen_ms=work.now_ms))
             if not agent.connected:
                 work.touch_offer(party)
