@@ -52,6 +52,9 @@ class FailingDisks(Stage):
             self.goes_on(jobs)
             for job in jobs:
                 self.need(len(job.view().runs) == 1, "the broker's disk cost a job its machine")
+            self.all_ended()
+            # An agent that has nothing to write wouldn't notice.
+            self.until_durable([self.train(f"{name} {number} again") for name in self.names])
             self._agent_fails()
             self.all_ended()
 

@@ -6,6 +6,7 @@ has a say in what passes.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 Way = Literal["hears nothing", "is not heard"]
+_numbers = itertools.count()
 
 
 def missing() -> str | None:
@@ -41,7 +43,8 @@ class Networks:
         self.net = os.getpid() % 250 if net is None else net
         self.prefix = prefix or f"sublet-{os.getpid()}"
         self.names: list[str] = []
-        self._here = f"sb{os.getpid()}"
+        # A name for each: what a namespace held goes a while after the namespace.
+        self._here = f"sb{os.getpid()}-{next(_numbers)}"
         self._made: list[str] = []
 
     def _space(self, name: str) -> str:

@@ -40,5 +40,5 @@ def test_a_partition_costs_a_recovery_only_where_it_outlasts_patience(tmp_path: 
 def test_disks_that_become_read_only(tmp_path: Path) -> None:
     if (reason := loop_disk.missing()) is not None:
         pytest.skip(reason)
-    facts = FailingDisks(tmp_path, 1, print, rounds=1, patience="60s", work=Work(150)).play()
-    assert facts.jobs == facts.identical == 2
+    facts = FailingDisks(tmp_path, 1, print, rounds=1, patience="60s", work=Work(200)).play()
+    assert facts.jobs == facts.identical == 4
