@@ -29,6 +29,7 @@ from sublet.http import BrokerAway
 from sublet_agent.adapters.process_tree import descendants
 from sublet_contracts.api import JobView
 from sublet_contracts.export import verify_export
+from tests.chaos.losses import Dark, Loss, dark_for_all, dark_for_one, explained, lit_ms
 from tests.e2e.scenario import EVERY, JOB_SCRIPT, STEPS, undisturbed_weights
 
 AGENTS = 6
@@ -38,6 +39,7 @@ FUNDS_CREDITS = 2_000
 TIMES = ("--heartbeat-ms", "500", "--unknown-after-ms", "1500")
 PATIENCE = "5s"
 CALM_LIMIT_S = 300.0
+LEFT_LIMIT_S = 60.0
 WEIGHTS = {"run": 50, "agent": 22, "machine": 15, "broker": 3, "worker": 7, "raylet": 3}
 """What is killed, and how often. machine: an agent and all of its runs at once."""
 Say = Callable[[str], None]
@@ -58,8 +60,10 @@ class Result:
     identical: int = 0
     steps: int = 0
     lost_steps: int = 0
-    longest_loss_steps: int = 0
-    """May be more than an interval: nothing is made durable while agent, broker or Ray are down."""
+    losses: int = 0
+    long_losses: list[dict[str, Any]] = field(default_factory=list)
+    """Those of more than two intervals, and what was away: nothing is made durable meanwhile."""
+    unexplained_losses: int = 0
     recoveries_s: list[float] = field(default_factory=list)
     lost_work_charged_ucr: int = 0
     duplicate_charges: int = 0
@@ -78,7 +82,8 @@ class Result:
         return {
             "seed": self.seed, "kills": dict(self.kills), "jobs": self.jobs,
             "finished": self.finished, "identical": self.identical, "steps": self.steps,
-            "lost_steps": self.lost_steps, "longest_loss_steps": self.longest_loss_steps,
+            "lost_steps": self.lost_steps, "losses": self.losses,
+            "long_losses": self.long_losses, "unexplained_losses": self.unexplained_losses,
             "recoveries": len(self.recoveries_s),
             "recovery_s": {"p50": round(statistics.median(times), 2), "p95": percentile(0.95),
                            "p99": percentile(0.99)},
@@ -103,6 +108,15 @@ class Churn:
         self.live: list[Job] = []
         self.back_at: dict[str, float] = {}
         """When an agent that was killed is to be started again, by time.monotonic()."""
+        self.kills_for_all: list[tuple[str, int]] = []
+        """broker, worker, raylet, and when (ms, wall clock, as lines of output have it)"""
+        self.away: dict[str, list[tuple[int, int]]] = {}
+        """For each agent when it was killed, and when it was started again."""
+        self.moves: list[tuple[int, int]] = []
+        """See losses.dark_for_all."""
+        self._gone_ms: dict[str, int] = {}
+        self._durable: dict[str, int] = {}
+        self._looked_ms = 0
 
     def play(self) -> Result:
         """Let it happen. Raises ChurnFailed where a promise didn't hold."""
@@ -116,6 +130,7 @@ class Churn:
             self._check()
         finally:
             self.market.stop()
+            self._look_for_leftovers()
         self.result.seconds = time.monotonic() - began
         if self.result.problems:
             raise ChurnFailed(f"{'; '.join(self.result.problems[:5])}; logs: {self.market.root}")
@@ -157,9 +172,12 @@ class Churn:
         return f"  {kills.total()} of {self.wanted} kills ({parts}); {ended} jobs ended"
 
     def _kill(self, what: str) -> None:
+        at_ms = _now_ms()
         done = getattr(self, f"_kill_{what}")()
         if done:
             self.result.kills[what] += 1
+            if what in ("broker", "worker", "raylet"):
+                self.kills_for_all.append((what, at_ms))
 
     def _kill_run(self) -> bool:
         names = [name for name in self._names() if self.market.run_processes(agent=name)]
@@ -173,6 +191,7 @@ class Churn:
             return False
         name = self.random.choice(running)
         self.market.agents[name].kill()
+        self._gone_ms[name] = _now_ms()
         # Within the patience its runs are adopted; beyond it they go elsewhere.
         self.back_at[name] = time.monotonic() + self.random.choice((0.0, 1.0, 3.0, 9.0))
         return True
@@ -220,11 +239,14 @@ class Churn:
         now = time.monotonic()
         for name in [name for name, at in self.back_at.items() if at <= now]:
             del self.back_at[name]
-            self._start_agent(name)
+            self._bring_back(name)
         with contextlib.suppress(BrokerAway):
             still = []
             for job in self.live:
                 view = job.view()
+                if self._durable.setdefault(job.id, 0) != view.durable_step:
+                    self._durable[job.id] = view.durable_step
+                    self.moves.append((self._looked_ms, _now_ms()))
                 if view.state == "paused":
                     job.resume()
                 if view.state in ("succeeded", "failed", "cancelled"):
@@ -232,8 +254,13 @@ class Churn:
                 job.cosign()
                 still.append(job)
             self.live = still
+            self._looked_ms = _now_ms()
             if len(self.live) < AT_ONCE and sum(self.result.kills.values()) < self.wanted:
                 self._submit()
+
+    def _bring_back(self, name: str) -> None:
+        self.away.setdefault(name, []).append((self._gone_ms.pop(name), _now_ms()))
+        self._start_agent(name)
 
     def _submit(self) -> None:
         job = self.client.run(
@@ -258,11 +285,21 @@ class Churn:
             time.sleep(0.25)
         # Agents that come back late still find runs that went elsewhere, and end them.
         for name in self.back_at:
-            self._start_agent(name)
+            self._bring_back(name)
         self.back_at.clear()
         with contextlib.suppress(LocalMarketError):
             self.market.wait_for(lambda: not self.market.run_processes(), "the end of all runs")
-        left = self.market.run_processes()
+        if left := self.market.run_processes():
+            self.result.problems.append(f"runs that go on: {left}")
+
+    def _look_for_leftovers(self) -> None:
+        """All have been ended as their owners would; nothing may be left, of Ray neither."""
+        with contextlib.suppress(LocalMarketError):
+            self.market.wait_for(
+                lambda: not self.market.processes(), "the end of all processes",
+                limit_s=LEFT_LIMIT_S,
+            )  # fmt: skip
+        left = self.market.processes()
         self.result.left_running = len(left)
         if left:
             self.result.problems.append(f"left running: {left}")
@@ -312,7 +349,7 @@ class Churn:
 
     def _check_steps(self, job: Job, view: JobView) -> None:
         """Count what was lost, and how long each loss lasted, by what the job printed."""
-        starts = {run.epoch: run.start_step for run in view.runs}
+        runs = {run.epoch: run for run in view.runs}
         reached: dict[int, tuple[int, int]] = {}  # epoch: its last step, and when
         first: dict[tuple[int, int], int] = {}  # (epoch, step): when
         for line in job.logs():
@@ -321,17 +358,43 @@ class Churn:
                 step = int(words[1])
                 reached[line.epoch] = (step, line.time_ms)
                 first.setdefault((line.epoch, step), line.time_ms)
-        epochs = sorted(reached)
         self.result.steps += STEPS
-        for before, after in pairwise(epochs):
+        for before, after in pairwise(sorted(reached)):
             step, at_ms = reached[before]
-            start = starts[after]
-            lost = max(0, step - start)
-            self.result.lost_steps += lost
-            self.result.longest_loss_steps = max(self.result.longest_loss_steps, lost)
+            start = runs[after].start_step
+            if step > start:
+                due_ms = first.get((before, start + EVERY), at_ms)
+                name = runs[before].provider_name
+                self._count_loss(Loss(job.name, name, before, step - start, due_ms, at_ms))
             again = first.get((after, start + 1))
             if again is not None:
                 self.result.recoveries_s.append(max(0, again - at_ms) / 1000)
+
+    def _count_loss(self, loss: Loss) -> None:
+        self.result.losses += 1
+        self.result.lost_steps += loss.steps
+        if loss.steps > 2 * EVERY:
+            self._judge_loss(loss)
+
+    def _judge_loss(self, loss: Loss) -> None:
+        away = [dark for dark in self._darks(loss.agent)
+                if dark.from_ms < loss.lost_ms and dark.to_ms > loss.due_ms]  # fmt: skip
+        lit = lit_ms(loss, away)
+        self.result.long_losses.append({
+            "job": loss.job, "epoch": loss.epoch, "steps": loss.steps,
+            "window_ms": loss.lost_ms - loss.due_ms, "lit_ms": lit,
+            "away": sorted({dark.what for dark in away}),
+        })  # fmt: skip
+        if not explained(loss, away, int(EVERY * PACE_S * 1000)):
+            self.result.unexplained_losses += 1
+            self.result.problems.append(f"{loss.job} lost {loss.steps} steps, {lit} ms of which "
+                                        "were computed while nothing was away")  # fmt: skip
+
+    def _darks(self, agent: str) -> list[Dark]:
+        return [
+            *dark_for_all(self.kills_for_all, self.moves),
+            *dark_for_one(agent, self.away.get(agent, ())),
+        ]
 
     def _check_audit(self) -> None:
         def gauges() -> dict[str, float]:
@@ -343,6 +406,10 @@ class Churn:
         self.market.wait_for(lambda: gauges()["sublet_ledger_audits"] >= seen + 2, "two audits")
         if gauges()["sublet_ledger_breaches"]:
             self.result.problems.append("the broker's own audit found a breach")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _command_of(pid: int) -> str:

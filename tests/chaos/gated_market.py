@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +24,6 @@ class GatedMarket(LocalMarket):
         if self.before_stop is not None:
             self.before_stop()
         super().stop()
-
-    def of_ours(self) -> dict[int, str]:
-        """Return all processes that come of this market, Ray's too: they inherit the gate."""
-        found = {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if self.gate.encode() in (entry / "environ").read_bytes():
-                    found[int(entry.name)] = (entry / "cmdline").read_bytes()[:80].decode()
-        return found
 
     @property
     def environment(self) -> dict[str, str]:

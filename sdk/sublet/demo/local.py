@@ -234,6 +234,18 @@ class LocalMarket:
                 found.append(pid)
         return found
 
+    def processes(self) -> dict[int, str]:
+        """Return all processes that come of this market, Ray's too, and how each was called: they
+        inherit its environment."""
+        config = self.environment["XDG_CONFIG_HOME"]
+        found = {}
+        for pid, environment in _environments():
+            if environment.get("XDG_CONFIG_HOME") == config:
+                with contextlib.suppress(OSError):  # it may have ended
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes()[:80]
+                    found[pid] = command.replace(b"\0", b" ").decode(errors="replace").strip()
+        return found
+
     def containers(
         self, job: str | None = None, agent: str | None = None, *, stopped: bool = False
     ) -> list[Any]:
