@@ -103,11 +103,15 @@ def _chaos(record: Record) -> str:
         *((f"  of {name}", f"{kills[name]:,}") for name in sorted(kills)),
         ("jobs finished", f"{record['finished']:,} of {record['jobs']:,}"),
         ("results as an undisturbed run's", f"{record['identical']:,} of {record['jobs']:,}"),
-        ("losses, and steps lost",
-         f"{record['losses']:,}, {record['lost_steps']:,} of {record['steps']:,}"),
+        (
+            "losses, and steps lost",
+            f"{record['losses']:,}, {record['lost_steps']:,} of {record['steps']:,}",
+        ),
         ("losses of more than two checkpoint intervals", f"{len(record['long_losses']):,}"),
-        ("  of them while nothing was away that a checkpoint needs",
-         f"{record['unexplained_losses']:,}"),
+        (
+            "  of them while nothing was away that a checkpoint needs",
+            f"{record['unexplained_losses']:,}",
+        ),
         (
             "recovery p50 / p95 / p99",
             f"{recovery['p50']:.1f} / {recovery['p95']:.1f} / {recovery['p99']:.1f} s",

@@ -24,7 +24,7 @@ def test_a_claim_whose_connection_broke_is_made_again_or_says_so(postgres_databa
     first = Claim(postgres_database)
     engine = connect_engine(postgres_database)
     kill = (
-        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' "
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_locks WHERE locktype = 'advisory' "
         "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
 

@@ -5,6 +5,7 @@ what was committed survives a power cut; transactions are begun by us, because t
 begin would take the write lock late and then fail half-way. PostgreSQL: its defaults are durable.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
@@ -57,7 +58,12 @@ class Claim:
         return ""
 
     def close(self) -> None:
-        """Let another broker have it."""
+        """Let another broker have it, from this moment on."""
+        if self._connection is not None:
+            # The server notices only a while later that a connection was closed. One that is broken
+            # holds nothing.
+            with suppress(SQLAlchemyError):
+                self._connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_BROKER_LOCK})")
         self._drop()
         if self._engine is not None:
             self._engine.dispose()
