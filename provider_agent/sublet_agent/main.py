@@ -111,6 +111,7 @@ async def _provide(options: Options, voice: Voice) -> int:
             lambda: core.saved.broker,
         )  # fmt: skip
         shell.link = link
+        early = _note_signals()
         control = Control(options.state, lambda asked: _answer(shell, options, asked))
         await control.open()
         stack.push_async_callback(control.close)
@@ -119,12 +120,12 @@ async def _provide(options: Options, voice: Voice) -> int:
             say(f"offering {device.id} ({device.name}) at {price} credits per device-hour")
         say(f"provider {key.party}, state in {options.state}")
         await shell.start()
+        _heed_signals(shell, options, say, early)
         return await _until_done(shell, link, options, voice)
 
 
 async def _until_done(shell: Shell, link: Link, options: Options, voice: Voice) -> int:
     say = voice.say
-    _heed_signals(shell, options, say)
     tasks = [
         asyncio.create_task(work)
         for work in (
@@ -155,8 +156,28 @@ async def _until_done(shell: Shell, link: Link, options: Options, voice: Voice) 
         await asyncio.gather(*everything, return_exceptions=True)
 
 
-def _heed_signals(shell: Shell, options: Options, say: Callable[[str], None]) -> None:
-    """The first ask drains. After it Ctrl-C leaves at once; another SIGTERM hurries the drain."""
+def _heeded() -> list[signal.Signals]:
+    heeded = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        # The terminal was closed; with nohup that doesn't matter.
+        heeded.append(signal.SIGHUP)
+    return heeded
+
+
+def _note_signals() -> list[signal.Signals]:
+    """Keep in mind what is asked for from now on: while it starts nothing can be drained yet."""
+    asked: list[signal.Signals] = []
+    loop = asyncio.get_running_loop()
+    for number in _heeded():
+        loop.add_signal_handler(number, asked.append, number)
+    return asked
+
+
+def _heed_signals(
+    shell: Shell, options: Options, say: Callable[[str], None], early: Sequence[signal.Signals]
+) -> None:
+    """The first ask drains. After it Ctrl-C leaves at once; another SIGTERM hurries the drain.
+    `early`: what was asked for while it started."""
     asked: list[signal.Signals] = []
 
     def on_signal(number: signal.Signals) -> None:
@@ -171,13 +192,11 @@ def _heed_signals(shell: Shell, options: Options, say: Callable[[str], None]) ->
         else:
             shell.done.set()
 
-    heeded = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        # The terminal was closed; with nohup that doesn't matter.
-        heeded.append(signal.SIGHUP)
     loop = asyncio.get_running_loop()
-    for number in heeded:
+    for number in _heeded():
         loop.add_signal_handler(number, on_signal, number)
+    for number in early:
+        on_signal(number)
 
 
 def _last_words(shell: Shell) -> str:

@@ -250,6 +250,21 @@ def test_a_broker_that_can_be_none(url: str, tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
+def test_sigterm_while_it_starts_drains_too(tmp_path: Path) -> None:
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "sublet.cli.main", "provide", "--cpu", "--runner", "process",
+         "--broker", "http://127.0.0.1:9", "--state", str(tmp_path / "state")],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    door = tmp_path / "state" / "control.sock"
+    while not door.exists() and agent.poll() is None:
+        pass  # it has only just come to where it can be asked
+    agent.send_signal(signal.SIGTERM)
+    said, _ = agent.communicate(timeout=300)
+    assert agent.returncode == 0
+    assert "draining" in said
+
+
 def test_the_guide_names_every_key() -> None:
     words = re.findall("[a-z_]+", GUIDE.read_text())
     assert {*STATUS, *DEVICE, *RUN, *EARNINGS} <= set(words)
