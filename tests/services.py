@@ -15,9 +15,13 @@ from typing import Literal, get_args
 
 import pytest
 
-from tests.chaos import strace
+from tests.chaos import namespaces, postgres, strace
 
-Service = Literal["docker", "postgres", "torch", "cc", "registry", "atheris", "strace"]
+Service = Literal[
+    "docker", "postgres", "postgres-server", "torch", "cc", "registry", "atheris", "strace",
+    "namespaces",
+]  # fmt: skip
+"""postgres: one that is there; postgres-server: the programs of one, to start it anew."""
 
 REQUIRE_VARIABLE = "SUBLET_REQUIRE_SERVICES"
 POSTGRES_VARIABLE = "SUBLET_TEST_POSTGRES_URL"
@@ -71,6 +75,10 @@ def _missing(service: Service) -> str | None:
             return None if there else "no atheris (Linux on x86-64): pip install 'sublet[dev]'"
         case "strace":
             return strace.missing()
+        case "namespaces":
+            return namespaces.missing()
+        case "postgres-server":
+            return postgres.missing()
 
 
 def _missing_docker() -> str | None:

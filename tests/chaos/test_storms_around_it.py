@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import loop_disk, namespaces
+from tests.chaos import loop_disk
 from tests.chaos.failing_disks import FailingDisks
 from tests.chaos.partitions import Partitions
 from tests.chaos.rough_network import RoughNetwork
 from tests.chaos.stage import Work
+from tests.services import require
 
 pytestmark = pytest.mark.slow
 
@@ -29,8 +30,7 @@ def test_jobs_through_a_rough_network(tmp_path: Path) -> None:
 
 
 def test_a_partition_costs_a_recovery_only_where_it_outlasts_patience(tmp_path: Path) -> None:
-    if (reason := namespaces.missing()) is not None:
-        pytest.skip(reason)
+    require("namespaces")
     facts = Partitions(tmp_path, 1, print, work=Work(100), agents=2).play()
     assert facts.jobs == facts.identical == 2
     assert facts.recoveries == 1

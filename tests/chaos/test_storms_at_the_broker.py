@@ -5,18 +5,16 @@ The jobs' patience is long where the storm isn't about it: a slow machine must n
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.chaos import postgres
 from tests.chaos.blackout import Blackout
 from tests.chaos.clocks import DAY, MINUTES_10, ClockSteps
 from tests.chaos.killed_database import KilledDatabase
 from tests.chaos.rolling import RollingRestart
 from tests.chaos.stage import Facts, Work
-from tests.services import REQUIRE_VARIABLE
+from tests.services import require
 
 pytestmark = pytest.mark.slow
 
@@ -50,11 +48,7 @@ def test_wall_clocks_that_jump_change_nothing(tmp_path: Path) -> None:
 
 
 def test_jobs_outlive_the_kill_of_their_brokers_database(tmp_path: Path) -> None:
-    reason = postgres.missing()
-    if reason is not None:
-        if os.environ.get(REQUIRE_VARIABLE) == "1":
-            pytest.fail(f"{REQUIRE_VARIABLE}=1, and {reason}", pytrace=False)
-        pytest.skip(reason)
+    require("postgres-server")
     storm = KilledDatabase(
         tmp_path, 1, print, kills=1, away_s=3.0, patience=PATIENCE, work=Work(150), agents=1
     )
