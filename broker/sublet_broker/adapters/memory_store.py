@@ -17,6 +17,7 @@ from sublet_broker.service.ports import AlreadyThere
 
 F = TypeVar("F", bound=Fact)
 Key = tuple[str | int, ...]
+_ANY_OF = (tuple, set, frozenset)
 
 
 def key_of(fact: Fact) -> Key:
@@ -44,12 +45,14 @@ class _Table:
     def candidates(self, where: Mapping[str, Any]) -> Iterable[Key]:
         """Return the keys of a superset of the facts that match: the smallest that an index has."""
         best: list[dict[Key, None]] | None = None
+        fewest = 0
         for field, value in where.items():
             index = self._index(field)
-            values = value if isinstance(value, (tuple, set, frozenset)) else (value,)
-            found = [index[v] for v in dict.fromkeys(values) if v in index]
-            if best is None or sum(map(len, found)) < sum(map(len, best)):
-                best = found
+            values = dict.fromkeys(value) if isinstance(value, _ANY_OF) else (value,)
+            found = [index[v] for v in values if v in index]
+            count = sum(map(len, found))
+            if best is None or count < fewest:
+                best, fewest = found, count
         if best is None:
             return list(self.facts)
         return [key for keys in best for key in keys]
@@ -89,8 +92,8 @@ class MemoryTransaction:
     def _get(self, kind: type[F], key: Key) -> F | None:
         changed = self.sheet.get(kind)
         if changed is not None and key in changed:
-            return cast(F | None, changed[key])
-        return cast(F | None, self._tables[kind].facts.get(key))
+            return cast("F | None", changed[key])
+        return cast("F | None", self._tables[kind].facts.get(key))
 
     def find(
         self,
@@ -108,22 +111,24 @@ class MemoryTransaction:
         with self._lock:
             changed = self.sheet.get(kind, {})
             table = self._tables[kind]
-            found = [table.facts[key] for key in table.candidates(asked) if key not in changed]
-            found += [fact for fact in changed.values() if fact is not None]
-        matching = [
-            fact
-            for fact in found
-            if all(_meets(getattr(fact, field), value) for field, value in asked.items())
-            and (after is None or _beyond(getattr(fact, after[0]), after[1]))
-            and (before is None or _beyond(before[1], getattr(fact, before[0])))
+            matching = [table.facts[key] for key in table.candidates(asked) if key not in changed]
+        if len(asked) > 1:  # by one field an index finds exactly those that match
+            matching = [fact for fact in matching if _meets_all(fact, asked)]
+        matching += [
+            fact for fact in changed.values() if fact is not None and _meets_all(fact, asked)
         ]
+        if after is not None:
+            matching = [fact for fact in matching if _beyond(getattr(fact, after[0]), after[1])]
+        if before is not None:
+            matching = [fact for fact in matching if _beyond(before[1], getattr(fact, before[0]))]
 
         def rank(fact: Fact) -> tuple[Any, ...]:
             value = getattr(fact, order_by) if order_by else None
             return (value is not None, value if value is not None else 0, key_of(fact))
 
-        matching.sort(key=rank, reverse=descending)
-        return cast(list[F], matching[:limit])
+        if len(matching) > 1:
+            matching.sort(key=rank, reverse=descending)
+        return cast("list[F]", matching[:limit])
 
     def count(self, kind: type[Fact], where: Mapping[str, Any] | None = None) -> int:
         """Return how many facts match."""
@@ -167,8 +172,12 @@ class MemoryTransaction:
             raise TypeError("a snapshot can't be written to")
 
 
+def _meets_all(fact: Fact, asked: Mapping[str, Any]) -> bool:
+    return all(_meets(getattr(fact, field), wanted) for field, wanted in asked.items())
+
+
 def _meets(value: Any, wanted: Any) -> bool:
-    if isinstance(wanted, (tuple, set, frozenset)):
+    if isinstance(wanted, _ANY_OF):
         return value in wanted
     return bool(value == wanted)
 
