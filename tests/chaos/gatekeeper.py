@@ -241,17 +241,24 @@ class Gatekeeper:
             self._waiting.pop(said["tid"], None)
             if not met:
                 if before is None:
-                    del self.faulted[said["pid"]]
+                    self.faulted.pop(said["pid"], None)
                 return
             self.points[point].faults[fault] += 1
-            if point.file == JOURNAL and not self.points[point].move:
-                self.doomed[said["pid"]] = self.faulted[said["pid"]], time.monotonic()
+            lives = said["pid"] in self.faulted
+            if lives and point.file == JOURNAL and not self.points[point].move:
+                self.doomed[said["pid"]] = f"{fault} at {point}", time.monotonic()
             self._rest[point.process] = self._random.randrange(REST)
             self.news_s = time.monotonic()
             for call in met:
                 self.paths[(point.process, file_of(call.path), fault)] += 1
                 if said["how"] != "commit" and call.path == said["path"]:
                     self.owed[call.path] = f"{fault} at {point}"
+
+    def forget(self, pid: int) -> str | None:
+        """A process has ended, and another may get its number. Return the last fault it met."""
+        with self._lock:
+            self.doomed.pop(pid, None)
+            return self.faulted.pop(pid, None)
 
     def still_owed(self) -> list[str]:
         """Return the paths that are there and were never made durable after a fault, but for what

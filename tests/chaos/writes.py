@@ -140,6 +140,7 @@ class Writes(Churn):
                     self.market.restart_broker()
             for name, agent in list(self.market.agents.items()):
                 if name in self.leaving and self._left(agent):
+                    self.gates.forget(agent.pid)
                     del self.market.agents[name], self.leaving[name]
                 elif not agent.running:
                     self._tell_end(agent)
@@ -150,12 +151,10 @@ class Writes(Churn):
 
     def _tell_end(self, process: LocalProcess) -> None:
         """Note how a process ended; without a fault it must not."""
-        fault = self.gates.faulted.get(process.pid)
+        fault = self.gates.forget(process.pid)
         assert process.process is not None
         status = process.process.returncode
         tail = process.log_tail(6)
-        if fault is None and status == -signal.SIGTERM and process.name in self.leaving:
-            return  # It was asked to drain before it could hear it: it is started and asked again.
         if fault is None:
             self.result.problems.append(f"{process.name} ended ({status}) without a fault: {tail}")
             return
