@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from tests.chaos.strace import CALLS, Strace
 
 MEET_LIMIT_S = 30.0
+LET_GO_LIMIT_S = 60.0
 RARE = 3
 REST = 25
 """Between two faults of a kind of process it makes up to so many durable writes undisturbed."""
@@ -64,6 +65,16 @@ class Met:
     faults: Counter[str] = field(default_factory=Counter)
 
 
+class Watched:
+    """A thread that strace is on."""
+
+    def __init__(self) -> None:
+        self.passed = threading.Event()
+        """It has come to its next durable write."""
+        self.over = threading.Event()
+        """Strace has let it go."""
+
+
 class Gatekeeper:
     """Listens to the gates of one run's processes."""
 
@@ -88,7 +99,7 @@ class Gatekeeper:
         self._one = threading.Lock()
         self._enabled = False
         self._rest: Counter[str] = Counter()
-        self._waiting: dict[int, threading.Event] = {}
+        self._watched: dict[int, Watched] = {}
         self._number = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind("\0" + self.address)
@@ -149,6 +160,7 @@ class Gatekeeper:
     def _serve(self, line: socket.socket) -> None:
         with line, contextlib.suppress(OSError, ValueError):
             said = json.loads(line.makefile("rb").readline(1 << 20))
+            self._let_go_first(said["tid"])
             try:
                 strace, fault, point = self._decide(said)
             except ProcessLookupError:
@@ -165,6 +177,15 @@ class Gatekeeper:
                 self.troubles.append(str(error))
             finally:
                 self._one.release()
+
+    def _let_go_first(self, thread: int) -> None:
+        """A thread that strace is on has come to its next write: it waits until strace is off, or
+        that would be met, half seen."""
+        with self._lock:
+            watched = self._watched.pop(thread, None)
+        if watched is not None:
+            watched.passed.set()
+            watched.over.wait(LET_GO_LIMIT_S)
 
     def _faults_of(self, point: Point) -> Sequence[str]:
         return self._faults if point.process in self._processes else ()
@@ -184,8 +205,6 @@ class Gatekeeper:
             candidates = [] if lazy else [(point, self._passed(point))]
             if said["how"] != "commit":
                 self.owed.pop(said["path"], None)
-            if (before := self._waiting.pop(said["tid"], None)) is not None:
-                before.set()
             rare = any(met.passed <= RARE for _, met in candidates)
             rested = rare or self.restless or self._rest[point.process] <= 0
             self._rest[point.process] -= 1
@@ -224,23 +243,26 @@ class Gatekeeper:
         self, line: socket.socket, said: dict[str, Any], strace: Strace, fault: str, point: Point
     ) -> None:
         """Let the thread go on, and wait until it met the fault or did without a durable write."""
-        passed = threading.Event()
+        watched = Watched()
         with self._lock:
-            self._waiting[said["tid"]] = passed
+            self._watched[said["tid"]] = watched
             before = self.faulted.get(said["pid"])
             self.faulted[said["pid"]] = f"{fault} at {point}"
         line.sendall(b"g")
         deadline = time.monotonic() + MEET_LIMIT_S
-        while strace.running and not strace.met() and not passed.is_set():
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.002)
-        strace.let_go()
+        try:
+            while strace.running and not strace.met() and not watched.passed.is_set():
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.002)
+            strace.let_go()
+        finally:
+            watched.over.set()
         met = strace.met()
         with self._lock:
-            self._waiting.pop(said["tid"], None)
+            self._watched.pop(said["tid"], None)
             if not met:
-                if before is None:
+                if before is None and not strace.cut_off():
                     self.faulted.pop(said["pid"], None)
                 return
             self.points[point].faults[fault] += 1

@@ -105,6 +105,10 @@ class Strace:
         """Return the calls that met the fault."""
         return [call for call in self.calls() if call.met]
 
+    def cut_off(self) -> bool:
+        """Whether it let go in the midst of a call, which may have failed of that."""
+        return "<detached ...>" in self._out.read_text()
+
     def let_go(self) -> None:
         """Detach; the process goes on. Raises StraceFailed."""
         if self.running:
