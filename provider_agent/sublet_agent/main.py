@@ -111,7 +111,7 @@ async def _provide(options: Options, voice: Voice) -> int:
             lambda: core.saved.broker,
         )  # fmt: skip
         shell.link = link
-        early = _note_signals()
+        signals = Signals()
         control = Control(options.state, lambda asked: _answer(shell, options, asked))
         await control.open()
         stack.push_async_callback(control.close)
@@ -120,7 +120,7 @@ async def _provide(options: Options, voice: Voice) -> int:
             say(f"offering {device.id} ({device.name}) at {price} credits per device-hour")
         say(f"provider {key.party}, state in {options.state}")
         await shell.start()
-        _heed_signals(shell, options, say, early)
+        _heed_signals(shell, options, say, signals)
         return await _until_done(shell, link, options, voice)
 
 
@@ -156,28 +156,39 @@ async def _until_done(shell: Shell, link: Link, options: Options, voice: Voice) 
         await asyncio.gather(*everything, return_exceptions=True)
 
 
-def _heeded() -> list[signal.Signals]:
-    heeded = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        # The terminal was closed; with nohup that doesn't matter.
-        heeded.append(signal.SIGHUP)
-    return heeded
+class Signals:
+    """What the owner asks for by signal. While the agent starts nothing can be drained yet: what
+    comes then is kept.
 
+    One handler serves from first to last. asyncio calls it some turns after the signal came, so one
+    that had been replaced meanwhile would be told what nobody reads any more.
+    """
 
-def _note_signals() -> list[signal.Signals]:
-    """Keep in mind what is asked for from now on: while it starts nothing can be drained yet."""
-    asked: list[signal.Signals] = []
-    loop = asyncio.get_running_loop()
-    for number in _heeded():
-        loop.add_signal_handler(number, asked.append, number)
-    return asked
+    def __init__(self) -> None:
+        self._early: list[signal.Signals] = []
+        self._heed: Callable[[signal.Signals], None] = self._early.append
+        heeded = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            # The terminal was closed; with nohup that doesn't matter.
+            heeded.append(signal.SIGHUP)
+        loop = asyncio.get_running_loop()
+        for number in heeded:
+            loop.add_signal_handler(number, self._came, number)
+
+    def _came(self, number: signal.Signals) -> None:
+        self._heed(number)
+
+    def heed(self, act: Callable[[signal.Signals], None]) -> None:
+        """Let `act` have those that came, and all that come."""
+        self._heed = act
+        for number in self._early:
+            act(number)
 
 
 def _heed_signals(
-    shell: Shell, options: Options, say: Callable[[str], None], early: Sequence[signal.Signals]
+    shell: Shell, options: Options, say: Callable[[str], None], signals: Signals
 ) -> None:
-    """The first ask drains. After it Ctrl-C leaves at once; another SIGTERM hurries the drain.
-    `early`: what was asked for while it started."""
+    """The first ask drains. After it Ctrl-C leaves at once; another SIGTERM hurries the drain."""
     asked: list[signal.Signals] = []
 
     def on_signal(number: signal.Signals) -> None:
@@ -192,11 +203,7 @@ def _heed_signals(
         else:
             shell.done.set()
 
-    loop = asyncio.get_running_loop()
-    for number in _heeded():
-        loop.add_signal_handler(number, on_signal, number)
-    for number in early:
-        on_signal(number)
+    signals.heed(on_signal)
 
 
 def _last_words(shell: Shell) -> str:

@@ -1,5 +1,6 @@
 """What an owner does at his machine: looks at it, takes it back, and reads what it has earned."""
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -21,6 +22,7 @@ import pytest
 from sublet.client import Job
 from sublet_agent.core.status import DeviceStatus, HeldRun, Status
 from sublet_agent.core.words import credits
+from sublet_agent.main import Signals
 from sublet_contracts.api import Charge
 from tests.e2e.bad_market import BadMarket
 
@@ -263,6 +265,17 @@ def test_sigterm_while_it_starts_drains_too(tmp_path: Path) -> None:
     said, _ = agent.communicate(timeout=300)
     assert agent.returncode == 0
     assert "draining" in said
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_signal_is_heeded_whenever_it_came(turns: int) -> None:
+    signals = Signals()
+    heard: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(turns):  # of the loop, which takes some until it tells
+        await asyncio.sleep(0)
+    signals.heed(heard.put_nowait)
+    assert await heard.get() is signal.SIGTERM
 
 
 def test_the_guide_names_every_key() -> None:
