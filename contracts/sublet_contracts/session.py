@@ -50,6 +50,9 @@ from sublet_contracts.wire import (
 )
 
 MAX_SKEW_MS = 300_000
+MAX_SLEW = 0.5
+"""A broker's clock that is off meets the right time without a jump: by this part of the time it
+goes faster or slower at most."""
 
 Role = Literal["broker", "agent"]
 

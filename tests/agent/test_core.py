@@ -410,3 +410,13 @@ def test_the_time_to_answer_counts_on_the_brokers_clock(ahead_ms: int) -> None:
     assert only(late, LeaseAnswer).refusal.startswith("answer_by_ms")
     _, step = world.assign(world.job(), issued_ms=broker_now, answer_by_ms=broker_now + 10_000)
     assert only(step, LeaseAnswer).signed is not None
+
+
+def test_a_broker_whose_clock_went_slower_since_is_still_answered() -> None:
+    """Its clock was ahead, and is held back until it is right. Found by the simulator."""
+    world = World()
+    world.do(events.Joined(BROKER.party))
+    broker_now = world.now + 300_000
+    world.now += 600_000
+    _, step = world.assign(world.job(), issued_ms=broker_now, answer_by_ms=broker_now + 10_000)
+    assert only(step, LeaseAnswer).signed is not None

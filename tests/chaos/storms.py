@@ -89,8 +89,7 @@ STORMS = {
         {"rounds": (int, 2, "how often each")}, loop_disk.missing,
     ),
     "clocks": Storm(
-        "Wall clocks jump by minutes and days while jobs run.", ClockSteps,
-        {"back": (bool, False, "the broker's goes back, too: fails yet")},
+        "Wall clocks jump by minutes and days while jobs run.", ClockSteps, {},
     ),
     "database": Storm(
         "PostgreSQL's sessions and server are killed; it stays away for long.", KilledDatabase,

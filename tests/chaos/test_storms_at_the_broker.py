@@ -43,8 +43,8 @@ def test_a_rolling_restart_under_load_preempts_nobody(tmp_path: Path) -> None:
 
 
 def test_wall_clocks_that_jump_change_nothing(tmp_path: Path) -> None:
-    steps = (("box0", DAY), ("broker", MINUTES_10), ("box0", -DAY))
-    holds(ClockSteps(tmp_path, 1, print, steps=steps, patience=PATIENCE, work=Work(120)).play())
+    steps = (("box0", DAY), ("broker", -MINUTES_10), ("broker", MINUTES_10), ("box0", -DAY))
+    holds(ClockSteps(tmp_path, 1, print, steps=steps, patience=PATIENCE, work=Work(160)).play())
 
 
 def test_jobs_outlive_the_kill_of_their_brokers_database(tmp_path: Path) -> None:

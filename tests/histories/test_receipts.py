@@ -26,6 +26,7 @@ from tests.service.world import World
 
 HOUR_MS = 3_600_000
 TOLERANCE_MS = 1_000
+TOLERANCE_PPM = 1_000
 PROVIDERS_FAULT = {
     Reason.RECLAIMED, Reason.RUN_KILLED, Reason.START_FAILED, Reason.PROVIDER_LOST,
     Reason.EVIDENCE_OF_FRAUD, Reason.RESTORE_FAILED,
@@ -263,7 +264,8 @@ class Chain(RuleBasedStateMachine):
     def is_closed(self, reason: Reason) -> None:
         self.closed = reason
         head = self.head
-        seen = (max(0, head.received_ms - self.proposed_ms()) + TOLERANCE_MS) if head.id else 0
+        passed = max(0, head.received_ms - self.proposed_ms())
+        seen = (passed + TOLERANCE_MS + passed * TOLERANCE_PPM // 1_000_000) if head.id else 0
         cum = min(head.cum_ms, seen)
         payable = min(head.durable_ms, cum) if reason in PROVIDERS_FAULT else cum
         charged = min(self.price * payable // HOUR_MS, self.hold)

@@ -47,6 +47,10 @@ class SystemClock:
         """See ports.Clock."""
         return time.time_ns() // 1_000_000 + self.ahead_ms
 
+    def stopwatch_ms(self) -> int:
+        """See ports.Clock."""
+        return self.now_ms()
+
 
 class Randomness:
     """See ports.Entropy."""

@@ -305,9 +305,28 @@ def test_claims_beyond_the_brokers_clock_are_cut() -> None:
     run.started_ms -= 3_600_000  # an hour that never was
     agent.exit(run, Reason.JOB_FAILED, 1)
     world.settle_down()
-    assert renter.view(job).settled_ucr <= 10_000 + world.settings.clock_tolerance_ms
+    tolerated = world.settings.clock_tolerance_ms + world.settings.clock_tolerance_ppm // 100
+    assert renter.view(job).settled_ucr <= 10_000 + tolerated
     data = world.broker.views.export(renter.party, job).model_dump_json().encode()
     assert verify_export(data).problems == []
+    world.audit()
+
+
+def test_what_is_computed_while_the_brokers_clock_is_held_back_counts() -> None:
+    """Its wall clock was set back by ten minutes: until they meet, it goes at half its pace."""
+    world = World()
+    agent = world.agent("alice")
+    renter = world.renter()
+    job = renter.run()
+    run = agent.the_run
+    world.pass_ms(60_000)
+    world.clock.held_back_ms += 60_000
+    run.started_ms -= 60_000
+    saved = agent.durable(run, 10)
+    assert saved.document.cum_device_ms == 120_000
+    agent.exit(run, Reason.JOB_FAILED, 1)
+    world.settle_down()
+    assert renter.view(job).settled_ucr == 120_000
     world.audit()
 
 

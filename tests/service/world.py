@@ -69,9 +69,13 @@ class TurnedClock:
 
     def __init__(self) -> None:
         self.ms = BEGIN_MS
+        self.held_back_ms = 0
 
     def now_ms(self) -> int:
         return self.ms
+
+    def stopwatch_ms(self) -> int:
+        return self.ms + self.held_back_ms
 
 
 class CountingEntropy:

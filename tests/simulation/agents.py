@@ -330,7 +330,7 @@ class AgentHost:
                 self.engine.say(f"{self.name} takes {message.TYPE} {mid}")
             self.post(events.Arrived(message))
             if mid is not None:
-                self.market.auditor.taken(self.party, mid)
+                self.market.auditor.taken(self.party, mid, message)
                 self._send(Ack(mids=(mid,)))
 
     def _send(self, message: Message, mid: str | None = None) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.simulation.market import Market
 
 TOLERANCE_MS = 1_000
+TOLERANCE_IN = 1_000
 KEPT = 3
 FRUITLESS_LIMIT = 5
 
@@ -109,6 +110,8 @@ class ReceiptModel:
     id: str
     document: dict[str, Any]
     received_ms: int
+    """True time, by which this model measures."""
+    received_stopwatch_ms: int
     countersigned: bool
 
 
@@ -118,6 +121,8 @@ class LeaseModel:
 
     document: dict[str, Any]
     proposed_ms: int
+    """True time, by which this model measures."""
+    proposed_stopwatch_ms: int
     state: str = "proposed"
     signed: bool = False
     chain: list[ReceiptModel] = field(default_factory=list)
@@ -194,9 +199,11 @@ class Auditor:
         other = lease.chain[document["sequence"] - 1].id != envelope.id
         self._no(other, f"a second receipt {document['sequence']} changed nothing")
 
-    def taken(self, party: str, mid: str) -> None:
+    def taken(self, party: str, mid: str, message: Any) -> None:
         """An agent has a message of the broker's on its disk."""
         self.took.add((party, mid))
+        if message.TYPE == "checkpoint_verdict" and self.market.agents_by_party[party].honest:
+            self._no("device time" in message.detail, f"honest work is refused: {message.detail}")
 
     def run_began(self, lease_id: str, container: Container) -> None:
         """A container has started, in truth."""
@@ -392,7 +399,9 @@ class Auditor:
 
     def _lease_is_new(self, new: Any) -> LeaseModel:
         document = read(new.envelope)
-        model = self.leases[new.id] = LeaseModel(document, document["issued_ms"])
+        model = self.leases[new.id] = LeaseModel(
+            document, self.market.engine.now_ms, new.proposed_stopwatch_ms
+        )
         job = self.jobs[document["job"]]
         self._no(bool(job.live), "a job has two holders")
         job.live = new.id
@@ -451,7 +460,9 @@ class Auditor:
         head = chain[-1] if chain else None
         if sequence == len(chain) + 1 and document["previous"] == (head.id if head else None):
             self._fits(lease, document, head)
-            chain.append(ReceiptModel(new.id, document, new.received_ms, bool(new.countersigned)))
+            true_ms, stopwatch_ms = self.market.engine.now_ms, new.received_stopwatch_ms
+            countersigned = bool(new.countersigned)
+            chain.append(ReceiptModel(new.id, document, true_ms, stopwatch_ms, countersigned))
             return
         self._no(sequence > len(chain) + 1, "a receipt was taken before the one it follows")
         agreed = sequence - 1 if sequence <= len(chain) else len(chain) - 1
@@ -501,7 +512,13 @@ class Auditor:
         head = lease.chain[-1] if lease.chain else None
         cum = durable = bound = 0
         if head is not None:
-            bound = (max(0, head.received_ms - lease.proposed_ms) + TOLERANCE_MS) * devices
+            passed_ms = head.received_stopwatch_ms - lease.proposed_stopwatch_ms
+            truly_ms = head.received_ms - lease.proposed_ms
+            self._no(
+                abs(passed_ms - truly_ms) > 10 + truly_ms // 1_000,
+                f"the broker's stopwatch says {passed_ms} ms where {truly_ms} passed",
+            )
+            bound = (passed_ms + TOLERANCE_MS + passed_ms // TOLERANCE_IN) * devices
             cum = min(head.document["cum_device_ms"], bound)
             durable = head.document["durable_device_ms"]
         at_fault = reason in _PROVIDERS_FAULT or reason in _BROKERS_FAULT
@@ -553,13 +570,14 @@ class Auditor:
         container = self.runs.get(document["lease"])
         ran = container.clocked_ms() * len(lease.document["device_ids"]) if container else 0
         self._no(payable > ran, f"{payable} device-ms are paid, the run had {ran}")
+        claimed = lease.chain[-1].document["cum_device_ms"] if lease.chain else 0
+        self._no(claimed > bound, f"{claimed} device-ms were honestly used, {bound} are believed")
         head = lease.chain[-1].document if lease.chain else None
         if document["reason"] == "succeeded":
             done = container is not None and container.exit_code == 0
             self._no(not done, "a job counts as succeeded that didn't")
             if head is not None and head["final"]:
-                due = min(ran, bound)
-                self._no(payable != due, f"{payable} device-ms are paid of {due} that were due")
+                self._no(payable != ran, f"{payable} device-ms are paid of {ran} that were due")
 
     def _transfer(self, old: Any, new: Any) -> None:
         self._no(old is not None or new is None, "a transfer was changed")

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sublet_broker.adapters.clock import SteadyClock
+from sublet_broker.adapters.clock import Mark, SteadyClock
 from sublet_broker.adapters.inprocess import InProcessMatcher, InProcessVerifier, MemoryBlobs
 from sublet_broker.adapters.memory_store import MemoryStore, MemoryTransaction
 from sublet_broker.market.facts import LogEntryFact
@@ -47,8 +47,8 @@ class SimStore(MemoryStore):
     def __init__(self, market: Market) -> None:
         super().__init__()
         self._market = market
-        self.mark_ms = 0
-        self.now_ms: Callable[[], int] = lambda: 0
+        self.mark: Mark | None = None
+        self.clock: SteadyClock
         self.crash_in = 0
         """The process dies at so many crash points from now; 0: it doesn't."""
         self.crash_rarely = False
@@ -76,8 +76,8 @@ class SimStore(MemoryStore):
             tx.actions.insert(0, lambda: self._committed(tx, before))
 
     def _committed(self, tx: MemoryTransaction, before: dict[Any, Any]) -> None:
-        self.mark_ms = self.now_ms()
-        self._market.auditor.committed(self.mark_ms, before, tx.sheet)
+        self.mark = self.clock.mark()
+        self._market.auditor.committed(self.mark.now_ms, before, tx.sheet)
         self._crash_point("after a commit")
 
     def _crash_point(self, where: str) -> None:
@@ -352,11 +352,12 @@ class BrokerHost:
             return
         self.started += 1
         clock = SteadyClock(
-            self.store.mark_ms,
+            self.store.mark,
             wall_ms=lambda: BEGIN_MS + self.engine.now_ms + self.wall_offset_ms,
             since_boot_ms=self.clock.now_ms,
         )
-        self.now_ms = self.store.now_ms = clock.now_ms
+        self.store.clock = clock
+        self.now_ms = clock.now_ms
         self.matcher = SimMatcher(self.store, clock)
         number = self.started
         verifier = SimVerifier(self.market, self.blobs, lambda: self._wake_of(number, "verdicts"))

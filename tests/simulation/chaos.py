@@ -162,7 +162,8 @@ class Chaos:
     def _broker_clock(self) -> None:
         host = self.market.broker
         host.wall_offset_ms = -self.engine.draw_ms(1_000, 86_400_000)
-        host.die(self.engine.draw_ms(200, 3_000))
+        if self.engine.happens(0.5):
+            host.die(self.engine.draw_ms(200, 3_000))
 
         def set_right() -> None:
             host.wall_offset_ms = 0
@@ -183,7 +184,7 @@ class Chaos:
         self.market.broker.die(self.engine.draw_ms(200, 20_000))
 
     def _drift(self) -> None:
-        ppm = self.engine.draw_ms(-1_000, 1_000)
+        ppm = self.engine.draw_ms(-500, 500)
         if self.engine.happens(0.2):
             self.market.broker.clock.drift(ppm)
         else:

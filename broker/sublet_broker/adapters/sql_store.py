@@ -248,7 +248,7 @@ class SqlStore:
         self._kinds = {kind: _Kind(kind, self._dialect) for kind in ROWS}
         self._lock = threading.Lock()
         self._writer: int | None = None
-        self._stamp: Callable[[], int] | None = None
+        self._stamps: Callable[[], Mapping[str, int]] | None = None
         insert = postgresql.insert if self._dialect == "postgresql" else sqlite.insert
         counter = self._kinds[CounterFact].table
         first = insert(counter).values(id=bindparam("id"), value=1)
@@ -261,9 +261,12 @@ class SqlStore:
             f"SET value = {greatest}(counter.value, excluded.value)"
         )
 
-    def stamp_commits(self, now_ms: Callable[[], int]) -> None:
-        """Keep `now_ms()` as the counter "clock" with each commit: the clock's high-water mark."""
-        self._stamp = now_ms
+    def stamp_commits(self, stamps: Callable[[], Mapping[str, int]]) -> None:
+        """Keep `stamps()` as counters with each commit, where they are higher than what is there.
+
+        For the clock's high-water mark.
+        """
+        self._stamps = stamps
 
     @contextmanager
     def transaction(self) -> Iterator[SqlWriter]:
@@ -285,9 +288,9 @@ class SqlStore:
                     with _translated(writing=True), self._begin_writing() as connection:
                         writer = SqlWriter(connection, self._kinds, self._counter)
                         yield writer
-                        if self._stamp is not None:
-                            values = {"id": CLOCK_COUNTER, "value": self._stamp()}
-                            connection.execute(self._stamping, values)
+                        if self._stamps is not None:
+                            kept = [{"id": i, "value": v} for i, v in self._stamps().items()]
+                            connection.execute(self._stamping, kept)
                         to_commit = writer
                 finally:
                     self._writer = None

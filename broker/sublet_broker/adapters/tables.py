@@ -173,6 +173,7 @@ class LeaseRow(Row, table=True):
     closed_ms: OptionalWhole
     reason: OptionalStr
     detail: Str
+    proposed_stopwatch_ms: Whole
 
 
 class RunRow(Row, table=True):
@@ -267,6 +268,7 @@ class ReceiptRow(Row, table=True):
     received_ms: Whole
     countersigned: bool
     envelope: Json
+    received_stopwatch_ms: Whole
 
 
 class SettlementRow(Row, table=True):

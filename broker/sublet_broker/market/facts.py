@@ -135,6 +135,8 @@ class LeaseFact(Fact):
     closed_ms: int | None = None
     reason: Reason | None = None
     detail: str = ""
+    proposed_stopwatch_ms: int = 0
+    """What the broker's stopwatch showed when this was proposed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,8 @@ class ReceiptFact(Fact):
     received_ms: int
     countersigned: bool
     envelope: Envelope
+    received_stopwatch_ms: int = 0
+    """What the broker's stopwatch showed when this came."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ Rules:
   checkpoint of this lease that the broker has verified. One that breaks this is dropped and the
   chain stays.
 - The broker's own clock bounds what can be claimed: since the lease was made, until the receipt
-  came, times devices, and a small tolerance. It is applied when the lease is settled.
+  came, times devices, and a small tolerance. It is applied when the lease is settled. It is
+  taken by the stopwatch, not by the clock, which may go slower for a while, because it was ahead.
 """
 
 from dataclasses import dataclass
@@ -106,6 +107,10 @@ def _why_wrong(
     return ""
 
 
-def most_device_ms(*, proposed_ms: int, until_ms: int, devices: int, tolerance_ms: int) -> int:
-    """Return the device time that can have been used by the broker's clock."""
-    return (max(0, until_ms - proposed_ms) + tolerance_ms) * devices
+def most_device_ms(
+    lease: LeaseFact, *, stopwatch_ms: int, tolerance_ms: int, tolerance_ppm: int
+) -> int:
+    """Return the device time that can have been used until the broker's stopwatch showed this."""
+    passed_ms = max(0, stopwatch_ms - lease.proposed_stopwatch_ms)
+    tolerated_ms = tolerance_ms + passed_ms * tolerance_ppm // 1_000_000
+    return (passed_ms + tolerated_ms) * len(lease.device_ids)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sublet_broker.market import ledger
-from sublet_broker.market.metering import most_device_ms
 from sublet_contracts.documents import Transfer
 from sublet_contracts.reasons import Reason
 from sublet_contracts.rules import charge_ucr, fee_ucr, payable_device_ms
@@ -31,13 +30,11 @@ class SettlementCase:
     price_ucr_per_device_hour: int
     fee_bps: int
     hold_ucr: int
-    devices: int
-    proposed_ms: int
-    tolerance_ms: int
     reason: Reason
     receipt: str | None = None
     """The newest receipt's id, with its figures; None: nothing was ever claimed."""
-    received_ms: int = 0
+    most_device_ms: int = 0
+    """What can have been used until it came, by the broker's stopwatch (metering)."""
     cum_device_ms: int = 0
     durable_device_ms: int = 0
     countersigned: bool = False
@@ -60,13 +57,7 @@ class SettlementDecision:
 
 def decide(case: SettlementCase) -> SettlementDecision:
     """Return what the lease costs."""
-    seen_ms = most_device_ms(
-        proposed_ms=case.proposed_ms,
-        until_ms=case.received_ms,
-        devices=case.devices,
-        tolerance_ms=case.tolerance_ms,
-    )
-    cum = min(case.cum_device_ms, seen_ms) if case.receipt is not None else 0
+    cum = min(case.cum_device_ms, case.most_device_ms) if case.receipt is not None else 0
     payable = payable_device_ms(case.reason, cum, case.durable_device_ms)
     charged = min(charge_ucr(case.price_ucr_per_device_hour, payable), case.hold_ucr)
     fee = fee_ucr(charged, case.fee_bps)

@@ -199,9 +199,6 @@ def case_of(core: Core, work: Work, lease: LeaseFact, reason: Reason) -> Settlem
         price_ucr_per_device_hour=lease.price_ucr_per_device_hour,
         fee_bps=lease.fee_bps,
         hold_ucr=lease.hold_ucr,
-        devices=len(lease.device_ids),
-        proposed_ms=lease.proposed_ms,
-        tolerance_ms=core.settings.clock_tolerance_ms,
         reason=reason,
     )
     if chain.head is None:
@@ -211,7 +208,7 @@ def case_of(core: Core, work: Work, lease: LeaseFact, reason: Reason) -> Settlem
     return replace(
         case,
         receipt=head.id,
-        received_ms=head.received_ms,
+        most_device_ms=core.settings.most_device_ms(lease, head.received_stopwatch_ms),
         cum_device_ms=receipt.cum_device_ms,
         durable_device_ms=receipt.durable_device_ms,
         countersigned=head.countersigned,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from sublet_broker.market.facts import LeaseFact
 from sublet_broker.market.metering import most_device_ms
 from sublet_broker.market.resuming import Patience
 from sublet_broker.service.outbox import Outbox
@@ -42,6 +43,9 @@ class Settings:
     drain_margin_ms: int = 10_000
     """Before the budget's edge the drain begins stop_grace + this early."""
     clock_tolerance_ms: int = 1_000
+    clock_tolerance_ppm: int = 1_000
+    """Device time may go so much faster than the broker's clock. A crystal is off by up to 100, one
+    that NTP corrects by up to 500, on either side."""
     """A provider may claim so much more wall time than the broker's clock saw."""
     skew_ms: int = 300_000
     max_checkpoint_bytes: int = 64 * 1024**3
@@ -86,13 +90,13 @@ class Settings:
         """How often and how slowly attempts are made."""
         return Patience(self.fruitless_limit, self.backoff_ms, self.backoff_max_ms)
 
-    def most_device_ms(self, proposed_ms: int, until_ms: int, devices: int) -> int:
-        """Return the device time that the broker's clock allows for."""
+    def most_device_ms(self, lease: LeaseFact, stopwatch_ms: int) -> int:
+        """Return the device time that can have been used until the stopwatch showed this."""
         return most_device_ms(
-            proposed_ms=proposed_ms,
-            until_ms=until_ms,
-            devices=devices,
+            lease,
+            stopwatch_ms=stopwatch_ms,
             tolerance_ms=self.clock_tolerance_ms,
+            tolerance_ppm=self.clock_tolerance_ppm,
         )
 
 
@@ -128,7 +132,7 @@ class Core:
     def work(self) -> Iterator[Work]:
         """Begin a unit of work; it is committed when the block ends without an exception."""
         with self.ports.store.transaction() as tx:
-            work = Work(tx, self.ports.clock.now_ms(), self.ports.key, self.dirty)
+            work = Work(tx, self.ports.clock, self.ports.key, self.dirty)
             tx.after_commit(lambda: self._tell(work))
             yield work
 
@@ -136,7 +140,7 @@ class Core:
     def read(self) -> Iterator[Work]:
         """Begin to read one consistent state; nothing may be written."""
         with self.ports.store.snapshot() as tx:
-            yield Work(tx, self.ports.clock.now_ms(), self.ports.key, self.dirty)
+            yield Work(tx, self.ports.clock, self.ports.key, self.dirty)
 
     def _tell(self, work: Work) -> None:
         for recipient, message in work.notices:

@@ -95,9 +95,7 @@ class Evidence:
             document,
             lease,
             max_bytes=self._core.settings.max_checkpoint_bytes,
-            most_device_ms=self._core.settings.most_device_ms(
-                lease.proposed_ms, work.now_ms, len(lease.device_ids)
-            ),
+            most_device_ms=self._core.settings.most_device_ms(lease, work.stopwatch_ms),
         )
 
     def _verify(self, work: Work, fact: CheckpointFact) -> None:
@@ -315,7 +313,7 @@ class Evidence:
 def _receipt_fact(work: Work, signed: Signed[Receipt], lease: LeaseFact) -> ReceiptFact:
     return ReceiptFact(
         signed.id, lease.job, lease.id, signed.document.sequence, work.now_ms,
-        lease.renter in signed.envelope.signers, signed.envelope,
+        lease.renter in signed.envelope.signers, signed.envelope, work.stopwatch_ms,
     )  # fmt: skip
 
 

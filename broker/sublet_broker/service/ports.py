@@ -46,6 +46,13 @@ class Clock(Protocol):
         """Return the time."""
         ...
 
+    def stopwatch_ms(self) -> int:
+        """Return ms that go by as time does, while the clock goes faster or slower to be right.
+
+        For lengths, never for dates. It began where the clock did, and never goes back either.
+        """
+        ...
+
 
 class Entropy(Protocol):
     """Randomness for nonces."""

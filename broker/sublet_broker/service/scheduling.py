@@ -161,7 +161,8 @@ class Scheduling:
             price_ucr_per_device_hour=document.price_ucr_per_device_hour,
             fee_bps=document.fee_bps, hold_ucr=document.hold_ucr, start_step=document.start_step,
             start_checkpoint=document.start_checkpoint, answer_by_ms=document.answer_by_ms,
-            proposed_ms=work.now_ms, envelope=signed.envelope,
+            proposed_ms=work.now_ms, proposed_stopwatch_ms=work.stopwatch_ms,
+            envelope=signed.envelope,
         )  # fmt: skip
         work.tx.add(lease)
         queued = job.state is JobState.QUEUED

@@ -22,7 +22,7 @@ from sublet_broker.market.facts import (
     TallyFact,
     TransferFact,
 )
-from sublet_broker.service.ports import Transaction
+from sublet_broker.service.ports import Clock, Transaction
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import JOB, JobState, is_terminal
@@ -77,9 +77,10 @@ class _Accounts:
 class Work:
     """A transaction, its time, and the acts that belong to it."""
 
-    def __init__(self, tx: Transaction, now_ms: int, key: SigningKey, dirty: Dirty) -> None:
+    def __init__(self, tx: Transaction, clock: Clock, key: SigningKey, dirty: Dirty) -> None:
         self.tx = tx
-        self.now_ms = now_ms
+        self.now_ms = clock.now_ms()
+        self.stopwatch_ms = clock.stopwatch_ms()
         self.key = key
         self.accounts = _Accounts(tx)
         self.told_jobs: dict[str, None] = {}

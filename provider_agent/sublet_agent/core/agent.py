@@ -38,6 +38,7 @@ from sublet_contracts.documents import (
     sign_document,
 )
 from sublet_contracts.keys import SigningKey, short
+from sublet_contracts.session import MAX_SLEW
 from sublet_contracts.wire import (
     Announce,
     Assign,
@@ -74,6 +75,7 @@ class AgentCore:
         self._withdrawn = False
         self._done = False
         self._broker_ahead_ms = 0
+        self._joined_ms = 0
         self._step = Step()
 
     # -- in ---------------------------------------------------------------------------------------
@@ -98,6 +100,7 @@ class AgentCore:
             case Joined(broker, broker_ahead_ms):
                 self.live = True
                 self._broker_ahead_ms = broker_ahead_ms
+                self._joined_ms = now_ms
                 if not self.saved.broker:
                     self.saved.broker = self._step.save.broker = broker
             case Disconnected():
@@ -192,6 +195,11 @@ class AgentCore:
         else:
             self._offer(now_ms)
 
+    def _broker_now_ms(self, now_ms: int) -> int:
+        """Return what the broker's clock shows at the least: it may have been slow since we met."""
+        since_ms = now_ms - self._joined_ms
+        return now_ms + self._broker_ahead_ms - int(since_ms * MAX_SLEW)
+
     def _assigned(self, assign: Assign, now_ms: int) -> None:
         lease_id = assign.lease.id
         if lease_id in self.machines:
@@ -208,7 +216,7 @@ class AgentCore:
             runs=self.saved.runs.values(),
             epochs=self.saved.epochs,
             now_ms=now_ms,
-            broker_now_ms=now_ms + self._broker_ahead_ms,
+            broker_now_ms=self._broker_now_ms(now_ms),
         )  # fmt: skip
         if why:
             self._refuse(lease_id, why)

@@ -17,7 +17,7 @@ class Arrived:
 @dataclass(frozen=True)
 class Joined:
     """The session is live with this broker; `Arrived(welcome)` follows. `broker_ahead_ms`: how far
-    its clock is ahead of ours."""
+    its clock is ahead of ours now."""
 
     broker: str
     broker_ahead_ms: int = 0

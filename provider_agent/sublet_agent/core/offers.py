@@ -113,7 +113,7 @@ def refusal(
 ) -> str:
     """Return why this lease isn't signed, in words; '' if it may be.
 
-    `broker_now_ms`: the broker's clock, as far as we know it. Its few seconds for an answer are
+    `broker_now_ms`: what the broker's clock shows at the least. Its few seconds for an answer are
     counted there: by ours, which may be minutes off, every lease would seem to have passed.
     """
     lease, job = assigned.lease.document, assigned.job.document
