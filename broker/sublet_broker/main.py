@@ -188,7 +188,9 @@ def _run(
             Probe("blobs", lambda: _check_blobs(folder.blobs_root)),
             Probe(
                 "matcher",
-                lambda: "" if market.engine.alive() else "Ray is away: only matching waits",
+                lambda: (
+                    "" if market.engine.alive() else "Ray is away: the broker matches by itself"
+                ),
                 needed=False,
             ),
         )

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from sublet_broker.adapters.files import FileBlobs
-from sublet_broker.adapters.ray_engine import EngineConfig
+from sublet_broker.adapters.ray_engine import EngineAway, EngineConfig
 from sublet_broker.adapters.ray_ports import RayPorts
 from sublet_broker.adapters.ray_work import shard_of
 from sublet_broker.market.facts import JobFact, OfferFact, ShardFact
-from sublet_broker.service.ports import BookEntry, MatcherAway, Proposal
+from sublet_broker.service.ports import BookEntry, Proposal
 from tests.ray.conftest import RayMarket, eventually
 from tests.ray.market import NOW_MS, job, offer, open_market
 
@@ -90,10 +90,30 @@ def test_the_newest_of_several_changes_counts(market: RayMarket) -> None:
     assert pairs(market.propose()) == BOTH
 
 
+def shard_pids(market: RayMarket) -> list[int] | None:
+    """The shards' processes; None: they don't all answer."""
+    try:
+        pids: list[int] = market.ports.engine.call("shard_pids", timeout_s=300)
+    except EngineAway:
+        return None
+    return pids
+
+
+def on_ray_again(market: RayMarket) -> list[Proposal]:
+    """Wait until nobody stands in for a shard, while jobs are matched all along."""
+
+    def look() -> list[Proposal] | None:
+        found = market.propose()
+        assert pairs(found) == BOTH
+        return None if market.ports.matcher.stands_in() else found
+
+    return eventually(look)
+
+
 def test_killed_shards_are_rebuilt_and_lose_no_job(market: RayMarket) -> None:
-    both(market)
+    on_ray_again(market)
     before = epochs(market)
-    pids = market.ports.engine.call("shard_pids", timeout_s=300)
+    pids = eventually(lambda: shard_pids(market))
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     # Said while they are dead, and committed before, as everything is that a matcher hears.
@@ -101,9 +121,9 @@ def test_killed_shards_are_rebuilt_and_lose_no_job(market: RayMarket) -> None:
     with market.store.transaction() as tx:
         tx.put(late)
     market.ports.matcher.job_queued(late)
-    proposals = both(market)
+    proposals = on_ray_again(market)
     assert all(p.shard_epoch > before[p.pool] for p in proposals)
-    assert set(market.ports.engine.call("shard_pids", timeout_s=300)).isdisjoint(pids)
+    assert set(eventually(lambda: shard_pids(market))).isdisjoint(pids)
     # The late job is in line as well: with the first one gone it gets the machine.
     market.ports.matcher.job_gone(FIRST.id)
     assert (late.id, HERE.id) in pairs(market.propose())
@@ -111,16 +131,34 @@ def test_killed_shards_are_rebuilt_and_lose_no_job(market: RayMarket) -> None:
         tx.delete(JobFact, late.id)
 
 
-def test_one_killed_shard_does_not_stop_the_other(market: RayMarket) -> None:
-    both(market)
-    pids = market.ports.engine.call("shard_pids", timeout_s=300)
-    os.kill(pids[shard_of(HERE.pool, 2)], signal.SIGKILL)
+def test_one_stands_in_for_a_killed_shard_at_once(market: RayMarket) -> None:
+    on_ray_again(market)
+    before = epochs(market)
+    mine = shard_of(HERE.pool, 2)
+    os.kill(eventually(lambda: shard_pids(market))[mine], signal.SIGKILL)
+    while not market.ports.matcher.stands_in():
+        assert pairs(market.propose()) == BOTH
+    assert epochs(market)[HERE.pool] > before[HERE.pool]
+    assert epochs(market)[HOME.pool] == before[HOME.pool]
+    on_ray_again(market)
 
-    def other_alone() -> bool | None:
-        return pairs(market.propose()) == {(SECOND.id, HOME.id)} or None
 
-    eventually(other_alone)
-    both(market)
+def test_what_changes_while_one_stands_in_is_heard_by_both(market: RayMarket) -> None:
+    on_ray_again(market)
+    for pid in eventually(lambda: shard_pids(market)):
+        os.kill(pid, signal.SIGKILL)
+    while not market.ports.matcher.stands_in():
+        market.propose()
+    with market.store.transaction() as tx:
+        tx.delete(JobFact, FIRST.id)
+    market.ports.matcher.job_gone(FIRST.id)
+    alone = {(SECOND.id, HOME.id)}
+
+    def look() -> bool | None:
+        assert pairs(market.propose()) == alone
+        return not market.ports.matcher.stands_in() or None
+
+    eventually(look)
 
 
 def test_a_stopped_ray_is_away_and_comes_back(market: RayMarket) -> None:
@@ -140,7 +178,8 @@ def test_a_stopped_ray_is_away_and_comes_back(market: RayMarket) -> None:
     def found() -> list[Proposal] | None:
         proposals = market.propose()
         wanted = {(FIRST.id, HERE.id), (fourth.id, HOME.id)}
-        return proposals if pairs(proposals) == wanted else None
+        on_ray = engine.alive() and not market.ports.matcher.stands_in()
+        return proposals if pairs(proposals) == wanted and on_ray else None
 
     proposals = eventually(found)
     assert engine.host_pid != host
@@ -178,12 +217,13 @@ def test_nothing_of_ours_listens_to_a_stranger(market: RayMarket) -> None:
     assert len(token.read_text()) == 64
 
 
-def test_who_asks_before_ray_is_up_is_told_so_at_once(market: RayMarket, tmp_path: Path) -> None:
+def test_before_ray_is_up_the_broker_matches_by_itself(market: RayMarket, tmp_path: Path) -> None:
     config = EngineConfig(database_url=market.store.url, blobs_root=tmp_path)
     idle = RayPorts.over(config, market.store, FileBlobs(tmp_path))
-    idle.matcher.job_queued(FIRST)
-    with pytest.raises(MatcherAway, match="not been started"):
-        idle.matcher.propose(NOW_MS)
+    assert pairs(idle.matcher.propose(NOW_MS)) == BOTH
+    idle.matcher.job_gone(FIRST.id)
+    assert pairs(idle.matcher.propose(NOW_MS)) == {(SECOND.id, HOME.id)}
+    assert idle.matcher.stands_in()
     assert not idle.engine.alive()
     idle.stop()
 
@@ -194,7 +234,6 @@ def test_a_cluster_that_is_not_there_is_tried_again_in_the_background(
     config = EngineConfig(database_url=market.store.url, blobs_root=tmp_path, address="127.0.0.1:1")
     ports = RayPorts.over(config, market.store, FileBlobs(tmp_path))
     ports.start()
-    with pytest.raises(MatcherAway):
-        ports.matcher.propose(NOW_MS)
+    assert pairs(ports.matcher.propose(NOW_MS)) == BOTH
     assert not ports.engine.alive()
     ports.stop()

@@ -28,8 +28,8 @@ async def healthz() -> dict[str, str]:
     responses={503: {"description": "`checks` says what is missing"}},
 )  # fmt: skip
 async def readyz(edge: EdgeOf, request: Request) -> Response:
-    """Database, blobs, match engine and loops. Without the match engine only matching waits, so the
-    broker stays ready and says so."""
+    """Database, blobs, match engine and loops. Without the match engine the broker matches by
+    itself: it stays ready and says so."""
     state = request.app.state
     async with state.readyz_lock:
         at, kept = state.readyz_kept

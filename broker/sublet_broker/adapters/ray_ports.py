@@ -1,7 +1,7 @@
 """Matcher, Verifier and Settler on Ray: how the use-cases reach the engine without waiting for it.
 
-If Ray is away only matching waits. Checkpoints are then verified, and settlements decided, by the
-same code in this process.
+Nothing waits for Ray: where it doesn't answer, as while it starts, jobs are matched, checkpoints
+verified and settlements decided by the same code in this process.
 """
 
 import logging
@@ -10,17 +10,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 from sublet_broker.adapters.ray_engine import EngineAway, EngineConfig, RayEngine
-from sublet_broker.adapters.ray_work import Change, ShardReply, settle_batch, shard_of
+from sublet_broker.adapters.ray_work import Change, Shard, ShardReply, settle_batch, shard_of
 from sublet_broker.adapters.verifying import check_checkpoint
 from sublet_broker.market.facts import JobFact, ShardFact
 from sublet_broker.market.matching import BookEntry
 from sublet_broker.market.settling import SettlementCase, SettlementDecision
 from sublet_broker.service.ports import (
     BlobStore,
-    MatcherAway,
     Proposal,
     Store,
     VerifyResult,
@@ -29,15 +28,33 @@ from sublet_broker.service.ports import (
 
 log = logging.getLogger("sublet.ray")
 
-PROPOSE_LIMIT_S = 10.0
+ANSWER_WITHIN_S = 1.0
+REBUILD_LIMIT_S = 10.0
 SETTLE_LIMIT_S = 10.0
 VERIFY_IN_FLIGHT = 4
 VERIFY_ATTEMPTS = 5
 
 
+class _Answer:
+    """What comes of one question."""
+
+    def __init__(self) -> None:
+        self.is_there = threading.Event()
+        self.succeeded = False
+        self.value: Any = None
+
+    def take(self, succeeded: bool, value: Any) -> None:
+        self.succeeded, self.value = succeeded, value
+        self.is_there.set()
+
+
 class RayMatcher:
     """ports.Matcher. Changes are kept here and go along with the next propose(), so that telling it
-    something costs a transaction nothing."""
+    something costs a transaction nothing.
+
+    For a shard that doesn't answer in time one in this process stands in until it does. A shard
+    that is new here, of whichever kind, gets a new epoch: what the other still proposes is void.
+    """
 
     def __init__(self, engine: RayEngine, store: Store) -> None:
         self._engine = engine
@@ -47,6 +64,8 @@ class RayMatcher:
         self._life = 0
         self._incarnations: dict[int, str] = {}
         self._epochs: dict[str, int] = {}
+        self._asked: _Answer | None = None
+        self._stand_ins: dict[int, Shard] = {}
         engine.before_start.append(self._begin)
 
     def offer_changed(self, entry: BookEntry) -> None:
@@ -70,37 +89,76 @@ class RayMatcher:
         shards = self._engine.config.shards
         with self._lock:
             changes, self._changes = list(self._changes.values()), {}
-            life = self._life
+            life, stand_ins = self._life, self._stand_ins
         # A job may fit any pool; an offer lies in one.
         mine = [
             [c for c in changes if not c.pool or shard_of(c.pool, shards) == number]
             for number in range(shards)
         ]
         try:
-            replies = self._engine.call("propose", mine, now_ms, timeout_s=PROPOSE_LIMIT_S)
+            replies: list[ShardReply | None] = self._ask(mine, now_ms)
         except EngineAway as error:
+            log.debug("matching here: %s", error)
+            replies = [None] * shards
             with self._lock:
                 # If it was only slow it has them: twice does no harm, and lost would. A new life
                 # has read newer facts than these.
                 for change in changes if life == self._life else ():
                     self._changes.setdefault(_key(change), change)
-            raise MatcherAway(str(error)) from error
-        if all(reply is None for reply in replies):
-            raise MatcherAway("no match shard answers; they are being rebuilt")
-        return [
-            Proposal(m.job, m.offer, m.device_ids, m.pool, self._epochs[m.pool])
-            for number, reply in enumerate(replies)
-            if reply is not None
-            for m in self._current(number, reply).matches
-        ]
+        proposals: list[Proposal] = []
+        try:
+            for number, answer in enumerate(replies):
+                if answer is None:
+                    reply = self._stand_in(stand_ins, number).propose(mine[number], now_ms)
+                else:
+                    reply = answer
+                    stand_ins.pop(number, None)
+                proposals += [
+                    Proposal(m.job, m.offer, m.device_ids, m.pool, self._epochs[m.pool])
+                    for m in self._current(number, reply).matches
+                ]
+        except BaseException:
+            stand_ins.clear()  # Some may not have heard of the changes: new ones read them.
+            raise
+        return proposals
 
     def rebuild(self) -> None:
         """See ports.Matcher: the shards are replaced by ones that read the database."""
         self._begin()
         try:
-            self._engine.call("rebuild", timeout_s=PROPOSE_LIMIT_S)
+            self._engine.call("rebuild", timeout_s=REBUILD_LIMIT_S)
         except EngineAway as error:
             log.debug("the shards are rebuilt when Ray is back: %s", error)
+
+    def stands_in(self) -> bool:
+        """Say whether this process matches for a shard that does not answer."""
+        return bool(self._stand_ins)
+
+    def _ask(self, changes: list[list[Change]], now_ms: int) -> list[ShardReply | None]:
+        """Return what Ray's shards reply. Raises EngineAway, also where they are not done with what
+        they were asked before: nobody waits for them for long."""
+        if self._asked is not None and not self._asked.is_there.is_set():
+            raise EngineAway("Ray has not answered yet")
+        asked = self._asked = _Answer()
+        try:
+            self._engine.ask("propose", changes, now_ms, then=asked.take)
+        except EngineAway:
+            self._asked = None
+            raise
+        if not asked.is_there.wait(ANSWER_WITHIN_S):
+            raise EngineAway(f"Ray did not answer within {ANSWER_WITHIN_S} s")
+        if not asked.succeeded:
+            raise EngineAway(f"Ray failed: {asked.value}")
+        replies: list[ShardReply | None] = asked.value
+        return replies
+
+    def _stand_in(self, stand_ins: dict[int, Shard], number: int) -> Shard:
+        shard = stand_ins.get(number)
+        if shard is None:
+            config = self._engine.config
+            log.info("matching for shard %d in the broker's own process", number)
+            shard = stand_ins[number] = Shard(config.database_url, number, config.shards)
+        return shard
 
     def _note(self, change: Change) -> None:
         key = _key(change)
@@ -112,6 +170,7 @@ class RayMatcher:
         with self._lock:
             # What was committed up to now the new shards read from the database.
             self._changes = {}
+            self._stand_ins = {}
             self._life += 1
 
     def _current(self, number: int, reply: ShardReply) -> ShardReply:
