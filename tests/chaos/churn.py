@@ -206,7 +206,7 @@ class Churn:
     def _kill_broker(self) -> bool:
         assert self.market.broker is not None
         if not self.market.run_processes():
-            return False  # It has not got over the last one: matching waits for Ray to start.
+            return False  # It has not got over the last one.
         self.market.broker.kill()
         self.market.restart_broker()
         return True
