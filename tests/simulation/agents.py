@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from tests.simulation.market import Market
 
 TICK_MS = 1_500
-IDLE_TICK_MS = 3_000
 RESEND_MS = 5_000
-GIVE_UP_MS = 40_000
+SILENCE_MS = (8_000, 12_000)
+"""A line that is blocked for so long costs the connection: pings come every 4 s, and 8 s without a
+pong are too many."""
 
 
 class DiskFailed(Exception):
@@ -98,7 +99,7 @@ class AgentHost:
         self.key = key
         self.party = key.party
         self.terms = terms
-        self.line = Line()
+        self.line = Line(on_blocked=self._miss_pongs)
         self.journal = SimJournal()
         self.containers: dict[str, Container] = {}
         self.restored: dict[str, tuple[int, str]] = {}
@@ -125,6 +126,8 @@ class AgentHost:
         self._cancelled: set[str] = set()
         self._looks: dict[str, int] = {}
         self._told: dict[str, set[int]] = {}
+        self._tick_ms = 0
+        """When the next tick is planned."""
         self._look_planned: set[str] = set()
 
     # -- the process --------------------------------------------------------------------------
@@ -150,7 +153,7 @@ class AgentHost:
                 self._watch(lease_id)
         self._guard(lambda: self._perform(step))
         self._later(self.engine.draw_ms(10, 500), self._dial)
-        self._later(TICK_MS, self._tick)
+        self._plan_tick()
         self._later(RESEND_MS, self._resend)
 
     def now_ms(self) -> int:
@@ -211,6 +214,8 @@ class AgentHost:
         if isinstance(event, events.Arrived):
             self.doing = f"a {event.message.TYPE}"
         self._perform(self.core.handle(event, self.now_ms()))
+        if self._tick_ms > self.engine.now_ms + TICK_MS:
+            self._plan_tick()  # It was to be quiet for long, and may not be any more.
 
     def _perform(self, step: Step) -> None:
         if not step.save.empty:
@@ -228,9 +233,18 @@ class AgentHost:
             self._crash_point(f"before {type(effect).__name__}")
             self._do(effect)
 
-    def _tick(self) -> None:
-        self.post(events.Tick())
-        self._later(TICK_MS if self.core.machines else IDLE_TICK_MS, self._tick)
+    def _plan_tick(self) -> None:
+        quiet_ms = min(self.core.quiet_until_ms() - self.now_ms(), 60_000)
+        delay_ms = max(TICK_MS, quiet_ms)
+        self._tick_ms = due_ms = self.engine.now_ms + delay_ms
+
+        def tick() -> None:
+            if self._tick_ms == due_ms:
+                self._tick_ms = 0
+                self.post(events.Tick())
+                self._plan_tick()
+
+        self._later(delay_ms, tick)
 
     # -- the link -----------------------------------------------------------------------------
 
@@ -263,7 +277,8 @@ class AgentHost:
             return
         doors.append(door)
         self._later(10_000, lambda: self._joined_yet(wire))
-        self._later(10_000, lambda: self._ping(wire, self.engine.now_ms))
+        if not self.line.works(self.engine.now_ms):
+            self._miss_pongs()
 
     def _dial_later(self) -> None:
         self._later(self.engine.draw_ms(self._delay_ms // 2, self._delay_ms), self._dial)
@@ -273,15 +288,17 @@ class AgentHost:
         if self._wire is wire and not self.live:
             self._hang_up()
 
-    def _ping(self, wire: Wire, answered_ms: int) -> None:
-        if self._wire is not wire:
-            return
-        if self.line.works(self.engine.now_ms):
-            answered_ms = self.engine.now_ms
-        if self.engine.now_ms - answered_ms > GIVE_UP_MS:
-            self._hang_up()
-        else:
-            self._later(10_000, lambda: self._ping(wire, answered_ms))
+    def _miss_pongs(self) -> None:
+        """The line is blocked: where it stays so, the connection is given up."""
+        wire, since_ms = self._wire, self.line.blocked_since_ms
+
+        def look() -> None:
+            blocked = not self.line.works(self.engine.now_ms)
+            if self._wire is wire and blocked and self.line.blocked_since_ms == since_ms:
+                self._hang_up()
+
+        if wire is not None:
+            self._later(self.engine.draw_ms(*SILENCE_MS), look)
 
     def _hang_up(self) -> None:
         wire = self._wire

@@ -174,6 +174,7 @@ class Auditor:
         """The broker's process begins: everyone has a period of grace from here. Its first commit
         shows its clock; where that fails, it ends before anybody has seen it."""
         self.started_ms = now_ms
+        self.heard_ms.clear()
 
     def joined(self, party: str) -> None:
         """An agent's session is live."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 RESEND_MS = 10_000
 WINDOW = 100
-SILENT_MS = 15_000
 PAUSE_MS = 10
 T = TypeVar("T")
 
@@ -55,17 +53,15 @@ class SimStore(MemoryStore):
         """Those that come every few seconds don't count: the rare ones get their turn."""
         self.full_until_ms = 0
 
-    def snapshot(self) -> AbstractContextManager[MemoryTransaction]:
-        """As in MemoryStore; there is one thread, so there is nothing to lock."""
-        return nullcontext(MemoryTransaction(self._tables, self._lock, writable=False))
+    def _watch(self, snapshot: MemoryTransaction) -> None:
+        """There is one thread: nobody commits over a snapshot."""
 
-    @contextmanager
-    def transaction(self) -> Iterator[MemoryTransaction]:
-        """As in MemoryStore, with a crash point on each side of the commit."""
-        with super().transaction() as tx:
-            yield tx
-            if not tx.sheet:
-                return
+    def _unwatch(self, snapshot: MemoryTransaction) -> None:
+        """Likewise."""
+
+    def _commit(self, tx: MemoryTransaction) -> None:
+        """As in MemoryStore, with a crash point on each side of it."""
+        if tx.sheet:
             if self.full_until_ms > self._market.engine.now_ms:
                 raise StorageFull("the simulated disk is full")
             self._crash_point("before a commit")
@@ -74,6 +70,7 @@ class SimStore(MemoryStore):
                 for kind, changed in tx.sheet.items()
             }
             tx.actions.insert(0, lambda: self._committed(tx, before))
+        super()._commit(tx)
 
     def _committed(self, tx: MemoryTransaction, before: dict[Any, Any]) -> None:
         self.mark = self.clock.mark()
@@ -197,7 +194,8 @@ class Door:
         self.gone = False
         wire.on_broker_closed = self.closed
         wire.down.send(self.session.hello(host.now_ms()))
-        host.engine.after(SILENT_MS, self._check_silence)
+        self.silent_ms = max(15_000, 5 * host.market.settings.heartbeat_ms)
+        host.engine.after(self.silent_ms, self._check_silence)
 
     def arrive(self, frame: bytes) -> None:
         """A frame of the agent's."""
@@ -318,11 +316,11 @@ class Door:
         if self.gone or not self.host.is_current(self):
             return
         silent_ms = self.host.engine.now_ms - self.heard_ms
-        if silent_ms >= SILENT_MS:
+        if silent_ms >= self.silent_ms:
             self.wire.close()
             self.closed()
         else:
-            self.host.engine.after(SILENT_MS - silent_ms, self._check_silence)
+            self.host.engine.after(self.silent_ms - silent_ms, self._check_silence)
 
 
 class BrokerHost:

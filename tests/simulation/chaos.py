@@ -73,8 +73,7 @@ class Chaos:
             agent.crash_in = agent.full_until_ms = agent.wall_offset_ms = 0
             agent.hung_until_ms = self.engine.now_ms
             agent.inflates = 1
-            agent.line.up_blocked_until_ms = agent.line.down_blocked_until_ms = 0
-            agent.line.slow_until_ms = 0
+            agent.line.open()
             agent.start()
             agent._later(1_000, lambda a=agent: a.post(events.OfferAgain()))  # type: ignore[misc]
         for renter in market.renters:
@@ -96,17 +95,15 @@ class Chaos:
         line.slow_until_ms = self.engine.now_ms + self.engine.draw_ms(10_000, 180_000)
 
     def _partition(self) -> None:
-        line = self._agent().line
-        until_ms = self.engine.now_ms + self._span_ms()
-        line.up_blocked_until_ms = line.down_blocked_until_ms = until_ms
+        self._block(up=True, down=True)
 
     def _one_way(self) -> None:
-        line = self._agent().line
-        until_ms = self.engine.now_ms + self._span_ms()
-        if self.engine.happens(0.5):
-            line.up_blocked_until_ms = until_ms
-        else:
-            line.down_blocked_until_ms = until_ms
+        up = self.engine.happens(0.5)
+        self._block(up=up, down=not up)
+
+    def _block(self, *, up: bool, down: bool) -> None:
+        now_ms = self.engine.now_ms
+        self._agent().line.block(now_ms, now_ms + self._span_ms(), up=up, down=down)
 
     def _span_ms(self) -> int:
         """A blip, something near the patience, or a long while."""

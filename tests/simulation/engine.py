@@ -88,11 +88,15 @@ class Quartz:
 
     def ahead_ms(self) -> int:
         """Return by how much it is ahead of true time."""
+        if not self._ppm:
+            return int(self._ahead_ms)
         passed_ms = self._engine.now_ms - self._since_ms
         return int(self._ahead_ms + passed_ms * self._ppm / 1_000_000)
 
     def now_ms(self) -> int:
         """Return its ms since the market began."""
+        if not self._ppm:
+            return self._engine.now_ms + int(self._ahead_ms)
         return self._engine.now_ms + self.ahead_ms()
 
     def drift(self, ppm: int) -> None:

@@ -27,8 +27,6 @@ MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
 CALM_MS = 6 * HOUR_MS
 """Every job must have ended so long after the last fault: the bound of liveness."""
-COLLECT_EVERY = 8
-"""Garbage is collected once in so many markets: it costs more than it frees within one."""
 MOST_SIGNATURES = 100_000
 AGENT_CALM_MS = 10 * MINUTE_MS
 """And every agent must have put everything away so long after that."""
@@ -222,13 +220,13 @@ class Market:
 def simulate(seed: int, plan: Plan, trace: Callable[[str], None] | None = None) -> Outcome:
     """Simulate the market of a seed."""
     _remember_verified()
-    if seed % COLLECT_EVERY == 0:
-        gc.collect()
-    gc.disable()
+    collects = gc.isenabled()
+    gc.disable()  # it costs more than it frees within one market
     try:
         return Market(seed, plan, trace).run()
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()
 
 
 @functools.cache

@@ -18,10 +18,27 @@ from tests.simulation.engine import Engine
 class Line:
     """The way between one agent's machine and the broker. Times in true ms."""
 
+    on_blocked: Callable[[], None]
     up_blocked_until_ms: int = 0
     down_blocked_until_ms: int = 0
+    blocked_since_ms: int = 0
     slow_until_ms: int = 0
     slow_ms: int = 0
+
+    def block(self, now_ms: int, until_ms: int, *, up: bool, down: bool) -> None:
+        """Nothing passes until then in these directions."""
+        worked = self.works(now_ms)
+        if up:
+            self.up_blocked_until_ms = until_ms
+        if down:
+            self.down_blocked_until_ms = until_ms
+        if worked:
+            self.blocked_since_ms = now_ms
+            self.on_blocked()
+
+    def open(self) -> None:
+        """Everything passes, at full speed."""
+        self.up_blocked_until_ms = self.down_blocked_until_ms = self.slow_until_ms = 0
 
     def blocked_until_ms(self, *, up: bool) -> int:
         return self.up_blocked_until_ms if up else self.down_blocked_until_ms
@@ -119,7 +136,7 @@ class Wire:
         down_ms = max(delay_ms, self.line.down_blocked_until_ms - now_ms)
         # Nobody waits for ever: each side's own timeouts end what it hears nothing of.
         self.engine.after(min(up_ms, 15_000), self.tell_broker)
-        self.engine.after(min(down_ms, 40_000), self.tell_agent)
+        self.engine.after(min(down_ms, 12_000), self.tell_agent)
 
     def tell_broker(self) -> None:
         """The broker notes the end."""

@@ -8,9 +8,9 @@ are indexed, from the first search on.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
 
 from sublet_broker.market.facts import CounterFact, Fact
 from sublet_broker.service.ports import AlreadyThere
@@ -18,11 +18,15 @@ from sublet_broker.service.ports import AlreadyThere
 F = TypeVar("F", bound=Fact)
 Key = tuple[str | int, ...]
 _ANY_OF = (tuple, set, frozenset)
+_NONE: dict[Key, None] = {}
 
 
 def key_of(fact: Fact) -> Key:
     """Return the values of the fact's KEY."""
-    return tuple(getattr(fact, name) for name in fact.KEY)
+    key = fact.KEY
+    if len(key) == 1:
+        return (getattr(fact, key[0]),)
+    return tuple([getattr(fact, name) for name in key])
 
 
 class _Table:
@@ -44,39 +48,67 @@ class _Table:
 
     def candidates(self, where: Mapping[str, Any]) -> Iterable[Key]:
         """Return the keys of a superset of the facts that match: the smallest that an index has."""
-        best: list[dict[Key, None]] | None = None
-        fewest = 0
+        if not where:
+            return self.facts
+        best: Iterable[Key] = ()
+        fewest: int | None = None
         for field, value in where.items():
-            index = self._index(field)
-            values = dict.fromkeys(value) if isinstance(value, _ANY_OF) else (value,)
-            found = [index[v] for v in values if v in index]
-            count = sum(map(len, found))
-            if best is None or count < fewest:
-                best, fewest = found, count
-        if best is None:
-            return list(self.facts)
-        return [key for keys in best for key in keys]
+            index = self._indexes.get(field)
+            if index is None:
+                index = self._index(field)
+            if isinstance(value, _ANY_OF):
+                found = [index[v] for v in dict.fromkeys(value) if v in index]
+                count = sum(map(len, found))
+                if fewest is None or count < fewest:
+                    best, fewest = [key for keys in found for key in keys], count
+            else:
+                one: dict[Key, None] = index.get(value, _NONE)
+                if fewest is None or len(one) < fewest:
+                    best, fewest = one, len(one)
+            if not fewest:
+                break
+        return best
 
     def _index(self, field: str) -> dict[Any, dict[Key, None]]:
-        index = self._indexes.get(field)
-        if index is None:
-            index = self._indexes[field] = {}
-            for key, fact in self.facts.items():
-                index.setdefault(getattr(fact, field), {})[key] = None
+        index = self._indexes[field] = {}
+        for key, fact in self.facts.items():
+            index.setdefault(getattr(fact, field), {})[key] = None
         return index
 
 
 class MemoryTransaction:
-    """One atomic change of a MemoryStore (see ports.Transaction)."""
+    """One atomic change of a MemoryStore (see ports.Transaction), or a look at it."""
 
-    def __init__(
-        self, tables: dict[type[Fact], _Table], lock: threading.RLock, *, writable: bool
-    ) -> None:
-        self._tables = tables
-        self._lock = lock
+    def __init__(self, store: "MemoryStore", *, writable: bool) -> None:
+        self._store = store
+        self._tables = store._tables
+        self._lock = store._lock
         self._writable = writable
         self.sheet: dict[type[Fact], dict[Key, Fact | None]] = {}
         self.actions: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Self:
+        if self._writable:
+            self._store._begin()
+        else:
+            self._store._watch(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        if not self._writable:
+            self._store._unwatch(self)
+            return
+        try:
+            if kind is None:
+                self._store._commit(self)
+        finally:
+            self._store._end()
+        if kind is None:
+            for action in self.actions:
+                action()
 
     def get(self, kind: type[F], *key: str | int) -> F | None:
         """Return the fact with that key."""
@@ -107,27 +139,34 @@ class MemoryTransaction:
         limit: int | None = None,
     ) -> list[F]:
         """Return the facts that match, ordered."""
-        asked = where or {}
+        asked = where or _EVERYTHING
         with self._lock:
-            changed = self.sheet.get(kind, {})
+            changed = self.sheet.get(kind)
             table = self._tables[kind]
-            matching = [table.facts[key] for key in table.candidates(asked) if key not in changed]
+            facts = table.facts
+            if changed:
+                keys = table.candidates(asked)
+                matching = [facts[key] for key in keys if key not in changed]
+            else:
+                matching = [facts[key] for key in table.candidates(asked)]
         if len(asked) > 1:  # by one field an index finds exactly those that match
             matching = [fact for fact in matching if _meets_all(fact, asked)]
-        matching += [
-            fact for fact in changed.values() if fact is not None and _meets_all(fact, asked)
-        ]
+        if changed:
+            matching += [
+                fact for fact in changed.values() if fact is not None and _meets_all(fact, asked)
+            ]
         if after is not None:
             matching = [fact for fact in matching if _beyond(getattr(fact, after[0]), after[1])]
         if before is not None:
             matching = [fact for fact in matching if _beyond(before[1], getattr(fact, before[0]))]
+        if len(matching) < 2:
+            return cast("list[F]", matching[:limit])
 
         def rank(fact: Fact) -> tuple[Any, ...]:
             value = getattr(fact, order_by) if order_by else None
             return (value is not None, value if value is not None else 0, key_of(fact))
 
-        if len(matching) > 1:
-            matching.sort(key=rank, reverse=descending)
+        matching.sort(key=rank if order_by else key_of, reverse=descending)
         return cast("list[F]", matching[:limit])
 
     def count(self, kind: type[Fact], where: Mapping[str, Any] | None = None) -> int:
@@ -172,6 +211,9 @@ class MemoryTransaction:
             raise TypeError("a snapshot can't be written to")
 
 
+_EVERYTHING: Mapping[str, Any] = {}
+
+
 def _meets_all(fact: Fact, asked: Mapping[str, Any]) -> bool:
     return all(_meets(getattr(fact, field), wanted) for field, wanted in asked.items())
 
@@ -197,21 +239,24 @@ class MemoryStore:
         self._snapshots: list[MemoryTransaction] = []
         self._busy = False
 
-    @contextmanager
-    def transaction(self) -> Iterator[MemoryTransaction]:
+    def transaction(self) -> MemoryTransaction:
         """Begin a transaction; it commits when the block ends without an exception."""
-        with self._writing:
-            if self._busy:
-                raise RuntimeError("a transaction inside a transaction of the same thread")
-            self._busy = True
-            try:
-                tx = MemoryTransaction(self._tables, self._lock, writable=True)
-                yield tx
-                self._commit(tx)
-            finally:
-                self._busy = False
-        for action in tx.actions:
-            action()
+        return MemoryTransaction(self, writable=True)
+
+    def snapshot(self) -> MemoryTransaction:
+        """Begin a read-only transaction on what is committed."""
+        return MemoryTransaction(self, writable=False)
+
+    def _begin(self) -> None:
+        self._writing.acquire()
+        if self._busy:
+            self._writing.release()
+            raise RuntimeError("a transaction inside a transaction of the same thread")
+        self._busy = True
+
+    def _end(self) -> None:
+        self._busy = False
+        self._writing.release()
 
     def _commit(self, tx: MemoryTransaction) -> None:
         with self._lock:
@@ -222,17 +267,13 @@ class MemoryStore:
                         snapshot.keep_before(kind, key, table.facts.get(key))
                     table.set(key, fact)
 
-    @contextmanager
-    def snapshot(self) -> Iterator[MemoryTransaction]:
-        """Begin a read-only transaction on what is committed."""
-        tx = MemoryTransaction(self._tables, self._lock, writable=False)
+    def _watch(self, snapshot: MemoryTransaction) -> None:
         with self._lock:
-            self._snapshots.append(tx)
-        try:
-            yield tx
-        finally:
-            with self._lock:
-                self._snapshots = [other for other in self._snapshots if other is not tx]
+            self._snapshots.append(snapshot)
+
+    def _unwatch(self, snapshot: MemoryTransaction) -> None:
+        with self._lock:
+            self._snapshots = [other for other in self._snapshots if other is not snapshot]
 
 
 class _Tables(dict[type[Fact], _Table]):

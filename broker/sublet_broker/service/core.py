@@ -1,8 +1,10 @@
 """What the use-cases share: settings, ports, hooks, and the unit of work."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
 
 from sublet_broker.market.facts import LeaseFact
 from sublet_broker.market.metering import most_device_ms
@@ -15,8 +17,10 @@ from sublet_broker.service.ports import (
     Matcher,
     Settler,
     Store,
+    Transaction,
     Verifier,
 )
+from sublet_broker.service.pulses import Pulses
 from sublet_broker.service.quotas import Quotas
 from sublet_broker.service.work import Dirty, Work
 from sublet_contracts.keys import SigningKey
@@ -124,23 +128,18 @@ class Core:
         self.on_job: Callable[[str], None] | None = None
         self.outbox = Outbox(ports.store)
         self.quotas = Quotas()
+        self.pulses = Pulses()
         self.dirty = Dirty({}, {})
         self.started_ms = 0
         """When the broker started: deadlines for what it waits for count from here at the least."""
 
-    @contextmanager
-    def work(self) -> Iterator[Work]:
+    def work(self) -> AbstractContextManager[Work]:
         """Begin a unit of work; it is committed when the block ends without an exception."""
-        with self.ports.store.transaction() as tx:
-            work = Work(tx, self.ports.clock, self.ports.key, self.dirty)
-            tx.after_commit(lambda: self._tell(work))
-            yield work
+        return _Unit(self, self.ports.store.transaction(), writes=True)
 
-    @contextmanager
-    def read(self) -> Iterator[Work]:
+    def read(self) -> AbstractContextManager[Work]:
         """Begin to read one consistent state; nothing may be written."""
-        with self.ports.store.snapshot() as tx:
-            yield Work(tx, self.ports.clock, self.ports.key, self.dirty)
+        return _Unit(self, self.ports.store.snapshot(), writes=False)
 
     def _tell(self, work: Work) -> None:
         for recipient, message in work.notices:
@@ -151,3 +150,28 @@ class Core:
         for job in work.told_jobs:
             if job and self.on_job is not None:
                 self.on_job(job)
+
+
+class _Unit:
+    """A unit of work around its transaction."""
+
+    def __init__(
+        self, core: Core, transaction: AbstractContextManager[Transaction], *, writes: bool
+    ) -> None:
+        self._core = core
+        self._transaction = transaction
+        self._writes = writes
+
+    def __enter__(self) -> Work:
+        core = self._core
+        tx = self._transaction.__enter__()
+        work = Work(tx, core.ports.clock, core.ports.key, core.dirty, core.pulses)
+        if self._writes:
+            tx.after_commit(partial(core._tell, work))
+        return work
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:  # fmt: skip
+        return self._transaction.__exit__(kind, error, traceback)

@@ -16,6 +16,7 @@ from sublet_broker.service.closing import close, close_if_due, send_stop
 from sublet_broker.service.core import Core
 from sublet_broker.service.documents import merge, receive_document
 from sublet_broker.service.errors import StaleInstance
+from sublet_broker.service.pulses import with_figures
 from sublet_broker.service.succession import prepare_successor, release_successor
 from sublet_broker.service.work import Work
 from sublet_contracts.documents import DocumentRefused, Lease
@@ -58,36 +59,37 @@ class Reports:
 
     def heartbeat(self, party: str, instance: str, message: Heartbeat) -> None:
         """Note who lives. A run that isn't named isn't heard from. Raises StaleInstance."""
+        pulses = self._core.pulses
+        if pulses.beat(party, instance, message.runs, self._core.ports.clock.now_ms()):
+            return
+        settled: list[RunFact] = []
         with self._core.work() as work:
             agent = current_agent(work, party, instance)
             work.put(replace(agent, connected=True, last_seen_ms=work.now_ms))
             if not agent.connected:
                 work.touch_offer(party)
             for report in message.runs:
-                self._report(work, party, report)
+                run = self._report(work, party, report)
+                if run is not None and run.state == report.state:
+                    settled.append(run)
+        pulses.settle(party, settled, work.token)
 
-    def _report(self, work: Work, party: str, report: RunReport) -> None:
+    def _report(self, work: Work, party: str, report: RunReport) -> RunFact | None:
+        """Act on one line of a heartbeat; return the run if it lives."""
         lease = work.get(LeaseFact, report.lease)
         if lease is None or lease.provider != party:
-            return
+            return None
         if lease.state is LeaseState.CLOSED:
             if report.state != "exited":
                 send_stop(work, lease, lease.reason or Reason.PROVIDER_LOST)
-            return
+            return None
         run = work.get(RunFact, lease.id)
         job = work.must(JobFact, lease.job)
         if run is None or is_over(run) or not is_held(lease, job, party, report.epoch):
-            return
-        cum = max(run.cum_device_ms, report.cum_device_ms)
-        figures = replace(
-            run,
-            cum_device_ms=cum,
-            step=max(run.step, report.step),
-            total_steps=report.total_steps or run.total_steps,
-            metrics=dict(report.metrics) or run.metrics,
-            detail=report.detail,
-        )
-        self._observed(work, job, lease, run, figures, RunState(report.state))
+            return None
+        self._core.pulses.follow(run, work.token)
+        figures = with_figures(run, report, work.now_ms)
+        return self._observed(work, job, lease, run, figures, RunState(report.state))
 
     def _observed(
         self,
@@ -97,7 +99,7 @@ class Reports:
         before: RunFact,
         run: RunFact,
         state: RunState,
-    ) -> None:
+    ) -> RunFact:
         """Note that a run lives and where it stands, and what that means for its job."""
         reached = run.known_state if state is RunState.EXITED else state
         release_successor(work, before)
@@ -114,6 +116,7 @@ class Reports:
                 ),
                 lease=lease.id,
             )
+        return after
 
     def run_changed(self, party: str, message: RunChanged) -> None:
         """Note that a run entered a state."""

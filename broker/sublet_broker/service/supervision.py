@@ -196,7 +196,8 @@ class Supervision:
         lives = (
             agent is not None
             and agent.connected
-            and work.now_ms - agent.last_seen_ms < self._core.settings.unknown_after_ms
+            and work.now_ms - self._core.pulses.last_seen_ms(agent)
+            < 2 * self._core.settings.unknown_after_ms
         )
         reason = Reason.RUN_VANISHED if lives else Reason.PROVIDER_LOST
         silent_ms = work.now_ms - run.last_seen_ms

@@ -7,7 +7,7 @@ The match engine is told by the next tick of the scheduler, which reads the trut
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sublet_broker.market import ledger
 from sublet_broker.market.facts import (
@@ -23,6 +23,7 @@ from sublet_broker.market.facts import (
     TransferFact,
 )
 from sublet_broker.service.ports import Clock, Transaction
+from sublet_broker.service.pulses import Pulses
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import JOB, JobState, is_terminal
@@ -77,24 +78,47 @@ class _Accounts:
 class Work:
     """A transaction, its time, and the acts that belong to it."""
 
-    def __init__(self, tx: Transaction, clock: Clock, key: SigningKey, dirty: Dirty) -> None:
+    def __init__(
+        self, tx: Transaction, clock: Clock, key: SigningKey, dirty: Dirty, pulses: Pulses
+    ) -> None:
         self.tx = tx
-        self.now_ms = clock.now_ms()
-        self.stopwatch_ms = clock.stopwatch_ms()
+        self._clock = clock
+        self._now_ms: int | None = None
+        self._stopwatch_ms: int | None = None
         self.key = key
         self.accounts = _Accounts(tx)
         self.told_jobs: dict[str, None] = {}
         self.told_parties: dict[str, None] = {}
         self.notices: list[tuple[str, Message]] = []
         self._dirty = dirty
+        self._pulses = pulses
+        self.token = object()
+        """Tells what this transaction puts from what others do."""
+
+    @property
+    def now_ms(self) -> int:
+        """The broker's clock, read once."""
+        if self._now_ms is None:
+            self._now_ms = self._clock.now_ms()
+        return self._now_ms
+
+    @property
+    def stopwatch_ms(self) -> int:
+        """The stopwatch beside it, read once."""
+        if self._stopwatch_ms is None:
+            self._stopwatch_ms = self._clock.stopwatch_ms()
+        return self._stopwatch_ms
 
     def get(self, kind: type[F], *key: str | int) -> F | None:
-        """Return a fact."""
-        return self.tx.get(kind, *key)
+        """Return a fact; a run with what its agent said last."""
+        fact = self.tx.get(kind, *key)
+        if isinstance(fact, RunFact):
+            return cast(F, self._pulses.over(fact))
+        return fact
 
     def must(self, kind: type[F], *key: str | int) -> F:
         """Return a fact that another one promises to be there."""
-        fact = self.tx.get(kind, *key)
+        fact = self.get(kind, *key)
         if fact is None:
             raise LookupError(f"{kind.__name__} {key} is missing: the database has been damaged")
         return fact
@@ -102,12 +126,16 @@ class Work:
     def find(
         self, kind: type[F], where: Mapping[str, Any] | None = None, **options: Any
     ) -> list[F]:
-        """Return facts (see ports.Transaction.find)."""
-        return self.tx.find(kind, where, **options)
+        """Return facts (see ports.Transaction.find); runs with what their agents said last."""
+        found = self.tx.find(kind, where, **options)
+        if kind is RunFact:
+            return cast(list[F], [self._pulses.over(cast(RunFact, fact)) for fact in found])
+        return found
 
     def put(self, fact: Fact) -> None:
         """Insert or replace a fact."""
         self.tx.put(fact)
+        self._pulses.put(fact, self.token)
 
     def tally(self, id: str, change: int = 0) -> int:
         """Change a sum that is kept, and return it. One that falls back to 0 is forgotten."""

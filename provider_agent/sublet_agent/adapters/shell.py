@@ -130,7 +130,8 @@ class Shell:
         while True:
             await asyncio.sleep(TICK_S)
             self.journal.reserve.hold()
-            self.post(events.Tick())
+            if self.now_ms() >= self.core.quiet_until_ms():
+                self.post(events.Tick())
             self._pump_logs()
 
     def post(self, event: events.Event) -> None:

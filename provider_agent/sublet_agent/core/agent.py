@@ -56,6 +56,11 @@ from sublet_contracts.wire import (
     Withdraw,
 )
 
+NEVER_MS = 2**53 - 1
+IDLE_BEATS = 3
+"""An agent that runs nothing sends every so manieth heartbeat: nobody counts its silence, and its
+connection has pings. A broker drops who says nothing for five."""
+
 
 class AgentCore:
     """One agent at one broker. `saved` is what the journal holds; it is changed in step."""
@@ -274,11 +279,24 @@ class AgentCore:
             if record.orphaned_ms and now_ms - record.orphaned_ms > ORPHAN_MS:
                 self._discard(machine)
             self._collect(machine)
-        if now_ms - self._heartbeat_sent_ms >= self.heartbeat_ms:
+        if now_ms >= self._beats_ms():
             self._beat(now_ms)
-        due = self._offered_ms is None or now_ms - self._offered_ms >= OFFER_REFRESH_MS
-        if self.live and not self.draining and due:
+        if self.live and not self.draining and now_ms >= self._offers_ms():
             self._offer(now_ms)
+
+    def _beats_ms(self) -> int:
+        return self._heartbeat_sent_ms + self.heartbeat_ms * (1 if self.machines else IDLE_BEATS)
+
+    def _offers_ms(self) -> int:
+        return 0 if self._offered_ms is None else self._offered_ms + OFFER_REFRESH_MS
+
+    def quiet_until_ms(self) -> int:
+        """Return the time before which a Tick does nothing, as long as no other event comes."""
+        if self.machines:
+            return 0
+        if not self.live:
+            return NEVER_MS
+        return self._beats_ms() if self.draining else min(self._beats_ms(), self._offers_ms())
 
     def _beat(self, now_ms: int) -> None:
         if self.live:

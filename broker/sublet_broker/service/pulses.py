@@ -1,0 +1,167 @@
+"""Pulses: what heartbeats say, kept in memory between the moments at which it is written down.
+
+Most heartbeats change nothing but figures: when a run was heard from, its step, its device time. A
+commit for each would be most of what a broker writes, and nobody needs it: after a restart of the
+broker everyone has a period of grace, and says all of it again with the next heartbeat.
+
+- A run is *settled* once a heartbeat has gone through a transaction and found nothing else to
+  change. From then on the same words are kept here, and laid over its fact wherever that is read.
+- Whoever puts the run's fact, its lease's or its job's unsettles it: the next heartbeat looks at
+  everything again. A transaction settles only what nobody has put since it did so itself.
+- Figures are written down every KEEP_MS, so that a restart loses sight of no more.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sublet_broker.market.facts import AgentFact, Fact, JobFact, LeaseFact, RunFact
+from sublet_broker.market.running import is_over
+from sublet_contracts.states import LeaseState
+from sublet_contracts.wire import RunReport
+
+KEEP_MS = 30_000
+
+
+@dataclass(slots=True)
+class _Agent:
+    instance: str
+    last_seen_ms: int
+    put_by: object
+    settled: bool = False
+
+
+@dataclass(slots=True)
+class _Run:
+    provider: str
+    job: str
+    put_by: object
+    state: str = ""
+    epoch: int = 0
+    settled: bool = False
+    kept_ms: int = 0
+    newest: RunFact | None = None
+    """The fact with the newest figures in it."""
+
+
+class Pulses:
+    """The newest words of all agents. May be used by any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._agents: dict[str, _Agent] = {}
+        self._runs: dict[str, _Run] = {}
+        self._lease_of: dict[str, str] = {}
+
+    def beat(self, party: str, instance: str, reports: Sequence[RunReport], now_ms: int) -> bool:
+        """Take a heartbeat if it changes nothing but figures. False: it needs a transaction."""
+        with self._lock:
+            agent = self._agents.get(party)
+            if agent is None or not agent.settled or agent.instance != instance:
+                return False
+            runs = [self._settled(party, report, now_ms) for report in reports]
+            if not all(runs):
+                return False
+            agent.last_seen_ms = max(agent.last_seen_ms, now_ms)
+            for run, report in zip(runs, reports, strict=True):
+                assert run is not None
+                assert run.newest is not None
+                run.newest = with_figures(run.newest, report, now_ms)
+        return True
+
+    def _settled(self, party: str, report: RunReport, now_ms: int) -> _Run | None:
+        run = self._runs.get(report.lease)
+        if (
+            run is None
+            or not run.settled
+            or run.state != report.state
+            or run.epoch != report.epoch
+            or run.provider != party
+            or now_ms - run.kept_ms >= KEEP_MS
+        ):
+            return None
+        return run
+
+    def over(self, run: RunFact) -> RunFact:
+        """Return a run as it was read, with the newest figures."""
+        known = self._runs.get(run.id)
+        newest = known.newest if known is not None else None
+        if newest is None or newest.last_seen_ms <= run.last_seen_ms or is_over(run):
+            return run
+        return replace(
+            run,
+            last_seen_ms=newest.last_seen_ms,
+            cum_device_ms=newest.cum_device_ms,
+            step=newest.step,
+            total_steps=newest.total_steps,
+            metrics=newest.metrics,
+            detail=newest.detail,
+        )
+
+    def last_seen_ms(self, agent: AgentFact) -> int:
+        """Return when this agent was heard from last."""
+        known = self._agents.get(agent.id)
+        return max(agent.last_seen_ms, known.last_seen_ms if known else 0)
+
+    # -- transactions -----------------------------------------------------------------------------
+
+    def put(self, fact: Fact, by: object) -> None:
+        """A transaction puts a fact: what it is about is no longer settled."""
+        match fact:
+            case RunFact():
+                self._unsettle(fact.id, by, gone=is_over(fact))
+            case LeaseFact():
+                self._unsettle(fact.id, by, gone=fact.state is LeaseState.CLOSED)
+            case JobFact():
+                lease = self._lease_of.get(fact.id)
+                if lease is not None:
+                    self._unsettle(lease, by, gone=False)
+            case AgentFact():
+                with self._lock:
+                    self._agents[fact.id] = _Agent(fact.instance, fact.last_seen_ms, by)
+            case _:
+                pass
+
+    def _unsettle(self, lease: str, by: object, *, gone: bool) -> None:
+        with self._lock:
+            run = self._runs.get(lease)
+            if run is None:
+                return
+            run.settled, run.put_by = False, by
+            if gone:
+                del self._runs[lease]
+                self._lease_of.pop(run.job, None)
+
+    def follow(self, run: RunFact, by: object) -> None:
+        """A transaction is about to put what a heartbeat says of this run."""
+        with self._lock:
+            known = self._runs.get(run.id)
+            if known is None:
+                self._runs[run.id] = _Run(run.provider, run.job, by)
+                self._lease_of[run.job] = run.id
+
+    def settle(self, party: str, runs: Sequence[RunFact], by: object) -> None:
+        """The transaction `by` is committed, and these runs need no other as long as their agent
+        goes on saying what it said."""
+        with self._lock:
+            agent = self._agents.get(party)
+            if agent is not None and agent.put_by is by:
+                agent.settled = True
+            for fact in runs:
+                run = self._runs.get(fact.id)
+                if run is not None and run.put_by is by:
+                    run.settled, run.newest = True, fact
+                    run.state, run.epoch, run.kept_ms = fact.state, fact.epoch, fact.last_seen_ms
+
+
+def with_figures(run: RunFact, report: RunReport, now_ms: int) -> RunFact:
+    """Return the run with what a heartbeat says that is no change of state."""
+    return replace(
+        run,
+        last_seen_ms=max(now_ms, run.last_seen_ms),
+        cum_device_ms=max(run.cum_device_ms, report.cum_device_ms),
+        step=max(run.step, report.step),
+        total_steps=report.total_steps or run.total_steps,
+        metrics=dict(report.metrics) or run.metrics,
+        detail=report.detail,
+    )
