@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sublet_agent.core import effects, events
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 TICK_MS = 1_500
 RESEND_MS = 5_000
+LOOK_MS = 2_000
+_TICK = events.Tick()
 SILENCE_MS = (8_000, 12_000)
 """A line that is blocked for so long costs the connection: pings come every 4 s, and 8 s without a
 pong are too many."""
@@ -123,9 +126,10 @@ class AgentHost:
         self._session: AgentSession | None = None
         self._sent_up_to = 0
         self._delay_ms = 200
-        self._cancelled: set[str] = set()
-        self._looks: dict[str, int] = {}
+        self._steps: dict[str, int] = {}
+        """The step that was told last of each run."""
         self._told: dict[str, set[int]] = {}
+        self._resends = False
         self._tick_ms = 0
         """When the next tick is planned."""
         self._look_planned: set[str] = set()
@@ -140,8 +144,8 @@ class AgentHost:
         self.started += 1
         self._set_clock()
         self._wire = self._session = None
-        self._cancelled = set()
         self._told = {}
+        self._steps = {}
         self._look_planned = set()
         self.engine.say(f"{self.name} starts (start {self.started})")
         self.core = AgentCore(self.terms, self.key, self.journal.load())
@@ -154,7 +158,7 @@ class AgentHost:
         self._guard(lambda: self._perform(step))
         self._later(self.engine.draw_ms(10, 500), self._dial)
         self._plan_tick()
-        self._later(RESEND_MS, self._resend)
+        self._resends = False
 
     def now_ms(self) -> int:
         """The process's steady clock: set from the wall when it started, or was refused for it."""
@@ -186,17 +190,16 @@ class AgentHost:
 
     def _later(self, delay_ms: int, act: Callable[[], None]) -> None:
         """Do it in this process, if it still runs then; a process that hangs does it later."""
-        number = self.started
+        self.engine.after(delay_ms, partial(self._come, self.started, act))
 
-        def come() -> None:
-            if not self.up or self.started != number:
-                return
-            if self.hung_until_ms > self.engine.now_ms:
-                self.engine.after(self.hung_until_ms - self.engine.now_ms, come)
-                return
+    def _come(self, number: int, act: Callable[[], None]) -> None:
+        if not self.up or self.started != number:
+            return
+        hung_ms = self.hung_until_ms - self.engine.now_ms
+        if hung_ms > 0:
+            self.engine.after(hung_ms, partial(self._come, number, act))
+        else:
             self._guard(act)
-
-        self.engine.after(delay_ms, come)
 
     def _crash_point(self, where: str) -> None:
         point = f"agent {where} of {self.doing}"
@@ -237,14 +240,13 @@ class AgentHost:
         quiet_ms = min(self.core.quiet_until_ms() - self.now_ms(), 60_000)
         delay_ms = max(TICK_MS, quiet_ms)
         self._tick_ms = due_ms = self.engine.now_ms + delay_ms
+        self._later(delay_ms, partial(self._tick, due_ms))
 
-        def tick() -> None:
-            if self._tick_ms == due_ms:
-                self._tick_ms = 0
-                self.post(events.Tick())
-                self._plan_tick()
-
-        self._later(delay_ms, tick)
+    def _tick(self, due_ms: int) -> None:
+        if self._tick_ms == due_ms:
+            self._tick_ms = 0
+            self.post(_TICK)
+            self._plan_tick()
 
     # -- the link -----------------------------------------------------------------------------
 
@@ -357,15 +359,18 @@ class AgentHost:
     def _send_outbox(self) -> None:
         if not self.live:
             return
-        for number, (_, message) in sorted(self.journal.outbox.items()):
-            if number > self._sent_up_to:
-                self._send(message, f"{self.name}-{number}")
-                self._sent_up_to = number
+        outbox = self.journal.outbox
+        for number in sorted(number for number in outbox if number > self._sent_up_to):
+            self._send(outbox[number][1], f"{self.name}-{number}")
+            self._sent_up_to = number
+        if outbox and not self._resends:
+            self._resends = True
+            self._later(RESEND_MS, self._resend)
 
     def _resend(self) -> None:
+        self._resends = False
         self._sent_up_to = 0
         self._send_outbox()
-        self._later(RESEND_MS, self._resend)
 
     def say_again(self, message: Message, number: int) -> None:
         """Send a message once more, or one that no honest agent would: repeats and lies."""
@@ -524,7 +529,10 @@ class AgentHost:
         for step in sorted(container.steps.keys() - told):
             told.add(step)
             self.post(events.CheckpointSeen(lease_id, step))
-        self.post(events.Progressed(lease_id, container.step_now(), container.program.steps))
+        step = container.step_now()
+        if self._steps.get(lease_id) != step:
+            self._steps[lease_id] = step
+            self.post(events.Progressed(lease_id, step, container.program.steps))
         self.post(
             events.Observed(
                 lease_id,
@@ -536,12 +544,11 @@ class AgentHost:
         )
         if container.running and lease_id not in self._look_planned:
             self._look_planned.add(lease_id)
+            self._later(LOOK_MS, partial(self._look_again, lease_id))
 
-            def again() -> None:
-                self._look_planned.discard(lease_id)
-                self._look(lease_id)
-
-            self._later(2_000, again)
+    def _look_again(self, lease_id: str) -> None:
+        self._look_planned.discard(lease_id)
+        self._look(lease_id)
 
     def _scan(self, lease_id: str) -> None:
         container = self.containers.get(lease_id)

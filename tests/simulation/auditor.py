@@ -71,15 +71,23 @@ def read(envelope: Any) -> dict[str, Any]:
     return value
 
 
+SIGNED: set[tuple[str, bytes, bytes]] = set()
+"""Party, signature and message of what a key has signed in this process, noted where it did so:
+who looks knows that for certain, and needn't compute it again."""
+
+
 def is_signed_by(envelope: Any, party: str) -> bool:
     """Say whether `party`'s signature is on these bytes, by its public key alone."""
     payload, kind = base64.b64decode(envelope.payload), envelope.payloadType.encode()
     message = b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
     for signature in envelope.signatures:
         if signature.keyid == party:
+            raw = base64.b64decode(signature.sig)
+            if (party, raw, message) in SIGNED:
+                return True
             public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(party[8:]))
             try:
-                public.verify(base64.b64decode(signature.sig), message)
+                public.verify(raw, message)
             except InvalidSignature:
                 return False
             return True
@@ -244,16 +252,17 @@ class Auditor:
         self._no(now_ms < self.clock_ms, f"the broker's clock went back {self.clock_ms - now_ms}")
         self.clock_ms = now_ms
         self.checks += 1
-        by_name = {kind.__name__: changed for kind, changed in sheet.items()}
-        olds = {kind.__name__: changed for kind, changed in before.items()}
+        kinds = {kind.__name__: kind for kind in before}
+        if not kinds:
+            return
         for name, look in _ORDER:
-            changed = by_name.get(name)
-            if changed:
-                for key, fact in changed.items():
-                    look(self, olds[name].get(key), fact)
-        jobs = by_name.get("JobFact")
-        if jobs:
-            for fact in jobs.values():
+            kind = kinds.get(name)
+            if kind is not None:
+                olds = before[kind]
+                for key, fact in sheet[kind].items():
+                    look(self, olds[key], fact)
+        if "JobFact" in kinds:
+            for fact in sheet[kinds["JobFact"]].values():
                 self._job_adds_up(fact)
 
     def _log_entry(self, old: Any, new: Any) -> None:
@@ -714,3 +723,5 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("JobFact", Auditor._job),
     ("OutboxFact", Auditor._outbox),
 )
+LOOKED_AT = frozenset(name for name, _ in _ORDER)
+"""The kinds of fact that an auditor looks at."""

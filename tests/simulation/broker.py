@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sublet_broker.adapters.clock import Mark, SteadyClock
@@ -23,6 +24,7 @@ from sublet_broker.service.ports import (
 from sublet_contracts.documents import DocumentRefused
 from sublet_contracts.session import BrokerSession, SessionError
 from sublet_contracts.wire import Ack, Announce, Heartbeat, Join, Logs, Message
+from tests.simulation.auditor import LOOKED_AT
 from tests.simulation.engine import BEGIN_MS, Crashed, Quartz, is_common
 from tests.simulation.network import Wire
 
@@ -68,8 +70,9 @@ class SimStore(MemoryStore):
             before = {
                 kind: {key: self._tables[kind].facts.get(key) for key in changed}
                 for kind, changed in tx.sheet.items()
+                if kind.__name__ in LOOKED_AT
             }
-            tx.actions.insert(0, lambda: self._committed(tx, before))
+            tx.actions.insert(0, partial(self._committed, tx, before))
         super()._commit(tx)
 
     def _committed(self, tx: MemoryTransaction, before: dict[Any, Any]) -> None:
@@ -462,12 +465,11 @@ class BrokerHost:
     def _plan(self, number: int, name: str, delay_ms: int) -> None:
         due_ms = self.engine.now_ms + delay_ms
         self._due[name] = due_ms
+        self.engine.after(delay_ms, partial(self._come_round, number, name, due_ms))
 
-        def come_round() -> None:
-            if self.up and number == self.started and self._due.get(name) == due_ms:
-                self._round(number, name)
-
-        self.engine.after(delay_ms, come_round)
+    def _come_round(self, number: int, name: str, due_ms: int) -> None:
+        if self.up and number == self.started and self._due.get(name) == due_ms:
+            self._round(number, name)
 
     def _round(self, number: int, name: str) -> None:
         work, period_ms, then = self._loops[name]

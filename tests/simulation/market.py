@@ -17,7 +17,7 @@ from sublet_broker.service.core import Settings
 from sublet_contracts.documents import Device
 from sublet_contracts.keys import SigningKey
 from tests.simulation.agents import AgentHost
-from tests.simulation.auditor import Auditor, Violation
+from tests.simulation.auditor import SIGNED, Auditor, Violation
 from tests.simulation.broker import BrokerHost
 from tests.simulation.chaos import Chaos
 from tests.simulation.engine import Engine
@@ -231,28 +231,20 @@ def simulate(seed: int, plan: Plan, trace: Callable[[str], None] | None = None) 
 
 @functools.cache
 def _remember_verified() -> None:
-    """A signature that was found right is right: the same bytes aren't checked a second time, and
-    those that were signed in this process not even once. What anybody forged or bent is checked."""
-    known: dict[tuple[str, bytes, bytes], None] = {}
+    """What a key has signed in this process needs no check. What anybody forged or bent is
+    checked, and so is what was signed elsewhere or very long ago."""
+    known = SIGNED
     verify, sign = sublet_contracts.envelope.verify, SigningKey.sign
-
-    def remember(party: str, signature: bytes, message: bytes) -> None:
-        known[party, signature, message] = None
-        if len(known) > MOST_SIGNATURES:
-            del known[next(iter(known))]
 
     def signed(key: SigningKey, message: bytes) -> bytes:
         signature = sign(key, message)
-        remember(key.party, signature, message)
+        if len(known) > MOST_SIGNATURES:
+            known.clear()  # Whoever asks for an older one computes it.
+        known.add((key.party, signature, message))
         return signature
 
     def verified(party: str, signature: bytes, message: bytes) -> bool:
-        if (party, signature, message) in known:
-            return True
-        right = verify(party, signature, message)
-        if right:
-            remember(party, signature, message)
-        return right
+        return (party, signature, message) in known or verify(party, signature, message)
 
     SigningKey.sign = signed  # type: ignore[method-assign]
     sublet_contracts.envelope.verify = verified  # type: ignore[attr-defined]

@@ -106,8 +106,10 @@ class MemoryTransaction:
                 self._store._commit(self)
         finally:
             self._store._end()
+        # They refer to who holds this transaction: let go of, neither waits for the collector.
+        actions, self.actions = self.actions, []
         if kind is None:
-            for action in self.actions:
+            for action in actions:
                 action()
 
     def get(self, kind: type[F], *key: str | int) -> F | None:

@@ -42,6 +42,8 @@ class _Run:
     kept_ms: int = 0
     newest: RunFact | None = None
     """The fact with the newest figures in it."""
+    over: tuple[RunFact, RunFact, RunFact] | None = None
+    """A fact as it was read, the newest at that time, and what came of both."""
 
 
 class Pulses:
@@ -88,7 +90,11 @@ class Pulses:
         newest = known.newest if known is not None else None
         if newest is None or newest.last_seen_ms <= run.last_seen_ms or is_over(run):
             return run
-        return replace(
+        assert known is not None
+        before = known.over
+        if before is not None and before[0] is run and before[1] is newest:
+            return before[2]
+        over = replace(
             run,
             last_seen_ms=newest.last_seen_ms,
             cum_device_ms=newest.cum_device_ms,
@@ -97,6 +103,8 @@ class Pulses:
             metrics=newest.metrics,
             detail=newest.detail,
         )
+        known.over = (run, newest, over)
+        return over
 
     def last_seen_ms(self, agent: AgentFact) -> int:
         """Return when this agent was heard from last."""

@@ -174,7 +174,10 @@ class Save:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to write."""
-        return self == Save()
+        return self == _NOTHING
+
+
+_NOTHING = Save()
 
 
 @dataclass
