@@ -473,8 +473,7 @@ def read_document(envelope: Envelope, kind: type[D], *, signed_by: tuple[str, ..
         # Every signature that is claimed must hold, asked for or not: a false one that came along
         # would be kept with the document, and would later make it look forged.
         envelope.require(*dict.fromkeys((*signed_by, *envelope.signers)))
-        parse_json(envelope.payload_bytes)
-        document = kind.model_validate_json(envelope.payload_bytes)
+        document = parse_document(envelope.payload_bytes, kind)
     except (SignatureRefused, KeyRefused) as error:
         raise DocumentRefused(str(error), "signatures") from error
     except EncodingError as error:
@@ -484,6 +483,12 @@ def read_document(envelope: Envelope, kind: type[D], *, signed_by: tuple[str, ..
     if not signed_by and author(document) not in envelope.signers:
         raise DocumentRefused(f"not signed by {kind.SIGNED_BY}", "signatures")
     return document
+
+
+def parse_document(payload: bytes, kind: type[D]) -> D:
+    """Parse what has been verified. Raises EncodingError, ValidationError."""
+    parse_json(payload)
+    return kind.model_validate_json(payload)
 
 
 def open_document(

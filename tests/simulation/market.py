@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import sublet_contracts.envelope
 from sublet.loghead import LogRewritten
 from sublet_agent.core.offers import Terms
 from sublet_broker.service.core import Settings
 from sublet_contracts.documents import Device
 from sublet_contracts.keys import SigningKey
 from tests.simulation.agents import AgentHost
-from tests.simulation.auditor import SIGNED, Auditor, Violation
+from tests.simulation import shortcuts
+from tests.simulation.auditor import Auditor, Violation
 from tests.simulation.broker import BrokerHost
 from tests.simulation.chaos import Chaos
 from tests.simulation.engine import Engine
@@ -27,7 +27,6 @@ MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
 CALM_MS = 6 * HOUR_MS
 """Every job must have ended so long after the last fault: the bound of liveness."""
-MOST_SIGNATURES = 100_000
 AGENT_CALM_MS = 10 * MINUTE_MS
 """And every agent must have put everything away so long after that."""
 
@@ -219,7 +218,7 @@ class Market:
 
 def simulate(seed: int, plan: Plan, trace: Callable[[str], None] | None = None) -> Outcome:
     """Simulate the market of a seed."""
-    _remember_verified()
+    shortcuts.take()
     collects = gc.isenabled()
     gc.disable()  # it costs more than it frees within one market
     try:
@@ -227,28 +226,6 @@ def simulate(seed: int, plan: Plan, trace: Callable[[str], None] | None = None) 
     finally:
         if collects:
             gc.enable()
-
-
-@functools.cache
-def _remember_verified() -> None:
-    """What a key has signed in this process needs no check. What anybody forged or bent is
-    checked, and so is what was signed elsewhere or very long ago."""
-    known = SIGNED
-    verify, sign = sublet_contracts.envelope.verify, SigningKey.sign
-
-    def signed(key: SigningKey, message: bytes) -> bytes:
-        signature = sign(key, message)
-        if len(known) > MOST_SIGNATURES:
-            known.clear()  # Whoever asks for an older one computes it.
-        known.add((key.party, signature, message))
-        return signature
-
-    def verified(party: str, signature: bytes, message: bytes) -> bool:
-        return (party, signature, message) in known or verify(party, signature, message)
-
-    SigningKey.sign = signed  # type: ignore[method-assign]
-    sublet_contracts.envelope.verify = verified  # type: ignore[attr-defined]
-    gc.freeze()
 
 
 def quiet(plan: Plan) -> Plan:

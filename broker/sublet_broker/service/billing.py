@@ -33,6 +33,8 @@ class Billing:
         """
         with self._core.read() as look:
             cases = self._cases(look)
+        if not cases:
+            return 0
         decided = self._decide(list(cases.values()))
         closed = 0
         for id, case in cases.items():

@@ -68,10 +68,12 @@ class Board:
         if offer is not None and offer.open:
             work.put(replace(offer, open=False))
 
-    def expire(self) -> int:
-        """Close the offers whose time is over. Return how many."""
-        with self._core.read() as look:
-            over = [o for o in look.find(OfferFact, {"open": True}) if o.expires_ms <= look.now_ms]
+    def expired(self, look: Work) -> list[OfferFact]:
+        """Return the open offers whose time is over."""
+        return [o for o in look.find(OfferFact, {"open": True}) if o.expires_ms <= look.now_ms]
+
+    def expire(self, over: list[OfferFact]) -> None:
+        """Close these offers."""
         for offer in over:
             with self._core.work() as work:
                 agent = work.get(AgentFact, offer.provider)
@@ -79,7 +81,6 @@ class Board:
                 if agent is not None and agent.offer == offer.id:
                     work.put(replace(agent, offer=None))
                 work.touch_offer(offer.provider)
-        return len(over)
 
     def offers(self, kind: str = "", region: str = "") -> OffersPage:
         """Return the open offers, cheapest first."""

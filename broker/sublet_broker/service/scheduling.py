@@ -101,6 +101,8 @@ class Scheduling:
 
     def _best(self, proposals: list[Proposal]) -> list[Proposal]:
         """Return one proposal for each job, in the engine's order of jobs."""
+        if not proposals:
+            return []
         ranked: dict[str, tuple[tuple[bool, bool, int, str], Proposal]] = {}
         with self._core.read() as look:
             for proposal in proposals:

@@ -24,6 +24,7 @@ from sublet_broker.market.running import (
     silence_of,
 )
 from sublet_broker.service.board import Board
+from sublet_broker.service.book import LIVE_LEASE
 from sublet_broker.service.closing import close, give_up, release_if_ended
 from sublet_broker.service.core import Core
 from sublet_broker.service.evidence import Evidence
@@ -116,17 +117,27 @@ class Supervision:
         self._kept_out = True
 
     def _sweep(self) -> None:
-        self._board.expire()
         with self._core.read() as look:
             now_ms = look.now_ms
+            offers = self._board.expired(look)
+            leases = {lease.id: lease for lease in look.find(LeaseFact, {"state": LIVE_LEASE})}
             late = [
                 lease.id
-                for lease in look.find(LeaseFact, {"state": LeaseState.PROPOSED})
-                if now_ms >= lease.answer_by_ms
+                for lease in leases.values()
+                if lease.state is LeaseState.PROPOSED and now_ms >= lease.answer_by_ms
             ]
-            runs = [r.id for r in look.find(RunFact, {"state": LIVE_RUN}) if self._due(look, r)]
-            waiting = look.find(JobFact, {"state": JobState.QUEUED, "started_ms": None})
-            expired = [j.id for j in waiting if accepted(j.envelope, Job).expires_ms <= now_ms]
+            runs = [
+                run.id
+                for run in look.find(RunFact, {"state": LIVE_RUN})
+                if run.id in leases and self._due(look, run, leases[run.id])
+            ]
+            waiting = look.find(JobFact, {"state": JobState.QUEUED})
+            expired = [
+                job.id
+                for job in waiting
+                if job.started_ms is None and accepted(job.envelope, Job).expires_ms <= now_ms
+            ]
+        self._board.expire(offers)
         self._each(late, self._unanswered)
         self._each(runs, self._attend)
         self._each(expired, self._expire)
@@ -158,9 +169,8 @@ class Supervision:
             margin_ms=self._core.settings.drain_margin_ms,
         )
 
-    def _due(self, look: Work, run: RunFact) -> bool:
+    def _due(self, look: Work, run: RunFact, lease: LeaseFact) -> bool:
         job = accepted(look.must(JobFact, run.job).envelope, Job)
-        lease = look.must(LeaseFact, run.id)
         return (
             self._silence(run, job, look.now_ms) is not None
             or (run.state is RunState.UNKNOWN and not run.successor)
