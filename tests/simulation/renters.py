@@ -114,7 +114,8 @@ class RenterHost:
         draw = self.engine.random
         odd = "bad-jobs" in self.market.plan.faults and draw.random() < 0.2
         program = Program(
-            steps=draw.randint(4, 60),
+            # Most jobs are short, so that many markets fit into an hour; some outlive a few machines.
+            steps=draw.randint(20, 60) if draw.random() < 0.2 else draw.randint(4, 24),
             step_ms=draw.choice((2_000, 7_001, 15_000, 40_000)),
             every=draw.randint(1, 8),
             save_ms=draw.choice((100, 1_000, 8_000)),

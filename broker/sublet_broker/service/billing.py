@@ -31,8 +31,17 @@ class Billing:
 
         Most are closed by the message that completes them; this is for the rest. Returns how many.
         """
-        with self._core.read() as look:
-            cases = self._cases(look)
+        ended = self._core.dirty.ended
+        # Taken before they are read, so that one which ends meanwhile is not taken off unseen.
+        taken = [id for id in list(ended) if ended.pop(id, id) is None]
+        if not taken:
+            return 0
+        try:
+            with self._core.read() as look:
+                cases = self._cases(look, taken)
+        except BaseException:
+            ended.update(dict.fromkeys(taken))
+            raise
         if not cases:
             return 0
         decided = self._decide(list(cases.values()))
@@ -47,12 +56,13 @@ class Billing:
                 closed += close_if_due(self._core, work, lease, decided.get(id) if same else None)
         return closed
 
-    def _cases(self, look: Work) -> dict[str, SettlementCase]:
+    def _cases(self, look: Work, leases: list[str]) -> dict[str, SettlementCase]:
         cases: dict[str, SettlementCase] = {}
-        for lease in look.find(LeaseFact, {"state": LeaseState.ACTIVE}):
-            run = look.get(RunFact, lease.id)
-            if run is None or run.state is not RunState.EXITED:
+        for id in leases:
+            lease, run = look.must(LeaseFact, id), look.must(RunFact, id)
+            if lease.state is not LeaseState.ACTIVE or run.state is not RunState.EXITED:
                 continue
+            self._core.dirty.ended[id] = None  # Looked at again, until it is closed.
             why = due(self._core, look, lease, run)
             if why is not None:
                 cases[lease.id] = case_of(self._core, look, lease, why[0])

@@ -129,7 +129,7 @@ class Core:
         self.outbox = Outbox(ports.store)
         self.quotas = Quotas()
         self.pulses = Pulses()
-        self.dirty = Dirty({}, {})
+        self.dirty = Dirty()
         self.started_ms = 0
         """When the broker started: deadlines for what it waits for count from here at the least."""
 

@@ -39,6 +39,7 @@ from sublet_contracts.states import Desired, JobState, LeaseState, RunState
 
 STARTED = "started"
 """A counter: when the broker started last."""
+EXPIRY_EVERY_MS = 10_000
 LIVE_RUN = tuple(s for s in RunState if s not in (RunState.EXITED, RunState.LOST))
 
 
@@ -51,6 +52,7 @@ class Supervision:
         self._board = board
         self._evidence = Evidence(core)
         self._unjudged: dict[str, VerifyResult] = {}
+        self._expires_ms = 0
         self._kept_out = False
         """Whether the last sweep could write nothing: then no heartbeat could be kept either. Or
         the broker itself was away."""
@@ -69,6 +71,8 @@ class Supervision:
                     work.put(replace(agent, connected=False))
                 work.touch_offer(agent.id)
             self._forgive(work)
+            for lease in work.find(LeaseFact, {"state": LeaseState.ACTIVE}):
+                work.touch_ended(lease.id)  # Those that run are left out by the first look.
             for job in work.find(JobFact, {"state": (JobState.QUEUED, JobState.RECOVERING)}):
                 work.touch_job(job.id)
         self._evidence.verify_all()
@@ -119,7 +123,6 @@ class Supervision:
     def _sweep(self) -> None:
         with self._core.read() as look:
             now_ms = look.now_ms
-            offers = self._board.expired(look)
             leases = {lease.id: lease for lease in look.find(LeaseFact, {"state": LIVE_LEASE})}
             late = [
                 lease.id
@@ -131,16 +134,23 @@ class Supervision:
                 for run in look.find(RunFact, {"state": LIVE_RUN})
                 if run.id in leases and self._due(look, run, leases[run.id])
             ]
-            waiting = look.find(JobFact, {"state": JobState.QUEUED})
-            expired = [
-                job.id
-                for job in waiting
-                if job.started_ms is None and accepted(job.envelope, Job).expires_ms <= now_ms
-            ]
-        self._board.expire(offers)
         self._each(late, self._unanswered)
         self._each(runs, self._attend)
-        self._each(expired, self._expire)
+        if now_ms >= self._expires_ms:
+            self._sweep_expired()
+            self._expires_ms = now_ms + EXPIRY_EVERY_MS
+
+    def _sweep_expired(self) -> None:
+        """Offers and jobs whose time is over. Nothing is leased on them meanwhile."""
+        with self._core.read() as look:
+            offers = self._board.expired(look)
+            jobs = [
+                job.id
+                for job in look.find(JobFact, {"state": JobState.QUEUED, "started_ms": None})
+                if accepted(job.envelope, Job).expires_ms <= look.now_ms
+            ]
+        self._board.expire(offers)
+        self._each(jobs, self._expire)
 
     def _each(self, ids: Iterable[str], act: Callable[[Work, str], None]) -> None:
         for id in ids:

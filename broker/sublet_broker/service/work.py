@@ -6,7 +6,7 @@ The match engine is told by the next tick of the scheduler, which reads the trut
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from sublet_broker.market import ledger
@@ -26,7 +26,7 @@ from sublet_broker.service.ports import Clock, Transaction
 from sublet_broker.service.pulses import Pulses
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
-from sublet_contracts.states import JOB, JobState, is_terminal
+from sublet_contracts.states import JOB, JobState, RunState, is_terminal
 from sublet_contracts.wire import Message
 
 F = TypeVar("F", bound=Fact)
@@ -55,10 +55,14 @@ def balances_of(kind: str) -> str:
 
 @dataclass
 class Dirty:
-    """What the scheduler must tell the match engine. Ordered sets, filled by any thread."""
+    """What is to be looked at after commits. Ordered sets, filled by any thread."""
 
-    providers: dict[str, None]
-    jobs: dict[str, None]
+    providers: dict[str, None] = field(default_factory=dict)
+    """The scheduler tells the match engine of these,"""
+    jobs: dict[str, None] = field(default_factory=dict)
+    """and of these."""
+    ended: dict[str, None] = field(default_factory=dict)
+    """Leases whose runs have exited: billing closes them."""
 
 
 class _Accounts:
@@ -196,6 +200,10 @@ class Work:
         """Note that this job may want a machine now, or want one no longer."""
         self.tx.after_commit(lambda: self._dirty.jobs.__setitem__(job, None))
 
+    def touch_ended(self, lease: str) -> None:
+        """Note that this lease's run has exited."""
+        self.tx.after_commit(lambda: self._dirty.ended.__setitem__(lease, None))
+
     def add_job(self, job: JobFact) -> None:
         """Add a job that has just been accepted."""
         self.tx.add(job)
@@ -222,6 +230,8 @@ class Work:
     def put_run(self, before: RunFact, after: RunFact) -> RunFact:
         """Replace a run, with an event if its state or what is wanted of it changes."""
         self.put(after)
+        if after.state is RunState.EXITED:
+            self.touch_ended(after.id)
         if after.state is not before.state:
             self.event(
                 "run", after.job, lease=after.id, epoch=after.epoch, before=before.state,
