@@ -44,19 +44,19 @@ class Engine:
         self._planned += 1
         heapq.heappush(self._heap, (self.now_ms + max(0, delay_ms), self._planned, action))
 
-    def next(self) -> bool:
-        """Do what comes next; False if nothing does."""
-        if not self._heap:
-            return False
-        at_ms, _, action = heapq.heappop(self._heap)
-        self.now_ms = at_ms
-        self.steps += 1
-        action()
-        return True
+    def run(self, until_ms: int) -> None:
+        """Do what is planned up to then, in its order."""
+        heap, pop = self._heap, heapq.heappop
+        while heap and heap[0][0] <= until_ms:
+            self.now_ms, _, action = pop(heap)
+            self.steps += 1
+            action()
+        self.now_ms = max(self.now_ms, until_ms)
 
     def draw_ms(self, least_ms: int, most_ms: int) -> int:
         """Return a span between the two."""
-        return self.random.randint(least_ms, most_ms)
+        # randint takes five times as long, and needs no draw of its own to be fair to a ms.
+        return least_ms + int(self.random.random() * (most_ms - least_ms + 1))
 
     def happens(self, chance: float) -> bool:
         """Say whether something with this probability happens now."""

@@ -172,15 +172,10 @@ class Market:
 
     def _until(self, end_ms: int, *, stop_when_done: bool) -> None:
         engine = self.engine
-        check_ms = engine.now_ms
-        while engine._heap and engine._heap[0][0] <= end_ms:
-            engine.next()
-            if stop_when_done and engine.now_ms >= check_ms:
-                check_ms = engine.now_ms + MINUTE_MS
-                if self._all_ended():
-                    return
-        if not stop_when_done:
-            engine.now_ms = max(engine.now_ms, end_ms)
+        while engine.now_ms < end_ms:
+            if stop_when_done and self._all_ended():
+                return
+            engine.run(min(end_ms, engine.now_ms + MINUTE_MS))
 
     def _all_ended(self) -> bool:
         ended = ("succeeded", "failed", "cancelled")

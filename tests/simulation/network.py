@@ -49,7 +49,7 @@ class Line:
 
     def delay_ms(self, engine: Engine) -> int:
         extra = self.slow_ms if engine.now_ms < self.slow_until_ms else 0
-        return engine.random.randint(1, 40) + extra
+        return engine.draw_ms(1, 40) + extra
 
 
 @dataclass

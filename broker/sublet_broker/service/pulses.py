@@ -40,6 +40,8 @@ class _Run:
     epoch: int = 0
     settled: bool = False
     kept_ms: int = 0
+    look_ms: int = 0
+    """Before this nothing can be due with it, as long as it is settled and not silent."""
     newest: RunFact | None = None
     """The fact with the newest figures in it."""
     over: tuple[RunFact, RunFact, RunFact] | None = None
@@ -106,6 +108,25 @@ class Pulses:
         known.over = (run, newest, over)
         return over
 
+    def is_quiet(self, lease: str, now_ms: int, silence_ms: int) -> bool:
+        """Say whether nothing can be due with this run: it was looked at, nothing has been put of
+        it since, and it isn't silent."""
+        run = self._runs.get(lease)
+        return (
+            run is not None
+            and run.settled
+            and now_ms < run.look_ms
+            and run.newest is not None
+            and now_ms - run.newest.last_seen_ms < silence_ms
+        )
+
+    def quiet_until(self, lease: str, look_ms: int) -> None:
+        """Nothing is due with this run before then, unless something is put or it falls silent."""
+        with self._lock:
+            run = self._runs.get(lease)
+            if run is not None and run.settled:
+                run.look_ms = look_ms
+
     def last_seen_ms(self, agent: AgentFact) -> int:
         """Return when this agent was heard from last."""
         known = self._agents.get(agent.id)
@@ -135,7 +156,7 @@ class Pulses:
             run = self._runs.get(lease)
             if run is None:
                 return
-            run.settled, run.put_by = False, by
+            run.settled, run.put_by, run.look_ms = False, by, 0
             if gone:
                 del self._runs[lease]
                 self._lease_of.pop(run.job, None)

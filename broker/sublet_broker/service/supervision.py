@@ -24,7 +24,6 @@ from sublet_broker.market.running import (
     silence_of,
 )
 from sublet_broker.service.board import Board
-from sublet_broker.service.book import LIVE_LEASE
 from sublet_broker.service.closing import close, give_up, release_if_ended
 from sublet_broker.service.core import Core
 from sublet_broker.service.evidence import Evidence
@@ -33,13 +32,15 @@ from sublet_broker.service.ordering import give_order
 from sublet_broker.service.ports import MatcherAway, StorageFull, StoreAway, VerifyResult
 from sublet_broker.service.succession import prepare_successor
 from sublet_broker.service.work import Work
-from sublet_contracts.documents import Job
+from sublet_contracts.documents import LEAST_PATIENCE_MS, Job
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import Desired, JobState, LeaseState, RunState
 
 STARTED = "started"
 """A counter: when the broker started last."""
 EXPIRY_EVERY_MS = 10_000
+LOOK_EVERY_MS = 8_000
+"""A run with which nothing can be due is looked at so often; silence is seen at each sweep."""
 LIVE_RUN = tuple(s for s in RunState if s not in (RunState.EXITED, RunState.LOST))
 
 
@@ -123,17 +124,12 @@ class Supervision:
     def _sweep(self) -> None:
         with self._core.read() as look:
             now_ms = look.now_ms
-            leases = {lease.id: lease for lease in look.find(LeaseFact, {"state": LIVE_LEASE})}
             late = [
                 lease.id
-                for lease in leases.values()
-                if lease.state is LeaseState.PROPOSED and now_ms >= lease.answer_by_ms
+                for lease in look.find(LeaseFact, {"state": LeaseState.PROPOSED})
+                if now_ms >= lease.answer_by_ms
             ]
-            runs = [
-                run.id
-                for run in look.find(RunFact, {"state": LIVE_RUN})
-                if run.id in leases and self._due(look, run, leases[run.id])
-            ]
+            runs = [r.id for r in look.find(RunFact, {"state": LIVE_RUN}) if self._due(look, r)]
         self._each(late, self._unanswered)
         self._each(runs, self._attend)
         if now_ms >= self._expires_ms:
@@ -179,15 +175,26 @@ class Supervision:
             margin_ms=self._core.settings.drain_margin_ms,
         )
 
-    def _due(self, look: Work, run: RunFact, lease: LeaseFact) -> bool:
+    def _due(self, look: Work, run: RunFact) -> bool:
+        pulses, now_ms = self._core.pulses, look.now_ms
+        unknown_after_ms = self._core.settings.unknown_after_ms
+        if pulses.is_quiet(run.id, now_ms, min(unknown_after_ms, LEAST_PATIENCE_MS)):
+            return False
         job = accepted(look.must(JobFact, run.job).envelope, Job)
-        return (
-            self._silence(run, job, look.now_ms) is not None
+        lease = look.must(LeaseFact, run.id)
+        if (
+            self._silence(run, job, now_ms) is not None
             or (run.state is RunState.UNKNOWN and not run.successor)
-            or is_overdue(run, look.now_ms)
-            or disobeys(run, look.now_ms, self._core.settings.stop_overdue_ms)
-            or self._nears_the_edge(run, lease, job, look.now_ms)
-        )
+            or is_overdue(run, now_ms)
+            or disobeys(run, now_ms, self._core.settings.stop_overdue_ms)
+            or self._nears_the_edge(run, lease, job, now_ms)
+        ):
+            return True
+        if run.desired is Desired.RUN and not self._nears_the_edge(
+            run, lease, job, now_ms + LOOK_EVERY_MS
+        ):
+            pulses.quiet_until(run.id, now_ms + LOOK_EVERY_MS)
+        return False
 
     def _attend(self, work: Work, id: str) -> None:
         run = work.must(RunFact, id)

@@ -89,7 +89,6 @@ class AgentCore:
         """After a start of the agent: take up what was running. `found` are the lease ids that the
         runner still has. Returns the first Step, and those of `found` that nobody knows (remove
         them)."""
-        self._step = Step()
         for machine in self.machines.values():
             machine.resume(now_ms)
             self._collect(machine)
@@ -97,8 +96,7 @@ class AgentCore:
         return self._taken(), strangers
 
     def handle(self, event: Event, now_ms: int) -> Step:
-        """Take one event."""
-        self._step = Step()
+        """Take one event. The Step is to be performed before the next event is handed in."""
         match event:
             case Arrived(message):
                 self._arrived(message, now_ms)
@@ -356,8 +354,12 @@ class AgentCore:
             self._queue(record.lease_id, message)
         if machine.changed:
             self._step.save.runs[record.lease_id] = record
-        self._step.effects += machine.effects
-        machine.messages, machine.effects, machine.changed = [], [], False
+        if machine.effects:
+            self._step.effects += machine.effects
+            machine.effects = []
+        if machine.messages:
+            machine.messages = []
+        machine.changed = False
 
     def _queue(self, lease_id: str, message: Message) -> None:
         mid = self.saved.next_mid
@@ -371,7 +373,9 @@ class AgentCore:
         self._step.effects.append(effects.Say(text))
 
     def _taken(self) -> Step:
-        step, self._step = self._step, Step()
+        step = self._step
+        if not step.empty:
+            self._step = Step()
         return step
 
 

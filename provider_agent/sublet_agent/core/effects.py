@@ -174,10 +174,11 @@ class Save:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to write."""
-        return self == _NOTHING
-
-
-_NOTHING = Save()
+        return not (
+            self.runs or self.queue or self.settlements or self.epochs or self.forget_runs
+            or self.drop_messages_of or self.offers is not None or self.broker is not None
+            or self.offer_sequence is not None or self.next_mid is not None
+        )  # fmt: skip
 
 
 @dataclass
@@ -186,3 +187,8 @@ class Step:
 
     save: Save = field(default_factory=Save)
     effects: list[Effect] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing came of the event."""
+        return not self.effects and self.save.empty
