@@ -206,7 +206,9 @@ class Job(Document):
         ge=1_000, le=86_400_000, description="the agent asks for a checkpoint this often"
     )
     patience_ms: int = Field(
-        ge=LEAST_PATIENCE_MS, le=86_400_000, description="silence after which the machine counts as lost"
+        ge=LEAST_PATIENCE_MS,
+        le=86_400_000,
+        description="silence after which the machine counts as lost",
     )
     stop_grace_ms: int = Field(
         default=30_000, ge=1_000, le=3_600_000, description="time to checkpoint when asked to stop"

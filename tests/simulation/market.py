@@ -15,8 +15,8 @@ from sublet_agent.core.offers import Terms
 from sublet_broker.service.core import Settings
 from sublet_contracts.documents import Device
 from sublet_contracts.keys import SigningKey
-from tests.simulation.agents import AgentHost
 from tests.simulation import shortcuts
+from tests.simulation.agents import AgentHost
 from tests.simulation.auditor import Auditor, Violation
 from tests.simulation.broker import BrokerHost
 from tests.simulation.chaos import Chaos

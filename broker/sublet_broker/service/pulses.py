@@ -9,11 +9,13 @@ broker everyone has a period of grace, and says all of it again with the next he
 - Whoever puts the run's fact, its lease's or its job's unsettles it: the next heartbeat looks at
   everything again. A transaction settles only what nobody has put since it did so itself.
 - Figures are written down every KEEP_MS, so that a restart loses sight of no more.
+
+Any thread may call this, and none waits: whether something is settled is one comparison of who put
+it last with who settled it last, and figures are replaced as a whole.
 """
 
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sublet_broker.market.facts import AgentFact, Fact, JobFact, LeaseFact, RunFact
 from sublet_broker.market.running import is_over
@@ -21,6 +23,7 @@ from sublet_contracts.states import LeaseState
 from sublet_contracts.wire import RunReport
 
 KEEP_MS = 30_000
+_NOBODY = object()
 
 
 @dataclass(slots=True)
@@ -28,7 +31,7 @@ class _Agent:
     instance: str
     last_seen_ms: int
     put_by: object
-    settled: bool = False
+    settled_by: object = _NOBODY
 
 
 @dataclass(slots=True)
@@ -36,55 +39,52 @@ class _Run:
     provider: str
     job: str
     put_by: object
+    settled_by: object = _NOBODY
     state: str = ""
     epoch: int = 0
-    settled: bool = False
     kept_ms: int = 0
-    look_ms: int = 0
-    """Before this nothing can be due with it, as long as it is settled and not silent."""
     newest: RunFact | None = None
     """The fact with the newest figures in it."""
     over: tuple[RunFact, RunFact, RunFact] | None = None
     """A fact as it was read, the newest at that time, and what came of both."""
+    quiet: tuple[object, int] = field(default=(_NOBODY, 0))
+    """Who had put it when it was looked at, and before when nothing can be due with it."""
+
+    def is_settled(self) -> bool:
+        return self.settled_by is self.put_by
 
 
 class Pulses:
-    """The newest words of all agents. May be used by any thread."""
+    """The newest words of all agents."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._agents: dict[str, _Agent] = {}
         self._runs: dict[str, _Run] = {}
         self._lease_of: dict[str, str] = {}
 
     def beat(self, party: str, instance: str, reports: Sequence[RunReport], now_ms: int) -> bool:
         """Take a heartbeat if it changes nothing but figures. False: it needs a transaction."""
-        with self._lock:
-            agent = self._agents.get(party)
-            if agent is None or not agent.settled or agent.instance != instance:
+        agent = self._agents.get(party)
+        if agent is None or agent.settled_by is not agent.put_by or agent.instance != instance:
+            return False
+        heard: list[tuple[_Run, RunFact]] = []
+        for report in reports:
+            run = self._runs.get(report.lease)
+            if (
+                run is None
+                or run.newest is None
+                or not run.is_settled()
+                or run.state != report.state
+                or run.epoch != report.epoch
+                or run.provider != party
+                or now_ms - run.kept_ms >= KEEP_MS
+            ):
                 return False
-            runs = [self._settled(party, report, now_ms) for report in reports]
-            if not all(runs):
-                return False
-            agent.last_seen_ms = max(agent.last_seen_ms, now_ms)
-            for run, report in zip(runs, reports, strict=True):
-                assert run is not None
-                assert run.newest is not None
-                run.newest = with_figures(run.newest, report, now_ms)
+            heard.append((run, with_figures(run.newest, report, now_ms)))
+        agent.last_seen_ms = max(agent.last_seen_ms, now_ms)
+        for run, newest in heard:
+            run.newest = newest
         return True
-
-    def _settled(self, party: str, report: RunReport, now_ms: int) -> _Run | None:
-        run = self._runs.get(report.lease)
-        if (
-            run is None
-            or not run.settled
-            or run.state != report.state
-            or run.epoch != report.epoch
-            or run.provider != party
-            or now_ms - run.kept_ms >= KEEP_MS
-        ):
-            return None
-        return run
 
     def over(self, run: RunFact) -> RunFact:
         """Return a run as it was read, with the newest figures."""
@@ -108,29 +108,28 @@ class Pulses:
         known.over = (run, newest, over)
         return over
 
+    def last_seen_ms(self, agent: AgentFact) -> int:
+        """Return when this agent was heard from last."""
+        known = self._agents.get(agent.id)
+        return max(agent.last_seen_ms, known.last_seen_ms if known else 0)
+
     def is_quiet(self, lease: str, now_ms: int, silence_ms: int) -> bool:
         """Say whether nothing can be due with this run: it was looked at, nothing has been put of
         it since, and it isn't silent."""
         run = self._runs.get(lease)
         return (
             run is not None
-            and run.settled
-            and now_ms < run.look_ms
             and run.newest is not None
+            and run.quiet[0] is run.put_by
+            and now_ms < run.quiet[1]
             and now_ms - run.newest.last_seen_ms < silence_ms
         )
 
     def quiet_until(self, lease: str, look_ms: int) -> None:
         """Nothing is due with this run before then, unless something is put or it falls silent."""
-        with self._lock:
-            run = self._runs.get(lease)
-            if run is not None and run.settled:
-                run.look_ms = look_ms
-
-    def last_seen_ms(self, agent: AgentFact) -> int:
-        """Return when this agent was heard from last."""
-        known = self._agents.get(agent.id)
-        return max(agent.last_seen_ms, known.last_seen_ms if known else 0)
+        run = self._runs.get(lease)
+        if run is not None and run.is_settled():
+            run.quiet = (run.put_by, look_ms)
 
     # -- transactions -----------------------------------------------------------------------------
 
@@ -146,41 +145,37 @@ class Pulses:
                 if lease is not None:
                     self._unsettle(lease, by, gone=False)
             case AgentFact():
-                with self._lock:
-                    self._agents[fact.id] = _Agent(fact.instance, fact.last_seen_ms, by)
+                self._agents[fact.id] = _Agent(fact.instance, fact.last_seen_ms, by)
             case _:
                 pass
 
     def _unsettle(self, lease: str, by: object, *, gone: bool) -> None:
-        with self._lock:
-            run = self._runs.get(lease)
-            if run is None:
-                return
-            run.settled, run.put_by, run.look_ms = False, by, 0
-            if gone:
-                del self._runs[lease]
-                self._lease_of.pop(run.job, None)
+        run = self._runs.get(lease)
+        if run is None:
+            return
+        run.put_by = by
+        if gone:
+            self._runs.pop(lease, None)
+            self._lease_of.pop(run.job, None)
 
     def follow(self, run: RunFact, by: object) -> None:
         """A transaction is about to put what a heartbeat says of this run."""
-        with self._lock:
-            known = self._runs.get(run.id)
-            if known is None:
-                self._runs[run.id] = _Run(run.provider, run.job, by)
-                self._lease_of[run.job] = run.id
+        if run.id not in self._runs:
+            self._runs[run.id] = _Run(run.provider, run.job, by)
+            self._lease_of[run.job] = run.id
 
     def settle(self, party: str, runs: Sequence[RunFact], by: object) -> None:
         """The transaction `by` is committed, and these runs need no other as long as their agent
         goes on saying what it said."""
-        with self._lock:
-            agent = self._agents.get(party)
-            if agent is not None and agent.put_by is by:
-                agent.settled = True
-            for fact in runs:
-                run = self._runs.get(fact.id)
-                if run is not None and run.put_by is by:
-                    run.settled, run.newest = True, fact
-                    run.state, run.epoch, run.kept_ms = fact.state, fact.epoch, fact.last_seen_ms
+        agent = self._agents.get(party)
+        if agent is not None:
+            agent.settled_by = by
+        for fact in runs:
+            run = self._runs.get(fact.id)
+            if run is not None and run.put_by is by:
+                run.newest = fact
+                run.state, run.epoch, run.kept_ms = fact.state, fact.epoch, fact.last_seen_ms
+                run.settled_by = by
 
 
 def with_figures(run: RunFact, report: RunReport, now_ms: int) -> RunFact:

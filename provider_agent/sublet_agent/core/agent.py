@@ -96,7 +96,7 @@ class AgentCore:
         return self._taken(), strangers
 
     def handle(self, event: Event, now_ms: int) -> Step:
-        """Take one event. The Step is to be performed before the next event is handed in."""
+        """Take one event."""
         match event:
             case Arrived(message):
                 self._arrived(message, now_ms)
@@ -373,9 +373,9 @@ class AgentCore:
         self._step.effects.append(effects.Say(text))
 
     def _taken(self) -> Step:
-        step = self._step
-        if not step.empty:
-            self._step = Step()
+        if self._step.empty:
+            return effects.NOTHING
+        step, self._step = self._step, Step()
         return step
 
 

@@ -192,3 +192,7 @@ class Step:
     def empty(self) -> bool:
         """Whether nothing came of the event."""
         return not self.effects and self.save.empty
+
+
+NOTHING = Step()
+"""What most events lead to. Nobody writes into a Step that was handed out."""
