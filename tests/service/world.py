@@ -123,7 +123,7 @@ class World:
 
     def __init__(self, settings: Settings | None = None, settler: Settler | None = None) -> None:
         self.clock = TurnedClock()
-        self.store = World.new_store()
+        self.store = type(self).new_store()
         self.settler = settler
         self.blobs = MemoryBlobs()
         self.key = key_named("broker")
