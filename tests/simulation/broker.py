@@ -272,7 +272,7 @@ class Door:
                 self.sent.pop(done, None)
             self.pump()
         if not isinstance(message, (Ack, Heartbeat, Logs)):
-            host.wake("scheduling", "verdicts", "billing")
+            host.wake(*host.broker.stirred())
 
     def pump(self) -> None:
         """Send what waits for this agent."""

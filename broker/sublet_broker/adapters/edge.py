@@ -75,7 +75,7 @@ class Edge:
 
     def wake_market(self) -> None:
         """Something may have changed what can be matched, verified or settled. Event loop only."""
-        self.loops.wake("scheduling", "verdicts", "billing")
+        self.loops.wake(*self.broker.stirred())
 
     def close(self) -> None:
         """Wait for the use-cases that run, and let the threads go."""

@@ -372,7 +372,7 @@ class Book:
 
     def propose(self, now_ms: int) -> list[Match]:
         """Return matches that don't get in each other's way, in the order of the line."""
-        batch = _Batch(self._ranks, self._entries, now_ms)
+        batch: _Batch | None = None
         matches: list[Match] = []
         for _, _, id in self._line:
             job, wish = self._jobs[id]
@@ -381,6 +381,8 @@ class Book:
             alike = self._alike(wish)
             if alike in self._hopeless:
                 continue
+            if batch is None:  # While nobody waits nothing is looked at.
+                batch = _Batch(self._ranks, self._entries, now_ms)
             found = batch.take(wish, alike)
             if found is not None:
                 matches.append(Match(id, *found))

@@ -36,6 +36,7 @@ party ids that have been authenticated. A refusal is errors.Refusal; nothing has
                         forget_old() -> None            every minute
     broker.keeping      sweep() -> int                  every minute, until it says less than 500
                         sweep_files() -> int            every minute
+    broker.stirred() -> list[str]                   loops that are worth a round before their time
     broker.views        job jobs events logs checkpoints statement export receipts balance earnings
                         info(version) -> BrokerInfo, gauges() -> list[Gauge], audit() -> list[str]
     broker.on_job       Callable[[job id], None] | None  after commit: events or log lines are new
@@ -74,6 +75,13 @@ class Broker:
         self.intake = Intake(self.core, self.views)
         self.agents = Agents(self.core, self.board)
         self.access = Access(self.core)
+
+    def stirred(self) -> list[str]:
+        """Return which of scheduling and billing have something new to look at, whatever time it
+        is."""
+        dirty = self.core.dirty
+        scheduling = ["scheduling"] if dirty.providers or dirty.jobs else []
+        return scheduling + (["billing"] if dirty.ended else [])
 
     @property
     def on_job(self) -> Callable[[str], None] | None:
