@@ -194,10 +194,19 @@ class Auditor:
         if kind == "heartbeat":
             for run in message.runs:
                 self.heard_ms[run.lease] = now_ms
+                self._is_known(party, run)
         elif kind == "run_changed":
             self.heard_ms[message.lease] = now_ms
         elif kind == "receipt_issued":
             self._no_second_history(message.receipt)
+
+    def _is_known(self, party: str, report: Any) -> None:
+        """Whoever was heard from under the job's epoch is unknown no longer."""
+        lease = self.leases.get(report.lease)
+        if lease is None or lease.state != "active" or lease.document["provider"] != party:
+            return
+        current = report.epoch == self.jobs[lease.document["job"]].epoch
+        self._no(current and lease.run == "unknown", "a run was heard from and stays unknown")
 
     def _no_second_history(self, envelope: Any) -> None:
         """A receipt that contradicts the chain ends its lease: it was not just left aside."""
