@@ -105,25 +105,13 @@ def test_a_full_disk_keeps_nothing(
 
     with monkeypatch.context() as patch:
         if failing == "write":
-            real = os.fdopen
+            real = os.write
 
-            def fdopen(*arguments: Any, **how: Any) -> Any:
-                file = real(*arguments, **how)
+            def half(descriptor: int, data: memoryview) -> int:
+                real(descriptor, data[: len(data) // 2])
+                return full()
 
-                class Full:
-                    def __enter__(self) -> Full:
-                        return self
-
-                    def __exit__(self, *_: Any) -> None:
-                        file.close()
-
-                    def write(self, data: memoryview) -> int:
-                        file.write(data[: len(data) // 2])
-                        return full()
-
-                return Full()
-
-            patch.setattr(os, "fdopen", fdopen)
+            patch.setattr(os, "write", half)
         else:
             patch.setattr(os, failing, full)
         with pytest.raises(StorageFull, match="full"):
