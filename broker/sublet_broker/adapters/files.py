@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,15 +92,19 @@ class FileBlobs:
         self._root = str(root)
         self._above = str(root.parent)
         self._tmp = str(root / "tmp")
+        self._folders = threading.RLock()
         self._kept_folders: set[str] = set()
         """Whose names this process has made durable: a broker before it may have died at that."""
+        self._doubted: set[str] = set()
+        """Folders that could not be fsynced: which of their names were lost isn't known."""
 
     def prepare(self) -> None:
         """Make the folders and sweep what a killed broker left half-written.
 
         Only the holder of the data folder may call it.
         """
-        self._make_folders(self._tmp)
+        self._keep_folder(self._root)
+        self._make_folder(self._tmp)
         for left in self._disk.listdir(self._tmp):
             self._remove(f"{self._tmp}/{left}")
 
@@ -111,15 +116,15 @@ class FileBlobs:
         folder = _parent(target)
         with _storage_full():
             self._keep_folder(folder)
-            if self._holds(target, data):
+            if folder not in self._doubted and self._holds(target, data):
                 # It is whole; yet who wrote it may have died before its name was durable.
-                self._fsync_folder(folder)
+                self._keep_names(folder)
             else:
                 self._write(target, data)
 
     def _write(self, target: str, data: bytes) -> None:
         disk = self._disk
-        self._make_folders(self._tmp)
+        self._make_folder(self._tmp)
         written = f"{self._tmp}/{secrets.token_hex(16)}"
         try:
             descriptor = disk.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -135,10 +140,9 @@ class FileBlobs:
             self._remove(written)
             raise
         try:
-            self._fsync_folder(_parent(target))
+            self._keep_names(_parent(target))
         except OSError:
-            # The kernel tells of a lost write once: a second fsync would be believed wrongly. So
-            # the name goes, and what is sent again is written anew.
+            # As below. The name goes, and what is sent again is written anew.
             self._remove(target)
             raise
 
@@ -187,36 +191,38 @@ class FileBlobs:
         """Make a folder where it isn't there, and its name durable."""
         if folder in self._kept_folders:
             return
-        above = _parent(folder)
-        if folder == self._root:
+        with self._folders:
             above = self._above
-            self._make_folders(folder)
-        else:
-            self._keep_folder(above)
+            if folder != self._root:
+                above = _parent(folder)
+                self._keep_folder(above)
+                # Nothing is put into one whose name isn't durable. An empty one may be left by a
+                # broker that died, and its name be lost already: so it is made anew.
+                self._remove_empty(folder)
             self._make_folder(folder)
-        try:
-            self._fsync_folder(above)
-        except OSError:
-            # As above. One that holds anything stays: its name was durable once.
-            with suppress(OSError):
-                self._disk.rmdir(folder)
-            raise
-        self._kept_folders.add(folder)
-
-    def _make_folders(self, folder: str, mode: int = _PRIVATE) -> None:
-        """Make a folder and what is missing above it."""
-        try:
-            self._make_folder(folder, mode)
-        except FileNotFoundError:
-            above = os.path.dirname(folder)
-            if above in ("", folder):
+            try:
+                self._fsync_folder(above)
+            except OSError:
+                # As below.
+                self._remove_empty(folder)
                 raise
-            self._make_folders(above, 0o777)
-            self._make_folder(folder, mode)
+            self._kept_folders.add(folder)
 
-    def _make_folder(self, folder: str, mode: int = _PRIVATE) -> None:
+    def _keep_names(self, folder: str) -> None:
         try:
-            self._disk.mkdir(folder, mode)
+            self._fsync_folder(folder)
+        except OSError:
+            # The kernel tells of a lost write once: a second fsync would be believed wrongly.
+            self._doubted.add(folder)
+            raise
+
+    def _remove_empty(self, folder: str) -> None:
+        with suppress(OSError):
+            self._disk.rmdir(folder)
+
+    def _make_folder(self, folder: str) -> None:
+        try:
+            self._disk.mkdir(folder, _PRIVATE)
         except OSError:
             if not self._is_folder(folder):
                 raise
