@@ -25,6 +25,7 @@ from typing import Self
 
 from sublet_broker.adapters.disk import Disk
 from sublet_broker.service.ports import BlobMissing, StorageFailing, StorageFull
+from sublet_contracts.durable import make_folder
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _TWO = re.compile(r"[0-9a-f]{2}")
@@ -49,7 +50,7 @@ class DataFolder:
         """Make the folder if need be and take it. Raises FolderInUse, or OSError where it can't
         be made."""
         root = root.absolute()
-        root.mkdir(parents=True, exist_ok=True, mode=_PRIVATE)
+        make_folder(root, _PRIVATE)
         lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
