@@ -19,6 +19,7 @@ from sublet_broker.adapters.files import FileBlobs
 from tests.simulation.engine import Crashed
 
 if TYPE_CHECKING:
+    from tests.simulation.broker import SimStore
     from tests.simulation.market import Market
 
 ABOVE = "/data"
@@ -34,6 +35,7 @@ class _File:
 
     __slots__ = ("_hashed", "_sha256", "clean", "data", "kept")
     st_mode = stat.S_IFREG | 0o600
+    fsync = "fsync of a blob"
 
     def __init__(self) -> None:
         self.data = b""
@@ -65,12 +67,12 @@ class _File:
 class _Folder:
     """A folder: its names as everybody sees them, and as the platters have them."""
 
-    __slots__ = ("dirty", "kept", "names", "what")
+    __slots__ = ("dirty", "fsync", "kept", "names")
     st_mode = stat.S_IFDIR | 0o700
     st_size = 0
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, fsync: str) -> None:
+        self.fsync = fsync
         """What an fsync of it is for, in the names of crash points."""
         self.names: dict[str, _File | _Folder] = {}
         self.kept: dict[str, _File | _Folder] = {}
@@ -110,8 +112,9 @@ class SimDisk:
         self._folders: dict[str, _Folder] = {}
         self._open: dict[int, _File | _Folder] = {}
         self._descriptors = 2
-        self._points: dict[tuple[str, str], tuple[str, str]] = {}
-        self._top = _Folder("a folder's name")
+        self._calls: set[str] = set()
+        self._store: SimStore
+        self._top = _Folder("fsync of a folder's name")
         self._folders[ABOVE] = self._top
         self.crash_in = 0
         """The process dies at so many crash points of the disk from now; 0: it doesn't."""
@@ -130,6 +133,7 @@ class SimDisk:
         """Another process begins to use it."""
         self._open.clear()
         self._dead = False
+        self._store = self._market.broker.store
 
     def died(self) -> None:
         """The process that used it is gone, and what it had armed with it; where the power was cut,
@@ -222,12 +226,13 @@ class SimDisk:
             folder, name = self._place(path)
             if name in folder.names:
                 raise _error(errno.EEXIST, path)
-            self._needs_room(SOME)
-            before, after = self._points_of("create", "a blob")
-            self._point(before)
+            if self._store.full_until_ms > self.engine.now_ms:
+                self._may_lack_room()
+            self._begin("create of a blob")
             node = folder.names[name] = _File()
             folder.dirty[name] = None
-            self._point(after)
+            if self.crash_in:
+                self._point("after create of a blob")
         else:
             node = self._node(path)
             if flags & os.O_DIRECTORY and not isinstance(node, _Folder):
@@ -246,26 +251,25 @@ class SimDisk:
     def write(self, descriptor: int, data: memoryview, /) -> int:
         node = self._open[descriptor]
         assert isinstance(node, _File)
-        before, after = self._points_of("write", "a blob")
-        self._point(before)
-        if self._full():
+        self._begin("write of a blob")
+        if self._store.full_until_ms > self.engine.now_ms:
             if len(data) == 1 or self.engine.happens(0.5):
                 raise _error(errno.ENOSPC, "")
             data = data[: len(data) // 2]
         elif self.engine.happens(SHORT):
             data = data[: 1 + len(data) // 2]
-        node.data = node.data + data
+        node.data += data
         node.clean = False
-        self._point(after)
+        if self.crash_in:
+            self._point("after write of a blob")
         return len(data)
 
     def fsync(self, descriptor: int, /) -> None:
         node = self._open[descriptor]
-        before, after = self._points_of(
-            "fsync", node.what if isinstance(node, _Folder) else "a blob"
-        )
-        self._point(before)
-        code = errno.ENOSPC if self._full() and self.engine.happens(SOME) else 0
+        self._begin(node.fsync)
+        code = 0
+        if self._store.full_until_ms > self.engine.now_ms and self.engine.happens(SOME):
+            code = errno.ENOSPC
         if self.fsync_fails_in:
             self.fsync_fails_in -= 1
             if not self.fsync_fails_in:
@@ -275,7 +279,8 @@ class SimDisk:
             self._failed_in = self.engine.steps
             raise _error(code, "")
         node.keep()
-        self._point(after)
+        if self.crash_in:
+            self._point(f"after {node.fsync}")
 
     def fstat(self, descriptor: int, /) -> _File | _Folder:
         return self._open[descriptor]
@@ -296,14 +301,15 @@ class SimDisk:
         folder, name = self._place(path)
         if name in folder.names:
             raise _error(errno.EEXIST, path)
-        self._needs_room(SOME)
-        before, after = self._points_of("mkdir", "a folder")
-        self._point(before)
-        deepest = path.count("/") == ROOT.count("/") + 2
-        made = _Folder("a blob's name" if deepest else "a folder's name")
+        if self._store.full_until_ms > self.engine.now_ms:
+            self._may_lack_room()
+        self._begin("mkdir of a folder")
+        leaf = len(path) == len(ROOT) + len("/ab/cd")
+        made = _Folder("fsync of a blob's name" if leaf else "fsync of a folder's name")
         folder.names[name] = self._folders[path] = made
         folder.dirty[name] = None
-        self._point(after)
+        if self.crash_in:
+            self._point("after mkdir of a folder")
 
     def rmdir(self, path: str) -> None:
         folder, name = self._place(path)
@@ -312,34 +318,36 @@ class SimDisk:
             raise _error(errno.ENOTDIR, path)
         if node.names:
             raise _error(errno.ENOTEMPTY, path)
-        before, after = self._points_of("rmdir", "a folder")
-        self._point(before)
+        self._begin("rmdir of a folder")
         del folder.names[name], self._folders[path]
         folder.dirty[name] = None
-        self._point(after)
+        if self.crash_in:
+            self._point("after rmdir of a folder")
 
     def rename(self, path: str, to: str) -> None:
-        node = self._node(path)
-        assert isinstance(node, _File)
         (old, name), (new, new_name) = self._place(path), self._place(to)
-        self._needs_room(SOME)
-        before, after = self._points_of("rename", "a blob")
-        self._point(before)
+        node = old.names.get(name)
+        if not isinstance(node, _File):
+            raise _error(errno.ENOENT, path)
+        if self._store.full_until_ms > self.engine.now_ms:
+            self._may_lack_room()
+        self._begin("rename of a blob")
         del old.names[name]
         old.dirty[name] = None
         new.names[new_name] = node
         new.dirty[new_name] = None
-        self._point(after)
+        if self.crash_in:
+            self._point("after rename of a blob")
 
     def unlink(self, path: str) -> None:
         folder, name = self._place(path)
         if not isinstance(folder.names.get(name), _File):
             raise _error(errno.ENOENT, path)
-        before, after = self._points_of("unlink", "a blob")
-        self._point(before)
+        self._begin("unlink of a blob")
         del folder.names[name]
         folder.dirty[name] = None
-        self._point(after)
+        if self.crash_in:
+            self._point("after unlink of a blob")
 
     # -- how it does them ---------------------------------------------------------------------
 
@@ -351,8 +359,9 @@ class SimDisk:
         return folder, name
 
     def _node(self, path: str) -> _File | _Folder:
-        if path == ABOVE:
-            return self._top
+        found = self._folders.get(path)
+        if found is not None:
+            return found
         above, _, name = path.rpartition("/")
         folder = self._folders.get(above)
         node = folder.names.get(name) if folder is not None else None
@@ -360,34 +369,32 @@ class SimDisk:
             raise _error(errno.ENOENT, path)
         return node
 
-    def _full(self) -> bool:
-        return self._market.broker.store.full_until_ms > self.engine.now_ms
-
-    def _needs_room(self, chance: float) -> None:
-        if self._full() and self.engine.happens(chance):
+    def _may_lack_room(self) -> None:
+        if self.engine.happens(SOME):
             raise _error(errno.ENOSPC, "")
 
-    def _points_of(self, call: str, what: str) -> tuple[str, str]:
-        points = self._points.get((call, what))
-        if points is None:
-            points = f"broker before {call} of {what}", f"broker after {call} of {what}"
-            self._points[call, what] = points
-            self._market.points.update(points)
-        return points
-
-    def _point(self, point: str) -> None:
-        """The process may die here. Nobody dies between a failed fsync and what is done about it:
-        whoever comes next could not know, for the kernel has told."""
+    def _begin(self, call: str) -> None:
+        """A change is about to be made."""
+        if call not in self._calls:
+            self._calls.add(call)
+            self._market.points.update((f"broker before {call}", f"broker after {call}"))
         if self._dead:
             # An exception handler of a process that is no more.
-            raise Crashed(point)
-        if self.crash_in and self._failed_in != self.engine.steps:
-            self.crash_in -= 1
-            if not self.crash_in:
-                self.engine.say(f"broker dies {point.removeprefix('broker ')}")
-                self._market.crashed.add(point)
-                self._dead = True
-                raise Crashed(point)
+            raise Crashed(call)
+        if self.crash_in:
+            self._point(f"before {call}")
+
+    def _point(self, where: str) -> None:
+        """The process may die here. Nobody dies between a failed fsync and what is done about it:
+        whoever comes next could not know, for the kernel has told."""
+        if self._failed_in == self.engine.steps:
+            return
+        self.crash_in -= 1
+        if not self.crash_in:
+            self.engine.say(f"broker dies {where}")
+            self._market.crashed.add(f"broker {where}")
+            self._dead = True
+            raise Crashed(where)
 
 
 class SimBlobs(FileBlobs):

@@ -19,7 +19,8 @@ import secrets
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Self
 
@@ -93,6 +94,9 @@ class FileBlobs:
         self._root = str(root)
         self._above = str(root.parent)
         self._tmp = str(root / "tmp")
+        self._token = secrets.token_hex(16)
+        self._numbers = count()
+        """Of what this process writes: with the token no other has the same."""
         self._folders = threading.RLock()
         self._kept_folders: set[str] = set()
         """Whose names this process has made durable: a broker before it may have died at that."""
@@ -115,20 +119,30 @@ class FileBlobs:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError("the content does not match its SHA-256; send it again")
         folder = _parent(target)
-        with _storage_full():
-            self._keep_folder(folder)
+        try:
+            if folder not in self._kept_folders:
+                self._keep_folder(folder)
             if folder not in self._doubted and self._holds(target, data):
                 # It is whole; yet who wrote it may have died before its name was durable.
-                self._keep_names(folder)
+                try:
+                    self._fsync_folder(folder)
+                except OSError:
+                    self._doubted.add(folder)  # as below
+                    raise
             else:
                 self._write(target, data)
+        except OSError as error:
+            if error.errno == errno.EROFS:
+                raise StorageFailing("the broker's disk can't be written: see its log") from error
+            if error.errno not in _FULL:
+                raise
+            raise StorageFull("the broker's disk is full: free some space on it") from error
 
     def _write(self, target: str, data: bytes) -> None:
         disk = self._disk
-        self._make_folder(self._tmp)
-        written = f"{self._tmp}/{secrets.token_hex(16)}"
+        written = f"{self._tmp}/{self._token}.{next(self._numbers)}"
         try:
-            descriptor = disk.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = self._new_file(written)
             try:
                 rest = memoryview(data)
                 while rest:
@@ -141,11 +155,21 @@ class FileBlobs:
             self._remove(written)
             raise
         try:
-            self._keep_names(_parent(target))
+            self._fsync_folder(_parent(target))
         except OSError:
-            # As below. The name goes, and what is sent again is written anew.
+            # The kernel tells of a lost write once: a second fsync would be believed wrongly. So
+            # the name goes, and what is sent again is written anew.
+            self._doubted.add(_parent(target))
             self._remove(target)
             raise
+
+    def _new_file(self, path: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            return self._disk.open(path, flags, 0o600)
+        except FileNotFoundError:
+            self._make_folder(self._tmp)
+            return self._disk.open(path, flags, 0o600)
 
     def get(self, sha256: str) -> bytes:
         """See ports.BlobStore. A damaged blob is moved to quarantine/ and counts as missing."""
@@ -190,43 +214,39 @@ class FileBlobs:
 
     def _keep_folder(self, folder: str) -> None:
         """Make a folder where it isn't there, and its name durable."""
-        if folder in self._kept_folders:
-            return
         with self._folders:
+            if folder in self._kept_folders:
+                return
             above = self._above
             if folder != self._root:
                 above = _parent(folder)
                 self._keep_folder(above)
+            if not self._make_folder(folder) and folder != self._root:
                 # Nothing is put into one whose name isn't durable. An empty one may be left by a
                 # broker that died, and its name be lost already: so it is made anew.
                 self._remove_empty(folder)
-            self._make_folder(folder)
+                self._make_folder(folder)
             try:
                 self._fsync_folder(above)
             except OSError:
-                # As below.
+                # As above.
                 self._remove_empty(folder)
                 raise
             self._kept_folders.add(folder)
-
-    def _keep_names(self, folder: str) -> None:
-        try:
-            self._fsync_folder(folder)
-        except OSError:
-            # The kernel tells of a lost write once: a second fsync would be believed wrongly.
-            self._doubted.add(folder)
-            raise
 
     def _remove_empty(self, folder: str) -> None:
         with suppress(OSError):
             self._disk.rmdir(folder)
 
-    def _make_folder(self, folder: str) -> None:
+    def _make_folder(self, folder: str) -> bool:
+        """Return whether it is new."""
         try:
             self._disk.mkdir(folder, _PRIVATE)
         except OSError:
             if not self._is_folder(folder):
                 raise
+            return False
+        return True
 
     def _is_folder(self, path: str) -> bool:
         try:
@@ -286,15 +306,3 @@ class FileBlobs:
 
 def _parent(path: str) -> str:
     return path.rpartition("/")[0]
-
-
-@contextmanager
-def _storage_full() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EROFS:
-            raise StorageFailing("the broker's disk can't be written: see its log") from error
-        if error.errno not in _FULL:
-            raise
-        raise StorageFull("the broker's disk is full: free some space on it") from error
