@@ -14,6 +14,8 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from sublet_contracts.durable import make_folder
+
 PARTY_PATTERN = r"^ed25519-[0-9a-f]{64}$"
 SIGNATURE_BYTES = 64
 
@@ -102,7 +104,7 @@ class SigningKey:
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(path.parent, 0o700)
             return cls._create(path)
         with os.fdopen(descriptor, "rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:

@@ -3,6 +3,7 @@
 The folder is the job's, which may delete, change and swap anything while the agent looks.
 """
 
+import errno
 import json
 import os
 import zipfile
@@ -112,6 +113,61 @@ def test_a_checkpoint_that_a_kill_left_torn_is_passed_over(root: Path, torn: str
     file = save(root, 30) / torn
     file.write_bytes(file.read_bytes()[:-10])
     assert step_of(Layouts(root).newest(0, quiet_ms=0)) == 20
+
+
+def test_a_record_that_a_power_cut_left_torn_is_passed_over(root: Path) -> None:
+    """It would have ended the agent at each of its starts."""
+    save(root, 20, 300)
+    assert step_of(Layouts(root).newest(0)) == 20
+    save(root, 30)
+    assert step_of(Layouts(root).newest(20)) == 30
+    (root / "layouts" / "step-30.json").write_bytes(b"")
+    again = Layouts(root)
+    assert step_of(again.last()) == 20
+    with pytest.raises(TreeRefused, match="can't be read"):
+        again.scan(30, LIMIT_BYTES)
+    assert step_of(again.newest(30)) == 31
+
+
+def test_what_was_not_noted_before_the_machine_started_is_no_checkpoint(root: Path) -> None:
+    """No script fsyncs what it saves: after a power cut it may be torn where nobody can tell."""
+    save(root, 20, 300)
+    assert step_of(Layouts(root).newest(0)) == 20
+    booted_ms = int((save(root, 30).stat().st_mtime + 10) * 1000)
+    restarted = Layouts(root)
+    assert step_of(restarted.newest(20, quiet_ms=0, since_ms=booted_ms)) == 20
+    save(root, 40, 50)
+    assert step_of(restarted.newest(20, quiet_ms=0, since_ms=booted_ms)) == 40
+
+
+def test_a_checkpoint_is_durable_before_it_is_noted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        name = os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), root)
+        synced.append(name)
+        if name == fails_at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(descriptor)
+
+    fails_at = ""
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = "outputs/checkpoint-20"
+    files = sorted(f"{folder}/{path.name}" for path in save(root, 20, 300).iterdir())
+    found = Layouts(root)
+    assert step_of(found.newest(0)) == 20
+    assert sorted(synced[:-1]) == sorted([*files, folder, "outputs"])
+    assert synced[-1] == "layouts/new.tmp"
+    save(root, 30)
+    fails_at = "outputs/checkpoint-30/optimizer.pt"
+    with pytest.raises(OSError, match="Input/output"):
+        found.newest(20)
+    fails_at = ""
+    # The kernel tells once that something was lost.
+    assert step_of(found.newest(20)) == 20
 
 
 def test_the_best_checkpoint_goes_along(root: Path, tmp_path: Path) -> None:

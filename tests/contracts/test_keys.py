@@ -35,8 +35,8 @@ def test_a_key_that_is_not_durable_is_not_used(
     monkeypatch.setattr(os, "fsync", fsync)
     synced.clear()
     made = SigningKey.load_or_create(path)
-    assert synced == ["key", "folder"]
+    assert synced == [tmp_path.name, "key", "folder"]
     # Who finds it can't know how far its maker came.
     assert SigningKey.load_or_create(path).party == made.party
-    assert synced == ["key", "folder", "folder"]
+    assert synced == [tmp_path.name, "key", "folder", "folder"]
     assert list(path.parent.iterdir()) == [path]

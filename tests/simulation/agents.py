@@ -432,7 +432,7 @@ class AgentHost:
             if not self.line.works(self.engine.now_ms):
                 raise BrokerAway
             return self.market.broker.call(act)
-        except (BrokerAway, StorageFull):
+        except (BrokerAway, StorageFull, OSError):
             self._later(self.engine.draw_ms(500, 8_000), again)
         except Refusal as refusal:
             if refusal.status < 500:
@@ -607,7 +607,7 @@ class AgentHost:
                 if not self.line.works(self.engine.now_ms):
                     return
                 self.market.broker.call(self._fetch, found.document, None)
-        except (BrokerAway, StorageFull):
+        except (BrokerAway, StorageFull, OSError):
             return
         except (Refusal, TreeRefused) as error:
             self.post(events.PrepareDone(document.id, False, str(error)[:200]))

@@ -175,6 +175,8 @@ class Auditor:
         self.charged_ucr = 0
         self.lost_device_ms = 0
         self.checks = 0
+        self.claims: dict[str, int] = defaultdict(int)
+        """How many scopes count on a content's being here."""
 
     # -- what is told from outside the broker -------------------------------------------------
 
@@ -216,6 +218,17 @@ class Auditor:
             return
         other = lease.chain[document["sequence"] - 1].id != envelope.id
         self._no(other, f"a second receipt {document['sequence']} changed nothing")
+
+    def power_was_cut(self) -> None:
+        """The broker's disk has forgotten what it may: what anybody was told is there is there."""
+        disk = self.market.broker.disk
+        for sha256, scopes in self.claims.items():
+            gone = scopes and disk.whole(sha256) is None and sha256 not in disk.damaged
+            self._no(bool(gone), f"content {sha256[:10]} did not survive a power cut")
+        for id, model in self.checkpoints.items():
+            if model.kept and model.state == "durable":
+                lost = set(self._lacking(model.document)) - disk.damaged
+                self._no(bool(lost), f"checkpoint {id[:8]} did not survive a power cut")
 
     def taken(self, party: str, mid: str, message: Any) -> None:
         """An agent has a message of the broker's on its disk."""
@@ -311,6 +324,17 @@ class Auditor:
             )
 
     # -- checkpoints --------------------------------------------------------------------------
+
+    def _blob(self, old: Any, new: Any) -> None:
+        """A scope may use content from now on, or no longer."""
+        if new is None:
+            self.claims[old.sha256] -= 1 if old is not None else 0
+            return
+        if old is None:
+            self.claims[new.sha256] += 1
+        disk = self.market.broker.disk
+        safe = disk.survives(new.sha256) or new.sha256 in disk.damaged
+        self._no(not safe, "content counts as kept that a power cut would take")
 
     def _checkpoint(self, old: Any, new: Any) -> None:
         self._no(new is None, "a checkpoint was deleted")
@@ -720,6 +744,7 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("JobFact", Auditor._job_is_new),
     ("DepositFact", Auditor._deposit),
     ("AmendmentFact", Auditor._amendment),
+    ("BlobFact", Auditor._blob),
     ("CheckpointFact", Auditor._checkpoint),
     ("ReceiptFact", Auditor._receipt),
     ("ChainFact", Auditor._chain),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sublet_broker.adapters.clock import Mark, SteadyClock
-from sublet_broker.adapters.inprocess import InProcessMatcher, InProcessVerifier, MemoryBlobs
+from sublet_broker.adapters.inprocess import InProcessMatcher, InProcessVerifier
 from sublet_broker.adapters.memory_store import MemoryStore, MemoryTransaction
 from sublet_broker.market.facts import LogEntryFact
 from sublet_broker.service.broker import Broker, Ports
 from sublet_broker.service.errors import NotYet, Refusal, StaleInstance
 from sublet_broker.service.ports import (
+    BlobStore,
     MatcherAway,
     Proposal,
     StorageFull,
@@ -25,6 +25,7 @@ from sublet_contracts.documents import DocumentRefused
 from sublet_contracts.session import BrokerSession, SessionError
 from sublet_contracts.wire import Ack, Announce, Heartbeat, Join, Logs, Message
 from tests.simulation.auditor import LOOKED_AT
+from tests.simulation.disk import SimBlobs, SimDisk
 from tests.simulation.engine import BEGIN_MS, Crashed, Quartz, is_common
 from tests.simulation.network import Wire
 
@@ -91,32 +92,6 @@ class SimStore(MemoryStore):
                 raise Crashed(where)
 
 
-class SimBlobs(MemoryBlobs):
-    """The broker's blobs on its disk."""
-
-    def __init__(self, market: Market) -> None:
-        super().__init__()
-        self._market = market
-        self.damaged: set[str] = set()
-        """What a fault has damaged and nobody has sent again since."""
-
-    def put(self, sha256: str, data: bytes) -> None:
-        if self._market.broker.store.full_until_ms > self._market.engine.now_ms:
-            raise StorageFull("the simulated disk is full")
-        super().put(sha256, data)
-        self.damaged.discard(sha256)
-
-    def flip(self, sha256: str) -> None:
-        """Flip a bit of what lies there."""
-        self.damage(sha256)
-        self.damaged.add(sha256)
-
-    def whole(self, sha256: str) -> bytes | None:
-        """Return the bytes if they are what their name says: for the auditor."""
-        data = self._blobs.get(sha256)
-        return data if data is not None and hashlib.sha256(data).hexdigest() == sha256 else None
-
-
 class SimMatcher(InProcessMatcher):
     """The match engine, which may be away and comes back empty."""
 
@@ -144,7 +119,7 @@ class SimMatcher(InProcessMatcher):
 class SimVerifier(InProcessVerifier):
     """The verifier: takes its time, and its worker may die."""
 
-    def __init__(self, market: Market, blobs: MemoryBlobs, ready: Callable[[], None]) -> None:
+    def __init__(self, market: Market, blobs: BlobStore, ready: Callable[[], None]) -> None:
         super().__init__(blobs)
         self._market = market
         self._ready = ready
@@ -333,7 +308,8 @@ class BrokerHost:
         self.market = market
         self.engine = market.engine
         self.store = SimStore(market)
-        self.blobs = SimBlobs(market)
+        self.disk = SimDisk(market)
+        self.blobs = SimBlobs(self.disk)
         self.entropy = SimEntropy(market)
         self.clock = Quartz(self.engine)
         self.wall_offset_ms = 0
@@ -361,6 +337,8 @@ class BrokerHost:
         self.now_ms = clock.now_ms
         self.matcher = SimMatcher(self.store, clock)
         number = self.started
+        self.disk.boot()
+        self.blobs = SimBlobs(self.disk)
         verifier = SimVerifier(self.market, self.blobs, lambda: self._wake_of(number, "verdicts"))
         self.broker = Broker(
             Ports(
@@ -375,8 +353,9 @@ class BrokerHost:
         self.engine.say(f"broker starts (start {number})")
         self.market.auditor.broker_started(self.now_ms())
         try:
+            self.call(self.blobs.prepare)
             self.call(self.broker.supervision.started)
-        except (BrokerAway, StorageFull):
+        except (BrokerAway, StorageFull, OSError):
             if self.up:
                 self.die(5_000)
             return
@@ -398,6 +377,7 @@ class BrokerHost:
             return
         self.up = False
         self.store.crash_in = 0
+        self.disk.died()
         doors, self.doors = self.doors, {}
         for door in doors.values():
             door.gone = True
@@ -478,7 +458,7 @@ class BrokerHost:
             done = self.call(work)
         except BrokerAway:
             return
-        except (StorageFull, MatcherAway):
+        except (StorageFull, MatcherAway, OSError):
             done = 0
         self._plan(number, name, period_ms)
         if done:

@@ -64,6 +64,7 @@ class Chaos:
         market = self.market
         self.engine.say("the faults stop")
         market.broker.store.crash_in = market.broker.store.full_until_ms = 0
+        market.broker.disk.calm()
         market.broker.wall_offset_ms = 0
         market.broker.matcher.away = False
         # A broker that lost time while its wall clock was wrong is restarted by its operator.
@@ -125,19 +126,45 @@ class Chaos:
     # -- the broker ---------------------------------------------------------------------------
 
     def _broker_crash(self) -> None:
+        if self.engine.happens(0.25):
+            self._crash_at_the_disk()
+        else:
+            self._crash_at_a_commit()
+
+    def _crash_at_a_commit(self) -> None:
         store = self.market.broker.store
         store.crash_rarely = self.engine.happens(0.7)
         store.crash_in = self.engine.draw_ms(1, 4 if store.crash_rarely else 12)
+
+    def _crash_at_the_disk(self) -> None:
+        # A put has ten crash points, and the first ones of a market some more.
+        self.market.broker.disk.crash_in = self.engine.draw_ms(1, 12)
+
+    def _power_cut(self) -> None:
+        host = self.market.broker
+        host.disk.power_fails = True
+        kind = self.engine.random.random()
+        if kind < 0.3:
+            self._crash_at_the_disk()
+        elif kind < 0.5:
+            self._crash_at_a_commit()
+        elif host.up:
+            host.die(self.engine.draw_ms(5_000, 120_000))
+        else:
+            host.disk.died()
+
+    def _bad_fsync(self) -> None:
+        self.market.broker.disk.fsync_fails_in = self.engine.draw_ms(1, 6)
 
     def _broker_full(self) -> None:
         span_ms = self.engine.draw_ms(1_000, 60_000)
         self.market.broker.store.full_until_ms = self.engine.now_ms + span_ms
 
     def _bit_flip(self) -> None:
-        blobs = self.market.broker.blobs
-        names = blobs.names()
+        disk = self.market.broker.disk
+        names = disk.names()
         if names:
-            blobs.flip(self.engine.random.choice(names))
+            disk.flip(self.engine.random.choice(names))
 
     def _blackout(self) -> None:
         self.market.broker.die(self.engine.draw_ms(30_000, 900_000))

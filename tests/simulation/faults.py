@@ -11,6 +11,8 @@ FAULTS: dict[str, str] = {
     "broker-crash": "the broker dies before or after one of its next commits, and comes back",
     "broker-full": "the broker's disk is full for a while: commits and uploads fail",
     "bit-flip": "a blob in the broker's store is damaged",
+    "power-cut": "the broker's machine loses power: its disk forgets what was not fsynced",
+    "bad-fsync": "an fsync of the broker's fails, once: what it was to write is lost",
     "blackout": "the broker is away for minutes",
     "shard": "the match engine is away for a while and comes back empty",
     "verifier": "the verifier's worker dies: what it was checking must be checked again",

@@ -105,25 +105,13 @@ def test_a_full_disk_keeps_nothing(
 
     with monkeypatch.context() as patch:
         if failing == "write":
-            real = os.fdopen
+            real = os.write
 
-            def fdopen(*arguments: Any, **how: Any) -> Any:
-                file = real(*arguments, **how)
+            def half(descriptor: int, data: memoryview) -> int:
+                real(descriptor, data[: len(data) // 2])
+                return full()
 
-                class Full:
-                    def __enter__(self) -> Full:
-                        return self
-
-                    def __exit__(self, *_: Any) -> None:
-                        file.close()
-
-                    def write(self, data: memoryview) -> int:
-                        file.write(data[: len(data) // 2])
-                        return full()
-
-                return Full()
-
-            patch.setattr(os, "fdopen", fdopen)
+            patch.setattr(os, "write", half)
         else:
             patch.setattr(os, failing, full)
         with pytest.raises(StorageFull, match="full"):
@@ -167,7 +155,30 @@ class Disk:
 FIRST, SECOND = f"blobs/{NAME[:2]}", f"blobs/{NAME[:2]}/{NAME[2:4]}"
 
 
-@pytest.mark.parametrize("failing", [".", "blobs", "blobs/tmp", FIRST, SECOND])
+def test_no_name_counts_that_a_failed_fsync_has_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the simulated disk: the store itself was taken for durable at the second attempt,
+    and what a broker before had put without living to see it durable."""
+    disk = Disk(tmp_path / "blobs", monkeypatch)
+    disk.fails_at = "."
+    blobs = FileBlobs(tmp_path / "blobs")
+    with pytest.raises(OSError, match="Input/output"):
+        blobs.prepare()
+    assert list(tmp_path.iterdir()) == []
+    blobs.prepare()
+    assert disk.synced == ["."]
+    blobs.put(NAME, DATA)
+    disk.fails_at = SECOND
+    with pytest.raises(OSError, match="Input/output"):
+        blobs.put(NAME, DATA)
+    assert blobs.has(NAME)  # whoever counts on it already does so rightly
+    disk.synced.clear()
+    blobs.put(NAME, DATA)
+    assert disk.synced == ["blobs/tmp", SECOND]
+
+
+@pytest.mark.parametrize("failing", ["blobs", "blobs/tmp", FIRST, SECOND])
 def test_after_a_failed_fsync_it_is_written_anew(
     blobs: FileBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:

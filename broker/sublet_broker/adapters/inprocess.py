@@ -105,7 +105,11 @@ class InProcessVerifier:
         while self._tasks:
             _, task = next(iter(self._tasks.items()))
             del self._tasks[task.checkpoint]
-            results.append(check_checkpoint(task, self._blobs))
+            try:
+                results.append(check_checkpoint(task, self._blobs))
+            except OSError as error:
+                detail = f"it could not be read: {error}"
+                results.append(VerifyResult(task.checkpoint, False, detail, permanent=False))
         return results
 
 

@@ -14,6 +14,7 @@ from sublet_agent.adapters.reserve import Reserve, with_reserve
 from sublet_agent.core.effects import Save
 from sublet_agent.core.records import IssuedOffer, RunRecord, Saved
 from sublet_agent.core.status import Income
+from sublet_contracts.durable import make_folder
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.wire import MESSAGES, Message
 
@@ -50,7 +51,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         """Open or make it. Raises StateFolderInUse, NewerState, OSError, sqlite3.Error."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(folder, 0o700)
         self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

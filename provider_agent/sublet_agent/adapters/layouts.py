@@ -5,6 +5,10 @@
 What is recognised, and why it is whole, stands in `sublet_contracts.checkpoint_layouts`. The folder
 is the job's, which may put anything there at any moment: everything is opened from its folder's
 descriptor, no link is followed, and listing ends at a bound.
+
+Scripts don't fsync what they save. So the files are fsynced before they are written down, and what
+was not written down before the machine lost power, or was started anew, is no checkpoint: it may be
+torn in places where nobody can tell.
 """
 
 import contextlib
@@ -66,17 +70,20 @@ class Layouts:
 
     # -- out ---------------------------------------------------------------------------------------
 
-    def newest(self, after_step: int, *, quiet_ms: int = QUIET_MS) -> Snapshot | None:
+    def newest(
+        self, after_step: int, *, quiet_ms: int = QUIET_MS, since_ms: int = 0
+    ) -> Snapshot | None:
         """Look for a checkpoint newer than the last; return the newest known, or None.
 
-        A new one takes its step past `after_step` and is written down before it is returned, so
-        that an agent that is killed meanwhile finds the same one under the same step.
-        Raises TreeRefused where there is too much to look through, OSError.
+        A new one takes its step past `after_step` and is durable and written down before it is
+        returned, so that an agent that is killed meanwhile finds the same one under the same step.
+        `since_ms`: when this machine was started. Raises TreeRefused where there is too much to
+        look through, OSError.
         """
         last = self.last()
         listing = self._list()
         before_ms = time.time_ns() // 1_000_000 - quiet_ms
-        found = [c for c in find_checkpoints(listing) if c.mtime_ms <= before_ms]
+        found = [c for c in find_checkpoints(listing) if since_ms <= c.mtime_ms <= before_ms]
         if not found or (last is not None and found[0].mtime_ms <= last.mtime_ms):
             return last
         states: dict[str, TrainerState] = {}
@@ -84,15 +91,22 @@ class Layouts:
         fresh = next_snapshot(sound, states, last, after_step)
         if fresh is None:
             return last
+        try:
+            self._fsync(fresh)
+        except OSError:
+            # The kernel tells of a lost write once: the next fsync would be believed wrongly.
+            self._known.update(dict.fromkeys(sound, False))
+            raise
         self._write_down(fresh)
         return fresh
 
     def last(self) -> Snapshot | None:
         """Return the newest one that was found or placed; None: none was."""
         if self._last is None:
-            steps = self._recorded()
-            if steps:
-                self._last = self._recall(steps[-1])
+            for step in reversed(self._recorded()):
+                with contextlib.suppress(TreeRefused):
+                    self._last = self._recall(step)
+                    break
         return self._last
 
     def scan(self, step: int, limit_bytes: int) -> ScannedTree:
@@ -257,11 +271,32 @@ class Layouts:
             return read_record(self._record(step).read_bytes())
         except FileNotFoundError as error:
             raise TreeRefused("it is no longer there") from error
+        except ValueError as error:
+            raise TreeRefused(f"what was noted of it can't be read: {error}") from error
+
+    def _fsync(self, snapshot: Snapshot) -> None:
+        """Make its files durable, and their names."""
+        paths = [file.path.split("/") for file in snapshot.files]
+        with self._top() as top:
+            for *above, name in paths:
+                with _opened(top, "/".join((*above, name))) as file:
+                    if file is not None:  # or it has changed, which is noticed when it is read
+                        os.fsync(file)
+            for parts in {tuple(path[:depth]) for path in paths for depth in range(len(path))}:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    folder = _descend(top, parts)
+                    try:
+                        os.fsync(folder)
+                    finally:
+                        os.close(folder)
 
     def _write_down(self, snapshot: Snapshot) -> None:
         self._records.mkdir(exist_ok=True)
         aside = self._records / "new.tmp"
-        aside.write_bytes(snapshot.to_bytes())
+        with aside.open("wb") as file:
+            file.write(snapshot.to_bytes())
+            file.flush()
+            os.fsync(file.fileno())
         os.rename(aside, self._record(snapshot.step))
         for old in self._recorded()[:-_KEPT_RECORDS]:
             self._record(old).unlink()

@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,7 +174,9 @@ class Workspace:
         if not self.record.job.outputs or self._saves_by_protocol():
             return None
         after = max([self.record.lease.start_step, *self.record.seen])
-        found = self._layouts.newest(after, quiet_ms=0 if exited else QUIET_MS)
+        found = self._layouts.newest(
+            after, quiet_ms=0 if exited else QUIET_MS, since_ms=_booted_ms()
+        )
         return None if found is None else found.step
 
     def scan_checkpoint(self, step: int) -> ScannedTree:
@@ -247,6 +250,11 @@ class Workspace:
                 return None
             data = file.read(MAX_PROGRESS_BYTES + 1)
         return read_progress(data)
+
+
+def _booted_ms() -> int:
+    """When this machine was started, by its wall clock."""
+    return (time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) // 1_000_000
 
 
 class Prepared:

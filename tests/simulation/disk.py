@@ -1,0 +1,424 @@
+"""The broker's disk, under the real FileBlobs: what was not fsynced may be gone after a power cut.
+
+POSIX's promises and no others. The data of a file is there once the file was fsynced, a name once
+its folder was; of the rest each is drawn by itself, and a file may be back empty, torn, or with
+garbage. A process that is killed leaves the page cache behind, and so everything that it did. An
+fsync that fails tells once: what was to be written is lost, and the next one finds nothing to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sublet_broker.adapters.files import FileBlobs
+from tests.simulation.engine import Crashed
+
+if TYPE_CHECKING:
+    from tests.simulation.broker import SimStore
+    from tests.simulation.market import Market
+
+ABOVE = "/data"
+ROOT = f"{ABOVE}/blobs"
+SOME = 0.25
+"""How often a full disk has no room for a name, or for what an fsync needs."""
+SHORT = 0.03
+"""How often a write takes only a part."""
+
+
+class _File:
+    """An inode: what the page cache has, and what the platters have."""
+
+    __slots__ = ("_hashed", "_sha256", "clean", "data", "kept")
+    st_mode = stat.S_IFREG | 0o600
+    fsync = "fsync of a blob"
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.kept: bytes | None = None
+        self.clean = False
+        """Nothing waits to be written: it was, or it was lost."""
+        self._hashed: bytes | None = None
+        self._sha256 = ""
+
+    @property
+    def st_size(self) -> int:
+        return len(self.data)
+
+    def keep(self) -> None:
+        if not self.clean:
+            self.kept = self.data
+            self.clean = True
+
+    def lose(self) -> None:
+        self.clean = True
+
+    def sha256(self) -> str:
+        """Hash the same bytes once."""
+        if self._hashed is not self.data:
+            self._hashed, self._sha256 = self.data, hashlib.sha256(self.data).hexdigest()
+        return self._sha256
+
+
+class _Folder:
+    """A folder: its names as everybody sees them, and as the platters have them."""
+
+    __slots__ = ("dirty", "fsync", "kept", "names")
+    st_mode = stat.S_IFDIR | 0o700
+    st_size = 0
+
+    def __init__(self, fsync: str) -> None:
+        self.fsync = fsync
+        """What an fsync of it is for, in the names of crash points."""
+        self.names: dict[str, _File | _Folder] = {}
+        self.kept: dict[str, _File | _Folder] = {}
+        self.dirty: dict[str, None] = {}
+        """The names whose changes wait to be written."""
+
+    def keep(self) -> None:
+        for name in self.dirty:
+            self._keep(name)
+        self.dirty.clear()
+
+    def _keep(self, name: str) -> None:
+        node = self.names.get(name)
+        if node is None:
+            self.kept.pop(name, None)
+        else:
+            self.kept[name] = node
+
+    def lose(self) -> None:
+        self.dirty.clear()
+
+    def draw(self, disk: SimDisk) -> None:
+        """The power was cut: each change that waited was written or not."""
+        for name in self.dirty:
+            if disk.engine.happens(0.5):
+                self._keep(name)
+        self.dirty.clear()
+        self.names = dict(self.kept)
+
+
+class SimDisk:
+    """sublet_broker.adapters.disk.Disk, with crash points before and after each change."""
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+        self.engine = market.engine
+        self._folders: dict[str, _Folder] = {}
+        self._open: dict[int, _File | _Folder] = {}
+        self._descriptors = 2
+        self._calls: set[str] = set()
+        self._store: SimStore
+        self._top = _Folder("fsync of a folder's name")
+        self._folders[ABOVE] = self._top
+        self.crash_in = 0
+        """The process dies at so many crash points of the disk from now; 0: it doesn't."""
+        self.fsync_fails_in = 0
+        """So many fsyncs from now the platters can't be written; 0: they can."""
+        self.power_fails = False
+        """When the process dies next it is because the power is cut."""
+        self.damaged: set[str] = set()
+        """What a fault has damaged and nobody has sent again since."""
+        self._dead = False
+        self._failed_in = -1
+
+    # -- what befalls it ----------------------------------------------------------------------
+
+    def boot(self) -> None:
+        """Another process begins to use it."""
+        self._open.clear()
+        self._dead = False
+        self._store = self._market.broker.store
+
+    def died(self) -> None:
+        """The process that used it is gone, and what it had armed with it; where the power was cut,
+        everything that wasn't written as well."""
+        self.crash_in = 0
+        if self.power_fails:
+            self.power_fails = False
+            self.cut_power()
+
+    def calm(self) -> None:
+        """Nothing that was to befall it does."""
+        self.crash_in = self.fsync_fails_in = 0
+        self.power_fails = False
+
+    def cut_power(self) -> None:
+        """Forget what wasn't fsynced, or some of it."""
+        self.engine.say("the broker's machine loses power")
+        self._folders = {}
+        self._settle(ABOVE, self._top)
+        self._market.auditor.power_was_cut()
+
+    def _settle(self, path: str, folder: _Folder) -> None:
+        folder.draw(self)
+        self._folders[path] = folder
+        for name, node in folder.names.items():
+            if isinstance(node, _Folder):
+                self._settle(f"{path}/{name}", node)
+            elif node.kept is not node.data:
+                node.data = node.kept = self._remains(node)
+                node.clean = True
+
+    def _remains(self, file: _File) -> bytes:
+        """Return what of a file's content is found after a power cut."""
+        draw, data = self.engine.random, file.data
+        if file.kept is not None and (file.clean or self.engine.happens(0.5)):
+            return file.kept
+        torn = data[: draw.randint(0, len(data))]
+        ways = [b"", torn, torn + bytes(len(data) - len(torn)), draw.randbytes(len(data))]
+        if not file.clean:
+            ways.append(data)
+        return draw.choice(ways)
+
+    def flip(self, sha256: str) -> None:
+        """Flip a bit of what lies there."""
+        file = self._file(_path(sha256))
+        assert file is not None
+        data = file.data
+        bad = bytes([data[0] ^ 1]) + data[1:] if data else b"\0"
+        if file.kept is not None:
+            file.kept = bad
+        file.data = bad
+        self.damaged.add(sha256)
+
+    # -- what the auditor and the faults see --------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Return the hashes of all blobs."""
+        return sorted(
+            name
+            for path, folder in self._folders.items()
+            if len(path) == len(ROOT) + 6
+            for name in folder.names
+        )
+
+    def whole(self, sha256: str) -> bytes | None:
+        """Return a blob if it is what its name says."""
+        file = self._file(_path(sha256))
+        return file.data if file is not None and file.sha256() == sha256 else None
+
+    def survives(self, sha256: str) -> bool:
+        """Say whether a blob would be whole if the power were cut now."""
+        node: _File | _Folder | None = self._top
+        for name in ("blobs", sha256[:2], sha256[2:4], sha256):
+            if not isinstance(node, _Folder) or name in node.dirty:
+                return False
+            node = node.kept.get(name)
+        return isinstance(node, _File) and node.kept is node.data and node.sha256() == sha256
+
+    def _file(self, path: str) -> _File | None:
+        above, _, name = path.rpartition("/")
+        folder = self._folders.get(above)
+        node = folder.names.get(name) if folder is not None else None
+        return node if isinstance(node, _File) else None
+
+    # -- the calls ----------------------------------------------------------------------------
+
+    def open(self, path: str, flags: int, mode: int = 0o777) -> int:
+        node: _File | _Folder
+        if flags & os.O_CREAT:
+            folder, name = self._place(path)
+            if name in folder.names:
+                raise _error(errno.EEXIST, path)
+            if self._store.full_until_ms > self.engine.now_ms:
+                self._may_lack_room()
+            self._begin("create of a blob")
+            node = folder.names[name] = _File()
+            folder.dirty[name] = None
+            if self.crash_in:
+                self._point("after create of a blob")
+        else:
+            node = self._node(path)
+            if flags & os.O_DIRECTORY and not isinstance(node, _Folder):
+                raise _error(errno.ENOTDIR, path)
+        self._descriptors += 1
+        self._open[self._descriptors] = node
+        return self._descriptors
+
+    def read(self, descriptor: int, length: int, /) -> bytes:
+        # The whole of it: who reads asks for more than there is.
+        node = self._open[descriptor]
+        assert isinstance(node, _File)
+        assert length > len(node.data)
+        return node.data
+
+    def write(self, descriptor: int, data: memoryview, /) -> int:
+        node = self._open[descriptor]
+        assert isinstance(node, _File)
+        self._begin("write of a blob")
+        if self._store.full_until_ms > self.engine.now_ms:
+            if len(data) == 1 or self.engine.happens(0.5):
+                raise _error(errno.ENOSPC, "")
+            data = data[: len(data) // 2]
+        elif self.engine.happens(SHORT):
+            data = data[: 1 + len(data) // 2]
+        node.data += data
+        node.clean = False
+        if self.crash_in:
+            self._point("after write of a blob")
+        return len(data)
+
+    def fsync(self, descriptor: int, /) -> None:
+        node = self._open[descriptor]
+        self._begin(node.fsync)
+        code = 0
+        if self._store.full_until_ms > self.engine.now_ms and self.engine.happens(SOME):
+            code = errno.ENOSPC
+        if self.fsync_fails_in:
+            self.fsync_fails_in -= 1
+            if not self.fsync_fails_in:
+                code = errno.EIO
+        if code:
+            node.lose()
+            self._failed_in = self.engine.steps
+            raise _error(code, "")
+        node.keep()
+        if self.crash_in:
+            self._point(f"after {node.fsync}")
+
+    def fstat(self, descriptor: int, /) -> _File | _Folder:
+        return self._open[descriptor]
+
+    def close(self, descriptor: int, /) -> None:
+        del self._open[descriptor]
+
+    def stat(self, path: str) -> _File | _Folder:
+        return self._node(path)
+
+    def listdir(self, path: str) -> list[str]:
+        node = self._node(path)
+        if not isinstance(node, _Folder):
+            raise _error(errno.ENOTDIR, path)
+        return list(node.names)
+
+    def mkdir(self, path: str, mode: int = 0o777) -> None:
+        folder, name = self._place(path)
+        if name in folder.names:
+            raise _error(errno.EEXIST, path)
+        if self._store.full_until_ms > self.engine.now_ms:
+            self._may_lack_room()
+        self._begin("mkdir of a folder")
+        leaf = len(path) == len(ROOT) + len("/ab/cd")
+        made = _Folder("fsync of a blob's name" if leaf else "fsync of a folder's name")
+        folder.names[name] = self._folders[path] = made
+        folder.dirty[name] = None
+        if self.crash_in:
+            self._point("after mkdir of a folder")
+
+    def rmdir(self, path: str) -> None:
+        folder, name = self._place(path)
+        node = self._node(path)
+        if not isinstance(node, _Folder):
+            raise _error(errno.ENOTDIR, path)
+        if node.names:
+            raise _error(errno.ENOTEMPTY, path)
+        self._begin("rmdir of a folder")
+        del folder.names[name], self._folders[path]
+        folder.dirty[name] = None
+        if self.crash_in:
+            self._point("after rmdir of a folder")
+
+    def rename(self, path: str, to: str) -> None:
+        (old, name), (new, new_name) = self._place(path), self._place(to)
+        node = old.names.get(name)
+        if not isinstance(node, _File):
+            raise _error(errno.ENOENT, path)
+        if self._store.full_until_ms > self.engine.now_ms:
+            self._may_lack_room()
+        self._begin("rename of a blob")
+        del old.names[name]
+        old.dirty[name] = None
+        new.names[new_name] = node
+        new.dirty[new_name] = None
+        if self.crash_in:
+            self._point("after rename of a blob")
+
+    def unlink(self, path: str) -> None:
+        folder, name = self._place(path)
+        if not isinstance(folder.names.get(name), _File):
+            raise _error(errno.ENOENT, path)
+        self._begin("unlink of a blob")
+        del folder.names[name]
+        folder.dirty[name] = None
+        if self.crash_in:
+            self._point("after unlink of a blob")
+
+    # -- how it does them ---------------------------------------------------------------------
+
+    def _place(self, path: str) -> tuple[_Folder, str]:
+        above, _, name = path.rpartition("/")
+        folder = self._folders.get(above)
+        if folder is None:
+            raise _error(errno.ENOENT, path)
+        return folder, name
+
+    def _node(self, path: str) -> _File | _Folder:
+        found = self._folders.get(path)
+        if found is not None:
+            return found
+        above, _, name = path.rpartition("/")
+        folder = self._folders.get(above)
+        node = folder.names.get(name) if folder is not None else None
+        if node is None:
+            raise _error(errno.ENOENT, path)
+        return node
+
+    def _may_lack_room(self) -> None:
+        if self.engine.happens(SOME):
+            raise _error(errno.ENOSPC, "")
+
+    def _begin(self, call: str) -> None:
+        """A change is about to be made."""
+        if call not in self._calls:
+            self._calls.add(call)
+            self._market.points.update((f"broker before {call}", f"broker after {call}"))
+        if self._dead:
+            # An exception handler of a process that is no more.
+            raise Crashed(call)
+        if self.crash_in:
+            self._point(f"before {call}")
+
+    def _point(self, where: str) -> None:
+        """The process may die here. Nobody dies between a failed fsync and what is done about it:
+        whoever comes next could not know, for the kernel has told."""
+        if self._failed_in == self.engine.steps:
+            return
+        self.crash_in -= 1
+        if not self.crash_in:
+            self.engine.say(f"broker dies {where}")
+            self._market.crashed.add(f"broker {where}")
+            self._dead = True
+            raise Crashed(where)
+
+
+class SimBlobs(FileBlobs):
+    """The real thing, as one process of the broker has it."""
+
+    def __init__(self, disk: SimDisk) -> None:
+        super().__init__(Path(ROOT), disk)
+        self._sim = disk
+        self.whole = disk.whole
+        self.survives = disk.survives
+
+    @property
+    def damaged(self) -> set[str]:
+        """What a fault has damaged and nobody has sent again since."""
+        return self._sim.damaged
+
+    def put(self, sha256: str, data: bytes) -> None:
+        super().put(sha256, data)
+        self._sim.damaged.discard(sha256)
+
+
+def _path(sha256: str) -> str:
+    return f"{ROOT}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+
+
+def _error(code: int, path: str) -> OSError:
+    return OSError(code, os.strerror(code), path)

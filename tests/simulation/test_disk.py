@@ -1,0 +1,156 @@
+"""The blobs on a disk that forgets: every place to die, every fsync that fails, every order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import count, permutations
+
+import pytest
+
+from sublet_broker.service.ports import BlobMissing, StorageFull
+from tests.simulation.disk import SimBlobs, SimDisk
+from tests.simulation.engine import Crashed
+from tests.simulation.market import Market, Plan
+
+
+def _named() -> dict[str, bytes]:
+    """Return three contents by name: two in one folder, and one in the folder beside it."""
+    seen: dict[str, bytes] = {}
+    for number in count():
+        data = f"content {number}".encode()
+        sha256 = hashlib.sha256(data).hexdigest()
+        twin = next((name for name in seen if name[:4] == sha256[:4]), None)
+        beside = next((n for n in seen if n[:2] == sha256[:2] and n[:4] != sha256[:4]), None)
+        if twin is not None and beside is not None:
+            return {name: seen[name] for name in (twin, beside)} | {sha256: data}
+        seen[sha256] = data
+    raise AssertionError
+
+
+NAMED = _named()
+
+
+@pytest.fixture(scope="module")
+def market() -> Market:
+    return Market(1, Plan(faults=frozenset()))
+
+
+def started(disk: SimDisk) -> SimBlobs:
+    disk.boot()
+    blobs = SimBlobs(disk)
+    blobs.prepare()
+    return blobs
+
+
+def dies(market: Market, disk: SimDisk, name: str, crash_in: int) -> bool:
+    """Put it in a process of its own; say whether that died."""
+    market.engine.steps += 1
+    disk.crash_in = crash_in
+    try:
+        started(disk).put(name, NAMED[name])
+    except Crashed:
+        disk.died()
+        return True
+    disk.died()
+    return False
+
+
+def deaths(market: Market, name: str) -> Iterator[SimDisk]:
+    """Yield the disks that a process leaves which dies at one of the crash points of a put."""
+    for crash_in in count(1):
+        disk = SimDisk(market)
+        if not dies(market, disk, name, crash_in):
+            return
+        yield disk
+
+
+def crash_points(market: Market, name: str) -> int:
+    return sum(1 for _ in deaths(market, name))
+
+
+def test_what_was_taken_survives_whatever_came_before(market: Market) -> None:
+    """One process is killed at each crash point; in the next one each fsync fails once, and what
+    failed is done again. Whatever was taken in the end would survive a power cut."""
+    for first in NAMED:
+        for crash_in in range(1, crash_points(market, first) + 1):
+            for order in permutations(NAMED):
+                for fails_in in range(1, 9):
+                    disk = SimDisk(market)
+                    assert dies(market, disk, first, crash_in)
+                    disk.fsync_fails_in = fails_in
+                    try:
+                        blobs = started(disk)
+                    except OSError:
+                        blobs = started(disk)
+                    taken: set[str] = set()
+                    for name in (*order, *order):
+                        try:
+                            blobs.put(name, NAMED[name])
+                        except OSError:
+                            continue
+                        taken.add(name)
+                        for one in taken:
+                            assert disk.survives(one), (first, crash_in, order, fails_in)
+                    assert taken == set(NAMED)
+
+
+def test_a_power_cut_at_each_crash_point_leaves_it_whole_or_is_noticed(market: Market) -> None:
+    one, two, _ = NAMED
+    torn = 0
+    for crash_in in range(1, crash_points(market, two) + 1):
+        for _ in range(20):
+            disk = SimDisk(market)
+            started(disk).put(one, NAMED[one])
+            if not dies(market, disk, two, crash_in):
+                break
+            disk.cut_power()
+            blobs = started(disk)
+            assert blobs.get(one) == NAMED[one]
+            try:
+                assert blobs.get(two) == NAMED[two]
+            except BlobMissing:
+                torn += 1
+            blobs.put(two, NAMED[two])
+            disk.cut_power()
+            assert started(disk).get(two) == NAMED[two]
+    assert torn
+
+
+def test_the_disk_itself_forgets(market: Market) -> None:
+    """Without an fsync of the file it comes back whole, short or otherwise; without one of its
+    folder, or not at all."""
+    name, data = next(iter(NAMED.items()))
+    found: set[bytes | None] = set()
+    for _ in range(200):
+        disk = SimDisk(market)
+        blobs = started(disk)
+        blobs.put(name, data)
+        file = disk._file(f"/data/blobs/{name[:2]}/{name[2:4]}/{name}")
+        assert file is not None
+        file.kept, file.clean = None, False
+        assert not disk.survives(name)
+        assert disk.whole(name) == data
+        disk.cut_power()
+        found.add(file.data)
+    assert {b"", data} < found
+    assert any(len(rest) < len(data) for rest in found if rest)
+    assert any(len(rest) == len(data) != rest for rest in found if rest)
+
+
+def test_a_full_disk_keeps_nothing_and_breaks_nothing(market: Market) -> None:
+    one, two, _ = NAMED
+    for _ in range(200):
+        disk = SimDisk(market)
+        blobs = started(disk)
+        blobs.put(one, NAMED[one])
+        market.broker.store.full_until_ms = 1
+        with pytest.raises(StorageFull):
+            blobs.put(two, NAMED[two])
+        market.broker.store.full_until_ms = 0
+        assert not blobs.has(two)
+        assert disk.listdir("/data/blobs/tmp") == []
+        blobs.put(two, NAMED[two])
+        disk.cut_power()
+        assert started(disk).get(one) == NAMED[one]
+        assert blobs.get(two) == NAMED[two]
