@@ -361,9 +361,14 @@ class SimMatcher(RayMatcher):
         number = self._ray.engine.random.randrange(self._ray.count)
         actor = host.keeper.actors[number]
         shard = actor.shard
-        if shard is None or self._incarnations.get(number) != shard.incarnation:
+        if shard is None:
             return
-        self._zombie, self._zombies_epochs = shard, dict(self._epochs)
+        self._zombie = shard
+        self._zombies_epochs = {
+            pool: epoch
+            for pool, (maker, epoch) in self._epochs.items()
+            if maker == shard.incarnation
+        }
         self._until_ms, self._said = self._ray.engine.now_ms + span_ms, set()
         actor.shard = None
         actor.die()

@@ -18,6 +18,7 @@ from sublet_broker.service.ports import Proposal, Store
 log = logging.getLogger("sublet.ray")
 
 ANSWER_WITHIN_S = 1.0
+_NONE = ("", 0)
 
 Changes = Sequence[Sequence[Change]]
 """For each shard what it has to know."""
@@ -69,8 +70,8 @@ class RayMatcher:
         self._lock = threading.Lock()
         self._changes: dict[tuple[str, str], Change] = {}
         self._life = 0
-        self._incarnations: dict[int, str] = {}
-        self._epochs: dict[str, int] = {}
+        self._epochs: dict[str, tuple[str, int]] = {}
+        """For each pool the shard's incarnation that has it, and its epoch."""
         self._asked: Asked | None = None
         self._stand_ins: dict[int, Shard] = {}
         self._nothing_new: Changes = [[] for _ in range(shards.count)]
@@ -117,7 +118,7 @@ class RayMatcher:
                     reply = answer
                     stand_ins.pop(number, None)
                 proposals += [
-                    Proposal(m.job, m.offer, m.device_ids, m.pool, self._epochs[m.pool])
+                    Proposal(m.job, m.offer, m.device_ids, m.pool, self._epochs[m.pool][1])
                     for m in self._current(number, reply).matches
                 ]
         except BaseException:
@@ -180,19 +181,21 @@ class RayMatcher:
             self._life += 1
 
     def _current(self, number: int, reply: ShardReply) -> ShardReply:
-        """Give a shard that was built anew a new epoch for each of its pools."""
-        anew = self._incarnations.get(number) != reply.incarnation
-        raised = [pool for pool in reply.pools if anew or pool not in self._epochs]
+        """Give a shard that was built anew a new epoch for each of its pools, whenever they come:
+        one that it begins with may be empty, and be the old one's again later."""
+        raised = [
+            pool for pool in reply.pools if self._epochs.get(pool, _NONE)[0] != reply.incarnation
+        ]
         if raised:
+            epochs: dict[str, tuple[str, int]] = {}
             with self._store.transaction() as tx:
                 for pool in raised:
                     before = tx.get(ShardFact, pool)
                     after = ShardFact(pool, before.epoch + 1 if before else 1)
                     tx.put(after)
-                    self._epochs[pool] = after.epoch
-        if anew:
-            self._incarnations[number] = reply.incarnation
-            log.info("shard %d is up with %d pools", number, len(reply.pools))
+                    epochs[pool] = (reply.incarnation, after.epoch)
+            self._epochs.update(epochs)  # committed, and not before: else what they propose is void
+            log.info("shard %d holds %s now", number, ", ".join(raised))
         return reply
 
 
