@@ -149,8 +149,12 @@ class Chaos:
             self.engine.random.choice(ray.host.keeper.actors).die()
 
     def _shard_slow(self) -> None:
+        for _ in range(self.engine.draw_ms(1, 8)):
+            self.engine.after(self.engine.draw_ms(1, 120_000), self._slow_shard)
+
+    def _slow_shard(self) -> None:
         host = self.market.broker.ray.host
-        if host is None:
+        if host is None or self.over:
             return
         actor = self.engine.random.choice(host.keeper.actors)
         # Within the host's patience, beyond it, and until it is replaced.
