@@ -149,8 +149,8 @@ class Chaos:
             self.engine.random.choice(ray.host.keeper.actors).die()
 
     def _shard_slow(self) -> None:
-        for _ in range(self.engine.draw_ms(1, 8)):
-            self.engine.after(self.engine.draw_ms(1, 120_000), self._slow_shard)
+        for _ in range(self.engine.draw_ms(1, 20)):
+            self.engine.after(self.engine.draw_ms(1, 240_000), self._slow_shard)
 
     def _slow_shard(self) -> None:
         host = self.market.broker.ray.host
@@ -166,7 +166,8 @@ class Chaos:
 
     def _ray_host(self) -> None:
         ray = self.market.broker.ray
-        ray.back_after_ms = self.engine.random.choice((0, self.engine.draw_ms(1_000, 120_000)))
+        most_ms = self.engine.random.choice((0, 20_000, 200_000))
+        ray.back_after_ms = self.engine.draw_ms(0, most_ms)
         way = self.engine.random.random()
         if way < 0.5:
             ray.host_crash_in = self.engine.draw_ms(1, 4)

@@ -13,7 +13,7 @@ FAULTS: dict[str, str] = {
     "bit-flip": "a blob in the broker's store is damaged",
     "blackout": "the broker is away for minutes",
     "shard": "a match shard dies, at once or before or after it replies",
-    "shard-slow": "for two minutes shards are slow to hear or to answer now and then",
+    "shard-slow": "for some minutes shards are slow to hear or to answer now and then",
     "shard-zombie": "a match shard that was replaced goes on proposing",
     "ray-host": "Ray dies with all its shards, or hangs, and comes back after a while",
     "verifier": "the verifier's worker dies: what it was checking must be checked again",

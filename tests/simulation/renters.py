@@ -132,7 +132,7 @@ class RenterHost:
             image="train@sha256:" + "0" * 64, command=program.command(), env={},
             resources=Resources(
                 devices=devices, device_kind="gpu", cpu_millis=1000, memory_bytes=10**9,
-                disk_bytes=10**9, region=draw.choice(("", self._some_region(devices))),
+                disk_bytes=10**9, region=draw.choice(("", "", self._some_region(devices))),
             ),
             max_price_ucr_per_device_hour=MAX_PRICE, budget_ucr=budget,
             checkpoint_interval_ms=draw.choice((30_000, 120_000, 600_000)),
