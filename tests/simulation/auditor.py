@@ -188,6 +188,7 @@ class Auditor:
 
     def joined(self, party: str) -> None:
         """An agent's session is live."""
+        self.market.matching.touched(party)
 
     def heard(self, party: str, message: Any) -> None:
         """The broker has acted on an agent's message."""
@@ -413,6 +414,7 @@ class Auditor:
 
     def _lease(self, old: Any, new: Any) -> None:
         self._no(new is None, "a lease was deleted")
+        self.market.matching.touched(new.provider)
         model = self.leases.get(new.id)
         if model is None:
             model = self._lease_is_new(new)
@@ -445,6 +447,7 @@ class Auditor:
         model = self.leases[new.id] = LeaseModel(
             document, self.market.engine.now_ms, new.proposed_stopwatch_ms
         )
+        self.market.matching.leased(document)
         job = self.jobs[document["job"]]
         self._no(bool(job.live), "a job has two holders")
         job.live = new.id
@@ -474,6 +477,9 @@ class Auditor:
             self._no(bool(gone), "a lease starts at a checkpoint that was let go")
         self._no(id is None and found[1] is not None, "a lease starts at a checkpoint of nowhere")
         return model
+
+    def _epoch(self, old: Any, new: Any) -> None:
+        self.market.matching.epoch(old, new)
 
     # -- money --------------------------------------------------------------------------------
 
@@ -745,6 +751,7 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("DepositFact", Auditor._deposit),
     ("AmendmentFact", Auditor._amendment),
     ("BlobFact", Auditor._blob),
+    ("ShardFact", Auditor._epoch),
     ("CheckpointFact", Auditor._checkpoint),
     ("ReceiptFact", Auditor._receipt),
     ("ChainFact", Auditor._chain),

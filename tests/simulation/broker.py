@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sublet_broker.adapters.clock import Mark, SteadyClock
-from sublet_broker.adapters.inprocess import InProcessMatcher, InProcessVerifier
+from sublet_broker.adapters.inprocess import InProcessVerifier
 from sublet_broker.adapters.memory_store import MemoryStore, MemoryTransaction
 from sublet_broker.market.facts import LogEntryFact
 from sublet_broker.service.broker import Broker, Ports
@@ -16,7 +16,6 @@ from sublet_broker.service.errors import NotYet, Refusal, StaleInstance
 from sublet_broker.service.ports import (
     BlobStore,
     MatcherAway,
-    Proposal,
     StorageFull,
     VerifyResult,
     VerifyTask,
@@ -28,6 +27,7 @@ from tests.simulation.auditor import LOOKED_AT
 from tests.simulation.disk import SimBlobs, SimDisk
 from tests.simulation.engine import BEGIN_MS, Crashed, Quartz, is_common
 from tests.simulation.network import Wire
+from tests.simulation.shards import SimMatcher, SimRay
 
 if TYPE_CHECKING:
     from tests.simulation.market import Market
@@ -90,30 +90,6 @@ class SimStore(MemoryStore):
                 self._market.engine.say(f"broker dies {where}")
                 self._market.crashed.add(point)
                 raise Crashed(where)
-
-
-class SimMatcher(InProcessMatcher):
-    """The match engine, which may be away and comes back empty."""
-
-    away = False
-
-    def propose(self, now_ms: int) -> list[Proposal]:
-        self._answer()
-        return super().propose(now_ms)
-
-    def rebuild(self) -> None:
-        self._answer()
-        super().rebuild()
-
-    def _answer(self) -> None:
-        if self.away:
-            raise MatcherAway("the simulated engine is away")
-
-    def vanish(self) -> None:
-        """Its process dies with all that it held."""
-        self.away = True
-        self._books.clear()
-        self._jobs.clear()
 
 
 class SimVerifier(InProcessVerifier):
@@ -319,6 +295,7 @@ class BrokerHost:
         self.started = 0
         self.doors: dict[str, Door] = {}
         self.broker: Broker
+        self.ray: SimRay
         self.matcher: SimMatcher
         self._due: dict[str, int] = {}
         self._loops: dict[str, tuple[Callable[[], Any], int, tuple[str, ...]]] = {}
@@ -335,7 +312,8 @@ class BrokerHost:
         )
         self.store.clock = clock
         self.now_ms = clock.now_ms
-        self.matcher = SimMatcher(self.store, clock)
+        self.ray = SimRay(self.market)
+        self.matcher = SimMatcher(self.ray, self.store)
         number = self.started
         self.disk.boot()
         self.blobs = SimBlobs(self.disk)
@@ -352,6 +330,7 @@ class BrokerHost:
         self.doors = {}
         self.engine.say(f"broker starts (start {number})")
         self.market.auditor.broker_started(self.now_ms())
+        self.ray.start()
         try:
             self.call(self.blobs.prepare)
             self.call(self.broker.supervision.started)

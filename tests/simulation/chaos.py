@@ -66,7 +66,6 @@ class Chaos:
         market.broker.store.crash_in = market.broker.store.full_until_ms = 0
         market.broker.disk.calm()
         market.broker.wall_offset_ms = 0
-        market.broker.matcher.away = False
         # A broker that lost time while its wall clock was wrong is restarted by its operator.
         market.broker.die(1_000)
         market.broker.start()
@@ -170,15 +169,39 @@ class Chaos:
         self.market.broker.die(self.engine.draw_ms(30_000, 900_000))
 
     def _shard(self) -> None:
-        matcher = self.market.broker.matcher
-        if matcher.away or not self.market.broker.up:
+        ray = self.market.broker.ray
+        if self.engine.happens(0.6):
+            ray.crash_in = self.engine.draw_ms(1, 4)
+        elif ray.host is not None:
+            self.engine.random.choice(ray.host.keeper.actors).die()
+
+    def _shard_slow(self) -> None:
+        for _ in range(self.engine.draw_ms(1, 20)):
+            self.engine.after(self.engine.draw_ms(1, 240_000), self._slow_shard)
+
+    def _slow_shard(self) -> None:
+        host = self.market.broker.ray.host
+        if host is None or self.over:
             return
-        matcher.vanish()
+        actor = self.engine.random.choice(host.keeper.actors)
+        # Within the host's patience, beyond it, and until it is replaced.
+        span_ms = self.engine.draw_ms(500, self.engine.random.choice((5_000, 12_000, 60_000)))
+        actor.be_slow(span_ms, to_say=self.engine.happens(0.5))
 
-        def back() -> None:
-            matcher.away = False
+    def _shard_zombie(self) -> None:
+        self.market.broker.matcher.haunt(self.engine.draw_ms(10_000, 120_000))
 
-        self.engine.after(self.engine.draw_ms(1_000, 120_000), back)
+    def _ray_host(self) -> None:
+        ray = self.market.broker.ray
+        most_ms = self.engine.random.choice((0, 20_000, 200_000))
+        ray.back_after_ms = self.engine.draw_ms(0, most_ms)
+        way = self.engine.random.random()
+        if way < 0.5:
+            ray.host_crash_in = self.engine.draw_ms(1, 4)
+        elif way < 0.75:
+            ray.lose_host()
+        else:
+            ray.hang(self.engine.draw_ms(5_000, 20_000))
 
     def _verifier(self) -> None:
         self.market.verifier_dies = True

@@ -21,12 +21,15 @@ from tests.simulation.auditor import Auditor, Violation
 from tests.simulation.broker import BrokerHost
 from tests.simulation.chaos import Chaos
 from tests.simulation.engine import Engine
+from tests.simulation.matching import Matching
 from tests.simulation.renters import RenterHost
 
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
 CALM_MS = 6 * HOUR_MS
 """Every job must have ended so long after the last fault: the bound of liveness."""
+REGIONS = ("home", "lab", "attic")
+"""With one class of hardware: so many pools."""
 AGENT_CALM_MS = 10 * MINUTE_MS
 """And every agent must have put everything away so long after that."""
 
@@ -85,7 +88,9 @@ class Market:
         self.verifier_dies = False
         self.honest = True
         """Whether the broker's log is what it was."""
+        self.shards = self.engine.draw_ms(1, 3)
         self.auditor = Auditor(self)
+        self.matching = Matching(self)
         self.broker = BrokerHost(self)
         self.agents = [self._agent(n) for n in range(plan.providers)]
         self.agents_by_party = {agent.party: agent for agent in self.agents}
@@ -109,8 +114,9 @@ class Market:
         terms = Terms(
             name=name, devices=devices,
             price_ucr_per_device_hour=draw.choice((720_001, 1_000_000, 1_999_999, 2_500_000)),
-            cpu_millis=8_000, memory_bytes=32 * 10**9, disk_bytes=100 * 10**9, region="home",
-            runner="docker", image_policy="any", egress=False, accepts=(), grace_ms=30_000,
+            cpu_millis=8_000, memory_bytes=32 * 10**9, disk_bytes=100 * 10**9,
+            region=draw.choice(REGIONS), runner="docker", image_policy="any", egress=False,
+            accepts=(), grace_ms=30_000,
         )  # fmt: skip
         agent = AgentHost(self, name, key_named(name), terms)
         self.names[agent.party] = name

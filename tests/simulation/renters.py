@@ -114,7 +114,7 @@ class RenterHost:
         draw = self.engine.random
         odd = "bad-jobs" in self.market.plan.faults and draw.random() < 0.2
         program = Program(
-            # Most jobs are short, so that many markets fit into an hour; some outlive a few machines.
+            # Most jobs are short, so that many markets fit into an hour; some outlive machines.
             steps=draw.randint(20, 60) if draw.random() < 0.2 else draw.randint(4, 24),
             step_ms=draw.choice((2_000, 7_001, 15_000, 40_000)),
             every=draw.randint(1, 8),
@@ -125,13 +125,14 @@ class RenterHost:
         least = -(-MAX_PRICE // 60)
         budget = max(least, int(hours * MAX_PRICE * draw.choice((0.4, 1.3, 4.0))))
         accept = draw.choice((budget, budget, max(least, budget // 3)))
+        devices = draw.choice((1, 1, 1, 1, 2))
         job = Job(
             renter=self.party, broker=self.market.broker_key.party,
             nonce=draw.randbytes(16).hex(), name=f"job-{self.name[-1]}-{number}",
             image="train@sha256:" + "0" * 64, command=program.command(), env={},
             resources=Resources(
-                devices=draw.choice((1, 1, 1, 1, 2)), device_kind="gpu", cpu_millis=1000,
-                memory_bytes=10**9, disk_bytes=10**9,
+                devices=devices, device_kind="gpu", cpu_millis=1000, memory_bytes=10**9,
+                disk_bytes=10**9, region=draw.choice(("", "", self._some_region(devices))),
             ),
             max_price_ucr_per_device_hour=MAX_PRICE, budget_ucr=budget,
             checkpoint_interval_ms=draw.choice((30_000, 120_000, 600_000)),
@@ -144,6 +145,12 @@ class RenterHost:
         self.documents.append(signed)
         self.market.names[signed.id] = job.name
         self._send(signed)
+
+    def _some_region(self, devices: int) -> str:
+        """Return one where such a job can be served."""
+        machines = (agent.terms for agent in self.market.agents)
+        suit = sorted({terms.region for terms in machines if len(terms.devices) >= devices})
+        return self.engine.random.choice(suit)
 
     def _send(self, signed: Signed[Job], *, first: bool = True) -> None:
         def sent(answer: Any) -> None:

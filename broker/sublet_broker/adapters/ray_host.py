@@ -23,13 +23,12 @@ from typing import Any
 
 import ray
 
-from sublet_broker.adapters.ray_work import Shard, ShardReply, settle_batch, verify
+from sublet_broker.adapters.ray_work import ShardActor, settle_batch, verify
+from sublet_broker.adapters.shards import SHARD_ANSWER_S, ShardKeeper, ShardReply, Silence
 
 log = logging.getLogger("sublet.ray")
 
 NAMESPACE = "sublet"
-SHARD_ANSWER_S = 5.0
-SILENCES = 2  # so often a shard may miss its time before it is replaced
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024  # Ray's least: only ids and records pass through it
 _MAX_TASK_RETRIES = 3
 
@@ -52,8 +51,7 @@ class Host:
     def __init__(self, config: HostConfig) -> None:
         self._config = config
         self._lock = threading.Lock()
-        self._shards: dict[int, Any] = {}
-        self._silences: dict[int, int] = {}
+        self._keeper: ShardKeeper[Any]
         self._operations: dict[str, Callable[..., Any]] = {
             "ping": self.ping,
             "propose": self.propose,
@@ -91,10 +89,11 @@ class Host:
         )
         # Shards wait for the database and compute little: they reserve no CPU of their own. Who
         # finds one dead makes a new one, so Ray restarts none by itself.
-        self._make_shard = ray.remote(Shard).options(
+        make = ray.remote(ShardActor).options(
             num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
         )
-        self.rebuild()
+        url, count = self._config.database_url, self._config.shards
+        self._keeper = ShardKeeper(count, lambda n: make.remote(url, n, count), ray.kill)
         retried = {"max_retries": _MAX_TASK_RETRIES, "scheduling_strategy": here}
         self._verify = ray.remote(verify).options(num_cpus=1, **retried)
         self._settle = ray.remote(settle_batch).options(num_cpus=1, **retried)
@@ -115,44 +114,28 @@ class Host:
     def rebuild(self) -> bool:
         """Replace all shards by new ones, which read the database."""
         with self._lock:
-            for shard in self._shards.values():
-                ray.kill(shard)
-            for number in range(self._config.shards):
-                self._build(number)
+            self._keeper.rebuild()
         return True
 
     def propose(self, changes: list[list[Any]], now_ms: int) -> list[ShardReply | None]:
-        """Ask all shards at once; None stands for one that does not answer.
-
-        A shard that died, or that stays silent, is replaced; what it was just told it reads from
-        the database, where it was committed before.
-        """
+        """Ask all shards at once; None stands for one that does not answer."""
         with self._lock:
             asked = [
-                self._shards[number].propose.remote(mine, now_ms)
-                for number, mine in enumerate(changes)
+                actor.propose.remote(mine, now_ms)
+                for actor, mine in zip(self._keeper.actors, changes)
             ]
             ready, _late = ray.wait(asked, num_returns=len(asked), timeout=SHARD_ANSWER_S)
-            replies: list[ShardReply | None] = []
-            for number, reference in enumerate(asked):
-                reply: ShardReply | None = None
-                if reference in ready:
-                    try:
-                        reply = ray.get(reference)
-                    except ray.exceptions.RayError as error:
-                        self._silences[number] = SILENCES
-                        log.warning("shard %d: %s", number, error)
-                self._silences[number] = 0 if reply else self._silences[number] + 1
-                if self._silences[number] > SILENCES:
-                    ray.kill(self._shards[number])
-                    self._build(number)
-                replies.append(reply)
-            return replies
+            return self._keeper.judge(
+                [self._heard(n, it) if it in ready else Silence.LATE for n, it in enumerate(asked)]
+            )
 
-    def _build(self, number: int) -> None:
-        config = self._config
-        self._silences[number] = 0
-        self._shards[number] = self._make_shard.remote(config.database_url, number, config.shards)
+    def _heard(self, number: int, reference: Any) -> ShardReply | Silence:
+        try:
+            reply: ShardReply = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            log.warning("shard %d: %s", number, error)
+            return Silence.DEAD
+        return reply
 
     def verify(self, task: Any) -> Any:
         """Check one checkpoint in a task; a worker that is killed is replaced."""
@@ -164,7 +147,7 @@ class Host:
 
     def shard_pids(self) -> list[int]:
         """Return the process ids of the shards, for tests and for people who look for them."""
-        pids: list[int] = ray.get([shard.pid.remote() for shard in self._shards.values()])
+        pids: list[int] = ray.get([actor.pid.remote() for actor in self._keeper.actors])
         return pids
 
     def serve(self, connection: Connection) -> None:

@@ -130,6 +130,10 @@ class Scheduling:
             return False
         work.touch_offer(offer.provider)
         if open_offer(work.tx, offer.provider, work.now_ms) != offer:
+            # A shard that was rebuilt may have read an offer that nobody told of: nor would anybody
+            # tell that it has gone, and it would hold up every job that it fits.
+            matcher = self._core.ports.matcher
+            work.tx.after_commit(lambda: matcher.offer_gone(offer.id, offer.pool))
             return False
         open_leases = work.tx.count(LeaseFact, {"job": job.id, "state": LIVE_LEASE})
         document = accepted(job.envelope, Job)

@@ -1,0 +1,95 @@
+"""The real matcher over the simulated Ray, step by step: what simulated markets have found."""
+
+from __future__ import annotations
+
+import pytest
+
+from sublet_broker.market.facts import ShardFact
+from sublet_broker.market.matching import BookEntry
+from sublet_broker.service.ports import Proposal, StorageFull
+from tests.ray.market import NOW_MS, job, offer, open_market
+from tests.simulation.market import Market, Plan
+
+HERE, FIRST = offer(1), job(1)
+
+
+def ray_is_up() -> Market:
+    """An empty market, a minute after its broker started."""
+    market = Market(1, Plan(faults=frozenset(), jobs=0, providers=0, renters=0))
+    market.broker.start()
+    pass_ms(market, 60_000)
+    assert market.broker.ray.host is not None
+    assert not market.broker.matcher.stands_in()
+    return market
+
+
+def pass_ms(market: Market, span_ms: int) -> None:
+    market._until(market.engine.now_ms + span_ms, stop_when_done=False)
+
+
+def open_offer(market: Market) -> None:
+    """An offer is committed, and the matcher hears of it."""
+    with market.broker.store.transaction() as tx:
+        open_market(tx, [HERE], [])
+    market.broker.matcher.offer_changed(BookEntry(HERE, ("GPU-1",)))
+
+
+def only(market: Market) -> Proposal:
+    (proposal,) = market.broker.matcher.propose(NOW_MS)
+    return proposal
+
+
+def epoch(market: Market) -> int:
+    with market.broker.store.snapshot() as tx:
+        found = tx.get(ShardFact, HERE.pool)
+    assert found is not None
+    return found.epoch
+
+
+def test_a_pool_that_comes_back_to_a_new_shard_has_a_new_epoch() -> None:
+    """The new shard began without that pool, and proposed for it under the old one's epoch."""
+    market = ray_is_up()
+    market.broker.matcher.job_queued(FIRST)
+    open_offer(market)
+    before = only(market).shard_epoch
+    with market.broker.store.transaction() as tx:
+        tx.delete(type(HERE), HERE.id)
+    market.broker.matcher.offer_gone(HERE.id, HERE.pool)
+    assert market.broker.matcher.propose(NOW_MS) == []
+    host = market.broker.ray.host
+    assert host is not None
+    for actor in host.keeper.actors:
+        actor.die()
+    pass_ms(market, 60_000)
+    assert not market.broker.matcher.stands_in()
+    market.broker.matcher.job_queued(FIRST)  # it never was in this database
+    open_offer(market)
+    assert only(market).shard_epoch == epoch(market) > before
+
+
+def test_an_epoch_that_could_not_be_committed_is_not_proposed_under() -> None:
+    """All that the shard proposed for this pool was void from then on."""
+    market = ray_is_up()
+    market.broker.matcher.job_queued(FIRST)
+    open_offer(market)
+    market.broker.store.full_until_ms = market.engine.now_ms + 1
+    with pytest.raises(StorageFull):
+        market.broker.matcher.propose(NOW_MS)
+    market.broker.store.full_until_ms = 0
+    assert only(market).shard_epoch == epoch(market)
+
+
+def test_what_ray_was_told_too_late_it_hears_with_the_next_question() -> None:
+    market = ray_is_up()
+    host = market.broker.ray.host
+    assert host is not None
+    for actor in host.keeper.actors:
+        actor.be_slow(3_000, to_say=False)
+    market.broker.matcher.propose(NOW_MS)
+    assert market.broker.matcher.stands_in()
+    market.broker.matcher.job_queued(FIRST)
+    open_offer(market)
+    stood_in = only(market)
+    pass_ms(market, 5_000)
+    assert not market.broker.matcher.stands_in()
+    assert only(market).shard_epoch > stood_in.shard_epoch
