@@ -219,11 +219,11 @@ class Market:
 
 def simulate(seed: int, plan: Plan, trace: Callable[[str], None] | None = None) -> Outcome:
     """Simulate the market of a seed."""
-    shortcuts.take()
     collects = gc.isenabled()
     gc.disable()  # it costs more than it frees within one market
     try:
-        return Market(seed, plan, trace).run()
+        with shortcuts.taken():
+            return Market(seed, plan, trace).run()
     finally:
         if collects:
             gc.enable()

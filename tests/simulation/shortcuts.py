@@ -9,10 +9,11 @@ made by nobody here, and goes the whole way always.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import gc
 import itertools
 import sys
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import sublet_broker.adapters.verifying as verifying
@@ -41,19 +42,27 @@ class Frame(bytes):
     mid: str | None
 
 
+_known: dict[tuple[type[Document], bytes], Document] = {}
+_turns = itertools.count(1)
+
+
+@contextlib.contextmanager
+def taken() -> Iterator[None]:
+    """Take the shortcuts meanwhile."""
+    with contextlib.ExitStack() as undo:
+        for place, name, value in _shortcuts():
+            undo.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, value)
+        yield
+
+
 @functools.cache
-def take() -> None:
-    """Take the shortcuts in this process from now on."""
-    _signatures()
-    _frames()
-    _documents()
-    cached = functools.lru_cache(4_096)(parse_index)
-    for module in (keeping, verifying, agents):
-        module.parse_index = cached  # type: ignore[attr-defined]
-    gc.freeze()
+def _shortcuts() -> tuple[tuple[Any, str, Any], ...]:
+    """Return what is put into whose place, by module (or class) and name."""
+    return (*_signatures(), *_frames(), *_documents(), *_indexes())
 
 
-def _signatures() -> None:
+def _signatures() -> Iterator[tuple[Any, str, Any]]:
     verify, sign = envelopes.verify, SigningKey.sign
 
     def signed(key: SigningKey, message: bytes) -> bytes:
@@ -66,16 +75,15 @@ def _signatures() -> None:
     def verified(party: str, signature: bytes, message: bytes) -> bool:
         return (party, signature, message) in SIGNED or verify(party, signature, message)
 
-    SigningKey.sign = signed  # type: ignore[method-assign]
-    envelopes.verify = verified
+    yield SigningKey, "sign", signed
+    yield envelopes, "verify", verified
 
 
-def _frames() -> None:
+def _frames() -> Iterator[tuple[Any, str, Any]]:
     encode, decode = sessions.encode_frame, sessions.decode_frame
-    turns = itertools.count(1)
 
     def written(message: Message, mid: str | None = None) -> bytes:
-        if not next(turns) % SAMPLE or (mid is not None) != message.RELIABLE:
+        if not next(_turns) % SAMPLE or (mid is not None) != message.RELIABLE:
             data = encode(message, mid)
             assert decode(data) == (message, mid)
             return data
@@ -86,37 +94,42 @@ def _frames() -> None:
     def read(data: bytes) -> tuple[Message, str | None]:
         return (data.message, data.mid) if isinstance(data, Frame) else decode(data)
 
-    sessions.encode_frame, sessions.decode_frame = written, read
+    yield sessions, "encode_frame", written
+    yield sessions, "decode_frame", read
 
 
-def _documents() -> None:
-    sign, parse = documents.sign_document, documents.parse_document
-    known: dict[tuple[type[Document], bytes], Document] = {}
-    turns = itertools.count(1)
+def _documents() -> Iterator[tuple[Any, str, Any]]:
+    sign, parse, opened = documents.sign_document, documents.parse_document, accepting._large
 
     def signed(document: D, *keys: SigningKey) -> Signed[D]:
         made = sign(document, *keys)
-        if len(known) > MOST:
-            known.clear()
-        known[type(document), made.envelope.payload_bytes] = document
+        if len(_known) > MOST:
+            _known.clear()
+        _known[type(document), made.envelope.payload_bytes] = document
         return made
 
     def parsed(payload: bytes, kind: type[Any]) -> Any:
-        document = known.get((kind, payload))
-        if document is None or not next(turns) % SAMPLE:
+        document = _known.get((kind, payload))
+        if document is None or not next(_turns) % SAMPLE:
             read = parse(payload, kind)
             assert document is None or read == document
             return read
         return document
 
     def accepted(kind: type[Any], payload: bytes) -> Any:
-        return known.get((kind, payload)) or opened(kind, payload)
+        return _known.get((kind, payload)) or opened(kind, payload)
 
-    opened = accepting._large
-    accepting._small = accepting._large = accepted  # type: ignore[assignment]
-    documents.parse_document = parsed
+    yield documents, "parse_document", parsed
+    yield accepting, "_small", accepted
+    yield accepting, "_large", accepted
     for module in _users(sign):
-        module.sign_document = signed
+        yield module, "sign_document", signed
+
+
+def _indexes() -> Iterator[tuple[Any, str, Any]]:
+    cached = functools.lru_cache(4_096)(parse_index)
+    for module in (keeping, verifying, agents):
+        yield module, "parse_index", cached
 
 
 def _users(function: Any) -> list[Any]:

@@ -220,11 +220,11 @@ class Supervision:
 
     def _lose(self, work: Work, lease: LeaseFact, run: RunFact) -> None:
         agent = work.get(AgentFact, lease.provider)
+        # It has spoken since it named this run last.
         lives = (
             agent is not None
             and agent.connected
-            and work.now_ms - self._core.pulses.last_seen_ms(agent)
-            < 2 * self._core.settings.unknown_after_ms
+            and self._core.pulses.last_seen_ms(agent) > run.last_seen_ms
         )
         reason = Reason.RUN_VANISHED if lives else Reason.PROVIDER_LOST
         silent_ms = work.now_ms - run.last_seen_ms
