@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.effects import Save, Step
 from sublet_agent.core.offers import Terms
 from sublet_agent.core.records import LIVE, IssuedOffer, Phase, RunRecord, Saved
+from sublet_agent.core.run import RunMachine
 from sublet_broker.service.errors import Refusal
 from sublet_broker.service.ports import StorageFull
 from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
@@ -34,7 +35,10 @@ from tests.simulation.network import Line, Wire
 if TYPE_CHECKING:
     from tests.simulation.market import Market
 
-TICK_MS = 1_500
+TICK_MS = 1_000
+CALM_TICK_MS = 3_000
+"""Where nothing is about to end: heartbeats and receipts are due at their own intervals."""
+_CALM = (Phase.RUNNING, Phase.PULLING, Phase.RESTORING)
 RESEND_MS = 5_000
 LOOK_MS = 2_000
 _TICK = events.Tick()
@@ -238,9 +242,13 @@ class AgentHost:
 
     def _plan_tick(self) -> None:
         quiet_ms = min(self.core.quiet_until_ms() - self.now_ms(), 60_000)
-        delay_ms = max(TICK_MS, quiet_ms)
+        calm = all(m.record.phase in _CALM and m.record.stop is None for m in self._machines())
+        delay_ms = max(CALM_TICK_MS if calm else TICK_MS, quiet_ms)
         self._tick_ms = due_ms = self.engine.now_ms + delay_ms
         self._later(delay_ms, partial(self._tick, due_ms))
+
+    def _machines(self) -> Iterable[RunMachine]:
+        return self.core.machines.values()
 
     def _tick(self, due_ms: int) -> None:
         if self._tick_ms == due_ms:
