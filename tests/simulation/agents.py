@@ -161,6 +161,7 @@ class AgentHost:
                 self._watch(lease_id)
         self._guard(lambda: self._perform(step))
         self._later(self.engine.draw_ms(10, 500), self._dial)
+        self._tick_ms = 0
         self._plan_tick()
         self._resends = False
 
@@ -222,7 +223,7 @@ class AgentHost:
             self.doing = f"a {event.message.TYPE}"
         self._perform(self.core.handle(event, self.now_ms()))
         if self._tick_ms > self.engine.now_ms + TICK_MS:
-            self._plan_tick()  # It was to be quiet for long, and may not be any more.
+            self._plan_tick()  # It may be due earlier now.
 
     def _perform(self, step: Step) -> None:
         if not step.save.empty:
@@ -244,7 +245,10 @@ class AgentHost:
         quiet_ms = min(self.core.quiet_until_ms() - self.now_ms(), 60_000)
         calm = all(m.record.phase in _CALM and m.record.stop is None for m in self._machines())
         delay_ms = max(CALM_TICK_MS if calm else TICK_MS, quiet_ms)
-        self._tick_ms = due_ms = self.engine.now_ms + delay_ms
+        due_ms = self.engine.now_ms + delay_ms
+        if self._tick_ms and due_ms >= self._tick_ms:
+            return
+        self._tick_ms = due_ms
         self._later(delay_ms, partial(self._tick, due_ms))
 
     def _machines(self) -> Iterable[RunMachine]:
