@@ -20,6 +20,7 @@ BENCH_ARGS ?=
 SIM_ARGS ?= --seeds 100 --processes 2
 MUTANT_ARGS ?=
 RELIABILITY_MINUTES ?= 60
+STORMS ?= network blackout rolling partitions disks clocks database
 
 CONSTRAINTS := deploy/constraints.txt
 EVERYTHING := .[demo,dev]
@@ -107,14 +108,18 @@ $(BENCH_READY): $(READY)
 simulate: $(READY) ## simulate markets under every fault; choose with SIM_ARGS="--seeds 2000 --from 500"
 	@$(PY) -m tests.simulation $(SIM_ARGS)
 
-reliability: $(READY) ## hours: simulate, hunt mutants, kill, measure, and write tests/RELIABILITY.md
+reliability: $(READY) ## hours, and root: simulate, hunt mutants, kill, measure; write tests/RELIABILITY.md
 	@$(PY) -m tests.simulation --random --minutes $(RELIABILITY_MINUTES) --processes 2 --keep-going \
 		--json build/simulation.json
 	@$(PY) -m tests.simulation.mutants.mutate --json build/mutants.json
 	@$(PY) -m tests.chaos --kills 500 --json build/chaos.json
+	@$(PY) -m tests.chaos writes all --minutes 30 --json build/writes.json
+	@$(PY) -m tests.chaos writes database --json build/database.json
+	@for storm in $(STORMS); do $(PY) -m tests.chaos $$storm --json build/$$storm.json; done
 	@$(MAKE) bench
 	@$(PY) -m tests.reliability --simulation build/simulation.json --mutants build/mutants.json \
-		--chaos build/chaos.json --bench build/bench.json
+		--chaos build/chaos.json --writes build/writes.json --database build/database.json \
+		--bench build/bench.json $(patsubst %,--storm build/%.json,$(STORMS))
 
 mutants: $(READY) ## known bugs, one by one: the simulator must find each
 	@$(PY) -m tests.simulation.mutants.mutate $(MUTANT_ARGS)
