@@ -158,6 +158,8 @@ class Chaos:
     def _broker_full(self) -> None:
         span_ms = self.engine.draw_ms(1_000, 60_000)
         self.market.broker.store.full_until_ms = self.engine.now_ms + span_ms
+        if "shard" in self.names and self.engine.happens(0.5):
+            self._shard()  # Ray's files lie there too
 
     def _bit_flip(self) -> None:
         disk = self.market.broker.disk

@@ -15,8 +15,8 @@ from tests.simulation.auditor import Violation, read
 if TYPE_CHECKING:
     from tests.simulation.market import Market
 
-LOOK_MS = 10_000
-SERVED_WITHIN_MS = 30_000
+LOOK_MS = 5_000
+SERVED_WITHIN_MS = 10_000
 """A job that fits what a machine has free is leased after so long, while the broker runs and can
 write: whatever Ray does, for nothing waits for it."""
 
