@@ -380,3 +380,6 @@ class Chaos:
 
     def _renter_repeats(self) -> None:
         self.engine.random.choice(self.market.renters).repeat()
+
+    def _renter_drains(self) -> None:
+        self.engine.random.choice(self.market.renters).drain()

@@ -37,6 +37,7 @@ FAULTS: dict[str, str] = {
     "rewrite": "in the end the broker drops, changes or reorders what it has logged: it is caught",
     "renter-acts": "renters cancel, pause, resume, and raise budgets at odd moments",
     "renter-repeats": "a renter sends the same job again",
+    "renter-drains": "a renter sends two jobs at once, each with most of what is there as budget",
     "renter-mute": "some renters never sign a receipt",
     "bad-jobs": "some jobs fail, yield, or don't listen to a stop",
 }

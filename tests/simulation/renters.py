@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sublet.cosign import cosign
@@ -169,6 +170,34 @@ class RenterHost:
         """Send a job again, as a client does that has lost the answer."""
         if self.documents:
             self._send(self.engine.random.choice(self.documents), first=False)
+
+    def drain(self) -> None:
+        """Send two jobs at once, either of which takes most of what is there; and change its mind
+        about what was taken."""
+        views = self.market.broker.broker.views if self.market.broker.up else None
+        if views is None or not self.documents:
+            return
+        budget = views.balance(self.party).available_ucr * 3 // 4
+        like = self.engine.random.choice(self.documents).document
+        if budget < like.budget_ucr:
+            return
+        for twin in ("a", "b"):
+            changed = {
+                "nonce": self.engine.random.randbytes(16).hex(), "name": f"{like.name}-{twin}",
+                "budget_ucr": budget, "accept_receipts_up_to_ucr": budget,
+                "issued_ms": self.now_ms(), "expires_ms": self.now_ms() + 86_400_000,
+            }  # fmt: skip
+            signed = sign_document(Job.model_validate(like.model_dump() | changed), self.key)
+            self.market.names[signed.id] = signed.document.name
+            self._send(signed, first=False)
+            self.engine.after(
+                self.engine.draw_ms(500, 60_000), partial(self._think_better, signed.id)
+            )
+
+    def _think_better(self, job: str) -> None:
+        intake = self.market.broker.broker.intake
+        if job in self.jobs:
+            self._once(lambda: intake.cancel(self.party, job))
 
     def act(self) -> None:
         """Change its mind about one of its jobs."""
