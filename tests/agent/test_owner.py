@@ -24,6 +24,7 @@ from sublet_agent.core.status import DeviceStatus, HeldRun, Status
 from sublet_agent.core.words import credits
 from sublet_agent.main import Signals
 from sublet_contracts.api import Charge
+from sublet_contracts.keys import SigningKey
 from tests.e2e.bad_market import BadMarket
 
 GUIDE = Path(__file__).parents[2] / "provider_agent" / "README.md"
@@ -255,7 +256,8 @@ def test_a_broker_that_can_be_none(url: str, tmp_path: Path) -> None:
 def test_sigterm_while_it_starts_drains_too(tmp_path: Path) -> None:
     agent = subprocess.Popen(
         [sys.executable, "-m", "sublet.cli.main", "provide", "--cpu", "--runner", "process",
-         "--broker", "http://127.0.0.1:9", "--state", str(tmp_path / "state")],
+         "--trust", SigningKey.generate().party, "--broker", "http://127.0.0.1:9",
+         "--state", str(tmp_path / "state")],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     door = tmp_path / "state" / "control.sock"
