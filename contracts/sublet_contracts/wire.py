@@ -87,7 +87,11 @@ class Welcome(Message):
     TYPE: ClassVar[str] = "welcome"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
 
-    heartbeat_ms: int = Field(ge=100, le=60_000, description="how often a heartbeat is expected")
+    heartbeat_ms: int = Field(
+        ge=100,
+        le=60_000,
+        description="how often a heartbeat is expected; of who runs nothing every third",
+    )
     fee_bps: Count = Field(description="the broker's share; shown to the owner")
     leases: tuple[HeldLease, ...] = Field(
         max_length=MAX_RUNS, description="what the agent holds, as far as the broker knows"
