@@ -7,30 +7,26 @@ simulated time, with a crash point before and after each commit and each effect.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
-from sublet_agent.core.effects import Save, Step
+from sublet_agent.core.effects import Step
 from sublet_agent.core.offers import Terms
-from sublet_agent.core.records import LIVE, IssuedOffer, Phase, RunRecord, Saved
+from sublet_agent.core.records import LIVE, Phase, RunRecord
 from sublet_agent.core.run import RunMachine
-from sublet_broker.service.errors import Refusal
-from sublet_broker.service.ports import StorageFull
-from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
 from sublet_contracts.keys import SigningKey
-from sublet_contracts.reasons import Reason
 from sublet_contracts.session import AgentSession, SessionError
 from sublet_contracts.session import Phase as SessionPhase
-from sublet_contracts.tree import TreeRefused, parse_index
 from sublet_contracts.wire import Ack, Message
-from tests.simulation.broker import BrokerAway, Door
+from tests.simulation.broker import Door
 from tests.simulation.engine import BEGIN_MS, Crashed, Quartz, is_common
-from tests.simulation.jobs import Container, Program, checkpoint_files, state_at, tree
+from tests.simulation.jobs import Container, Program, state_at
+from tests.simulation.journal import DiskFailed, SimJournal
 from tests.simulation.network import Line, Wire
+from tests.simulation.transfer import Transfer
 
 if TYPE_CHECKING:
     from tests.simulation.market import Market
@@ -47,55 +43,6 @@ SILENCE_MS = (8_000, 12_000)
 pong are too many."""
 
 
-class DiskFailed(Exception):
-    """The journal could not be written: nothing was."""
-
-
-class SimJournal:
-    """What adapters/journal.py keeps, as bytes: nothing that wasn't committed can leak through."""
-
-    def __init__(self) -> None:
-        self._runs: dict[str, bytes] = {}
-        self._offers: bytes = b"[]"
-        self._meta: dict[str, int | str] = {"broker": "", "offer_sequence": 0, "next_mid": 1}
-        self._epochs: dict[str, int] = {}
-        self.outbox: dict[int, tuple[str, Message]] = {}
-        self.settlements: dict[str, None] = {}
-
-    def commit(self, save: Save) -> None:
-        """Write all of it."""
-        for lease in save.drop_messages_of:
-            for mid in [m for m, (owner, _) in self.outbox.items() if owner == lease]:
-                del self.outbox[mid]
-        for lease, record in save.runs.items():
-            self._runs[lease] = record.__pydantic_serializer__.to_json(record)
-        for lease in save.forget_runs:
-            self._runs.pop(lease, None)
-        for queued in save.queue:
-            self.outbox[queued.mid] = (queued.lease_id, queued.message)
-        self._epochs.update(save.epochs)
-        for envelope in save.settlements:
-            self.settlements[envelope.id] = None
-        if save.offers is not None:
-            self._offers = json.dumps([o.model_dump(mode="json") for o in save.offers]).encode()
-        for name in ("broker", "offer_sequence", "next_mid"):
-            value = getattr(save, name)
-            if value is not None:
-                self._meta[name] = value
-
-    def load(self) -> Saved:
-        """Return all that was saved."""
-        offers = json.loads(self._offers)
-        return Saved(
-            broker=str(self._meta["broker"]),
-            offer_sequence=int(self._meta["offer_sequence"]),
-            next_mid=int(self._meta["next_mid"]),
-            offers=[IssuedOffer.model_validate_json(json.dumps(o)) for o in offers],
-            runs={k: RunRecord.model_validate_json(v) for k, v in self._runs.items()},
-            epochs=dict(self._epochs),
-        )
-
-
 class AgentHost:
     """One provider: machine, disk and process. True times in ms."""
 
@@ -109,6 +56,7 @@ class AgentHost:
         self.line = Line(on_blocked=self._miss_pongs)
         self.journal = SimJournal()
         self.containers: dict[str, Container] = {}
+        self.transfer = Transfer(self)
         self.restored: dict[str, tuple[int, str]] = {}
         self.clock = Quartz(self.engine)
         self.wall_offset_ms = 0
@@ -400,7 +348,7 @@ class AgentHost:
             case effects.Pull(lease_id):
                 self._later(draw(50, 3_000), lambda: self._pulled(lease_id))
             case effects.Restore(lease_id):
-                self._later(draw(20, 800), lambda: self._restore(lease_id))
+                self._later(draw(20, 800), lambda: self.transfer.restore(lease_id))
             case effects.Start(lease_id):
                 self._later(draw(100, 500), lambda: self._start(lease_id))
             case effects.AskStop(lease_id):
@@ -412,7 +360,7 @@ class AgentHost:
             case effects.ScanFinal(lease_id):
                 self._later(draw(1, 100), lambda: self._scan(lease_id))
             case effects.Upload(lease_id, kind, step):
-                self._later(draw(20, 1_500), lambda: self._upload(lease_id, kind, step))
+                self._later(draw(20, 1_500), lambda: self.transfer.upload(lease_id, kind, step))
             case effects.AckStep(lease_id, step):
                 self.market.auditor.step_acknowledged(lease_id, step)
             case effects.DeleteSteps(lease_id, steps):
@@ -422,7 +370,7 @@ class AgentHost:
             case effects.Remove(lease_id):
                 self._later(draw(10, 500), lambda: self._remove(lease_id))
             case effects.PrepareJob(job, checkpoint):
-                self._later(draw(50, 3_000), lambda: self._prepare(job, checkpoint))
+                self._later(draw(50, 3_000), lambda: self.transfer.prepare(job, checkpoint))
             case _:
                 pass  # logs, drops of what was prepared: they carry no money
 
@@ -437,64 +385,6 @@ class AgentHost:
 
     def _pulled(self, lease_id: str) -> None:
         self.post(events.ImageReady(lease_id))
-
-    def _request(self, again: Callable[[], None], act: Callable[[], object]) -> object | None:
-        """Ask the broker over HTTP; where there is no answer, `again` is tried later."""
-        try:
-            if not self.line.works(self.engine.now_ms):
-                raise BrokerAway
-            return self.market.broker.call(act)
-        except (BrokerAway, StorageFull, OSError):
-            self._later(self.engine.draw_ms(500, 8_000), again)
-        except Refusal as refusal:
-            if refusal.status < 500:
-                raise
-            self._later(self.engine.draw_ms(500, 8_000), again)
-        return None
-
-    def _fetch(self, document: Checkpoint, epoch: int | None) -> tuple[int, str]:
-        """Return the state in a checkpoint. Raises Refusal, TreeRefused, BrokerAway."""
-        access = self.market.broker.broker.access
-        index = parse_index(access.get_blob(self.party, document.job, epoch, document.index_sha256))
-        files = {
-            f.path: b"".join(
-                access.get_blob(self.party, document.job, epoch, c.sha256) for c in f.chunks
-            )
-            for f in index.files
-        }
-        for file in index.files:
-            if hashlib.sha256(files[file.path]).hexdigest() != file.sha256:
-                raise TreeRefused(f"{file.path} is damaged")
-        value = json.loads(files["state.json"])
-        return int(value["step"]), str(value["state"])
-
-    def _restore(self, lease_id: str) -> None:
-        record = self._record(lease_id)
-        if record is None or record.phase is not Phase.RESTORING:
-            return
-        checkpoint = record.checkpoint
-        if checkpoint is not None:
-            try:
-                found = self._request(
-                    lambda: self._restore(lease_id),
-                    lambda: self._fetch(checkpoint, record.lease.epoch),
-                )
-            except TreeRefused as error:
-                self.post(events.PreparationFailed(lease_id, Reason.RESTORE_FAILED, str(error)))
-                return
-            except Refusal as error:
-                if error.code == "stale_epoch":
-                    self.post(events.UploadFailed(lease_id, "checkpoint", 0, str(error), True))
-                else:
-                    self.post(
-                        events.PreparationFailed(lease_id, Reason.RESTORE_FAILED, str(error)[:200])
-                    )
-                return
-            if found is None:
-                return
-            assert isinstance(found, tuple)
-            self.restored[lease_id] = found
-        self.post(events.Restored(lease_id))
 
     def _start(self, lease_id: str) -> None:
         record = self._record(lease_id)
@@ -566,65 +456,6 @@ class AgentHost:
         container = self.containers.get(lease_id)
         steps = tuple(sorted(container.steps)) if container else ()
         self.post(events.FinalScanned(lease_id, steps))
-
-    # -- moving content -----------------------------------------------------------------------
-
-    def _upload(self, lease_id: str, kind: str, step: int) -> None:
-        record = self._record(lease_id)
-        if record is None or record.phase is Phase.DISCARDED:
-            return
-        uploading = record.uploading
-        if uploading is None or (uploading.kind, uploading.step) != (kind, step):
-            return
-        container = self.containers.get(lease_id)
-        content = container.steps.get(step) if container and kind == "checkpoint" else None
-        if container is None or (kind == "checkpoint" and content is None):
-            self.post(events.UploadFailed(lease_id, kind, step, "torn: DONE doesn't match"))  # type: ignore[arg-type]
-            return
-        files = (
-            container.outputs
-            if kind == "outputs"
-            else checkpoint_files(record.job.nonce, step, (content or b"").decode())
-        )
-        index, chunks, total = tree(files)
-        try:
-            sent = self._request(
-                lambda: self._upload(lease_id, kind, step),
-                lambda: self._put_all(record.job_id, record.lease.epoch, index, chunks),
-            )
-        except Refusal as error:
-            stale = error.code == "stale_epoch"
-            self.post(events.UploadFailed(lease_id, kind, step, str(error)[:200], stale))  # type: ignore[arg-type]
-            return
-        if sent is None:
-            return
-        sha256 = hashlib.sha256(index).hexdigest()
-        self.post(events.Uploaded(lease_id, kind, step, sha256, total))  # type: ignore[arg-type]
-
-    def _put_all(self, job: str, epoch: int, index: bytes, chunks: dict[str, bytes]) -> bool:
-        access = self.market.broker.broker.access
-        for sha256 in access.missing(self.party, job, epoch, list(chunks)).missing:
-            access.put_blob(self.party, job, epoch, sha256, chunks[sha256])
-        access.put_blob(self.party, job, epoch, hashlib.sha256(index).hexdigest(), index)
-        return True
-
-    def _prepare(self, job: object, checkpoint: object) -> None:
-        try:
-            document = open_document(job, Job)  # type: ignore[arg-type]
-            found = open_document(checkpoint, Checkpoint) if checkpoint else None  # type: ignore[arg-type]
-        except DocumentRefused:
-            return
-        try:
-            if found is not None:
-                if not self.line.works(self.engine.now_ms):
-                    return
-                self.market.broker.call(self._fetch, found.document, None)
-        except (BrokerAway, StorageFull, OSError):
-            return
-        except (Refusal, TreeRefused) as error:
-            self.post(events.PrepareDone(document.id, False, str(error)[:200]))
-            return
-        self.post(events.PrepareDone(document.id, True))
 
     def _remove(self, lease_id: str) -> None:
         self._drop_container(lease_id)

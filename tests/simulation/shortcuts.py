@@ -22,7 +22,7 @@ import sublet_broker.service.keeping as keeping
 import sublet_contracts.documents as documents
 import sublet_contracts.envelope as envelopes
 import sublet_contracts.session as sessions
-import tests.simulation.agents as agents
+import tests.simulation.transfer as transfer
 from sublet_contracts.documents import Document, Signed
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.tree import parse_index
@@ -128,7 +128,7 @@ def _documents() -> Iterator[tuple[Any, str, Any]]:
 
 def _indexes() -> Iterator[tuple[Any, str, Any]]:
     cached = functools.lru_cache(4_096)(parse_index)
-    for module in (keeping, verifying, agents):
+    for module in (keeping, verifying, transfer):
         yield module, "parse_index", cached
 
 

@@ -1,0 +1,148 @@
+"""How a provider's machine moves content between its runs and the broker, as adapters/transfer.py
+does over HTTP: what is not answered is asked for again later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sublet_agent.core import events
+from sublet_agent.core.records import Phase
+from sublet_broker.service.errors import Refusal
+from sublet_broker.service.ports import StorageFull
+from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
+from sublet_contracts.reasons import Reason
+from sublet_contracts.tree import TreeRefused, parse_index
+from tests.simulation.broker import BrokerAway
+from tests.simulation.jobs import checkpoint_files, tree
+
+if TYPE_CHECKING:
+    from tests.simulation.agents import AgentHost
+
+
+class Transfer:
+    """Of one machine."""
+
+    def __init__(self, host: AgentHost) -> None:
+        self.host = host
+
+    def _request(self, again: Callable[[], None], act: Callable[[], object]) -> object | None:
+        """Ask the broker over HTTP; where there is no answer, `again` is tried later."""
+        try:
+            if not self.host.line.works(self.host.engine.now_ms):
+                raise BrokerAway
+            return self.host.market.broker.call(act)
+        except (BrokerAway, StorageFull, OSError):
+            self.host._later(self.host.engine.draw_ms(500, 8_000), again)
+        except Refusal as refusal:
+            if refusal.status < 500:
+                raise
+            self.host._later(self.host.engine.draw_ms(500, 8_000), again)
+        return None
+
+    def _fetch(self, document: Checkpoint, epoch: int | None) -> tuple[int, str]:
+        """Return the state in a checkpoint. Raises Refusal, TreeRefused, BrokerAway."""
+        access = self.host.market.broker.broker.access
+        index = parse_index(
+            access.get_blob(self.host.party, document.job, epoch, document.index_sha256)
+        )
+        files = {
+            f.path: b"".join(
+                access.get_blob(self.host.party, document.job, epoch, c.sha256) for c in f.chunks
+            )
+            for f in index.files
+        }
+        for file in index.files:
+            if hashlib.sha256(files[file.path]).hexdigest() != file.sha256:
+                raise TreeRefused(f"{file.path} is damaged")
+        value = json.loads(files["state.json"])
+        return int(value["step"]), str(value["state"])
+
+    def restore(self, lease_id: str) -> None:
+        record = self.host._record(lease_id)
+        if record is None or record.phase is not Phase.RESTORING:
+            return
+        checkpoint = record.checkpoint
+        if checkpoint is not None:
+            try:
+                found = self._request(
+                    lambda: self.restore(lease_id),
+                    lambda: self._fetch(checkpoint, record.lease.epoch),
+                )
+            except TreeRefused as error:
+                self.host.post(
+                    events.PreparationFailed(lease_id, Reason.RESTORE_FAILED, str(error))
+                )
+                return
+            except Refusal as error:
+                if error.code == "stale_epoch":
+                    self.host.post(events.UploadFailed(lease_id, "checkpoint", 0, str(error), True))
+                else:
+                    self.host.post(
+                        events.PreparationFailed(lease_id, Reason.RESTORE_FAILED, str(error)[:200])
+                    )
+                return
+            if found is None:
+                return
+            assert isinstance(found, tuple)
+            self.host.restored[lease_id] = found
+        self.host.post(events.Restored(lease_id))
+
+    def upload(self, lease_id: str, kind: str, step: int) -> None:
+        record = self.host._record(lease_id)
+        if record is None or record.phase is Phase.DISCARDED:
+            return
+        uploading = record.uploading
+        if uploading is None or (uploading.kind, uploading.step) != (kind, step):
+            return
+        container = self.host.containers.get(lease_id)
+        content = container.steps.get(step) if container and kind == "checkpoint" else None
+        if container is None or (kind == "checkpoint" and content is None):
+            self.host.post(events.UploadFailed(lease_id, kind, step, "torn: DONE doesn't match"))  # type: ignore[arg-type]
+            return
+        files = (
+            container.outputs
+            if kind == "outputs"
+            else checkpoint_files(record.job.nonce, step, (content or b"").decode())
+        )
+        index, chunks, total = tree(files)
+        try:
+            sent = self._request(
+                lambda: self.upload(lease_id, kind, step),
+                lambda: self._put_all(record.job_id, record.lease.epoch, index, chunks),
+            )
+        except Refusal as error:
+            stale = error.code == "stale_epoch"
+            self.host.post(events.UploadFailed(lease_id, kind, step, str(error)[:200], stale))  # type: ignore[arg-type]
+            return
+        if sent is None:
+            return
+        sha256 = hashlib.sha256(index).hexdigest()
+        self.host.post(events.Uploaded(lease_id, kind, step, sha256, total))  # type: ignore[arg-type]
+
+    def _put_all(self, job: str, epoch: int, index: bytes, chunks: dict[str, bytes]) -> bool:
+        access = self.host.market.broker.broker.access
+        for sha256 in access.missing(self.host.party, job, epoch, list(chunks)).missing:
+            access.put_blob(self.host.party, job, epoch, sha256, chunks[sha256])
+        access.put_blob(self.host.party, job, epoch, hashlib.sha256(index).hexdigest(), index)
+        return True
+
+    def prepare(self, job: object, checkpoint: object) -> None:
+        try:
+            document = open_document(job, Job)  # type: ignore[arg-type]
+            found = open_document(checkpoint, Checkpoint) if checkpoint else None  # type: ignore[arg-type]
+        except DocumentRefused:
+            return
+        try:
+            if found is not None:
+                if not self.host.line.works(self.host.engine.now_ms):
+                    return
+                self.host.market.broker.call(self._fetch, found.document, None)
+        except (BrokerAway, StorageFull, OSError):
+            return
+        except (Refusal, TreeRefused) as error:
+            self.host.post(events.PrepareDone(document.id, False, str(error)[:200]))
+            return
+        self.host.post(events.PrepareDone(document.id, True))
