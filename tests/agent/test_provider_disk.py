@@ -61,11 +61,16 @@ def _free_bytes(folder: Path) -> int:
 def taken(folder: Path, left_bytes: int) -> Iterator[None]:
     """Take all but so much of this disk, as another program of the owner's would."""
     ballast = folder / "ballast"
+    # Not more than was free at first: what the agent gives up of its reserve meanwhile is its own.
+    most = _free_bytes(folder) - left_bytes
     with ballast.open("wb") as file:
-        while (free := _free_bytes(folder)) > left_bytes:
+        while (free := _free_bytes(folder) - left_bytes) > 0:
+            size = ballast.stat().st_size
+            if size >= most:
+                break
             # The agent writes here too: what was free a moment ago may be taken, so ask again.
             with contextlib.suppress(OSError):
-                os.posix_fallocate(file.fileno(), ballast.stat().st_size, free - left_bytes)
+                os.posix_fallocate(file.fileno(), size, min(free, most - size))
     try:
         yield
     finally:

@@ -60,7 +60,7 @@ def one_file(data: bytes, *, path: str = "a", chunks: tuple[Chunk, ...] | None =
 
 def test_a_folder_comes_back_as_it_was(tmp_path: Path) -> None:
     files = {
-        "weights.bin": os.urandom(CHUNK_BYTES + 1), "a/b/c.txt": b"c", "a.txt": b"", "a-1": b"x",
+        "weights.bin": os.urandom(CHUNK_BYTES) + b"w", "a/b/c.txt": b"c", "a.txt": b"", "a-1": b"x",
         "größe 李.csv": b"1,2\n", "again.bin": b"c",
     }  # fmt: skip
     source = fill(tmp_path / "source", files)
