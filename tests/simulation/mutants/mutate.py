@@ -67,7 +67,7 @@ def hunt(patch: Path, seeds: int, hours: float) -> tuple[str, int | None, float,
 def main() -> int:
     """Hunt them all. 0: each was found."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=25)
+    parser.add_argument("--seeds", type=int, default=80)
     parser.add_argument("--hours", type=float, default=0.5)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what it came to")
