@@ -7,7 +7,7 @@ simulated time, with a crash point before and after each commit and each effect.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.effects import Step
 from sublet_agent.core.offers import Terms
 from sublet_agent.core.records import LIVE, Phase, RunRecord
-from sublet_agent.core.run import RunMachine
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.session import AgentSession, SessionError
 from sublet_contracts.session import Phase as SessionPhase
@@ -191,16 +190,14 @@ class AgentHost:
 
     def _plan_tick(self) -> None:
         quiet_ms = min(self.core.quiet_until_ms() - self.now_ms(), 60_000)
-        calm = all(m.record.phase in _CALM and m.record.stop is None for m in self._machines())
+        records = [machine.record for machine in self.core.machines.values()]
+        calm = all(r.phase in _CALM and r.stop is None for r in records)
         delay_ms = max(CALM_TICK_MS if calm else TICK_MS, quiet_ms)
         due_ms = self.engine.now_ms + delay_ms
         if self._tick_ms and due_ms >= self._tick_ms:
             return
         self._tick_ms = due_ms
         self._later(delay_ms, partial(self._tick, due_ms))
-
-    def _machines(self) -> Iterable[RunMachine]:
-        return self.core.machines.values()
 
     def _tick(self, due_ms: int) -> None:
         if self._tick_ms == due_ms:

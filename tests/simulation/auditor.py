@@ -329,7 +329,8 @@ class Auditor:
     def _blob(self, old: Any, new: Any) -> None:
         """A scope may use content from now on, or no longer."""
         if new is None:
-            self.claims[old.sha256] -= 1 if old is not None else 0
+            if old is not None:  # or it came and went in one transaction
+                self.claims[old.sha256] -= 1
             return
         if old is None:
             self.claims[new.sha256] += 1

@@ -47,10 +47,10 @@ class Settings:
     drain_margin_ms: int = 10_000
     """Before the budget's edge the drain begins stop_grace + this early."""
     clock_tolerance_ms: int = 1_000
+    """A provider may claim so much more wall time than the broker's clock saw."""
     clock_tolerance_ppm: int = 1_000
     """Device time may go so much faster than the broker's clock. A crystal is off by up to 100, one
     that NTP corrects by up to 500, on either side."""
-    """A provider may claim so much more wall time than the broker's clock saw."""
     skew_ms: int = 300_000
     max_checkpoint_bytes: int = 64 * 1024**3
     max_input_bytes: int = 64 * 1024**3
