@@ -43,7 +43,17 @@ def take(kind: str, source: Path, commit: str) -> None:
         said = _of_bench(said)
     said["commit"] = commit
     (HERE / "records").mkdir(exist_ok=True)
-    (HERE / "records" / f"{kind}.json").write_text(json.dumps(said, indent=2) + "\n")
+    file = HERE / "records" / f"{kind}.json"
+    if kind == "simulation":
+        before = json.loads(file.read_text())["runs"] if file.is_file() else []
+        said["runs"] = [*before, _run_of(said)]
+    file.write_text(json.dumps(said, indent=2) + "\n")
+
+
+def _run_of(said: dict[str, Any]) -> dict[str, Any]:
+    """What stays of a simulation once there is a newer one: enough to run it again."""
+    kept = ("commit", "first_seed", "markets", "jobs", "simulated_hours", "violations", "seconds")
+    return {**{name: said[name] for name in kept}, "faults": sum(said["faults"].values())}
 
 
 def take_storm(source: Path, commit: str) -> None:

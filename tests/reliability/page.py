@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,14 @@ def _simulation(record: Record) -> str:
         ("**violations**", f"**{len(record['violations'])}**"),
         ("wall time, two processes", f"{record['seconds'] / 60:.0f} min"),
     ]
+    clean = list(itertools.takewhile(lambda run: not run["violations"], record["runs"][::-1]))
+    clean_rows = [
+        (
+            run["commit"], f"{run['first_seed']:,}", f"{run['markets']:,}",
+            f"{run['simulated_hours']:,.0f} h", f"{run['faults']:,}",
+        )
+        for run in clean
+    ]  # fmt: skip
     lines = [
         "## Simulated markets",
         "",
@@ -67,6 +76,12 @@ def _simulation(record: Record) -> str:
         *_table(("", ""), rows),
         "",
         *_table(("fault", "times"), [(name, f"{faults[name]:,}") for name in sorted(faults)]),
+        "",
+        f"The last **{sum(run['markets'] for run in clean):,} markets** that were taken in here, "
+        f"with {sum(run['faults'] for run in clean):,} faults, are without a violation, the newest "
+        "run first:",
+        "",
+        *_table(("commit", "seeds from", "markets", "simulated", "faults"), clean_rows),
         "",
     ]
     for violation in record["violations"]:

@@ -16,6 +16,11 @@ class CountingStore(MemoryStore):
     """Counts the commits that change something."""
 
     commits = 0
+    looks = 0
+
+    def snapshot(self) -> MemoryTransaction:
+        self.looks += 1
+        return super().snapshot()
 
     def _commit(self, tx: MemoryTransaction) -> None:
         self.commits += bool(tx.sheet)
@@ -108,3 +113,21 @@ def test_a_broker_that_is_restarted_knows_again_with_the_next_heartbeat() -> Non
     agent.join()
     world.commits_of(1, agent)
     assert renter.view(job).runs[-1].step == 9
+
+
+def test_a_sweep_looks_at_the_database_only_when_something_may_be_due() -> None:
+    world, agent, renter, job = running()
+    world.pass_ms(10_000)
+
+    def looks_in(sweeps: int) -> int:
+        before = world.store.looks
+        for _ in range(sweeps):
+            world.clock.ms += 100
+            world.broker.supervision.sweep()
+        return world.store.looks - before
+
+    agent.beat()
+    world.broker.supervision.sweep()
+    assert looks_in(20) <= 3
+    world.broker.intake.cancel(renter.party, job)
+    assert looks_in(1) >= 1

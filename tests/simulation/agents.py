@@ -189,10 +189,13 @@ class AgentHost:
             self._do(effect)
 
     def _plan_tick(self) -> None:
-        quiet_ms = min(self.core.quiet_until_ms() - self.now_ms(), 60_000)
-        records = [machine.record for machine in self.core.machines.values()]
-        calm = all(r.phase in _CALM and r.stop is None for r in records)
-        delay_ms = max(CALM_TICK_MS if calm else TICK_MS, quiet_ms)
+        delay_ms = CALM_TICK_MS
+        if not self.core.machines:
+            quiet_ms = self.core.quiet_until_ms() - self.now_ms()
+            delay_ms = max(delay_ms, min(quiet_ms, 60_000))
+        for machine in self.core.machines.values():
+            if machine.record.phase not in _CALM or machine.record.stop is not None:
+                delay_ms = TICK_MS
         due_ms = self.engine.now_ms + delay_ms
         if self._tick_ms and due_ms >= self._tick_ms:
             return

@@ -275,18 +275,11 @@ class Auditor:
         self._no(now_ms < self.clock_ms, f"the broker's clock went back {self.clock_ms - now_ms}")
         self.clock_ms = now_ms
         self.checks += 1
-        kinds = {kind.__name__: kind for kind in before}
-        if not kinds:
-            return
-        for name, look in _ORDER:
-            kind = kinds.get(name)
-            if kind is not None:
-                olds = before[kind]
-                for key, fact in sheet[kind].items():
-                    look(self, olds[key], fact)
-        if "JobFact" in kinds:
-            for fact in sheet[kinds["JobFact"]].values():
-                self._job_adds_up(fact)
+        looks = sorted((rank, kind) for kind in before for rank in _RANKS[kind.__name__])
+        for rank, kind in looks:
+            look, olds = _ORDER[rank][1], before[kind]
+            for key, fact in sheet[kind].items():
+                look(self, olds[key], fact)
 
     def _log_entry(self, old: Any, new: Any) -> None:
         self._no(old is not None or new is None, "the log was changed")
@@ -674,7 +667,7 @@ class Auditor:
         self._no(waits and model.fruitless >= FRUITLESS_LIMIT,
                  f"tried again after {model.fruitless} attempts without a new step")  # fmt: skip
 
-    def _job_adds_up(self, new: Any) -> None:
+    def _job_adds_up(self, old: Any, new: Any) -> None:
         if new is None:
             return
         model = self.jobs[new.id]
@@ -764,6 +757,10 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("AccountFact", Auditor._account),
     ("JobFact", Auditor._job),
     ("OutboxFact", Auditor._outbox),
+    ("JobFact", Auditor._job_adds_up),
 )
+_RANKS = {
+    name: [rank for rank, (other, _) in enumerate(_ORDER) if other == name] for name, _ in _ORDER
+}
 LOOKED_AT = frozenset(name for name, _ in _ORDER)
 """The kinds of fact that an auditor looks at."""

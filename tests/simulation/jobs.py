@@ -6,6 +6,7 @@ the outputs are the last state. A job that was resumed from a wrong or torn stat
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -49,21 +50,21 @@ def state_at(nonce: str, steps: int, begin: tuple[int, str] | None = None) -> st
 
 def tree(files: dict[str, bytes]) -> tuple[bytes, dict[str, bytes], int]:
     """Return the index (as bytes), the chunks by hash, and the total size of a folder."""
-    listed = []
-    chunks: dict[str, bytes] = {}
-    for path in sorted(files):
-        data = files[path]
-        sha256 = hashlib.sha256(data).hexdigest()
-        chunks[sha256] = data
-        listed.append(
-            TreeFile(
-                path=path,
-                size_bytes=len(data),
-                sha256=sha256,
-                chunks=(Chunk(sha256=sha256, size_bytes=len(data)),),
-            )
-        )
-    return TreeIndex(files=tuple(listed)).to_bytes(), chunks, sum(map(len, files.values()))
+    listed = tuple(_listed(path, files[path]) for path in sorted(files))
+    chunks = {file.sha256: files[file.path] for file in listed}
+    return _index(listed), chunks, sum(map(len, files.values()))
+
+
+@functools.lru_cache(1_024)
+def _listed(path: str, data: bytes) -> TreeFile:
+    sha256 = hashlib.sha256(data).hexdigest()
+    chunk = Chunk(sha256=sha256, size_bytes=len(data))
+    return TreeFile(path=path, size_bytes=len(data), sha256=sha256, chunks=(chunk,))
+
+
+@functools.lru_cache(1_024)
+def _index(files: tuple[TreeFile, ...]) -> bytes:
+    return TreeIndex(files=files).to_bytes()
 
 
 def checkpoint_files(nonce: str, step: int, state: str) -> dict[str, bytes]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from sublet_broker.adapters.ray_matcher import REST_MS
 from sublet_broker.market.facts import ShardFact
 from sublet_broker.market.matching import BookEntry
 from sublet_broker.service.ports import Proposal, StorageFull
@@ -93,3 +96,35 @@ def test_what_ray_was_told_too_late_it_hears_with_the_next_question() -> None:
     pass_ms(market, 5_000)
     assert not market.broker.matcher.stands_in()
     assert only(market).shard_epoch > stood_in.shard_epoch
+
+
+def test_shards_with_nothing_to_propose_rest_until_something_changes_or_is_due() -> None:
+    market = ray_is_up()
+    host = market.broker.ray.host
+    assert host is not None
+    asked: list[int] = []
+    ask = host.ask
+    host.ask = lambda changes, now_ms: asked.append(now_ms) or ask(changes, now_ms)  # type: ignore[method-assign,func-returns-value]
+    propose = market.broker.matcher.propose
+
+    def waits_until(not_before_ms: int) -> None:
+        market.broker.matcher.job_queued(replace(FIRST, not_before_ms=not_before_ms))
+
+    open_offer(market)
+    waits_until(NOW_MS + REST_MS // 2)
+    for second in range(REST_MS // 2_000):
+        assert propose(NOW_MS + second * 1_000) == []
+    assert asked == [NOW_MS]
+    assert [p.job for p in propose(NOW_MS + REST_MS // 2)] == [FIRST.id]  # its time has come
+    waits_until(NOW_MS + 100 * REST_MS)
+    assert propose(NOW_MS + REST_MS) == []
+    assert propose(NOW_MS + REST_MS + 1) == []
+    waits_until(0)
+    assert [p.job for p in propose(NOW_MS + REST_MS + 2)] == [FIRST.id]  # something has changed
+    market.broker.matcher.job_gone(FIRST.id)
+    assert propose(NOW_MS + REST_MS + 3) == []
+    before = len(asked)
+    propose(NOW_MS + 2 * REST_MS + 2)
+    assert len(asked) == before
+    propose(NOW_MS + 2 * REST_MS + 3)  # whether they are still there
+    assert len(asked) == before + 1

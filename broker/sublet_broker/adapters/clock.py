@@ -116,7 +116,8 @@ class SteadyClock:
     def now_ms(self) -> int:
         """See ports.Clock."""
         with self._lock:
-            return self._go_on(self._since_boot_ms())
+            boot_ms = self._since_boot_ms()
+            return int(self._value_ms) if boot_ms == self._read_at_ms else self._go_on(boot_ms)
 
     def stopwatch_ms(self) -> int:
         """See ports.Clock."""

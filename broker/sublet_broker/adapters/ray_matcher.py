@@ -18,6 +18,9 @@ from sublet_broker.service.ports import Proposal, Store
 log = logging.getLogger("sublet.ray")
 
 ANSWER_WITHIN_S = 1.0
+REST_MS = 10_000
+"""Shards that proposed nothing are asked again after so long, though nothing has changed: one that
+has died meanwhile is seen then."""
 _NONE = ("", 0)
 
 Changes = Sequence[Sequence[Change]]
@@ -75,6 +78,8 @@ class RayMatcher:
         self._asked: Asked | None = None
         self._stand_ins: dict[int, Shard] = {}
         self._nothing_new: Changes = [[] for _ in range(shards.count)]
+        self._rests_until_ms = 0
+        """Before this no shard proposes anything unless something changes."""
         shards.before_start.append(self._begin)
 
     def offer_changed(self, entry: BookEntry) -> None:
@@ -96,7 +101,10 @@ class RayMatcher:
     def propose(self, now_ms: int) -> list[Proposal]:
         """See ports.Matcher. Call it outside of a transaction: a rebuilt shard gets a new epoch."""
         with self._lock:
+            if not self._changes and now_ms < self._rests_until_ms:
+                return []
             changes, self._changes = list(self._changes.values()), {}
+            self._rests_until_ms = 0
             life, stand_ins = self._life, self._stand_ins
         mine = self._share_out(changes) if changes else self._nothing_new
         try:
@@ -110,13 +118,17 @@ class RayMatcher:
                 for change in changes if life == self._life else ():
                     self._changes.setdefault(_key(change), change)
         proposals: list[Proposal] = []
+        rests_until_ms = now_ms + REST_MS
         try:
             for number, answer in enumerate(replies):
                 if answer is None:
+                    rests_until_ms = 0
                     reply = self._stand_in(stand_ins, number).propose(mine[number], now_ms)
                 else:
                     reply = answer
                     stand_ins.pop(number, None)
+                if reply.due_ms is not None:
+                    rests_until_ms = min(rests_until_ms, reply.due_ms)
                 proposals += [
                     Proposal(m.job, m.offer, m.device_ids, m.pool, self._epochs[m.pool][1])
                     for m in self._current(number, reply).matches
@@ -124,6 +136,9 @@ class RayMatcher:
         except BaseException:
             stand_ins.clear()  # Some may not have heard of the changes: new ones read them.
             raise
+        with self._lock:
+            if not proposals and life == self._life:
+                self._rests_until_ms = rests_until_ms
         return proposals
 
     def rebuild(self) -> None:
@@ -178,6 +193,7 @@ class RayMatcher:
             # What was committed up to now the new shards read from the database.
             self._changes = {}
             self._stand_ins = {}
+            self._rests_until_ms = 0
             self._life += 1
 
     def _current(self, number: int, reply: ShardReply) -> ShardReply:

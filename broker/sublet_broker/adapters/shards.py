@@ -5,7 +5,7 @@ them (ray_matcher.py) and the simulator run this code.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import sha256
 from typing import Generic, Literal, TypeVar
@@ -50,6 +50,8 @@ class ShardReply:
     incarnation: str
     pools: tuple[str, ...]
     matches: tuple[ShardMatch, ...]
+    due_ms: int | None = None
+    """Without any: when time alone may bring one, if no change does before."""
 
 
 class Silence(Enum):
@@ -96,7 +98,10 @@ class Shard:
             for pool in self._pools
             for match in self._books[pool].propose(now_ms)
         )
-        return ShardReply(self.incarnation, self._pools, matches) if matches else self._idle
+        if matches:
+            return ShardReply(self.incarnation, self._pools, matches)
+        due_ms = [ms for book in self._books.values() if (ms := book.due_ms(now_ms)) is not None]
+        return replace(self._idle, due_ms=min(due_ms)) if due_ms else self._idle
 
     def _list_pools(self) -> None:
         self._pools = tuple(sorted(self._books))

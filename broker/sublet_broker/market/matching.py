@@ -391,6 +391,11 @@ class Book:
                 self._hopeless.add(alike)
         return matches
 
+    def due_ms(self, now_ms: int) -> int | None:
+        """Return when the next job that has to wait yet may be proposed."""
+        later = [job.not_before_ms for job, _ in self._jobs.values() if job.not_before_ms > now_ms]
+        return min(later, default=None)
+
     def _alike(self, wish: Wish) -> tuple[object, ...]:
         need = wish.resources
         return (

@@ -142,6 +142,8 @@ class Core:
         return _Unit(self, self.ports.store.snapshot(), writes=False)
 
     def _tell(self, work: Work) -> None:
+        if work.moves:
+            self.dirty.moved_by = work.token
         for recipient, message in work.notices:
             self.outbox.add_notice(recipient, message)
         for party in work.told_parties:

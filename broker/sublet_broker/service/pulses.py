@@ -14,8 +14,9 @@ Any thread may call this, and none waits: whether something is settled is one co
 it last with who settled it last, and figures are replaced as a whole.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from sublet_broker.market.facts import AgentFact, Fact, JobFact, LeaseFact, RunFact
 from sublet_broker.market.running import is_over
@@ -43,15 +44,45 @@ class _Run:
     state: str = ""
     epoch: int = 0
     kept_ms: int = 0
-    newest: RunFact | None = None
-    """The fact with the newest figures in it."""
-    over: tuple[RunFact, RunFact, RunFact] | None = None
-    """A fact as it was read, the newest at that time, and what came of both."""
-    quiet: tuple[object, int] = field(default=(_NOBODY, 0))
-    """Who had put it when it was looked at, and before when nothing can be due with it."""
+    newest: "_Figures | None" = None
+    over: tuple[RunFact, "_Figures", RunFact] | None = None
+    """A fact as it was read, the newest figures at that time, and what came of both."""
+    quiet: tuple[object, int, int] = (_NOBODY, 0, 0)
+    """Who had put it when it was looked at, before when nothing can be due with it, and after how
+    long it counts as silent."""
 
     def is_settled(self) -> bool:
         return self.settled_by is self.put_by
+
+
+class _Figures(NamedTuple):
+    """What changes with each heartbeat; field by field as in RunFact."""
+
+    last_seen_ms: int
+    cum_device_ms: int
+    step: int
+    total_steps: int | None
+    metrics: Mapping[str, Any]
+    detail: str
+
+    @classmethod
+    def of(cls, run: RunFact) -> "_Figures":
+        return cls(
+            run.last_seen_ms, run.cum_device_ms, run.step, run.total_steps, run.metrics, run.detail
+        )
+
+    def after(self, report: RunReport, now_ms: int) -> "_Figures":
+        return _Figures(
+            max(now_ms, self.last_seen_ms),
+            max(self.cum_device_ms, report.cum_device_ms),
+            max(self.step, report.step),
+            report.total_steps or self.total_steps,
+            dict(report.metrics) or self.metrics,
+            report.detail,
+        )
+
+    def on(self, run: RunFact) -> RunFact:
+        return replace(run, **self._asdict())
 
 
 class Pulses:
@@ -67,7 +98,7 @@ class Pulses:
         agent = self._agents.get(party)
         if agent is None or agent.settled_by is not agent.put_by or agent.instance != instance:
             return False
-        heard: list[tuple[_Run, RunFact]] = []
+        heard: list[tuple[_Run, _Figures]] = []
         for report in reports:
             run = self._runs.get(report.lease)
             if (
@@ -80,7 +111,7 @@ class Pulses:
                 or now_ms - run.kept_ms >= KEEP_MS
             ):
                 return False
-            heard.append((run, with_figures(run.newest, report, now_ms)))
+            heard.append((run, run.newest.after(report, now_ms)))
         agent.last_seen_ms = max(agent.last_seen_ms, now_ms)
         for run, newest in heard:
             run.newest = newest
@@ -96,15 +127,7 @@ class Pulses:
         before = known.over
         if before is not None and before[0] is run and before[1] is newest:
             return before[2]
-        over = replace(
-            run,
-            last_seen_ms=newest.last_seen_ms,
-            cum_device_ms=newest.cum_device_ms,
-            step=newest.step,
-            total_steps=newest.total_steps,
-            metrics=newest.metrics,
-            detail=newest.detail,
-        )
+        over = newest.on(run)
         known.over = (run, newest, over)
         return over
 
@@ -113,23 +136,23 @@ class Pulses:
         known = self._agents.get(agent.id)
         return max(agent.last_seen_ms, known.last_seen_ms if known else 0)
 
-    def is_quiet(self, lease: str, now_ms: int, silence_ms: int) -> bool:
-        """Say whether nothing can be due with this run: it was looked at, nothing has been put of
-        it since, and it isn't silent."""
+    def quiet_until(self, lease: str) -> int:
+        """Return before when nothing can be due with this run: it was looked at, nothing has been
+        put of it since, and if it says no more it is silent then. 0: something may be."""
         run = self._runs.get(lease)
-        return (
-            run is not None
-            and run.newest is not None
-            and run.quiet[0] is run.put_by
-            and now_ms < run.quiet[1]
-            and now_ms - run.newest.last_seen_ms < silence_ms
-        )
+        if run is None or run.newest is None:
+            return 0
+        put_by, look_ms, silence_ms = run.quiet
+        if put_by is not run.put_by:
+            return 0
+        return min(look_ms, run.newest.last_seen_ms + silence_ms)
 
-    def quiet_until(self, lease: str, look_ms: int) -> None:
-        """Nothing is due with this run before then, unless something is put or it falls silent."""
+    def nothing_due(self, lease: str, look_ms: int, silence_ms: int) -> None:
+        """Nothing is due with this run before then, unless something is put or it is silent for so
+        long."""
         run = self._runs.get(lease)
         if run is not None and run.is_settled():
-            run.quiet = (run.put_by, look_ms)
+            run.quiet = (run.put_by, look_ms, silence_ms)
 
     # -- transactions -----------------------------------------------------------------------------
 
@@ -173,19 +196,11 @@ class Pulses:
         for fact in runs:
             run = self._runs.get(fact.id)
             if run is not None and run.put_by is by:
-                run.newest = fact
+                run.newest = _Figures.of(fact)
                 run.state, run.epoch, run.kept_ms = fact.state, fact.epoch, fact.last_seen_ms
                 run.settled_by = by
 
 
 def with_figures(run: RunFact, report: RunReport, now_ms: int) -> RunFact:
     """Return the run with what a heartbeat says that is no change of state."""
-    return replace(
-        run,
-        last_seen_ms=max(now_ms, run.last_seen_ms),
-        cum_device_ms=max(run.cum_device_ms, report.cum_device_ms),
-        step=max(run.step, report.step),
-        total_steps=report.total_steps or run.total_steps,
-        metrics=dict(report.metrics) or run.metrics,
-        detail=report.detail,
-    )
+    return _Figures.of(run).after(report, now_ms).on(run)

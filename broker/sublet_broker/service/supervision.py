@@ -32,7 +32,7 @@ from sublet_broker.service.ordering import give_order
 from sublet_broker.service.ports import MatcherAway, StorageFull, StoreAway, VerifyResult
 from sublet_broker.service.succession import prepare_successor
 from sublet_broker.service.work import Work
-from sublet_contracts.documents import LEAST_PATIENCE_MS, Job
+from sublet_contracts.documents import Job
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import Desired, JobState, LeaseState, RunState
 
@@ -54,6 +54,10 @@ class Supervision:
         self._evidence = Evidence(core)
         self._unjudged: dict[str, VerifyResult] = {}
         self._expires_ms = 0
+        self._seen: object = None
+        """Who had put a run or a lease last when all were quiet,"""
+        self._quiet_until_ms = 0
+        """and until when they are, unless somebody does."""
         self._kept_out = False
         """Whether the last sweep could write nothing: then no heartbeat could be kept either. Or
         the broker itself was away."""
@@ -122,19 +126,27 @@ class Supervision:
         self._kept_out = True
 
     def _sweep(self) -> None:
-        with self._core.read() as look:
-            now_ms = look.now_ms
-            late = [
-                lease.id
-                for lease in look.find(LeaseFact, {"state": LeaseState.PROPOSED})
-                if now_ms >= lease.answer_by_ms
-            ]
-            runs = [r.id for r in look.find(RunFact, {"state": LIVE_RUN}) if self._due(look, r)]
-        self._each(late, self._unanswered)
-        self._each(runs, self._attend)
+        now_ms = self._core.ports.clock.now_ms()
+        if self._seen is not self._core.dirty.moved_by or now_ms >= self._quiet_until_ms:
+            self._look()
         if now_ms >= self._expires_ms:
             self._sweep_expired()
             self._expires_ms = now_ms + EXPIRY_EVERY_MS
+
+    def _look(self) -> None:
+        """Look at all that lives, and do what is due with it."""
+        seen = self._core.dirty.moved_by  # before the look: what is put during it is looked at next
+        with self._core.read() as look:
+            proposed = look.find(LeaseFact, {"state": LeaseState.PROPOSED})
+            late = [lease.id for lease in proposed if look.now_ms >= lease.answer_by_ms]
+            runs = [run.id for run in look.tx.find(RunFact, {"state": LIVE_RUN})]
+            due = [run for run in runs if self._due(look, run)]
+            quiet_until_ms = [lease.answer_by_ms for lease in proposed]
+            quiet_until_ms += [self._core.pulses.quiet_until(run) for run in runs]
+        self._seen = seen
+        self._quiet_until_ms = min(quiet_until_ms, default=look.now_ms + LOOK_EVERY_MS)
+        self._each(late, self._unanswered)
+        self._each(due, self._attend)
 
     def _sweep_expired(self) -> None:
         """Offers and jobs whose time is over. Nothing is leased on them meanwhile."""
@@ -175,11 +187,11 @@ class Supervision:
             margin_ms=self._core.settings.drain_margin_ms,
         )
 
-    def _due(self, look: Work, run: RunFact) -> bool:
-        pulses, now_ms = self._core.pulses, look.now_ms
-        unknown_after_ms = self._core.settings.unknown_after_ms
-        if pulses.is_quiet(run.id, now_ms, min(unknown_after_ms, LEAST_PATIENCE_MS)):
+    def _due(self, look: Work, id: str) -> bool:
+        now_ms = look.now_ms
+        if now_ms < self._core.pulses.quiet_until(id):
             return False
+        run = look.must(RunFact, id)
         job = accepted(look.must(JobFact, run.job).envelope, Job)
         lease = look.must(LeaseFact, run.id)
         if (
@@ -193,7 +205,8 @@ class Supervision:
         if run.desired is Desired.RUN and not self._nears_the_edge(
             run, lease, job, now_ms + LOOK_EVERY_MS
         ):
-            pulses.quiet_until(run.id, now_ms + LOOK_EVERY_MS)
+            silent_ms = min(self._core.settings.unknown_after_ms, job.patience_ms)
+            self._core.pulses.nothing_due(run.id, now_ms + LOOK_EVERY_MS, silent_ms)
         return False
 
     def _attend(self, work: Work, id: str) -> None:

@@ -15,6 +15,7 @@ from sublet_broker.market.facts import (
     EventFact,
     Fact,
     JobFact,
+    LeaseFact,
     LogEntryFact,
     OutboxFact,
     PendingFact,
@@ -63,6 +64,8 @@ class Dirty:
     """and of these."""
     ended: dict[str, None] = field(default_factory=dict)
     """Leases whose runs have exited: billing closes them."""
+    moved_by: object = None
+    """The token of the last transaction that put a run or a lease: supervision looks at them."""
 
 
 class _Accounts:
@@ -98,6 +101,8 @@ class Work:
         self._pulses = pulses
         self.token = object()
         """Tells what this transaction puts from what others do."""
+        self.moves = False
+        """Whether it puts runs or leases."""
 
     @property
     def now_ms(self) -> int:
@@ -140,6 +145,8 @@ class Work:
         """Insert or replace a fact."""
         self.tx.put(fact)
         self._pulses.put(fact, self.token)
+        if not self.moves and isinstance(fact, RunFact | LeaseFact):
+            self.moves = True
 
     def tally(self, id: str, change: int = 0) -> int:
         """Change a sum that is kept, and return it. One that falls back to 0 is forgotten."""
