@@ -192,14 +192,13 @@ class Auditor:
 
     def heard(self, party: str, message: Any) -> None:
         """The broker has acted on an agent's message."""
-        now_ms = self.market.broker.now_ms()
         kind = message.TYPE
         if kind == "heartbeat":
             for run in message.runs:
-                self.heard_ms[run.lease] = now_ms
+                self.heard_ms[run.lease] = self.market.broker.now_ms()
                 self._is_known(party, run)
         elif kind == "run_changed":
-            self.heard_ms[message.lease] = now_ms
+            self.heard_ms[message.lease] = self.market.broker.now_ms()
         elif kind == "receipt_issued":
             self._no_second_history(message.receipt)
 

@@ -158,9 +158,17 @@ class MemoryTransaction:
                 fact for fact in changed.values() if fact is not None and _meets_all(fact, asked)
             ]
         if after is not None:
-            matching = [fact for fact in matching if _beyond(getattr(fact, after[0]), after[1])]
+            field, bound = after
+            matching = [
+                fact for fact in matching
+                if (value := getattr(fact, field)) is not None and value > bound
+            ]  # fmt: skip
         if before is not None:
-            matching = [fact for fact in matching if _beyond(before[1], getattr(fact, before[0]))]
+            field, bound = before
+            matching = [
+                fact for fact in matching
+                if (value := getattr(fact, field)) is not None and value < bound
+            ]  # fmt: skip
         if len(matching) < 2:
             return cast("list[F]", matching[:limit])
 
@@ -224,10 +232,6 @@ def _meets(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, _ANY_OF):
         return value in wanted
     return bool(value == wanted)
-
-
-def _beyond(value: Any, bound: Any) -> bool:
-    return value is not None and bound is not None and value > bound
 
 
 class MemoryStore:

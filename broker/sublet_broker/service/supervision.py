@@ -38,9 +38,11 @@ from sublet_contracts.states import Desired, JobState, LeaseState, RunState
 
 STARTED = "started"
 """A counter: when the broker started last."""
-EXPIRY_EVERY_MS = 10_000
+EXPIRY_EVERY_MS = 30_000
 LOOK_EVERY_MS = 8_000
 """A run with which nothing can be due is looked at so often; silence is seen at each sweep."""
+IDLE_LOOK_EVERY_MS = 60_000
+"""Where nothing runs there is nothing to be due, until something is leased."""
 LIVE_RUN = tuple(s for s in RunState if s not in (RunState.EXITED, RunState.LOST))
 
 
@@ -144,7 +146,7 @@ class Supervision:
             quiet_until_ms = [lease.answer_by_ms for lease in proposed]
             quiet_until_ms += [self._core.pulses.quiet_until(run) for run in runs]
         self._seen = seen
-        self._quiet_until_ms = min(quiet_until_ms, default=look.now_ms + LOOK_EVERY_MS)
+        self._quiet_until_ms = min(quiet_until_ms, default=look.now_ms + IDLE_LOOK_EVERY_MS)
         self._each(late, self._unanswered)
         self._each(due, self._attend)
 

@@ -62,6 +62,9 @@ IDLE_BEATS = 3
 connection has pings. A broker drops who says nothing for five."""
 
 
+_IDLE = Heartbeat(runs=())
+
+
 class AgentCore:
     """One agent at one broker. `saved` is what the journal holds; it is changed in step."""
 
@@ -138,6 +141,8 @@ class AgentCore:
 
     def heartbeat(self) -> Heartbeat:
         """Return what the agent runs now."""
+        if not self.machines:
+            return _IDLE
         reports = [
             machine.report()
             for machine in self.machines.values()
