@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed")
     parser.add_argument("--seed", type=int, help="just this one")
     parser.add_argument("--trace", action="store_true", help="print everything that happens")
-    parser.add_argument("--hours", type=float, default=2.0, help="of faults, simulated")
+    parser.add_argument("--hours", type=float, default=1.5, help="of faults, simulated")
     parser.add_argument("--days", type=float, help="the same in days")
     parser.add_argument("--jobs", type=int, default=20)
     parser.add_argument("--providers", type=int, default=5)

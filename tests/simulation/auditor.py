@@ -418,6 +418,7 @@ class Auditor:
         model.state = state
         job = self.jobs[new.job]
         if state == "active":
+            self.heard_ms[new.id] = self.clock_ms
             both = is_signed_by(new.envelope, new.provider)
             self._no(not both, "a lease is active that its provider hasn't signed")
             model.signed = True
@@ -440,6 +441,7 @@ class Auditor:
         model = self.leases[new.id] = LeaseModel(
             document, self.market.engine.now_ms, new.proposed_stopwatch_ms
         )
+        self.heard_ms[new.id] = self.clock_ms
         self.market.matching.leased(document)
         job = self.jobs[document["job"]]
         self._no(bool(job.live), "a job has two holders")

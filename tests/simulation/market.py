@@ -23,6 +23,7 @@ from tests.simulation.chaos import Chaos
 from tests.simulation.engine import Engine
 from tests.simulation.matching import Matching
 from tests.simulation.renters import RenterHost
+from tests.simulation.silence import Silence
 
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
@@ -39,7 +40,7 @@ class Plan:
     """What markets are to be simulated."""
 
     faults: frozenset[str]
-    hours: float = 2.0
+    hours: float = 1.5
     jobs: int = 20
     providers: int = 5
     renters: int = 3
@@ -91,6 +92,7 @@ class Market:
         self.shards = self.engine.draw_ms(1, 3)
         self.auditor = Auditor(self)
         self.matching = Matching(self)
+        self.silence = Silence(self)
         self.broker = BrokerHost(self)
         self.agents = [self._agent(n) for n in range(plan.providers)]
         self.agents_by_party = {agent.party: agent for agent in self.agents}

@@ -30,7 +30,7 @@ from tests.simulation.jobs import Program, state_at
 if TYPE_CHECKING:
     from tests.simulation.market import Market
 
-LOOK_MS = 45_000
+LOOK_MS = 60_000
 MAX_PRICE = 2_500_000
 ENDED = ("succeeded", "failed", "cancelled")
 
@@ -116,7 +116,7 @@ class RenterHost:
         odd = "bad-jobs" in self.market.plan.faults and draw.random() < 0.2
         program = Program(
             # Most jobs are short, so that many markets fit into an hour; some outlive machines.
-            steps=draw.randint(20, 60) if draw.random() < 0.2 else draw.randint(4, 24),
+            steps=draw.randint(20, 40) if draw.random() < 0.2 else draw.randint(3, 12),
             step_ms=draw.choice((2_000, 7_001, 15_000, 40_000)),
             every=draw.randint(1, 8),
             save_ms=draw.choice((100, 1_000, 8_000)),

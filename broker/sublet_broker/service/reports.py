@@ -191,7 +191,7 @@ class Reports:
             known_state=RunState.ASSIGNED,
             step=lease.start_step,
         )
-        work.tx.add(run)
+        work.add(run)
         work.tx.add(ChainFact(lease.id, lease.job, ChainState.OPEN))
         work.event(
             "lease", lease.job, lease=lease.id, epoch=lease.epoch, before=lease.state,

@@ -170,7 +170,7 @@ class Scheduling:
             proposed_ms=work.now_ms, proposed_stopwatch_ms=work.stopwatch_ms,
             envelope=signed.envelope,
         )  # fmt: skip
-        work.tx.add(lease)
+        work.add(lease)
         queued = job.state is JobState.QUEUED
         state = step(JOB, job.state, JobState.STARTING) if queued else job.state
         leased = replace(job, state=state, epoch=document.epoch, prefer="")

@@ -145,8 +145,12 @@ class Work:
         """Insert or replace a fact."""
         self.tx.put(fact)
         self._pulses.put(fact, self.token)
-        if not self.moves and isinstance(fact, RunFact | LeaseFact):
-            self.moves = True
+        self.moves = self.moves or isinstance(fact, RunFact | LeaseFact)
+
+    def add(self, fact: LeaseFact | RunFact) -> None:
+        """Insert a lease or a run. Raises AlreadyThere."""
+        self.tx.add(fact)
+        self.moves = True
 
     def tally(self, id: str, change: int = 0) -> int:
         """Change a sum that is kept, and return it. One that falls back to 0 is forgotten."""
