@@ -19,6 +19,7 @@ from tests.simulation.faults import FAULTS, UnknownFault, parse_faults
 from tests.simulation.market import Market, Outcome, Plan, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
+MUTANTS = ROOT / "tests/simulation/mutants"
 SMALL = Plan(faults=frozenset(FAULTS), hours=0.25, jobs=6, providers=3, fault_every_ms=20_000)
 
 
@@ -80,6 +81,16 @@ def test_damaged_content_counts_as_missing_once_it_was_read() -> None:
     assert not blobs.has(sha256)
     blobs.put(sha256, b"base")
     assert blobs.get(sha256) == b"base"
+
+
+@pytest.mark.parametrize("patch", sorted(MUTANTS.glob("*.patch")), ids=lambda patch: patch.stem)
+def test_a_planted_bug_still_has_its_place(patch: Path) -> None:
+    """Found by nobody, it would be one that survives: see mutate.py."""
+    done = subprocess.run(
+        ["git", "apply", "--check", str(patch)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
 
 
 def test_faults_are_named() -> None:
