@@ -148,7 +148,11 @@ def main(arguments: list[str]) -> int:
         one.set_defaults(run=play)
     options = parser.parse_args(arguments)
     root = Path(tempfile.mkdtemp(prefix="sublet-chaos-"))
-    played: Played = options.run(options, root)
+    try:
+        played: Played = options.run(options, root)
+    except KeyboardInterrupt:
+        print(f"\nended before its time; the logs are in {root}", file=sys.stderr)
+        return 130
     print(json.dumps(played.record, indent=2))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -9,10 +9,11 @@ import json
 import multiprocessing.pool
 import queue
 import random
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,10 +112,12 @@ def _many(seeds: range, plan: Plan, options: argparse.Namespace) -> int:
     began = told = time.monotonic()
     total = Sum()
     of = str(len(seeds)) if options.minutes is None else f"{options.minutes:g} minutes'"
-    fork = multiprocessing.get_context("fork")
-    with fork.Pool(options.processes, gc.disable, (), MARKETS_OF_A_PROCESS) as pool:
-        for outcome in _outcomes(pool, seeds, plan, options.processes):
+    outcomes = _outcomes(seeds, plan, options.processes)
+    done: set[int] = set()
+    try:
+        for outcome in outcomes:
             total.add(outcome)
+            done.add(outcome.seed)
             if outcome.violation:
                 _show(outcome, lines=not options.keep_going)
             now = time.monotonic()
@@ -127,15 +130,32 @@ def _many(seeds: range, plan: Plan, options: argparse.Namespace) -> int:
                     _write(options.json, total, seeds.start, now - began, plan)
             if stop:
                 break
+    except KeyboardInterrupt:
+        print(f"\nended: {total.line(of, time.monotonic() - began)}")
+        print(f"  to go on: --from {next(seed for seed in seeds if seed not in done)}")
+        return 130
+    finally:
+        outcomes.close()
     for name in sorted(total.faults):
         print(f"  {total.faults[name]:7d}  {name}")
     return 1 if total.violations else 0
 
 
-def _outcomes(
+def _prepare() -> None:
+    gc.disable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us ends us, and says so
+
+
+def _outcomes(seeds: range, plan: Plan, processes: int) -> Generator[Outcome]:
+    """Yield what becomes of each, the first ready first; none waits for one that takes long."""
+    fork = multiprocessing.get_context("fork")
+    with fork.Pool(processes, _prepare, (), MARKETS_OF_A_PROCESS) as pool:
+        yield from _outcomes_of(pool, seeds, plan, processes)
+
+
+def _outcomes_of(
     pool: multiprocessing.pool.Pool, seeds: range, plan: Plan, processes: int
 ) -> Iterator[Outcome]:
-    """Yield what becomes of each, the first ready first; none waits for one that takes long."""
     done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
     left = iter(seeds)
     under_way = 0
