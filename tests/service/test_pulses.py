@@ -7,6 +7,7 @@ import pytest
 from sublet_broker.adapters.memory_store import MemoryStore, MemoryTransaction
 from sublet_broker.market.facts import RunFact
 from sublet_broker.service.errors import StaleInstance
+from sublet_broker.service.ports import StorageFull
 from sublet_broker.service.pulses import KEEP_MS
 from sublet_contracts.states import JobState, RunState
 from tests.service.world import AgentDouble, RenterDouble, World
@@ -17,12 +18,15 @@ class CountingStore(MemoryStore):
 
     commits = 0
     looks = 0
+    full = False
 
     def snapshot(self) -> MemoryTransaction:
         self.looks += 1
         return super().snapshot()
 
     def _commit(self, tx: MemoryTransaction) -> None:
+        if self.full and tx.sheet:
+            raise StorageFull("full")
         self.commits += bool(tx.sheet)
         super()._commit(tx)
 
@@ -131,3 +135,23 @@ def test_a_sweep_looks_at_the_database_only_when_something_may_be_due() -> None:
     assert looks_in(20) <= 3
     world.broker.intake.cancel(renter.party, job)
     assert looks_in(1) >= 1
+
+
+def test_who_could_not_be_heard_for_a_full_disk_is_not_given_up() -> None:
+    """Seed 401217: a run ended while the disk was full. That could not be written down, the next
+    heartbeat did not name it any more, and so it counted as silent since long ago, and as lost."""
+    world, agent, renter, job = running()
+    (run,) = agent.runs.values()
+    agent.beat()
+    for _ in range(8):
+        assert not world.commits_of(1, agent)  # heard, and not written down
+    world.store.full = True
+    with pytest.raises(StorageFull):
+        agent.succeed(run)
+    world.clock.ms += 12_100
+    world.store.full = False
+    world.broker.supervision.sweep()
+    assert stored(world, agent).state is RunState.RUNNING
+    agent.flush()
+    assert stored(world, agent).state is RunState.EXITED
+    assert renter.view(job).state is JobState.RUNNING  # until its last receipt comes

@@ -16,7 +16,9 @@ from sublet_broker.service.ports import (
     Entropy,
     Matcher,
     Settler,
+    StorageFull,
     Store,
+    StoreAway,
     Transaction,
     Verifier,
 )
@@ -130,6 +132,9 @@ class Core:
         self.quotas = Quotas()
         self.pulses = Pulses()
         self.dirty = Dirty()
+        self.kept_out = False
+        """Something could not be written down, so maybe what an agent said of its runs: supervision
+        must not count its silence before it could say that again."""
         self.started_ms = 0
         """When the broker started: deadlines for what it waits for count from here at the least."""
 
@@ -166,7 +171,11 @@ class _Unit:
 
     def __enter__(self) -> Work:
         core = self._core
-        tx = self._transaction.__enter__()
+        try:
+            tx = self._transaction.__enter__()
+        except (StorageFull, StoreAway):
+            core.kept_out = True
+            raise
         work = Work(tx, core.ports.clock, core.ports.key, core.dirty, core.pulses)
         if self._writes:
             tx.after_commit(partial(core._tell, work))
@@ -176,4 +185,8 @@ class _Unit:
         self, kind: type[BaseException] | None, error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:  # fmt: skip
-        return self._transaction.__exit__(kind, error, traceback)
+        try:
+            return self._transaction.__exit__(kind, error, traceback)
+        except (StorageFull, StoreAway):
+            self._core.kept_out = True
+            raise

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from sublet_broker.market.facts import AgentFact, Fact, JobFact, LeaseFact, RunFact
 from sublet_broker.market.running import is_over
-from sublet_contracts.states import LeaseState
 from sublet_contracts.wire import RunReport
 
 KEEP_MS = 30_000
@@ -159,26 +158,25 @@ class Pulses:
     def put(self, fact: Fact, by: object) -> None:
         """A transaction puts a fact: what it is about is no longer settled."""
         match fact:
-            case RunFact():
-                self._unsettle(fact.id, by, gone=is_over(fact))
-            case LeaseFact():
-                self._unsettle(fact.id, by, gone=fact.state is LeaseState.CLOSED)
+            case RunFact() | LeaseFact():
+                self._unsettle(fact.id, by)
             case JobFact():
-                lease = self._lease_of.get(fact.id)
-                if lease is not None:
-                    self._unsettle(lease, by, gone=False)
+                self._unsettle(self._lease_of.get(fact.id, ""), by)
             case AgentFact():
                 self._agents[fact.id] = _Agent(fact.instance, fact.last_seen_ms, by)
             case _:
                 pass
 
-    def _unsettle(self, lease: str, by: object, *, gone: bool) -> None:
+    def _unsettle(self, lease: str, by: object) -> None:
         run = self._runs.get(lease)
-        if run is None:
-            return
-        run.put_by = by
-        if gone:
-            self._runs.pop(lease, None)
+        if run is not None:
+            run.put_by = by
+
+    def forget(self, lease: str) -> None:
+        """It is committed that this run is over, and no sooner: a transaction may fail, and then
+        what was heard last still counts."""
+        run = self._runs.pop(lease, None)
+        if run is not None:
             self._lease_of.pop(run.job, None)
 
     def follow(self, run: RunFact, by: object) -> None:

@@ -29,7 +29,7 @@ from sublet_broker.service.core import Core
 from sublet_broker.service.evidence import Evidence
 from sublet_broker.service.keeping import Keeping
 from sublet_broker.service.ordering import give_order
-from sublet_broker.service.ports import MatcherAway, StorageFull, StoreAway, VerifyResult
+from sublet_broker.service.ports import MatcherAway, VerifyResult
 from sublet_broker.service.succession import prepare_successor
 from sublet_broker.service.work import Work
 from sublet_contracts.documents import Job
@@ -60,9 +60,6 @@ class Supervision:
         """Who had put a run or a lease last when all were quiet,"""
         self._quiet_until_ms = 0
         """and until when they are, unless somebody does."""
-        self._kept_out = False
-        """Whether the last sweep could write nothing: then no heartbeat could be kept either. Or
-        the broker itself was away."""
 
     def started(self) -> None:
         """Begin after a start: everyone gets one period of grace, because it was us who were away.
@@ -109,23 +106,19 @@ class Supervision:
     def sweep(self) -> None:
         """Do what is due: silence, answers, orders, budgets' edges, expiry.
 
-        Raises StorageFull, StoreAway; the sweep after it begins with a period of grace for
-        everyone, because what they said meanwhile could not be kept.
+        It begins with a period of grace for everyone where something could not be written since the
+        last one: it may have been what they said. Raises StorageFull, StoreAway.
         """
-        try:
-            if self._kept_out:
-                with self._core.work() as work:
-                    self._forgive(work)
-                self._kept_out = False
-            self._sweep()
-        except (StorageFull, StoreAway):
-            self._kept_out = True
-            raise
+        if self._core.kept_out:
+            self._core.kept_out = False  # before it is read: what fails from now on sets it again
+            with self._core.work() as work:
+                self._forgive(work)
+        self._sweep()
 
     def was_away(self) -> None:
         """Have the next sweep begin with a period of grace for everyone: the broker itself stood
         still, and what was said meanwhile has still to be read."""
-        self._kept_out = True
+        self._core.kept_out = True
 
     def _sweep(self) -> None:
         now_ms = self._core.ports.clock.now_ms()

@@ -7,6 +7,7 @@ The match engine is told by the next tick of the scheduler, which reads the trut
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from sublet_broker.market import ledger
@@ -23,11 +24,12 @@ from sublet_broker.market.facts import (
     TallyFact,
     TransferFact,
 )
+from sublet_broker.market.running import is_over
 from sublet_broker.service.ports import Clock, Transaction
 from sublet_broker.service.pulses import Pulses
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
-from sublet_contracts.states import JOB, JobState, RunState, is_terminal
+from sublet_contracts.states import JOB, JobState, LeaseState, RunState, is_terminal
 from sublet_contracts.wire import Message
 
 F = TypeVar("F", bound=Fact)
@@ -145,7 +147,11 @@ class Work:
         """Insert or replace a fact."""
         self.tx.put(fact)
         self._pulses.put(fact, self.token)
-        self.moves = self.moves or isinstance(fact, RunFact | LeaseFact)
+        if isinstance(fact, RunFact | LeaseFact):
+            self.moves = True
+            over = is_over(fact) if isinstance(fact, RunFact) else fact.state is LeaseState.CLOSED
+            if over:
+                self.tx.after_commit(partial(self._pulses.forget, fact.id))
 
     def add(self, fact: LeaseFact | RunFact) -> None:
         """Insert a lease or a run. Raises AlreadyThere."""
