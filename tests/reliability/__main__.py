@@ -52,7 +52,7 @@ def take(kind: str, source: Path, commit: str) -> None:
 
 def _run_of(said: dict[str, Any]) -> dict[str, Any]:
     """What stays of a simulation once there is a newer one: enough to run it again."""
-    kept = ("commit", "first_seed", "markets", "jobs", "simulated_hours", "violations", "seconds")
+    kept = ("commit", "first_seed", "markets", "simulated_hours", "violations", "seconds")
     return {**{name: said[name] for name in kept}, "faults": sum(said["faults"].values())}
 
 

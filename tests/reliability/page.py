@@ -59,6 +59,7 @@ def _simulation(record: Record) -> str:
         (
             run["commit"], f"{run['first_seed']:,}", f"{run['markets']:,}",
             f"{run['simulated_hours']:,.0f} h", f"{run['faults']:,}",
+            f"{run['seconds'] / 60:.0f} min",
         )
         for run in clean
     ]  # fmt: skip
@@ -81,7 +82,9 @@ def _simulation(record: Record) -> str:
         f"with {sum(run['faults'] for run in clean):,} faults, are without a violation, the newest "
         "run first:",
         "",
-        *_table(("commit", "seeds from", "markets", "simulated", "faults"), clean_rows),
+        *_table(
+            ("commit", "seeds from", "markets", "simulated", "faults", "wall time"), clean_rows
+        ),
         "",
     ]
     for violation in record["violations"]:
