@@ -53,19 +53,6 @@ def test_a_run_from_start_to_gone(world: World) -> None:
     assert world.runner.find() == []
 
 
-def test_without_an_image_a_jobs_python_is_the_agents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever starts the agent by its path, its environment not activated, has it all the same."""
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    world = World("process", tmp_path)
-    code = "import shutil; print(shutil.which('python3'))"
-    spec, status = world.run(code, command=("python3", "-c", code))
-    assert status.exit_code == 0
-    assert world.output(spec.run_id) == [str(Path(sys.executable).parent / "python3")]
-    world.close()
-
-
 def test_calls_on_a_run_that_is_gone_do_nothing(world: World) -> None:
     for call in (world.runner.stop, world.runner.kill, world.runner.remove):
         call("never-1")
