@@ -23,7 +23,7 @@ from tests.simulation.market import Outcome, Plan, simulate
 MANY = 10**6
 MARKETS_OF_A_PROCESS = 16
 """After so many a process is replaced: to end one costs nothing, to collect its garbage a seventh
-of the time that it had for its markets. A market leaves some 70 MB behind."""
+of the time that it had for its markets. A market leaves some 15 MB behind."""
 
 
 def main(arguments: list[str] | None = None) -> int:

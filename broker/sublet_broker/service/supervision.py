@@ -40,7 +40,7 @@ STARTED = "started"
 """A counter: when the broker started last."""
 EXPIRY_EVERY_MS = 30_000
 LOOK_EVERY_MS = 8_000
-"""A run with which nothing can be due is looked at so often; silence is seen at each sweep."""
+"""A run with which nothing can be due is looked at so often, or when it falls silent."""
 IDLE_LOOK_EVERY_MS = 60_000
 """Where nothing runs there is nothing to be due, until something is leased."""
 LIVE_RUN = tuple(s for s in RunState if s not in (RunState.EXITED, RunState.LOST))
