@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -51,6 +52,19 @@ def test_a_run_from_start_to_gone(world: World) -> None:
     world.runner.remove(spec.run_id)
     assert world.runner.status(spec.run_id).state == "gone"
     assert world.runner.find() == []
+
+
+def test_without_an_image_a_jobs_python_is_the_agents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts the agent by its path, its environment not activated, has it all the same."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    world = World("process", tmp_path)
+    code = "import shutil; print(shutil.which('python3'))"
+    spec, status = world.run(code, command=("python3", "-c", code))
+    assert status.exit_code == 0
+    assert world.output(spec.run_id) == [str(Path(sys.executable).parent / "python3")]
+    world.close()
 
 
 def test_calls_on_a_run_that_is_gone_do_nothing(world: World) -> None:
@@ -211,10 +225,24 @@ def test_a_fork_bomb_is_held_and_killed(world: World) -> None:
     if world.kind == "docker":  # held by the kernel until the agent ends it
         wait_for(lambda: _pids_in(world, spec.run_id) >= 30, "the bomb")
         assert _pids_in(world, spec.run_id) <= 40
-    world.runner.kill(spec.run_id)
-    assert world.ended(spec.run_id).exit_code == 137
-    world.runner.remove(spec.run_id)
+    with _busy_machine():
+        world.runner.kill(spec.run_id)
+        assert world.ended(spec.run_id).exit_code == 137
+        world.runner.remove(spec.run_id)
     wait_for(lambda: processes_with(spec.run_id) == [], "the end of its processes")
+
+
+@contextlib.contextmanager
+def _busy_machine() -> Iterator[None]:
+    """A bomb is slow where it has to share the machine; so is whoever looks for its processes."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(spin) for _ in range(8 * (os.cpu_count() or 1))]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def _pids_in(world: World, run_id: str) -> int:

@@ -45,9 +45,10 @@ AT_ONCE = 2
 PACE_S = 0.05
 FAULTS_A_JOB = 10
 BREATH_S = 30.0
-QUIET_S = 150.0
+QUIET_S = 300.0
 """No new crash point and no fault met for so long: what is still due doesn't come any more."""
 ACTS_S = 3.0
+STUNS_S = (3.0, 8.0)
 STILL_S = 6.0
 STARTS_LIMIT = 100
 ANSWER_LIMIT_S = 180.0
@@ -108,6 +109,7 @@ class Writes(Churn):
         self._keeping = threading.Event()
         self._acts = 0
         self._hurting = True
+        self._stunned: list[threading.Timer] = []
         self._breath = (0, 0)
         """Jobs that had ended, and faults that had been met, when the last one ended."""
 
@@ -193,7 +195,8 @@ class Writes(Churn):
         self.gates.restless = True
         self.gates.enable(True)
         met = -1
-        while met != (met := self.gates.met().total()) and self.gates.left():
+        # The first start finds the crash points; before it nothing is known to be due.
+        while met != (met := self.gates.met().total()) and (self.gates.left() or not met):
             market = GatedMarket(self.root / f"first-{met}", TIMES)
             market.gate = self.gates.address
             self._until_started(market)
@@ -295,7 +298,7 @@ class Writes(Churn):
     def _act(self) -> None:
         """Do one of the things that people do now and then."""
         acts: tuple[Callable[[], None], ...] = (
-            self._reclaim, self._fund, self._pause, self._cancel, self._newcomer,
+            self._reclaim, self._fund, self._pause, self._cancel, self._newcomer, self._stun,
         )  # fmt: skip
         self._acts += 1
         for name in set(self._names()) - set(self.leaving):
@@ -325,6 +328,22 @@ class Writes(Churn):
                 self.leaving.setdefault(name, 0)
         self._start_agent(f"new{self._acts}")
 
+    def _stun(self) -> None:
+        """Have an agent fall silent: until successors are prepared, or beyond patience."""
+        names = self._names()
+        agent = self.market.agents[names[self._acts % len(names)]]
+        if agent.running:
+            agent.signal(signal.SIGSTOP)
+            span_s = STUNS_S[len(self._stunned) % len(STUNS_S)]
+            self._stunned.append(threading.Timer(span_s, self._go_on, (agent,)))
+            self._stunned[-1].start()
+
+    @staticmethod
+    def _go_on(agent: LocalProcess) -> None:
+        # Killed meanwhile, it is another process that may have its number.
+        if agent.running:
+            agent.signal(signal.SIGCONT)
+
     def _pause(self) -> None:
         # _tend resumes it.
         if self.live and self.live[0].view().state == "running":
@@ -349,6 +368,8 @@ class Writes(Churn):
 
     def _calm(self) -> None:
         self.gates.enable(False)
+        for timer in self._stunned:
+            timer.join()
         for error in self.still:
             if "broker" in self.what:
                 self._broker_stands_still(error)

@@ -19,9 +19,10 @@ from sublet_agent.core.records import LIVE, Phase, RunRecord
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.session import AgentSession, SessionError
 from sublet_contracts.session import Phase as SessionPhase
-from sublet_contracts.wire import Ack, Message
+from sublet_contracts.wire import Ack, Assign, Message
 from tests.simulation.broker import Door
-from tests.simulation.engine import BEGIN_MS, Crashed, Quartz, is_common
+from tests.simulation.doom import Doom
+from tests.simulation.engine import BEGIN_MS, Crashed, Quartz
 from tests.simulation.jobs import Container, Program, state_at
 from tests.simulation.journal import DiskFailed, SimJournal
 from tests.simulation.network import Line, Wire
@@ -59,8 +60,9 @@ class AgentHost:
         self.restored: dict[str, tuple[int, str]] = {}
         self.clock = Quartz(self.engine)
         self.wall_offset_ms = 0
-        self.crash_in = 0
-        self.crash_rarely = False
+        self.doom = Doom(market.points)
+        self.on_assign: Callable[[Assign], None] | None = None
+        """What a liar does with a lease, in the core's place."""
         self.full_until_ms = 0
         self.hung_until_ms = 0
         self.inflates = 1
@@ -99,6 +101,7 @@ class AgentHost:
         self._steps = {}
         self._look_planned = set()
         self.engine.say(f"{self.name} starts (start {self.started})")
+        self.doing = "its start"
         self.core = AgentCore(self.terms, self.key, self.journal.load())
         step, strangers = self.core.started(list(self.containers), self.now_ms())
         for lease_id in strangers:
@@ -125,7 +128,7 @@ class AgentHost:
         if not self.up:
             return
         self.up = False
-        self.crash_in = 0
+        self.doom.countdown = 0
         if self._wire is not None:
             self._wire.close(late=self.engine.happens(0.5))
             self._wire = None
@@ -154,14 +157,9 @@ class AgentHost:
             self._guard(act)
 
     def _crash_point(self, where: str) -> None:
-        point = f"agent {where} of {self.doing}"
-        self.market.points.add(point)
-        if self.crash_in and not (self.crash_rarely and is_common(point)):
-            self.crash_in -= 1
-            if not self.crash_in:
-                self.engine.say(f"{self.name} dies {where}")
-                self.market.crashed.add(point)
-                raise Crashed(where)
+        if self.doom.strikes(f"agent {where} of {self.doing}"):
+            self.engine.say(f"{self.name} dies {where}")
+            raise Crashed(where)
 
     def post(self, event: events.Event) -> None:
         """Let the core take an event: commit, then perform."""
@@ -307,7 +305,10 @@ class AgentHost:
         if self.live:
             if mid is not None:
                 self.engine.say(f"{self.name} takes {message.TYPE} {mid}")
-            self.post(events.Arrived(message))
+            if self.on_assign is not None and isinstance(message, Assign):
+                self.on_assign(message)
+            else:
+                self.post(events.Arrived(message))
             if mid is not None:
                 self.market.auditor.taken(self.party, mid, message)
                 self._send(Ack(mids=(mid,)))
@@ -402,7 +403,8 @@ class AgentHost:
             self.containers[lease_id] = container
             container.start()
             self.market.auditor.run_began(lease_id, container)
-            self._crash_point("after a container has started")
+            self.doing = "Start"
+            self._crash_point("after the effect")
         self._watch(lease_id)
 
     # -- watching -----------------------------------------------------------------------------

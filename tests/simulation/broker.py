@@ -25,7 +25,8 @@ from sublet_contracts.session import BrokerSession, SessionError
 from sublet_contracts.wire import Ack, Announce, Heartbeat, Join, Logs, Message
 from tests.simulation.auditor import LOOKED_AT
 from tests.simulation.disk import SimBlobs, SimDisk
-from tests.simulation.engine import BEGIN_MS, Crashed, Quartz, is_common
+from tests.simulation.doom import Doom
+from tests.simulation.engine import BEGIN_MS, Crashed, Quartz
 from tests.simulation.network import Wire
 from tests.simulation.shards import SimMatcher, SimRay
 
@@ -50,10 +51,7 @@ class SimStore(MemoryStore):
         self._market = market
         self.mark: Mark | None = None
         self.clock: SteadyClock
-        self.crash_in = 0
-        """The process dies at so many crash points from now; 0: it doesn't."""
-        self.crash_rarely = False
-        """Those that come every few seconds don't count: the rare ones get their turn."""
+        self.doom = Doom(market.points)
         self.full_until_ms = 0
 
     def _watch(self, snapshot: MemoryTransaction) -> None:
@@ -82,14 +80,9 @@ class SimStore(MemoryStore):
         self._crash_point("after a commit")
 
     def _crash_point(self, where: str) -> None:
-        point = f"broker {where} of {self._market.broker.doing}"
-        self._market.points.add(point)
-        if self.crash_in and not (self.crash_rarely and is_common(point)):
-            self.crash_in -= 1
-            if not self.crash_in:
-                self._market.engine.say(f"broker dies {where}")
-                self._market.crashed.add(point)
-                raise Crashed(where)
+        if self.doom.strikes(f"broker {where} of {self._market.broker.doing}"):
+            self._market.engine.say(f"broker dies {where}")
+            raise Crashed(where)
 
 
 class SimVerifier(InProcessVerifier):
@@ -355,7 +348,7 @@ class BrokerHost:
         if not self.up:
             return
         self.up = False
-        self.store.crash_in = 0
+        self.store.doom.countdown = 0
         self.disk.died()
         doors, self.doors = self.doors, {}
         for door in doors.values():

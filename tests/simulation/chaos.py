@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sublet_agent.core import events
+from sublet_agent.core.offers import read_assign
 from sublet_agent.core.records import LIVE, Phase
 from sublet_broker.service.errors import Refusal
 from sublet_broker.service.ports import StorageFull
 from sublet_contracts.documents import Checkpoint, Receipt, sign_document
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import (
+    Assign,
     CheckpointUploaded,
     Heartbeat,
+    LeaseAnswer,
     Message,
     ReceiptIssued,
     RunChanged,
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
 
 AMBIENT = frozenset({"renter-mute", "bad-jobs", "rewrite"})
 """Not events: properties of a market from its beginning."""
+
+COUNTED_LATER = frozenset({"two-leases"})
+"""They come to nothing where the market gives them no opportunity."""
 
 
 class Chaos:
@@ -53,7 +60,8 @@ class Chaos:
         if self.over:
             return
         name = self.engine.random.choice(self.names)
-        self.market.count(name)
+        if name not in COUNTED_LATER:
+            self.market.count(name)
         self.engine.say(f"FAULT {name}")
         getattr(self, "_" + name.replace("-", "_"))()
         self._plan()
@@ -63,14 +71,17 @@ class Chaos:
         self.over = True
         market = self.market
         self.engine.say("the faults stop")
-        market.broker.store.crash_in = market.broker.store.full_until_ms = 0
+        market.broker.store.doom.lift()
+        market.broker.store.full_until_ms = 0
         market.broker.disk.calm()
         market.broker.wall_offset_ms = 0
         # A broker that lost time while its wall clock was wrong is restarted by its operator.
         market.broker.die(1_000)
         market.broker.start()
         for agent in market.agents:
-            agent.crash_in = agent.full_until_ms = agent.wall_offset_ms = 0
+            agent.doom.lift()
+            agent.on_assign = None
+            agent.full_until_ms = agent.wall_offset_ms = 0
             agent.hung_until_ms = self.engine.now_ms
             agent.inflates = 1
             agent.line.open()
@@ -131,13 +142,20 @@ class Chaos:
             self._crash_at_a_commit()
 
     def _crash_at_a_commit(self) -> None:
-        store = self.market.broker.store
-        store.crash_rarely = self.engine.happens(0.7)
-        store.crash_in = self.engine.draw_ms(1, 4 if store.crash_rarely else 12)
+        doom = self.market.broker.store.doom
+        if self.engine.happens(0.3):
+            doom.at_new = True
+            return
+        doom.passes_common = self.engine.happens(0.7)
+        doom.countdown = self.engine.draw_ms(1, 4 if doom.passes_common else 12)
 
     def _crash_at_the_disk(self) -> None:
+        doom = self.market.broker.disk.doom
+        if self.engine.happens(0.2):
+            doom.at_new = True
+            return
         # A put has ten crash points, and the first ones of a market some more.
-        self.market.broker.disk.crash_in = self.engine.draw_ms(1, 12)
+        doom.countdown = self.engine.draw_ms(1, 12)
 
     def _power_cut(self) -> None:
         host = self.market.broker
@@ -173,7 +191,7 @@ class Chaos:
     def _shard(self) -> None:
         ray = self.market.broker.ray
         if self.engine.happens(0.6):
-            ray.crash_in = self.engine.draw_ms(1, 4)
+            ray.doom.countdown = self.engine.draw_ms(1, 4)
         elif ray.host is not None:
             self.engine.random.choice(ray.host.keeper.actors).die()
 
@@ -199,7 +217,7 @@ class Chaos:
         ray.back_after_ms = self.engine.draw_ms(0, most_ms)
         way = self.engine.random.random()
         if way < 0.5:
-            ray.host_crash_in = self.engine.draw_ms(1, 4)
+            ray.host_doom.countdown = self.engine.draw_ms(1, 4)
         elif way < 0.75:
             ray.lose_host()
         else:
@@ -242,9 +260,13 @@ class Chaos:
     # -- agents and machines ------------------------------------------------------------------
 
     def _agent_crash(self) -> None:
-        agent = self._agent()
-        agent.crash_rarely = self.engine.happens(0.7)
-        agent.crash_in = self.engine.draw_ms(1, 6 if agent.crash_rarely else 20)
+        if self.engine.happens(0.3):
+            for agent in self.market.agents:
+                agent.doom.at_new = True
+            return
+        doom = self._agent().doom
+        doom.passes_common = self.engine.happens(0.7)
+        doom.countdown = self.engine.draw_ms(1, 6 if doom.passes_common else 20)
 
     def _machine(self) -> None:
         self._agent().reboot()
@@ -314,6 +336,30 @@ class Chaos:
         value["cum_device_ms"] += self.engine.draw_ms(0, 60_000)
         other = Receipt.model_validate_json(json.dumps(value))
         self._say(agent, ReceiptIssued(receipt=sign_document(other, agent.key).envelope))
+
+    def _two_leases(self) -> None:
+        agent = self._agent()
+        withheld: list[Assign] = []
+
+        def take(assign: Assign) -> None:
+            withheld.append(assign)
+            if len(withheld) == 2:
+                agent.on_assign = None
+                self._sign_both(agent, *withheld)
+
+        agent.on_assign = take
+
+    def _sign_both(self, agent: AgentHost, passed: Assign, other: Assign) -> None:
+        """The first lease was not answered in time, so that its devices are leased anew."""
+        agent.honest = False
+        self.market.count("two-leases")
+        document = read_assign(passed, agent.core.saved.broker).lease.document
+        id = passed.lease.id
+        self._say(agent, LeaseAnswer(lease=id, signed=passed.lease.countersigned(agent.key)))
+        agent.post(events.Arrived(other))
+        for ms in range(0, 60_000, 3_000):
+            report = RunReport(lease=id, epoch=document.epoch, state="running", cum_device_ms=ms)
+            agent._later(ms, partial(agent._send, Heartbeat(runs=(report,))))
 
     def _zombie(self) -> None:
         agent = self._agent()

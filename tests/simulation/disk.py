@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sublet_broker.adapters.files import FileBlobs
+from tests.simulation.doom import Doom
 from tests.simulation.engine import Crashed
 
 if TYPE_CHECKING:
@@ -112,12 +113,10 @@ class SimDisk:
         self._folders: dict[str, _Folder] = {}
         self._open: dict[int, _File | _Folder] = {}
         self._descriptors = 2
-        self._calls: set[str] = set()
         self._store: SimStore
         self._top = _Folder("fsync of a folder's name")
         self._folders[ABOVE] = self._top
-        self.crash_in = 0
-        """The process dies at so many crash points of the disk from now; 0: it doesn't."""
+        self.doom = Doom(market.points)
         self.fsync_fails_in = 0
         """So many fsyncs from now the platters can't be written; 0: they can."""
         self.power_fails = False
@@ -138,14 +137,15 @@ class SimDisk:
     def died(self) -> None:
         """The process that used it is gone, and what it had armed with it; where the power was cut,
         everything that wasn't written as well."""
-        self.crash_in = 0
+        self.doom.countdown = 0
         if self.power_fails:
             self.power_fails = False
             self.cut_power()
 
     def calm(self) -> None:
         """Nothing that was to befall it does."""
-        self.crash_in = self.fsync_fails_in = 0
+        self.doom.lift()
+        self.fsync_fails_in = 0
         self.power_fails = False
 
     def cut_power(self) -> None:
@@ -231,8 +231,7 @@ class SimDisk:
             self._begin("create of a blob")
             node = folder.names[name] = _File()
             folder.dirty[name] = None
-            if self.crash_in:
-                self._point("after create of a blob")
+            self._point("after create of a blob")
         else:
             node = self._node(path)
             if flags & os.O_DIRECTORY and not isinstance(node, _Folder):
@@ -260,8 +259,7 @@ class SimDisk:
             data = data[: 1 + len(data) // 2]
         node.data += data
         node.clean = False
-        if self.crash_in:
-            self._point("after write of a blob")
+        self._point("after write of a blob")
         return len(data)
 
     def fsync(self, descriptor: int, /) -> None:
@@ -279,8 +277,7 @@ class SimDisk:
             self._failed_in = self.engine.steps
             raise _error(code, "")
         node.keep()
-        if self.crash_in:
-            self._point(f"after {node.fsync}")
+        self._point(f"after {node.fsync}")
 
     def fstat(self, descriptor: int, /) -> _File | _Folder:
         return self._open[descriptor]
@@ -308,8 +305,7 @@ class SimDisk:
         made = _Folder("fsync of a blob's name" if leaf else "fsync of a folder's name")
         folder.names[name] = self._folders[path] = made
         folder.dirty[name] = None
-        if self.crash_in:
-            self._point("after mkdir of a folder")
+        self._point("after mkdir of a folder")
 
     def rmdir(self, path: str) -> None:
         folder, name = self._place(path)
@@ -321,8 +317,7 @@ class SimDisk:
         self._begin("rmdir of a folder")
         del folder.names[name], self._folders[path]
         folder.dirty[name] = None
-        if self.crash_in:
-            self._point("after rmdir of a folder")
+        self._point("after rmdir of a folder")
 
     def rename(self, path: str, to: str) -> None:
         (old, name), (new, new_name) = self._place(path), self._place(to)
@@ -336,8 +331,7 @@ class SimDisk:
         old.dirty[name] = None
         new.names[new_name] = node
         new.dirty[new_name] = None
-        if self.crash_in:
-            self._point("after rename of a blob")
+        self._point("after rename of a blob")
 
     def unlink(self, path: str) -> None:
         folder, name = self._place(path)
@@ -346,8 +340,7 @@ class SimDisk:
         self._begin("unlink of a blob")
         del folder.names[name]
         folder.dirty[name] = None
-        if self.crash_in:
-            self._point("after unlink of a blob")
+        self._point("after unlink of a blob")
 
     # -- how it does them ---------------------------------------------------------------------
 
@@ -375,24 +368,18 @@ class SimDisk:
 
     def _begin(self, call: str) -> None:
         """A change is about to be made."""
-        if call not in self._calls:
-            self._calls.add(call)
-            self._market.points.update((f"broker before {call}", f"broker after {call}"))
         if self._dead:
             # An exception handler of a process that is no more.
             raise Crashed(call)
-        if self.crash_in:
-            self._point(f"before {call}")
+        self._point(f"before {call}")
 
     def _point(self, where: str) -> None:
         """The process may die here. Nobody dies between a failed fsync and what is done about it:
         whoever comes next could not know, for the kernel has told."""
         if self._failed_in == self.engine.steps:
             return
-        self.crash_in -= 1
-        if not self.crash_in:
+        if self.doom.strikes(f"broker {where}"):
             self.engine.say(f"broker dies {where}")
-            self._market.crashed.add(f"broker {where}")
             self._dead = True
             raise Crashed(where)
 

@@ -21,11 +21,6 @@ class Crashed(BaseException):
     """The process that runs this code dies here. Not an Exception: nobody catches it by chance."""
 
 
-def is_common(point: str) -> bool:
-    """Say whether a crash point comes every few seconds."""
-    return point.rpartition(" of ")[2] in ("a heartbeat", "Tick", "Supervision.sweep")
-
-
 class Engine:
     """Time, chance and the log of one market. Times are true ms since the market began."""
 

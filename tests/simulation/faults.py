@@ -32,6 +32,7 @@ FAULTS: dict[str, str] = {
     "reclaim": "an owner takes devices back, and offers them again later",
     "inflate": "a provider claims more time than its run had",
     "fork": "a provider signs two receipts with one number",
+    "two-leases": "a provider lets a lease pass, then signs it and the next one, and claims both",
     "zombie": "a provider goes on writing under leases that have gone elsewhere",
     "phantom": "a provider reports a checkpoint whose content it never sent",
     "rewrite": "in the end the broker drops, changes or reorders what it has logged: it is caught",

@@ -20,6 +20,7 @@ from tests.simulation.agents import AgentHost
 from tests.simulation.auditor import Auditor, Violation
 from tests.simulation.broker import BrokerHost
 from tests.simulation.chaos import Chaos
+from tests.simulation.doom import CrashPoints
 from tests.simulation.engine import Engine
 from tests.simulation.matching import Matching
 from tests.simulation.renters import RenterHost
@@ -81,8 +82,7 @@ class Market:
         self.seed = seed
         self.engine = Engine(seed, trace=trace)
         self.counts: Counter[str] = Counter()
-        self.points: set[str] = set()
-        self.crashed: set[str] = set()
+        self.points = CrashPoints()
         self.settings = Settings()
         self.broker_key = key_named("broker")
         self.names: dict[str, str] = {}
@@ -145,8 +145,8 @@ class Market:
             steps=self.engine.steps,
             simulated_ms=self.engine.now_ms,
             counts=tuple(sorted(self.counts.items())),
-            points=frozenset(self.points),
-            crashed=frozenset(self.crashed),
+            points=frozenset(self.points.met),
+            crashed=frozenset(self.points.died_at),
             jobs=len(self.auditor.jobs),
             charged_ucr=self.auditor.charged_ucr,
             lost_device_ms=self.auditor.lost_device_ms,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sublet.cosign import cosign
 from sublet.loghead import grown, head_of
 from sublet_broker.service.errors import Refusal
+from sublet_broker.service.intake import Intake
 from sublet_broker.service.ports import StorageFull
 from sublet_contracts.documents import (
     Amendment,
@@ -67,13 +68,18 @@ class RenterHost:
         return BEGIN_MS + self.engine.now_ms
 
     def begin(self) -> None:
-        """Introduce itself, be funded, and submit its jobs at odd times."""
+        """Introduce itself, be funded, and submit its jobs, all at odd times."""
+        self.engine.after(self.engine.draw_ms(0, 5 * 60_000), self._introduce)
+
+    def _introduce(self) -> None:
         introduction = KeyDocument(
             party=self.party, broker=self.market.broker_key.party, name=self.name,
             issued_ms=self.now_ms(),
         )  # fmt: skip
         signed = sign_document(introduction, self.key).envelope
-        self._insist(lambda: self.market.broker.broker.intake.register_key(signed))
+        self._insist(Intake.register_key, signed, then=self._introduced)
+
+    def _introduced(self, _: Any) -> None:
         self.fund(self.engine.random.choice((3_000_000, 8_000_000, 30_000_000)))
         hours = self.market.plan.hours
         for number in range(self.to_send):
@@ -89,25 +95,38 @@ class RenterHost:
         )  # fmt: skip
         envelope = sign_document(deposit, self.market.broker_key).envelope
         operator = self.market.broker_key.party
-        self._insist(lambda: self.market.broker.broker.intake.deposit(operator, envelope))
+        self._insist(Intake.deposit, operator, envelope)
 
-    def _insist(self, act: Callable[[], Any], then: Callable[[Any], None] | None = None) -> None:
+    def _insist(
+        self, act: Callable[..., Any], *what: Any, then: Callable[[Any], None] | None = None,
+        **named: Any,
+    ) -> None:  # fmt: skip
         """Ask until there is an answer; the answer itself may get lost too."""
+
+        def again() -> None:
+            later = partial(self._insist, act, *what, then=then, **named)
+            self.engine.after(self.engine.draw_ms(500, 5_000), later)
+
         try:
-            answer = self.market.broker.call(act)
+            answer = self._ask(act, *what, **named)
             if self.engine.happens(0.05):
                 raise BrokerAway
         except (BrokerAway, StorageFull):
-            self.engine.after(self.engine.draw_ms(500, 5_000), lambda: self._insist(act, then))
+            again()
             return
         except Refusal as refusal:
             if refusal.status >= 500:
-                self.engine.after(self.engine.draw_ms(500, 5_000), lambda: self._insist(act, then))
+                again()
                 return
             self.engine.say(f"{self.name} is told: {refusal}")
             answer = refusal
         if then is not None:
             then(answer)
+
+    def _ask(self, act: Callable[..., Any], *what: Any, **named: Any) -> Any:
+        """Let the broker that is up now do one of its intake's use-cases."""
+        host = self.market.broker
+        return host.call(act, host.broker.intake, *what, **named)
 
     # -- jobs ---------------------------------------------------------------------------------
 
@@ -160,11 +179,7 @@ class RenterHost:
             if not isinstance(answer, Refusal):
                 self.jobs[signed.id] = signed
 
-        broker = self.market.broker
-        self._insist(
-            lambda: broker.broker.intake.submit(self.party, signed.envelope, wait_for_offer=True),
-            sent,
-        )
+        self._insist(Intake.submit, self.party, signed.envelope, wait_for_offer=True, then=sent)
 
     def repeat(self) -> None:
         """Send a job again, as a client does that has lost the answer."""
@@ -195,9 +210,8 @@ class RenterHost:
             )
 
     def _think_better(self, job: str) -> None:
-        intake = self.market.broker.broker.intake
         if job in self.jobs:
-            self._once(lambda: intake.cancel(self.party, job))
+            self._once(Intake.cancel, job)
 
     def act(self) -> None:
         """Change its mind about one of its jobs."""
@@ -205,20 +219,19 @@ class RenterHost:
             return
         draw = self.engine.random
         job = draw.choice(sorted(self.jobs))
-        intake = self.market.broker.broker.intake
         match draw.choice(("cancel", "pause", "pause", "resume", "resume", "raise")):
             case "cancel":
-                self._once(lambda: intake.cancel(self.party, job))
+                self._once(Intake.cancel, job)
             case "pause":
-                self._once(lambda: intake.pause(self.party, job))
+                self._once(Intake.pause, job)
             case "resume":
-                self._once(lambda: intake.resume(self.party, job))
+                self._once(Intake.resume, job)
             case "raise":
                 self._raise(job, draw.randint(1, 400_000))
 
-    def _once(self, act: Callable[[], Any]) -> None:
+    def _once(self, act: Callable[..., Any], *what: Any) -> None:
         try:
-            self.market.broker.call(act)
+            self._ask(act, self.party, *what)
         except (BrokerAway, StorageFull, Refusal):
             return
 
@@ -233,7 +246,7 @@ class RenterHost:
             accept_receipts_up_to_ucr=accept, issued_ms=self.now_ms(),
         )  # fmt: skip
         envelope = sign_document(amendment, self.key).envelope
-        self._once(lambda: self.market.broker.broker.intake.resume(self.party, job, envelope))
+        self._once(Intake.resume, job, envelope)
 
     # -- watching -----------------------------------------------------------------------------
 
@@ -246,9 +259,7 @@ class RenterHost:
                 if self.generous or self.engine.happens(0.5):
                     self._raise(job, self.engine.draw_ms(50_000, 2_000_000))
                 else:
-                    self._once(
-                        lambda j=job: self.market.broker.broker.intake.resume(self.party, j)  # type: ignore[misc]
-                    )
+                    self._once(Intake.resume, job)
         if self.engine.happens(0.1) and self.market.honest:
             self.check_log()
         self.engine.after(LOOK_MS, self._look)

@@ -22,6 +22,7 @@ from sublet_broker.adapters.shards import (
     Silence,
 )
 from sublet_broker.service.ports import Proposal, Store, Transaction
+from tests.simulation.doom import Doom
 
 if TYPE_CHECKING:
     from tests.simulation.market import Market
@@ -246,9 +247,9 @@ class SimRay:
         self.built: int = 0
         self.proposer: dict[str, str] = {}
         """By pool the incarnation of the shard that proposed for it last."""
-        self.crash_in = 0
-        """A shard dies at so many crash points from now; 0: none does."""
-        self.host_crash_in = 0
+        self.doom = Doom(market.points)
+        """A shard's: of whichever comes to it."""
+        self.host_doom = Doom(market.points)
         self.back_after_ms = 0
         """If the host dies at a crash point, so long it stays away."""
         self.host: Host | None = None
@@ -321,22 +322,13 @@ class SimRay:
 
     def dies(self, where: str) -> bool:
         """Say whether a shard dies at this point."""
-        self.market.points.add(where)
-        if self.crash_in:
-            self.crash_in -= 1
-            return not self.crash_in and self._died(where)
-        return False
+        return self.doom.strikes(where) and self._died(where)
 
     def host_dies(self, where: str) -> bool:
         """Say whether the host dies at this point."""
-        self.market.points.add(where)
-        if self.host_crash_in:
-            self.host_crash_in -= 1
-            return not self.host_crash_in and self._died(where)
-        return False
+        return self.host_doom.strikes(where) and self._died(where)
 
     def _died(self, where: str) -> bool:
-        self.market.crashed.add(where)
         self.engine.say(f"dies: {where}")
         return True
 

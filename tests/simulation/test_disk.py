@@ -46,7 +46,7 @@ def started(disk: SimDisk) -> SimBlobs:
 def dies(market: Market, disk: SimDisk, name: str, crash_in: int) -> bool:
     """Put it in a process of its own; say whether that died."""
     market.engine.steps += 1
-    disk.crash_in = crash_in
+    disk.doom.countdown = crash_in
     try:
         started(disk).put(name, NAMED[name])
     except Crashed:

@@ -201,7 +201,11 @@ class ProcessRunner:
             spec, checkpoint=str(spec.checkpoint_dir), inputs=str(spec.inputs_dir),
             helper=str(spec.helper_dir), outputs=outputs,
         )  # fmt: skip
-        env = {k: os.environ[k] for k in ("PATH", "HOME", "LANG", "TMPDIR") if k in os.environ}
+        env = {k: os.environ[k] for k in ("HOME", "LANG", "TMPDIR") if k in os.environ}
+        # There is no image: a job's `python3` is the one that runs this agent, with what is
+        # installed beside it, whether its environment was activated or not.
+        own_bin = os.path.dirname(sys.executable)
+        env["PATH"] = os.pathsep.join([own_bin, os.environ.get("PATH", os.defpath)])
         env.update((k, _on_host(v, paths)) for k, v in own.items())
         gpus = ",".join(runners.gpu_ids(spec))
         mark = secrets.token_hex(8)

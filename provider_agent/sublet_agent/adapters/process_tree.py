@@ -6,9 +6,10 @@ the environment it was started with: a job can hide from one of the two, hardly 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class Process:
 
     pid: int
     parent: int
+    group: int
     state: str
     started: int
 
@@ -33,7 +35,7 @@ def read_process(pid: int) -> Process | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text.rpartition(")")[2].split()  # the name before may hold anything
-    return Process(pid, int(fields[1]), fields[0], int(fields[19]))
+    return Process(pid, int(fields[1]), int(fields[2]), fields[0], int(fields[19]))
 
 
 def is_alive(pid: int, started: int) -> bool:
@@ -81,13 +83,24 @@ def private_bytes(pid: int) -> int:
 
 
 def end(pids: set[int]) -> None:
-    """Kill them: all stopped first, so that none makes another while its siblings die."""
+    """Kill them, by their process groups first: those hold a run's processes and no others, for it
+    begins in a session of its own.
+
+    A group is killed whole, with what is being forked in it. One by one, a bomb on a busy machine
+    forks faster than anybody can look. What has made itself a group meanwhile is stopped before it
+    is killed, so that none makes another while its siblings die.
+    """
+    groups = {found.group for pid in pids if (found := read_process(pid)) is not None}
+    for group in groups - {os.getpgrp()}:
+        _signal(os.killpg, group, signal.SIGKILL)
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in pids:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
+            _signal(os.kill, pid, number)
+
+
+def _signal(send: Callable[[int, int], None], to: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        send(to, number)
 
 
 def _all() -> Iterator[Process]:

@@ -26,11 +26,6 @@ class LocalMarketError(RuntimeError):
     """A process of the local market didn't do what it should; the message ends with its log."""
 
 
-def _path() -> str:
-    """A job's `python3` is the one that runs us, whether its environment was activated or not."""
-    return os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
-
-
 @dataclass
 class LocalProcess:
     """One `sublet ...` process with its log file."""
@@ -52,7 +47,7 @@ class LocalProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PATH": _path(), **self.environment},
+                env={**os.environ, **self.environment},
                 start_new_session=True,
             )
 
