@@ -29,7 +29,7 @@ class Silence:
         if not broker.up:
             return
         now_ms = broker.now_ms()
-        if broker.store.full_until_ms > market.engine.now_ms:
+        if broker.store.full_until_ms > market.engine.now_ms - LOOK_MS:  # since the last look
             self._hindered_ms = now_ms
         since_ms = max(self._hindered_ms, auditor.started_ms)
         for job in auditor.jobs.values():
