@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from sublet.client import Client, Job
+from sublet.demo import main
 
 PROMISED = {
     "accuracy_before",
@@ -40,3 +44,26 @@ def test_the_quick_demo_keeps_every_promise(tmp_path: Path) -> None:
     assert outcome["lost_work_charged_ucr"] == 0
     assert not (tmp_path / "config").exists(), "the demo used the user's own configuration"
     assert not list((tmp_path / "build").glob("demo-*")), "the demo left its folders behind"
+
+
+@pytest.mark.slow
+def test_a_demo_that_fails_shows_what_its_job_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def submit(client: Client, image: str) -> Job:
+        return client.run(
+            image=image, gpus="cpu", max_price=0.6, budget=1, memory="64MB", disk="64MB",
+            command=["python3", "-c", "print('[no weights here]'); raise SystemExit(3)"],
+        )  # fmt: skip
+
+    plan = replace(main.quick_plan(), submit=submit)
+    monkeypatch.setattr(main, "quick_plan", lambda: plan)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    status = main.main(
+        ["--quick", "--build-dir", str(tmp_path / "build"), "--json-file", str(tmp_path / "json")]
+    )
+    said = capsys.readouterr().out
+    assert status == 1, said
+    assert "the demo failed" in said
+    assert "its last lines:" in said
+    assert "  [no weights here]" in said

@@ -6,17 +6,20 @@ command goes on beside it, outside of the market, to compare the results with.
 """
 
 import argparse
+import contextlib
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 
 from sublet.demo.local import LocalMarket
 from sublet.demo.outcome import Outcome
@@ -35,6 +38,7 @@ CHECKPOINTS_BEFORE_KILL = 2
 JOB_LIMIT_S = 900
 PRICES = {"alice": "0.40", "bob": "0.45"}
 FUNDS = 5
+LAST_LINES = 12
 TERMINAL = ("succeeded", "failed", "cancelled", "paused")
 
 
@@ -64,6 +68,17 @@ class Demo:
     market: LocalMarket
     stage: Stage
     seen_runs: set[str] = field(default_factory=set)
+    job: "Job | None" = None
+
+    def last_lines(self) -> str:
+        """Return the end of what the job said, as far as the broker has it."""
+        if self.job is None:
+            return ""
+        with contextlib.suppress(SubletError):
+            said = deque((line.text for line in self.job.logs()), maxlen=LAST_LINES)
+            if said:
+                return "\n".join(["", "its last lines:", *(f"  {line}" for line in said)])
+        return ""
 
     def perform(self) -> tuple["Client", "Job", Loss, Reference]:
         """Play the story up to the job's end. Raises DemoFailed, LocalMarketError, SubletError."""
@@ -92,7 +107,7 @@ class Demo:
         say(f"alice and bob rent out a CPU each, with the {self.runner} runner")
         client.fund(client.party, FUNDS, operator_key=self.market.operator_key)
         say(f"the renter's account is credited with {FUNDS} credits")
-        job = self.plan.submit(client, self.image)
+        job = self.job = self.plan.submit(client, self.image)
         view = job.view()
         self.stage.scene.budget_ucr = view.budget_ucr
         say(f"job {view.id[:10]} submitted; its budget of {BUDGET} credits is held")
@@ -211,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         outcome = _run(options, console, build, market, began)
     except (RuntimeError, SubletError, OSError) as error:
-        console.print("[bold red]the demo failed:[/]", str(error), markup=True, highlight=False)
+        console.print("[bold red]the demo failed:[/]", escape(str(error)), highlight=False)
         console.print(f"logs: {root / 'logs'}", highlight=False)
         return 1
     except KeyboardInterrupt:
@@ -225,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     console.print(outcome.table())
     broken = outcome.broken_promises()
     for promise in broken:
-        console.print(f"[bold red]broken:[/] {promise}", highlight=False)
+        console.print(f"[bold red]broken:[/] {escape(promise)}", highlight=False)
     console.print(f"written to {options.json_file}", highlight=False)
     if broken:
         console.print(f"logs: {root / 'logs'}", highlight=False)
@@ -252,11 +267,14 @@ def _run(
     scene = Scene(title=plan.title, runner=runner, started=began)
     with Stage(scene, console) as stage:
         demo = Demo(plan, runner, image, market, stage)
-        client, job, loss, reference = demo.perform()
         try:
-            return _judge(demo, client, job, loss, reference, why, began)
-        finally:
-            reference.stop()
+            client, job, loss, reference = demo.perform()
+            try:
+                return _judge(demo, client, job, loss, reference, why, began)
+            finally:
+                reference.stop()
+        except DemoFailed as error:
+            raise DemoFailed(f"{error}{demo.last_lines()}") from error
 
 
 def _judge(
