@@ -234,6 +234,9 @@ class Chaos:
 
         def set_right() -> None:
             host.wall_offset_ms = 0
+            if self.engine.happens(0.5) and not self.over:
+                # Its operator sees that its clock is late, and that it would take long to catch up.
+                host.die(self.engine.draw_ms(200, 3_000))
 
         self.engine.after(self.engine.draw_ms(10_000, 600_000), set_right)
 

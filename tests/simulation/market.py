@@ -17,12 +17,13 @@ from sublet_contracts.documents import Device
 from sublet_contracts.keys import SigningKey
 from tests.simulation import shortcuts
 from tests.simulation.agents import AgentHost
-from tests.simulation.auditor import Auditor, Violation
+from tests.simulation.auditor import Auditor
 from tests.simulation.broker import BrokerHost
 from tests.simulation.chaos import Chaos
 from tests.simulation.doom import CrashPoints
 from tests.simulation.engine import Engine
 from tests.simulation.matching import Matching
+from tests.simulation.models import Violation
 from tests.simulation.renters import RenterHost
 from tests.simulation.silence import Silence
 
@@ -148,8 +149,8 @@ class Market:
             points=frozenset(self.points.met),
             crashed=frozenset(self.points.died_at),
             jobs=len(self.auditor.jobs),
-            charged_ucr=self.auditor.charged_ucr,
-            lost_device_ms=self.auditor.lost_device_ms,
+            charged_ucr=self.auditor.charges.charged_ucr,
+            lost_device_ms=self.auditor.charges.lost_device_ms,
         )
 
     def _happen(self) -> None:

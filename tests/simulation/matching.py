@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.auditor import Violation, read
+from tests.simulation.models import Violation, never, read
 
 if TYPE_CHECKING:
     from tests.simulation.market import Market
@@ -42,9 +42,9 @@ class Matching:
 
     def epoch(self, old: Any, new: Any) -> None:
         """A pool's epoch is committed."""
-        _no(new is None, "a pool's epoch was deleted")
+        never(new is None, "a pool's epoch was deleted")
         before = self._epochs.get(new.id, 0)
-        _no(new.epoch != before + 1, f"epoch {new.epoch} of {new.id} follows {before}")
+        never(new.epoch != before + 1, f"epoch {new.epoch} of {new.id} follows {before}")
         self._epochs[new.id] = new.epoch
 
     def proposed(self, proposals: Iterable[tuple[Any, str]]) -> None:
@@ -52,16 +52,16 @@ class Matching:
         self._proposed = {}
         for proposal, maker in proposals:
             known = self._makers.setdefault((proposal.pool, proposal.shard_epoch), maker)
-            _no(known != maker, f"two shards propose for {proposal.pool} under one epoch")
+            never(known != maker, f"two shards propose for {proposal.pool} under one epoch")
             made_under = (proposal.pool, proposal.shard_epoch)
             self._proposed.setdefault((proposal.job, proposal.offer), []).append(made_under)
 
     def leased(self, document: dict[str, Any]) -> None:
         """A lease is committed: somebody proposed it who had the right to."""
         made_under = self._proposed.get((document["job"], document["offer"]), [])
-        _no(not made_under, "a lease that no shard proposed")
+        never(not made_under, "a lease that no shard proposed")
         stale = all(epoch != self._epochs.get(pool) for pool, epoch in made_under)
-        _no(stale, f"a lease was proposed under {made_under}, the pools are at {self._epochs}")
+        never(stale, f"a lease was proposed under {made_under}, the pools are at {self._epochs}")
 
     # -- the line -----------------------------------------------------------------------------
 
@@ -186,8 +186,3 @@ def _may_be_leased(job: Any, document: dict[str, Any], clock_ms: int) -> bool:
         and (job.started_ms is not None or document["expires_ms"] > clock_ms)
         and left >= -(-highest * devices // 60)
     )
-
-
-def _no(wrong: bool, what: str) -> None:
-    if wrong:
-        raise Violation(what)

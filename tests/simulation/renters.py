@@ -23,16 +23,17 @@ from sublet_contracts.documents import (
 )
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.export import verify_export
-from tests.simulation.auditor import Violation
 from tests.simulation.broker import BrokerAway
 from tests.simulation.engine import BEGIN_MS
 from tests.simulation.jobs import Program, state_at
+from tests.simulation.models import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.market import Market
 
 LOOK_MS = 60_000
 MAX_PRICE = 2_500_000
+FUTURE = "in the future"
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -79,7 +80,10 @@ class RenterHost:
         signed = sign_document(introduction, self.key).envelope
         self._insist(Intake.register_key, signed, then=self._introduced)
 
-    def _introduced(self, _: Any) -> None:
+    def _introduced(self, answer: Any) -> None:
+        if isinstance(answer, Refusal):
+            self._sign_anew(self._introduce)
+            return
         self.fund(self.engine.random.choice((3_000_000, 8_000_000, 30_000_000)))
         hours = self.market.plan.hours
         for number in range(self.to_send):
@@ -95,7 +99,16 @@ class RenterHost:
         )  # fmt: skip
         envelope = sign_document(deposit, self.market.broker_key).envelope
         operator = self.market.broker_key.party
-        self._insist(Intake.deposit, operator, envelope)
+
+        def answered(answer: Any) -> None:
+            if isinstance(answer, Refusal):
+                self._sign_anew(partial(self.fund, amount_ucr))
+
+        self._insist(Intake.deposit, operator, envelope, then=answered)
+
+    def _sign_anew(self, act: Callable[[], None]) -> None:
+        """What the broker's clock calls signed in the future is signed again, a little later."""
+        self.engine.after(self.engine.draw_ms(20_000, 120_000), act)
 
     def _insist(
         self, act: Callable[..., Any], *what: Any, then: Callable[[Any], None] | None = None,
@@ -164,7 +177,7 @@ class RenterHost:
         signed = sign_document(job, self.key)
         self.documents.append(signed)
         self.market.names[signed.id] = job.name
-        self._send(signed)
+        self._send(signed, number)
 
     def _some_region(self, devices: int) -> str:
         """Return one where such a job can be served."""
@@ -172,8 +185,12 @@ class RenterHost:
         suit = sorted({terms.region for terms in machines if len(terms.devices) >= devices})
         return self.engine.random.choice(suit)
 
-    def _send(self, signed: Signed[Job], *, first: bool = True) -> None:
+    def _send(self, signed: Signed[Job], number: int = 0, *, first: bool = True) -> None:
         def sent(answer: Any) -> None:
+            if first and isinstance(answer, Refusal) and FUTURE in answer.detail:
+                self.documents.remove(signed)
+                self._sign_anew(partial(self._submit, number))
+                return
             if first:
                 self.unsent -= 1
             if not isinstance(answer, Refusal):

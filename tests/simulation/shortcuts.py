@@ -29,7 +29,7 @@ from sublet_contracts.documents import Document, Signed
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.tree import parse_index
 from sublet_contracts.wire import Message
-from tests.simulation.auditor import SIGNED
+from tests.simulation.models import SIGNED
 
 SAMPLE = 16
 MOST = 100_000

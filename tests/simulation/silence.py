@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.simulation.models import LeaseModel, never
+
 if TYPE_CHECKING:
-    from tests.simulation.auditor import LeaseModel
     from tests.simulation.market import Market
 
 LOOK_MS = 5_000
@@ -36,7 +37,7 @@ class Silence:
             if job.live:
                 lease = auditor.leases[job.live]
                 silent_ms = now_ms - max(since_ms, auditor.heard_ms.get(job.live, 0))
-                auditor._no(
+                never(
                     silent_ms > self._patience_ms(lease, job.document["patience_ms"]) + LATE_MS,
                     f"a lease that is {lease.state}, its run {lease.run or 'not there'}, has said "
                     f"nothing for {silent_ms} ms and is kept",

@@ -14,9 +14,9 @@ import pytest
 
 from sublet_broker.adapters.inprocess import MemoryBlobs
 from sublet_broker.service.ports import BlobMissing
-from tests.simulation.auditor import Violation
 from tests.simulation.faults import FAULTS, UnknownFault, parse_faults
 from tests.simulation.market import Market, Outcome, Plan, simulate
+from tests.simulation.models import Violation
 
 ROOT = Path(__file__).resolve().parents[2]
 MUTANTS = ROOT / "tests/simulation/mutants"
