@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sublet_broker.adapters.clock import Mark, SteadyClock
@@ -17,6 +18,7 @@ from sublet_broker.service.ports import (
     BlobStore,
     MatcherAway,
     StorageFull,
+    StoreAway,
     VerifyResult,
     VerifyTask,
 )
@@ -43,6 +45,27 @@ class BrokerAway(Exception):
     """Nobody answers."""
 
 
+UNKEPT = (StorageFull, StoreAway)
+"""What the broker raises where it can't write."""
+
+
+class SimTransaction(MemoryTransaction):
+    """What is to be told after a commit is told also where the commit failed, as SqlStore does: a
+    connection that breaks over it says neither yes nor no."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        try:
+            super().__exit__(kind, error, traceback)
+        except UNKEPT:
+            actions, self.actions = self.actions, []
+            for action in actions:
+                action()
+            raise
+
+
 class SimStore(MemoryStore):
     """The broker's database: survives the process, which may die before or after a commit."""
 
@@ -53,6 +76,28 @@ class SimStore(MemoryStore):
         self.clock: SteadyClock
         self.doom = Doom(market.points)
         self.full_until_ms = 0
+        self.away_until_ms = 0
+        self.breaks_in = 0
+        """So many commits from now the connection breaks over one; 0: it doesn't."""
+        self.breaks_for_ms = 0
+        """And so long nobody gets another one."""
+
+    @property
+    def hindered_until_ms(self) -> int:
+        """Until when the broker can't write, or couldn't."""
+        return max(self.full_until_ms, self.away_until_ms)
+
+    def transaction(self) -> MemoryTransaction:
+        self._reach()
+        return SimTransaction(self, writable=True)
+
+    def snapshot(self) -> MemoryTransaction:
+        self._reach()
+        return super().snapshot()
+
+    def _reach(self) -> None:
+        if self.away_until_ms > self._market.engine.now_ms:
+            raise StoreAway("the simulated database is away")
 
     def _watch(self, snapshot: MemoryTransaction) -> None:
         """There is one thread: nobody commits over a snapshot."""
@@ -66,13 +111,26 @@ class SimStore(MemoryStore):
             if self.full_until_ms > self._market.engine.now_ms:
                 raise StorageFull("the simulated disk is full")
             self._crash_point("before a commit")
+            breaks = self._breaks()
+            if breaks and self._market.engine.happens(0.5):
+                raise StoreAway("the connection broke before the commit was made")
             before = {
                 kind: {key: self._tables[kind].facts.get(key) for key in changed}
                 for kind, changed in tx.sheet.items()
                 if kind.__name__ in LOOKED_AT
             }
             tx.actions.insert(0, partial(self._committed, tx, before))
-        super()._commit(tx)
+            super()._commit(tx)
+            if breaks:
+                raise StoreAway("the connection broke once the commit was made")
+
+    def _breaks(self) -> bool:
+        if not self.breaks_in:
+            return False
+        self.breaks_in -= 1
+        if not self.breaks_in:
+            self.away_until_ms = self._market.engine.now_ms + self.breaks_for_ms
+        return not self.breaks_in
 
     def _committed(self, tx: MemoryTransaction, before: dict[Any, Any]) -> None:
         self.mark = self.clock.mark()
@@ -165,7 +223,7 @@ class Door:
         assert proof is not None
         try:
             welcome = self.host.call(self.host.broker.agents.joined, proof)
-        except (BrokerAway, StorageFull):
+        except (BrokerAway, *UNKEPT):
             self.wire.close()
             return
         except Refusal as refusal:
@@ -189,7 +247,7 @@ class Door:
             replies = host.call(agents.receive, self.party, self.instance, message)
         except BrokerAway:
             return
-        except (NotYet, StorageFull):
+        except (NotYet, *UNKEPT):
             return
         except StaleInstance as stale:
             self.refuse(SessionError(stale.code, stale.detail))
@@ -226,7 +284,12 @@ class Door:
         now_ms = host.engine.now_ms
         for notice in host.broker.outbox.notices(self.party):
             self._send(notice)
-        for mid, message in host.broker.outbox.pending(self.party, WINDOW):
+        try:
+            waiting = host.broker.outbox.pending(self.party, WINDOW)
+        except UNKEPT:
+            host.engine.after(RESEND_MS, self.pump)
+            return
+        for mid, message in waiting:
             if now_ms - self.sent.get(mid, -RESEND_MS) >= RESEND_MS:
                 self._send(message, mid)
                 self.sent[mid] = now_ms
@@ -256,7 +319,7 @@ class Door:
         del host.doors[self.party]
         try:
             host.call(host.broker.agents.left, self.party, self.instance)
-        except (BrokerAway, Refusal, StorageFull):
+        except (BrokerAway, Refusal, *UNKEPT):
             return  # The sweeper finds out by the silence.
 
     def _check_silence(self) -> None:
@@ -327,7 +390,7 @@ class BrokerHost:
         try:
             self.call(self.blobs.prepare)
             self.call(self.broker.supervision.started)
-        except (BrokerAway, StorageFull, OSError):
+        except (BrokerAway, OSError, *UNKEPT):
             if self.up:
                 self.die(5_000)
             return
@@ -430,7 +493,7 @@ class BrokerHost:
             done = self.call(work)
         except BrokerAway:
             return
-        except (StorageFull, MatcherAway, OSError):
+        except (MatcherAway, OSError, *UNKEPT):
             done = 0
         self._plan(number, name, period_ms)
         if done:

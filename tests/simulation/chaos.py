@@ -11,7 +11,6 @@ from sublet_agent.core import events
 from sublet_agent.core.offers import read_assign
 from sublet_agent.core.records import LIVE, Phase
 from sublet_broker.service.errors import Refusal
-from sublet_broker.service.ports import StorageFull
 from sublet_contracts.documents import Checkpoint, Receipt, sign_document
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import (
@@ -24,7 +23,7 @@ from sublet_contracts.wire import (
     RunChanged,
     RunReport,
 )
-from tests.simulation.broker import BrokerAway
+from tests.simulation.broker import UNKEPT, BrokerAway
 
 if TYPE_CHECKING:
     from tests.simulation.agents import AgentHost
@@ -72,7 +71,8 @@ class Chaos:
         market = self.market
         self.engine.say("the faults stop")
         market.broker.store.doom.lift()
-        market.broker.store.full_until_ms = 0
+        market.broker.store.full_until_ms = market.broker.store.away_until_ms = 0
+        market.broker.store.breaks_in = 0
         market.broker.disk.calm()
         market.broker.wall_offset_ms = 0
         # A broker that lost time while its wall clock was wrong is restarted by its operator.
@@ -178,6 +178,15 @@ class Chaos:
         self.market.broker.store.full_until_ms = self.engine.now_ms + span_ms
         if "shard" in self.names and self.engine.happens(0.5):
             self._shard()  # Ray's files lie there too
+
+    def _database(self) -> None:
+        store = self.market.broker.store
+        kind = self.engine.random.random()
+        span_ms = 0 if kind < 0.3 else self.engine.draw_ms(200, 5_000 if kind < 0.7 else 90_000)
+        if self.engine.happens(0.7):
+            store.breaks_in, store.breaks_for_ms = self.engine.draw_ms(1, 12), span_ms
+        else:
+            store.away_until_ms = self.engine.now_ms + span_ms
 
     def _bit_flip(self) -> None:
         disk = self.market.broker.disk
@@ -395,7 +404,7 @@ class Chaos:
         except Refusal as refusal:
             if refusal.code not in ("stale_epoch", "not_found"):
                 self.engine.say(f"a zombie's upload is refused only by {refusal.code}")
-        except (BrokerAway, StorageFull):
+        except (BrokerAway, *UNKEPT):
             return
 
     def _phantom(self) -> None:

@@ -10,6 +10,7 @@ FAULTS: dict[str, str] = {
     "repeat": "an agent sends old, acknowledged messages again, in any order",
     "broker-crash": "the broker dies before or after one of its next commits, and comes back",
     "broker-full": "the broker's disk is full for a while: commits and uploads fail",
+    "database": "the connection to the database breaks over a commit, made or not; or it is away",
     "bit-flip": "a blob in the broker's store is damaged",
     "power-cut": "the broker's machine loses power: its disk forgets what was not fsynced",
     "bad-fsync": "an fsync of the broker's fails, once: what it was to write is lost",

@@ -76,7 +76,7 @@ class Matching:
         broker = market.broker
         if broker.started != self._starts or not broker.up:
             self._starts, self._hindered_ms = broker.started, now_ms
-        self._hindered_ms = max(self._hindered_ms, min(broker.store.full_until_ms, now_ms))
+        self._hindered_ms = max(self._hindered_ms, min(broker.store.hindered_until_ms, now_ms))
         waiting = [
             id
             for id, job in market.auditor.jobs.items()

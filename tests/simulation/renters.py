@@ -11,7 +11,6 @@ from sublet.cosign import cosign
 from sublet.loghead import grown, head_of
 from sublet_broker.service.errors import Refusal
 from sublet_broker.service.intake import Intake
-from sublet_broker.service.ports import StorageFull
 from sublet_contracts.documents import (
     Amendment,
     Deposit,
@@ -23,7 +22,7 @@ from sublet_contracts.documents import (
 )
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.export import verify_export
-from tests.simulation.broker import BrokerAway
+from tests.simulation.broker import UNKEPT, BrokerAway
 from tests.simulation.engine import BEGIN_MS
 from tests.simulation.jobs import Program, state_at
 from tests.simulation.models import Violation
@@ -124,7 +123,7 @@ class RenterHost:
             answer = self._ask(act, *what, **named)
             if self.engine.happens(0.05):
                 raise BrokerAway
-        except (BrokerAway, StorageFull):
+        except (BrokerAway, *UNKEPT):
             again()
             return
         except Refusal as refusal:
@@ -206,10 +205,14 @@ class RenterHost:
     def drain(self) -> None:
         """Send two jobs at once, either of which takes most of what is there; and change its mind
         about what was taken."""
-        views = self.market.broker.broker.views if self.market.broker.up else None
-        if views is None or not self.documents:
+        host = self.market.broker
+        if not self.documents:
             return
-        budget = views.balance(self.party).available_ucr * 3 // 4
+        try:
+            view = host.call(host.broker.views.balance, self.party)
+        except (BrokerAway, *UNKEPT):
+            return
+        budget = view.available_ucr * 3 // 4
         like = self.engine.random.choice(self.documents).document
         if budget < like.budget_ucr:
             return
@@ -249,7 +252,7 @@ class RenterHost:
     def _once(self, act: Callable[..., Any], *what: Any) -> None:
         try:
             self._ask(act, self.party, *what)
-        except (BrokerAway, StorageFull, Refusal):
+        except (BrokerAway, Refusal, *UNKEPT):
             return
 
     def _raise(self, job: str, added_ucr: int) -> None:
@@ -287,7 +290,7 @@ class RenterHost:
         size = head_of(self.head, broker).size if self.head else 0
         try:
             view = self.market.broker.call(self.market.broker.broker.views.log, size)
-        except (BrokerAway, StorageFull):
+        except (BrokerAway, *UNKEPT):
             return
         self.head = grown(view, self.head, broker) if self.head else view.tree_head
 
@@ -300,7 +303,7 @@ class RenterHost:
             result = cosign(page, self.key, self.market.broker_key.party, signed.envelope)
             for envelope in result.signed:
                 host.call(host.broker.billing.countersign, self.party, envelope.id, envelope)
-        except (BrokerAway, StorageFull, Refusal):
+        except (BrokerAway, Refusal, *UNKEPT):
             return
 
     def verify(self) -> None:

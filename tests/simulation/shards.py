@@ -21,7 +21,7 @@ from sublet_broker.adapters.shards import (
     ShardReply,
     Silence,
 )
-from sublet_broker.service.ports import Proposal, Store, Transaction
+from sublet_broker.service.ports import Proposal, Store, StoreAway, Transaction
 from tests.simulation.doom import Doom
 
 if TYPE_CHECKING:
@@ -113,7 +113,11 @@ class SimActor:
         if self._ray.dies("shard while it reads the database"):
             self.die()
             return
-        self.shard = self._ray.read(self._number)
+        try:
+            self.shard = self._ray.read(self._number)
+        except StoreAway:
+            self.die()
+            return
         self.go_on()
 
     def hear(self, call: Call) -> None:

@@ -20,7 +20,7 @@ class Silence:
     def __init__(self, market: Market) -> None:
         self._market = market
         self._hindered_ms = 0
-        """When the broker's disk was full last: nobody is given up for what it couldn't keep."""
+        """When the broker couldn't write last: nobody is given up for what it couldn't keep."""
         market.engine.after(LOOK_MS, self._look)
 
     def _look(self) -> None:
@@ -30,7 +30,7 @@ class Silence:
         if not broker.up:
             return
         now_ms = broker.now_ms()
-        if broker.store.full_until_ms > market.engine.now_ms - LOOK_MS:  # since the last look
+        if broker.store.hindered_until_ms > market.engine.now_ms - LOOK_MS:  # since the last look
             self._hindered_ms = now_ms
         since_ms = max(self._hindered_ms, auditor.started_ms)
         for job in auditor.jobs.values():

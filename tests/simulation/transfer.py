@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 from sublet_agent.core import events
 from sublet_agent.core.records import Phase
 from sublet_broker.service.errors import Refusal
-from sublet_broker.service.ports import StorageFull
 from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
 from sublet_contracts.reasons import Reason
 from sublet_contracts.tree import TreeRefused, parse_index
-from tests.simulation.broker import BrokerAway
+from tests.simulation.broker import UNKEPT, BrokerAway
 from tests.simulation.jobs import checkpoint_files, tree
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class Transfer:
             if not self.host.line.works(self.host.engine.now_ms):
                 raise BrokerAway
             return self.host.market.broker.call(act)
-        except (BrokerAway, StorageFull, OSError):
+        except (BrokerAway, OSError, *UNKEPT):
             self.host._later(self.host.engine.draw_ms(500, 8_000), again)
         except Refusal as refusal:
             if refusal.status < 500:
@@ -140,7 +139,7 @@ class Transfer:
                 if not self.host.line.works(self.host.engine.now_ms):
                     return
                 self.host.market.broker.call(self._fetch, found.document, None)
-        except (BrokerAway, StorageFull, OSError):
+        except (BrokerAway, OSError, *UNKEPT):
             return
         except (Refusal, TreeRefused) as error:
             self.host.post(events.PrepareDone(document.id, False, str(error)[:200]))
