@@ -37,7 +37,7 @@ LATER_TRIES = 80
 """A commit is one durable write. At times SQLite also moves its log into the database, which takes
 a second and a third: crash points of their own, looked for at any commit."""
 JOURNAL = "journal.db"
-ASIDE = re.compile(r"\.tmp(/|$)|/key\.\d+\.[0-9a-f]+$|/blobs/tmp/")
+ASIDE = re.compile(r"\.tmp(/|$)|[/.]key\.\d+\.[0-9a-f]+$|/blobs/tmp/")
 LAZY = "spool.db"
 """Written with synchronous=NORMAL: its commits aren't durable writes, only those moves are."""
 
