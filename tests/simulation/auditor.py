@@ -409,7 +409,9 @@ class Auditor:
             if str(new.desired) == "stop":
                 return
             patience_ms = self.jobs[new.job].document["patience_ms"]
-            heard_ms = max(self.heard_ms.get(new.id, 0), self.started_ms)
+            # What the broker could not write down may have been what was said.
+            failed_ms = self.market.broker.store.failed_ms
+            heard_ms = max(self.heard_ms.get(new.id, 0), self.started_ms, failed_ms)
             silent_ms = self.clock_ms - heard_ms
             never(
                 silent_ms < patience_ms,

@@ -23,7 +23,8 @@ from sublet_contracts.wire import (
     RunChanged,
     RunReport,
 )
-from tests.simulation.broker import UNKEPT, BrokerAway
+from tests.simulation.broker import BrokerAway
+from tests.simulation.store import UNKEPT
 
 if TYPE_CHECKING:
     from tests.simulation.agents import AgentHost

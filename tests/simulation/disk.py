@@ -20,8 +20,8 @@ from tests.simulation.doom import Doom
 from tests.simulation.engine import Crashed
 
 if TYPE_CHECKING:
-    from tests.simulation.broker import SimStore
     from tests.simulation.market import Market
+    from tests.simulation.store import SimStore
 
 ABOVE = "/data"
 ROOT = f"{ABOVE}/blobs"

@@ -22,10 +22,11 @@ from sublet_contracts.documents import (
 )
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.export import verify_export
-from tests.simulation.broker import UNKEPT, BrokerAway
+from tests.simulation.broker import BrokerAway
 from tests.simulation.engine import BEGIN_MS
 from tests.simulation.jobs import Program, state_at
 from tests.simulation.models import Violation
+from tests.simulation.store import UNKEPT
 
 if TYPE_CHECKING:
     from tests.simulation.market import Market

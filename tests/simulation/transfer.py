@@ -14,8 +14,9 @@ from sublet_broker.service.errors import Refusal
 from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
 from sublet_contracts.reasons import Reason
 from sublet_contracts.tree import TreeRefused, parse_index
-from tests.simulation.broker import UNKEPT, BrokerAway
+from tests.simulation.broker import BrokerAway
 from tests.simulation.jobs import checkpoint_files, tree
+from tests.simulation.store import UNKEPT
 
 if TYPE_CHECKING:
     from tests.simulation.agents import AgentHost
