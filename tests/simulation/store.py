@@ -1,4 +1,4 @@
-"""The broker's database: survives the process, may be full or away, and its connection may break."""
+"""The broker's database: survives the process, may be full or away; its connection may break."""
 
 from __future__ import annotations
 
