@@ -268,6 +268,7 @@ class BrokerHost:
         self.ray = SimRay(self.market)
         self.matcher = SimMatcher(self.ray, self.store)
         number = self.started
+        self.store.failed_ms = 0
         self.disk.boot()
         self.blobs = SimBlobs(self.disk)
         verifier = SimVerifier(self.market, self.blobs, lambda: self._wake_of(number, "verdicts"))

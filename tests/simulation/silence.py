@@ -1,4 +1,5 @@
-"""Who falls silent is given up in time: no sooner (see the auditor), and not much later either."""
+"""Who falls silent is given up in time: no sooner (see the auditor), and not much later either.
+And what was uploaded is judged in time."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 LOOK_MS = 5_000
 LATE_MS = 15_000
 """A broker that can write does what is due within this."""
+JUDGED_WITHIN_MS = 240_000
+"""Verifying takes a minute at most here, and has to be done again where its worker dies."""
 
 
 class Silence:
@@ -21,6 +24,8 @@ class Silence:
         self._market = market
         self._hindered_ms = 0
         """When the broker couldn't write last: nobody is given up for what it couldn't keep."""
+        self._unjudged: dict[str, int] = {}
+        """Since when, of each checkpoint that is here and no more than that."""
         market.engine.after(LOOK_MS, self._look)
 
     def _look(self) -> None:
@@ -42,6 +47,20 @@ class Silence:
                     f"a lease that is {lease.state}, its run {lease.run or 'not there'}, has said "
                     f"nothing for {silent_ms} ms and is kept",
                 )
+
+        self._judged(now_ms, since_ms)
+
+    def _judged(self, now_ms: int, since_ms: int) -> None:
+        unjudged = {
+            id: self._unjudged.get(id, now_ms)
+            for id, checkpoint in self._market.auditor.checkpoints.items()
+            if checkpoint.state == "uploaded"
+        }
+        self._unjudged = unjudged
+        for id, here_ms in unjudged.items():
+            waits_ms = now_ms - max(since_ms, here_ms)
+            never(waits_ms > JUDGED_WITHIN_MS, f"checkpoint {id[:8]} waits for its verdict since "
+                                               f"{waits_ms} ms")  # fmt: skip
 
     def _patience_ms(self, lease: LeaseModel, patience_ms: int) -> float:
         if lease.state == "proposed":

@@ -58,7 +58,7 @@ class SimStore(MemoryStore):
         self.breaks_for_ms = 0
         """And so long nobody gets another one."""
         self.failed_ms = 0
-        """When something could not be written last; the broker's clock."""
+        """When this process could not write something last, by its clock; 0: it could."""
 
     @property
     def hindered_until_ms(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 from sublet_broker.adapters.ray_matcher import REST_MS
 from sublet_broker.market.facts import ShardFact
 from sublet_broker.market.matching import BookEntry
-from sublet_broker.service.ports import Proposal, StorageFull
+from sublet_broker.service.ports import Proposal, StorageFull, StoreAway
 from tests.ray.market import NOW_MS, job, offer, open_market
 from tests.simulation.market import Market, Plan
 
@@ -80,6 +80,30 @@ def test_an_epoch_that_could_not_be_committed_is_not_proposed_under() -> None:
         market.broker.matcher.propose(NOW_MS)
     market.broker.store.full_until_ms = 0
     assert only(market).shard_epoch == epoch(market)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_an_epoch_whose_commit_is_in_doubt_is_raised_again(
+    made: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shard that had the pool before went on under its own epoch, and all of it was void."""
+    market = ray_is_up()
+    market.broker.matcher.job_queued(FIRST)
+    open_offer(market)
+    assert only(market).shard_epoch == epoch(market)
+    host = market.broker.ray.host
+    assert host is not None
+    for actor in host.keeper.actors:
+        actor.be_slow(3_000, to_say=False)
+    market.broker.matcher.job_queued(FIRST)
+    market.broker.store.breaks_in = 1
+    monkeypatch.setattr(market.engine, "happens", lambda chance: not made)
+    with pytest.raises(StoreAway):  # as a stand-in takes the pool over
+        market.broker.matcher.propose(NOW_MS)
+    pass_ms(market, 5_000)
+    market.broker.matcher.job_queued(FIRST)
+    assert only(market).shard_epoch == epoch(market)
+    assert not market.broker.matcher.stands_in()
 
 
 def test_what_ray_was_told_too_late_it_hears_with_the_next_question() -> None:

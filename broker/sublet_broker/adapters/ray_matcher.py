@@ -204,13 +204,17 @@ class RayMatcher:
         ]
         if raised:
             epochs: dict[str, tuple[str, int]] = {}
+            # Known once it is committed, and not before: else what they propose is void. Until then
+            # nobody knows: a connection that breaks over a commit doesn't say whether it was made.
+            for pool in raised:
+                self._epochs.pop(pool, None)
             with self._store.transaction() as tx:
                 for pool in raised:
                     before = tx.get(ShardFact, pool)
                     after = ShardFact(pool, before.epoch + 1 if before else 1)
                     tx.put(after)
                     epochs[pool] = (reply.incarnation, after.epoch)
-            self._epochs.update(epochs)  # committed, and not before: else what they propose is void
+            self._epochs.update(epochs)
             log.info("shard %d holds %s now", number, ", ".join(raised))
         return reply
 
