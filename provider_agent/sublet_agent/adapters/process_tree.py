@@ -91,7 +91,7 @@ def end(pids: set[int]) -> None:
     is killed, so that none makes another while its siblings die.
     """
     groups = {found.group for pid in pids if (found := read_process(pid)) is not None}
-    for group in groups - {os.getpgrp()}:
+    for group in groups - {0, os.getpgrp()}:
         _signal(os.killpg, group, signal.SIGKILL)
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in pids:
