@@ -35,10 +35,10 @@ class SimTransaction(MemoryTransaction):
         try:
             super().__exit__(kind, error, traceback)
         except UNKEPT:
-            self._sim.failed()
             actions, self.actions = self.actions, []
             for action in actions:
                 action()
+            self._sim.failed()  # after the auditor has looked: what was made was made before
             raise
 
 
