@@ -236,7 +236,7 @@ class Auditor:
             self._edge("checkpoint", _CHECKPOINT, model.state, state)
             model.state = state
             if state == "durable":
-                self._durable(model)
+                self._durable(new.id, model)
             elif state == "quarantined":
                 self._quarantined(new.id, model)
         if model.kept and not new.kept:
@@ -252,13 +252,18 @@ class Auditor:
             ]
             never(len(newer) < KEPT, f"a checkpoint was let go with {len(newer)} newer ones")
 
-    def _durable(self, model: CheckpointModel) -> None:
+    def _durable(self, id: str, model: CheckpointModel) -> None:
         document = model.document
         lease, job = self.leases[document["lease"]], self.jobs[document["job"]]
         stale = lease.state != "active" or document["epoch"] != job.epoch
         never(stale, f"a checkpoint of epoch {document['epoch']} counts, the job is at "
                         f"{job.epoch}, its lease {lease.state}")  # fmt: skip
-        never(not self._is_restorable(document), "a checkpoint counts that can't be restored")
+        # A verdict may wait for the database: what was damaged meanwhile was whole when verified.
+        verified_ms = self.market.verified_ms.get(id, 0)
+        damaged_ms = self.market.broker.disk.damaged_ms
+        bad = [sha256 for sha256 in self._lacking(document)
+               if damaged_ms.get(sha256, 0) <= verified_ms]  # fmt: skip
+        never(bool(bad), "a checkpoint counts that can't be restored")
 
     def _is_restorable(self, document: dict[str, Any]) -> bool:
         return not self._lacking(document)

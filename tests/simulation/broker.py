@@ -62,6 +62,8 @@ class SimVerifier(InProcessVerifier):
 
     def collect(self) -> list[VerifyResult]:
         results = super().collect()
+        for result in results:
+            self._market.verified_ms[result.checkpoint] = self._market.engine.now_ms
         if self._market.verifier_dies and results:
             self._market.verifier_dies = False
             return [

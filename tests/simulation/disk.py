@@ -123,6 +123,8 @@ class SimDisk:
         """When the process dies next it is because the power is cut."""
         self.damaged: set[str] = set()
         """What a fault has damaged and nobody has sent again since."""
+        self.damaged_ms: dict[str, int] = {}
+        """When each content was damaged last; true time."""
         self._dead = False
         self._failed_in = -1
 
@@ -186,6 +188,7 @@ class SimDisk:
             file.kept = bad
         file.data = bad
         self.damaged.add(sha256)
+        self.damaged_ms[sha256] = self.engine.now_ms
 
     # -- what the auditor and the faults see --------------------------------------------------
 

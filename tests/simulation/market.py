@@ -88,6 +88,8 @@ class Market:
         self.broker_key = key_named("broker")
         self.names: dict[str, str] = {}
         self.verifier_dies = False
+        self.verified_ms: dict[str, int] = {}
+        """When the content of each checkpoint was verified last; true time."""
         self.honest = True
         """Whether the broker's log is what it was."""
         self.shards = self.engine.draw_ms(1, 3)
