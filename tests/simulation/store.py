@@ -58,7 +58,7 @@ class SimStore(MemoryStore):
         self.breaks_for_ms = 0
         """And so long nobody gets another one."""
         self.failed_ms = 0
-        """When this process could not write something last, by its clock; 0: it could."""
+        """When this process last could not write what an agent said, by its clock; 0: it could."""
 
     @property
     def hindered_until_ms(self) -> int:
@@ -70,7 +70,9 @@ class SimStore(MemoryStore):
 
     def failed(self) -> None:
         """Something could not be written, or nobody knows whether it was."""
-        self.failed_ms = self.clock.now_ms()
+        doing = self._market.broker.doing
+        if doing.startswith("a ") and doing != "a ack":
+            self.failed_ms = self.clock.now_ms()
 
     def _begin(self) -> None:
         try:
