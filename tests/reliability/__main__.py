@@ -18,7 +18,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from tests.reliability.page import Bug, page
+from tests.reliability.page import Alarm, Bug, page
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "RELIABILITY.md"
@@ -33,7 +33,8 @@ def render() -> str:
         if (file := HERE / "records" / f"{kind}.json").is_file()
     }
     bugs = tomllib.loads((HERE / "bugs.toml").read_text())["bug"]
-    return page(records, [Bug(**bug) for bug in bugs])
+    alarms = tomllib.loads((HERE / "false_alarms.toml").read_text())["alarm"]
+    return page(records, [Bug(**bug) for bug in bugs], [Alarm(**alarm) for alarm in alarms])
 
 
 def take(kind: str, source: Path, commit: str) -> None:
