@@ -115,7 +115,8 @@ def _simulation(record: Record, alarms: Sequence[Alarm]) -> str:
         "known, which changes no history, and its seed was simulated again without a violation:",
         "",
         *_table(
-            ("seed", "it said", "and hadn't known"), [(a.seed, a.said, a.mistake) for a in alarms]
+            ("seed", "it said", "and hadn't known"),
+            [(str(a.seed), a.said, a.mistake) for a in alarms],
         ),
         "",
     ]
