@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from sublet_agent.adapters import folders
-from sublet_agent.core.runners import ImageNotPinned, RunRefused
+from sublet_agent.adapters.docker_runner import DockerRunner
+from sublet_agent.core.runners import ImageNotPinned, RunnerUnavailable, RunRefused
 from tests.agent.runner_world import LOG_BYTES, World, processes_with, wait_for
 from tests.services import require
 
@@ -65,6 +66,15 @@ def test_without_an_image_a_jobs_python_is_the_agents(
     assert status.exit_code == 0
     assert world.output(spec.run_id) == [str(Path(sys.executable).parent / "python3")]
     world.close()
+
+
+def test_where_no_engine_answers_the_agent_says_why_in_a_few_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
+    with pytest.raises(RunnerUnavailable) as raised:
+        DockerRunner("owner").check()
+    assert "no Docker Engine answers (no such file or directory)" in str(raised.value)
 
 
 def test_calls_on_a_run_that_is_gone_do_nothing(world: World) -> None:

@@ -53,13 +53,15 @@ def ensure_image(say: Callable[[str], None] = print) -> str:
     """
     try:
         import docker
+
+        from sublet_agent.adapters.docker_runner import why_silent
     except ImportError as error:
         raise ImageUnavailable("the docker SDK is missing: pip install 'sublet[agent]'") from error
     try:
         client = docker.from_env(timeout=600)
         client.ping()
     except docker.errors.DockerException as error:
-        raise ImageUnavailable(f"no Docker Engine answers ({error})") from error
+        raise ImageUnavailable(f"no Docker Engine answers ({why_silent(error)})") from error
     try:
         lock = Path(tempfile.gettempdir()) / f"sublet-image-{REPOSITORY}-{os.getuid()}.lock"
         with lock.open("w") as held:

@@ -44,6 +44,14 @@ _MIN_MEMORY_BYTES = 6 * 1024 * 1024  # the engine accepts no less
 _NEVER = "0001-01-01T00:00:00Z"
 
 
+def why_silent(error: BaseException) -> str:
+    """Say in a few words why no engine answers: the error at the bottom, not the four around it."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return strerror.lower() if strerror else str(error)
+
+
 class DockerRunner:
     """The real runner. `owner` is the agent's state id: an agent sees only its own containers."""
 
@@ -80,7 +88,9 @@ class DockerRunner:
         except runners.RunnerUnavailable:
             raise
         except (DockerException, requests.RequestException, OSError) as error:
-            raise runners.RunnerUnavailable(f"no Docker Engine answers ({error})", fix) from error
+            raise runners.RunnerUnavailable(
+                f"no Docker Engine answers ({why_silent(error)})", fix
+            ) from error
         if info.get("OSType") != "linux":
             raise runners.RunnerUnavailable("the engine does not run Linux containers", fix)
         if not any("seccomp" in option for option in info.get("SecurityOptions") or ()):
@@ -380,7 +390,8 @@ class DockerRunner:
                 self._given = docker.from_env(timeout=_TIMEOUT_S)
             except (DockerException, requests.RequestException, OSError) as error:
                 raise runners.RunnerUnavailable(
-                    f"no Docker Engine answers ({error})", "start dockerd, or set DOCKER_HOST"
+                    f"no Docker Engine answers ({why_silent(error)})",
+                    "start dockerd, or set DOCKER_HOST",
                 ) from error
         return self._given
 
