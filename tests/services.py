@@ -85,12 +85,14 @@ def _missing_docker() -> str | None:
     try:
         import docker
         from docker.errors import DockerException
+
+        from sublet_agent.adapters.docker_runner import why_silent
     except ImportError:
         return "the docker package is not installed: pip install 'sublet[agent]'"
     try:
         client = docker.from_env(timeout=_CONNECT_TIMEOUT_S)
     except DockerException as error:
-        return f"no Docker Engine answers ({error}): start dockerd or set DOCKER_HOST"
+        return f"no Docker Engine answers ({why_silent(error)}): start dockerd or set DOCKER_HOST"
     try:
         client.ping()
     # The SDK lets errors of requests through when the engine dies between connecting and asking.
