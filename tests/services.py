@@ -86,7 +86,7 @@ def _missing_docker() -> str | None:
         import docker
         from docker.errors import DockerException
 
-        from sublet_agent.adapters.docker_runner import why_silent
+        from sublet_agent.adapters.docker.runner import why_silent
     except ImportError:
         return "the docker package is not installed: pip install 'sublet[agent]'"
     try:

@@ -20,15 +20,22 @@ import platformdirs
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from sublet_broker.adapters import log_format as logs
+from sublet_broker.adapters.blobs.file_blobs import DataFolder, FileBlobs, FolderInUse
 from sublet_broker.adapters.clock import SteadyClock, SystemEntropy
-from sublet_broker.adapters.database import Claim, DatabaseInUse, DatabaseUnsupported
-from sublet_broker.adapters.edge import Probe
-from sublet_broker.adapters.files import DataFolder, FileBlobs, FolderInUse
-from sublet_broker.adapters.migrations import NewerData, migrate, release
-from sublet_broker.adapters.ray_engine import EngineConfig
-from sublet_broker.adapters.ray_ports import RayPorts
-from sublet_broker.adapters.server import CannotListen, bind, compose, parse_listen, serve, url_of
-from sublet_broker.adapters.sql_store import SqlStore
+from sublet_broker.adapters.http.edge import Probe
+from sublet_broker.adapters.http.server import (
+    CannotListen,
+    bind,
+    compose,
+    parse_listen,
+    serve,
+    url_of,
+)
+from sublet_broker.adapters.ray.engine import EngineConfig
+from sublet_broker.adapters.ray.ports import RayPorts
+from sublet_broker.adapters.sql.engine import Claim, DatabaseInUse, DatabaseUnsupported
+from sublet_broker.adapters.sql.migrations import NewerData, migrate, release
+from sublet_broker.adapters.sql.store import SqlStore
 from sublet_broker.market.facts import CounterFact
 from sublet_broker.service.broker import Broker, Ports, Settings
 from sublet_broker.service.ports import StorageFull

@@ -15,16 +15,16 @@ from typing import Any
 import httpx
 
 from sublet_agent.adapters.clock import SteadyClock
-from sublet_agent.adapters.control import Control
-from sublet_agent.adapters.journal import Journal, NewerState, StateFolderInUse
-from sublet_agent.adapters.link import Link
-from sublet_agent.adapters.machine import choose_runner, make_terms, trusted
+from sublet_agent.adapters.machine.terms import choose_runner, make_terms, trusted
 from sublet_agent.adapters.options import Options, UsageError, read_options, read_owner_command
-from sublet_agent.adapters.owner import run_owner_command
-from sublet_agent.adapters.screen import Voice, make_voice
+from sublet_agent.adapters.owner.commands import run_owner_command
+from sublet_agent.adapters.owner.control import Control
+from sublet_agent.adapters.owner.screen import Voice, make_voice
+from sublet_agent.adapters.session.journal import Journal, NewerState, StateFolderInUse
+from sublet_agent.adapters.session.link import Link
+from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.shell import THREADS, Shell
-from sublet_agent.adapters.spool import Spool
-from sublet_agent.adapters.transfer import Transfer, TransferRefused
+from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core import events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.status import Connection, Status, make_status

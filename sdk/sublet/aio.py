@@ -150,7 +150,7 @@ class AsyncJob:
 
     async def follow(self) -> JobView:
         """Show progress, logs and the price so far until it ends; cancelling it detaches."""
-        from sublet.following import follow
+        from sublet.terminal.follow import follow
 
         stop = threading.Event()
         try:

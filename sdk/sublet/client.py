@@ -19,7 +19,7 @@ import httpx
 from sublet.config import ConfigError, Profile, broker_url
 from sublet.cosign import Cosigned, cosign
 from sublet.http import DISK_FULL, RETRIED_STATUS, BrokerAway, Link, SubletError, away
-from sublet.loghead import LogRewritten, grown, head_in, head_of
+from sublet.log_head import LogRewritten, grown, head_in, head_of
 from sublet.spec import Amount, JobSpec
 from sublet.transfers import OnBytes, download_tree, upload_inputs
 from sublet.units import credits_to_ucr
@@ -435,7 +435,7 @@ class Job:
 
     def follow(self) -> JobView:
         """Show progress, logs and the price so far until it ends; Ctrl-C detaches."""
-        from sublet.following import follow
+        from sublet.terminal.follow import follow
 
         return follow(self)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sublet_agent.adapters.docker_runner import DockerRunner
-from sublet_agent.adapters.process_runner import ProcessRunner
-from sublet_agent.core.runners import OutputLine, Runner, RunSpec, RunStatus
+from sublet_agent.adapters.docker.runner import DockerRunner
+from sublet_agent.adapters.process.runner import ProcessRunner
+from sublet_agent.core.runner_port import OutputLine, Runner, RunSpec, RunStatus
 from sublet_contracts.ckpt_helper_install import write_helper
 from tests.images import base_image
 

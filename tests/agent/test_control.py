@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from sublet_agent.adapters.control import Control, ask_agent
+from sublet_agent.adapters.owner.control import Control, ask_agent
 
 
 async def test_an_owner_is_told_when_the_disk_takes_nothing(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.effects import Step
-from sublet_agent.core.exits import reason_of_exit
+from sublet_agent.core.exit_reasons import reason_of_exit
 from sublet_agent.core.offers import Terms
 from sublet_agent.core.records import Saved, Stop
 from sublet_contracts.documents import (

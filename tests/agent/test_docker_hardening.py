@@ -10,9 +10,9 @@ from typing import Any
 import docker
 import pytest
 
-from sublet_agent.adapters import seccomp
-from sublet_agent.adapters.docker_runner import EGRESS_NETWORK, JOB_UID, DockerRunner
-from sublet_agent.core.runners import RunRefused, StartFailed
+from sublet_agent.adapters.docker import seccomp
+from sublet_agent.adapters.docker.runner import EGRESS_NETWORK, JOB_UID, DockerRunner
+from sublet_agent.core.runner_port import RunRefused, StartFailed
 from tests.agent.runner_world import LOG_BYTES, World
 from tests.services import require
 
@@ -300,7 +300,7 @@ def test_the_filter_lets_subprocesses_and_files_work(world: World) -> None:
 
 
 def test_an_image_that_is_not_here_says_what_to_do(world: World) -> None:
-    from sublet_agent.core.runners import ImageUnavailable
+    from sublet_agent.core.runner_port import ImageUnavailable
 
     with pytest.raises(ImageUnavailable, match="docker load"):
         world.runner.ensure_image("sha256:" + "1" * 64, print, "digest")

@@ -19,8 +19,8 @@ import httpx
 import pytest
 
 from sublet.cli.images import local_digest
-from sublet_agent.adapters.docker_runner import DockerRunner
-from sublet_agent.core.runners import ImageNotPinned, ImageUnavailable
+from sublet_agent.adapters.docker.runner import DockerRunner
+from sublet_agent.core.runner_port import ImageNotPinned, ImageUnavailable
 from tests.agent.runner_world import World
 from tests.images import base_image
 from tests.services import require

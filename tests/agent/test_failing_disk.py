@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from sublet_agent.adapters.link import _end
+from sublet_agent.adapters.session.link import _end
 from sublet_agent.adapters.shell import Shell
 from sublet_agent.core.effects import Step
 from sublet_contracts.wire import Unprepare

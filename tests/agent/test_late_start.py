@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from sublet_agent.adapters.shell import Shell
-from sublet_agent.adapters.workspace import run_id
+from sublet_agent.adapters.workspace.workspace import run_id
 
 LEASE = "ab" * 32
 

@@ -2,7 +2,7 @@
 
 from sublet.spec import JobSpec
 from sublet.units import duration_ms
-from sublet_agent.adapters.link import BACKOFF_FIRST_S, BACKOFF_MOST_S, PING_S, SILENCE_S
+from sublet_agent.adapters.session.link import BACKOFF_FIRST_S, BACKOFF_MOST_S, PING_S, SILENCE_S
 from sublet_contracts.documents import Job
 
 JOIN_S = 1.5

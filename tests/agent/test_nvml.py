@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sublet_agent.adapters.host import cpu_class, gpu_class, read_host
+from sublet_agent.adapters.machine.host import cpu_class, gpu_class, read_host
 from tests.services import require
 
 # Three GPUs: 0 tells everything, 1 tells only its uuid, 2 is in MIG mode with instances at 0 and 2.
@@ -55,7 +55,7 @@ int nvmlDeviceGetEnforcedPowerLimit(H h, unsigned *v) {
   if (id(h) == 1) return NOT_SUPPORTED; *v = 400000; return 0; }
 """
 ASK = (
-    "import json, dataclasses; from sublet_agent.adapters.nvml import probe; "
+    "import json, dataclasses; from sublet_agent.adapters.machine.nvml import probe; "
     "print(json.dumps(dataclasses.asdict(probe())))"
 )
 

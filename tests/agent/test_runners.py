@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from sublet_agent.adapters import folders
-from sublet_agent.adapters.docker_runner import DockerRunner
-from sublet_agent.core.runners import ImageNotPinned, RunnerUnavailable, RunRefused
+from sublet_agent.adapters.docker.runner import DockerRunner
+from sublet_agent.adapters.workspace import folders
+from sublet_agent.core.runner_port import ImageNotPinned, RunnerUnavailable, RunRefused
 from tests.agent.runner_world import LOG_BYTES, World, processes_with, wait_for
 from tests.services import require
 

@@ -26,7 +26,7 @@ import httpx
 from sublet.client import Client, Job
 from sublet.demo.local import LocalMarket, LocalMarketError
 from sublet.http import BrokerAway
-from sublet_agent.adapters.process_tree import descendants
+from sublet_agent.adapters.process.tree import descendants
 from sublet_contracts.api import JobView
 from sublet_contracts.export import verify_export
 from tests.chaos.losses import Dark, Loss, dark_for_all, dark_for_one, explained, lit_ms

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sublet.client import Job
 from sublet.demo.local import LocalMarket
-from sublet_agent.adapters.transfer import StaleEpoch, Transfer
+from sublet_agent.adapters.workspace.transfer import StaleEpoch, Transfer
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.tree import scan_tree
 from tests.chaos.churn import Say

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sublet_agent.adapters.journal import Journal
-from sublet_broker.adapters.files import DataFolder
+from sublet_agent.adapters.session.journal import Journal
+from sublet_broker.adapters.blobs.file_blobs import DataFolder
 from sublet_contracts.durable import make_folder
 from sublet_contracts.keys import SigningKey
 

@@ -30,7 +30,7 @@ from sublet.http import SubletError
 from sublet.spec import JobSpec
 from sublet.transfers import InputError, OnBytes
 from sublet.units import UnitError
-from sublet_agent.adapters.journal import VERSION
+from sublet_agent.adapters.session.journal import VERSION
 from sublet_contracts.api import Problem, SignedRequest
 from sublet_contracts.auth import sign_request
 from sublet_contracts.documents import Job as JobDocument

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import httpx
 
-from sublet_broker.adapters.http_app import build_app
-from sublet_broker.adapters.server import compose
+from sublet_broker.adapters.http.app import build_app
+from sublet_broker.adapters.http.server import compose
 from sublet_contracts.auth import sign_request
 from sublet_contracts.keys import SigningKey
 from tests.service.world import World, key_named

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from sublet_broker.adapters.edge import Probe
+from sublet_broker.adapters.http.edge import Probe
 from sublet_broker.service.ports import StorageFull, StoreAway
 from sublet_contracts.api import Problem
 from tests.http.world import World, running, signed_body, until

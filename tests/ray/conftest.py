@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import pytest
 
-from sublet_broker.adapters.files import DataFolder, FileBlobs
-from sublet_broker.adapters.migrations import migrate
-from sublet_broker.adapters.ray_engine import EngineConfig
-from sublet_broker.adapters.ray_ports import RayPorts
-from sublet_broker.adapters.sql_store import SqlStore
+from sublet_broker.adapters.blobs.file_blobs import DataFolder, FileBlobs
+from sublet_broker.adapters.ray.engine import EngineConfig
+from sublet_broker.adapters.ray.ports import RayPorts
+from sublet_broker.adapters.sql.migrations import migrate
+from sublet_broker.adapters.sql.store import SqlStore
 from sublet_broker.service.ports import MatcherAway, Proposal
 from tests.ray.market import NOW_MS
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sublet_broker.adapters.files import FileBlobs
-from sublet_broker.adapters.ray_engine import EngineAway, EngineConfig
-from sublet_broker.adapters.ray_ports import RayPorts
-from sublet_broker.adapters.shards import shard_of
+from sublet_broker.adapters.blobs.file_blobs import FileBlobs
+from sublet_broker.adapters.ray.engine import EngineAway, EngineConfig
+from sublet_broker.adapters.ray.ports import RayPorts
+from sublet_broker.adapters.ray.shards import shard_of
 from sublet_broker.market.facts import JobFact, OfferFact, ShardFact
 from sublet_broker.service.ports import BookEntry, Proposal
 from tests.ray.conftest import RayMarket, eventually

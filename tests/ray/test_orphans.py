@@ -12,18 +12,18 @@ import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from sublet_broker.adapters.files import DataFolder
-from sublet_broker.adapters.migrations import migrate
+from sublet_broker.adapters.blobs.file_blobs import DataFolder
+from sublet_broker.adapters.sql.migrations import migrate
 from tests.ray.conftest import LIMIT_S, eventually
 
 BROKER = """
 import sys
 from pathlib import Path
-from sublet_broker.adapters.files import DataFolder, FileBlobs
-from sublet_broker.adapters.migrations import migrate
-from sublet_broker.adapters.ray_engine import EngineConfig
-from sublet_broker.adapters.ray_ports import RayPorts
-from sublet_broker.adapters.sql_store import SqlStore
+from sublet_broker.adapters.blobs.file_blobs import DataFolder, FileBlobs
+from sublet_broker.adapters.sql.migrations import migrate
+from sublet_broker.adapters.ray.engine import EngineConfig
+from sublet_broker.adapters.ray.ports import RayPorts
+from sublet_broker.adapters.sql.store import SqlStore
 
 folder = DataFolder.open(Path(sys.argv[1]))
 migrate(folder.database_url)
@@ -40,7 +40,7 @@ sys.stdin.read()
 # Ray is up, and yet the start does not return: so it was where a raylet never answered.
 STUCK_HOST = """
 import threading
-from sublet_broker.adapters import ray_host
+from sublet_broker.adapters.ray import host as ray_host
 
 start = ray_host.Host.start
 

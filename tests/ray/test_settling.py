@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sublet_broker.adapters.ray_work import settle_batch
+from sublet_broker.adapters.ray.tasks import settle_batch
 from sublet_broker.market.facts import LogEntryFact, SettlementFact
 from sublet_broker.market.settling import SettlementCase, SettlementDecision
-from sublet_broker.service.billing import BATCH
+from sublet_broker.service.periodic.settling import BATCH
 from sublet_broker.service.ports import Settler
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import RunChanged

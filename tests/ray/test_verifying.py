@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from sublet_broker.adapters.files import FileBlobs
-from sublet_broker.adapters.ray_engine import EngineConfig
-from sublet_broker.adapters.ray_ports import RayPorts
-from sublet_broker.adapters.verifying import check_checkpoint
+from sublet_broker.adapters.blobs.file_blobs import FileBlobs
+from sublet_broker.adapters.blobs.verifying import check_checkpoint
+from sublet_broker.adapters.ray.engine import EngineConfig
+from sublet_broker.adapters.ray.ports import RayPorts
 from sublet_broker.market.settling import SettlementCase, decide
 from sublet_broker.service.ports import BlobStore, VerifyResult, VerifyTask
 from sublet_contracts.reasons import Reason

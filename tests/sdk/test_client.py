@@ -9,9 +9,9 @@ import pytest
 from sublet import aio
 from sublet.client import Client, Job
 from sublet.config import ConfigError
-from sublet.following import follow
 from sublet.http import BrokerAway, SubletError
 from sublet.running import run
+from sublet.terminal.follow import follow
 from sublet.transfers import InputError, OnBytes
 from sublet.units import UnitError
 from sublet_contracts.export import verify_export

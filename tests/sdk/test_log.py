@@ -11,7 +11,7 @@ import pytest
 
 from sublet.client import Job
 from sublet.demo.local import LocalMarketError
-from sublet.loghead import LogRewritten, head_of
+from sublet.log_head import LogRewritten, head_of
 from sublet_contracts.api import ReceiptsPage
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.merkle import extends

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sublet.cli.words import ago, clip, credits, duration, safe, size, table
+from sublet.terminal.text import ago, clip, credits, duration, safe, size, table
 from sublet.units import (
     Gpus,
     UnitError,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sublet_broker.adapters.sql_store import SqlStore
+from sublet_broker.adapters.sql.store import SqlStore
 from tests.service import test_gauges, test_keeping, test_logs, test_money, test_story
 from tests.service.world import World
 

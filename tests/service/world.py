@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from sublet_broker.adapters.inprocess import InProcessMatcher, InProcessVerifier, MemoryBlobs
-from sublet_broker.adapters.memory_store import MemoryStore
+from sublet_broker.adapters.memory.matcher import InProcessMatcher, InProcessVerifier, MemoryBlobs
+from sublet_broker.adapters.memory.store import MemoryStore
 from sublet_broker.service.broker import Broker, Ports, Settings
 from sublet_broker.service.errors import NotYet
 from sublet_broker.service.ports import Settler, Store

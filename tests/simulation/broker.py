@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sublet_broker.adapters.clock import SteadyClock
-from sublet_broker.adapters.inprocess import InProcessVerifier
+from sublet_broker.adapters.memory.matcher import InProcessVerifier
 from sublet_broker.market.facts import LogEntryFact
 from sublet_broker.service.broker import Broker, Ports
 from sublet_broker.service.errors import NotYet, Refusal, StaleInstance
@@ -84,7 +84,7 @@ class SimEntropy:
 
 
 class Door:
-    """The broker's side of one connection, as adapters/agents_ws.py has it."""
+    """The broker's side of one connection, as adapters/http/agent_socket.py has it."""
 
     def __init__(self, host: BrokerHost, wire: Wire) -> None:
         self.host = host

@@ -15,7 +15,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sublet_broker.adapters.files import FileBlobs
+from sublet_broker.adapters.blobs.file_blobs import FileBlobs
 from tests.simulation.doom import Doom
 from tests.simulation.engine import Crashed
 
@@ -105,7 +105,7 @@ class _Folder:
 
 
 class SimDisk:
-    """sublet_broker.adapters.disk.Disk, with crash points before and after each change."""
+    """sublet_broker.adapters.blobs.disk.Disk, with crash points before and after each change."""
 
     def __init__(self, market: Market) -> None:
         self._market = market

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sublet.loghead import LogRewritten
+from sublet.log_head import LogRewritten
 from sublet_agent.core.offers import Terms
-from sublet_broker.service.core import Settings
+from sublet_broker.service.unit_of_work.context import Settings
 from sublet_contracts.documents import Device
 from sublet_contracts.keys import SigningKey
 from tests.simulation import shortcuts

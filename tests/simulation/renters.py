@@ -8,9 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sublet.cosign import cosign
-from sublet.loghead import grown, head_of
+from sublet.log_head import grown, head_of
 from sublet_broker.service.errors import Refusal
-from sublet_broker.service.intake import Intake
+from sublet_broker.service.renters.jobs import Intake
 from sublet_contracts.documents import (
     Amendment,
     Deposit,

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sublet_broker.adapters.ray_engine import EngineAway
-from sublet_broker.adapters.ray_matcher import Changes, RayMatcher
-from sublet_broker.adapters.shards import (
+from sublet_broker.adapters.ray.engine import EngineAway
+from sublet_broker.adapters.ray.matcher import Changes, RayMatcher
+from sublet_broker.adapters.ray.shards import (
     SHARD_ANSWER_S,
     Change,
     Shard,

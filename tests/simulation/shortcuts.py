@@ -18,9 +18,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import sublet_broker.adapters.verifying as verifying
+import sublet_broker.adapters.blobs.verifying as verifying
 import sublet_broker.market.accepted as accepting
-import sublet_broker.service.keeping as keeping
+import sublet_broker.service.content.retention as keeping
 import sublet_contracts.documents as documents
 import sublet_contracts.envelope as envelopes
 import sublet_contracts.session as sessions

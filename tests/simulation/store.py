@@ -6,7 +6,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sublet_broker.adapters.memory_store import MemoryStore, MemoryTransaction
+from sublet_broker.adapters.memory.store import MemoryStore, MemoryTransaction
 from sublet_broker.service.ports import StorageFull, StoreAway
 from tests.simulation.auditor import LOOKED_AT
 from tests.simulation.doom import Doom

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sublet_broker.adapters.ray_matcher import REST_MS
+from sublet_broker.adapters.ray.matcher import REST_MS
 from sublet_broker.market.facts import ShardFact
 from sublet_broker.market.matching import BookEntry
 from sublet_broker.service.ports import Proposal, StorageFull, StoreAway

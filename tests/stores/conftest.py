@@ -11,10 +11,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from sublet_broker.adapters.database import connect_engine
-from sublet_broker.adapters.migrations import migrate
-from sublet_broker.adapters.sql_store import SqlStore
-from sublet_broker.adapters.tables import Row
+from sublet_broker.adapters.sql.engine import connect_engine
+from sublet_broker.adapters.sql.migrations import migrate
+from sublet_broker.adapters.sql.store import SqlStore
+from sublet_broker.adapters.sql.tables import Row
 from sublet_broker.service.ports import Store
 from tests.services import postgres_url
 
@@ -98,7 +98,7 @@ def sql_store(request: pytest.FixtureRequest) -> Iterator[SqlStore]:
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     """Each store in turn, empty."""
     if request.param == "memory":
-        from sublet_broker.adapters.memory_store import MemoryStore
+        from sublet_broker.adapters.memory.store import MemoryStore
 
         yield MemoryStore()
         return

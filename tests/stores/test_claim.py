@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sublet_broker.adapters.database import Claim, DatabaseInUse, connect_engine
+from sublet_broker.adapters.sql.engine import Claim, DatabaseInUse, connect_engine
 
 
 @pytest.mark.postgres

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from sublet_broker.adapters.clock import STOPWATCH_COUNTER, Mark, SteadyClock, SystemEntropy
-from sublet_broker.adapters.sql_store import CLOCK_COUNTER, SqlStore
+from sublet_broker.adapters.sql.store import CLOCK_COUNTER, SqlStore
 from sublet_broker.market.facts import AccountFact, CounterFact
 
 

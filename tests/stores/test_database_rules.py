@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sublet_broker.adapters.sql_store import SqlStore
+from sublet_broker.adapters.sql.store import SqlStore
 from sublet_broker.market.facts import (
     AccountFact,
     CounterFact,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sublet_broker.adapters.files import DataFolder, FileBlobs, FolderInUse
+from sublet_broker.adapters.blobs.file_blobs import DataFolder, FileBlobs, FolderInUse
 from sublet_broker.service.ports import BlobMissing, StorageFull
 
 DATA = b"weights" * 1000
@@ -214,7 +214,7 @@ def test_what_a_killed_broker_wrote_is_made_durable_before_it_counts(
 KILLED_HALF_WAY = """
 import os, signal, stat, sys
 from pathlib import Path
-from sublet_broker.adapters.files import FileBlobs
+from sublet_broker.adapters.blobs.file_blobs import FileBlobs
 
 blobs = FileBlobs(Path(sys.argv[1]))
 real = os.fsync
@@ -256,7 +256,7 @@ def test_a_data_folder_has_one_broker(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from sublet_broker.adapters.files import DataFolder
+from sublet_broker.adapters.blobs.file_blobs import DataFolder
 folder = DataFolder.open(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

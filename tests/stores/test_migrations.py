@@ -11,10 +11,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 
-from sublet_broker.adapters.database import DatabaseUnsupported, connect_engine
-from sublet_broker.adapters.migrations import NewerData, alembic_config, migrate, release
-from sublet_broker.adapters.sql_store import SqlStore
-from sublet_broker.adapters.tables import Row
+from sublet_broker.adapters.sql.engine import DatabaseUnsupported, connect_engine
+from sublet_broker.adapters.sql.migrations import NewerData, alembic_config, migrate, release
+from sublet_broker.adapters.sql.store import SqlStore
+from sublet_broker.adapters.sql.tables import Row
 from sublet_broker.market.facts import BlobFact
 
 

@@ -15,15 +15,15 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from sublet_broker.adapters.database import connect_engine
-from sublet_broker.adapters.migrations import migrate
-from sublet_broker.adapters.sql_store import SqlStore
+from sublet_broker.adapters.sql.engine import connect_engine
+from sublet_broker.adapters.sql.migrations import migrate
+from sublet_broker.adapters.sql.store import SqlStore
 from sublet_broker.market.facts import AccountFact, CounterFact
 from sublet_broker.service.ports import StorageFailing, StorageFull, StoreAway
 
 WRITE_FOR_EVER = """
 import sys
-from sublet_broker.adapters.sql_store import SqlStore
+from sublet_broker.adapters.sql.store import SqlStore
 from sublet_broker.market.facts import AccountFact
 
 store = SqlStore(sys.argv[1])

@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 from sqlalchemy import BigInteger, Boolean, Text
 
-from sublet_broker.adapters.tables import ROWS, AboutRow, Row
+from sublet_broker.adapters.sql.tables import ROWS, AboutRow, Row
 from sublet_broker.market.facts import FACTS, Fact
 
 

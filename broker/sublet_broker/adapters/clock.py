@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from sublet_broker.adapters.sql_store import CLOCK_COUNTER, SqlStore
+from sublet_broker.adapters.sql.store import CLOCK_COUNTER, SqlStore
 from sublet_broker.market.facts import CounterFact
 from sublet_contracts.session import MAX_SLEW
 

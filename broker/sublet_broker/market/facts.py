@@ -1,6 +1,6 @@
 """What the broker knows: one frozen record per kind of fact. A decision takes facts, returns facts.
 
-Every kind names its key in KEY. Stores keep any kind by its fields (adapters/sql_store.py has one
+Every kind names its key in KEY. Stores keep any kind by its fields (adapters/sql/store.py has one
 table per kind with the same columns; a test holds the two together). Times are broker-clock ms.
 """
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import JobFact, OfferFact
 from sublet_broker.market.offers import MIXED
-from sublet_broker.market.words import credits_of, size_of
+from sublet_contracts.amounts import credits_of, size_of
 from sublet_contracts.documents import Device, Job, Offer, Resources
 from sublet_contracts.states import JobState
 

@@ -44,17 +44,17 @@ party ids that have been authenticated. A refusal is errors.Refusal; nothing has
 
 from collections.abc import Callable
 
-from sublet_broker.service.access import Access
-from sublet_broker.service.agents import Agents
-from sublet_broker.service.billing import Billing
-from sublet_broker.service.board import Board
-from sublet_broker.service.core import Core, Ports, Settings
-from sublet_broker.service.intake import Intake
-from sublet_broker.service.keeping import Keeping
-from sublet_broker.service.outbox import Outbox
-from sublet_broker.service.scheduling import Scheduling
-from sublet_broker.service.supervision import Supervision
-from sublet_broker.service.views import Views
+from sublet_broker.service.content.retention import Keeping
+from sublet_broker.service.idempotency import Access
+from sublet_broker.service.periodic.scheduling import Scheduling
+from sublet_broker.service.periodic.settling import Billing
+from sublet_broker.service.periodic.supervision import Supervision
+from sublet_broker.service.providers.offers import Board
+from sublet_broker.service.providers.sessions import Agents
+from sublet_broker.service.queries.views import Views
+from sublet_broker.service.renters.jobs import Intake
+from sublet_broker.service.unit_of_work.context import Core, Ports, Settings
+from sublet_broker.service.unit_of_work.outbox import Outbox
 
 __all__ = ["Broker", "Ports", "Settings"]
 

@@ -54,7 +54,7 @@ def ensure_image(say: Callable[[str], None] = print) -> str:
     try:
         import docker
 
-        from sublet_agent.adapters.docker_runner import why_silent
+        from sublet_agent.adapters.docker.runner import why_silent
     except ImportError as error:
         raise ImageUnavailable("the docker SDK is missing: pip install 'sublet[agent]'") from error
     try:

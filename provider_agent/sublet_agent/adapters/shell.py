@@ -16,19 +16,19 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 
-from sublet_agent.adapters.folders import ask, delete
-from sublet_agent.adapters.journal import Journal
-from sublet_agent.adapters.link import Link
-from sublet_agent.adapters.observe import Observer
-from sublet_agent.adapters.room import check_room, fault_of
-from sublet_agent.adapters.spool import Spool
-from sublet_agent.adapters.transfer import (
+from sublet_agent.adapters.run_observer import Observer
+from sublet_agent.adapters.session.journal import Journal
+from sublet_agent.adapters.session.link import Link
+from sublet_agent.adapters.session.log_spool import Spool
+from sublet_agent.adapters.workspace.disk_space import check_room, fault_of
+from sublet_agent.adapters.workspace.folders import ask, delete
+from sublet_agent.adapters.workspace.transfer import (
     Cancelled,
     StaleEpoch,
     Transfer,
     TransferRefused,
 )
-from sublet_agent.adapters.workspace import (
+from sublet_agent.adapters.workspace.workspace import (
     CheckpointLost,
     InputLost,
     Prepared,
@@ -38,7 +38,7 @@ from sublet_agent.adapters.workspace import (
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.records import LIVE, RunRecord
-from sublet_agent.core.runners import (
+from sublet_agent.core.runner_port import (
     ImageNotPinned,
     ImageUnavailable,
     OutputLine,

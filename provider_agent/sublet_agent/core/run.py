@@ -29,7 +29,7 @@ from sublet_agent.core.events import (
     UploadFailed,
     Vanished,
 )
-from sublet_agent.core.exits import reason_of_exit, words_of_exit
+from sublet_agent.core.exit_reasons import reason_of_exit, words_of_exit
 from sublet_agent.core.records import LIVE, Awaiting, Phase, RunRecord, Stop, Uploading
 from sublet_contracts.documents import Checkpoint, sign_document
 from sublet_contracts.keys import SigningKey

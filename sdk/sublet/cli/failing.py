@@ -83,7 +83,7 @@ def say(error: CommandError, *, as_json: bool = False) -> None:
             file=sys.stderr,
         )
         return
-    from sublet.cli.words import paint, safe
+    from sublet.terminal.text import paint, safe
 
     print(paint("error:", "red", sys.stderr), safe(error.what), file=sys.stderr)
     if error.fix:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sublet.cli.failing import SUCCEEDED
 from sublet.cli.options import Parser, a_job, client, with_broker, with_json
-from sublet.cli.words import ago, clip, credits, duration, paint, safe, size, state, table
+from sublet.terminal.text import ago, clip, credits, duration, paint, safe, size, state, table
 from sublet_contracts.api import JobView, RunView
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import MEANINGS
@@ -221,7 +221,7 @@ def download(argv: Sequence[str]) -> int:
     )
     parser.add_argument("target", metavar="DIR", nargs="?", help="default: ./NAME of the job")
     options = parser.parse_args(argv)
-    from sublet.progress import announcing
+    from sublet.terminal.progress import announcing
 
     with client(options) as asker:
         job = asker.job(options.job)

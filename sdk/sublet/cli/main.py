@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def help_text() -> str:
     """Return the help of the whole command."""
-    from sublet.cli.words import paint
+    from sublet.terminal.text import paint
 
     lines = ["Run containers on idle GPUs; resumed elsewhere when a machine goes.", ""]
     lines.append(f"{paint('Usage:', 'bold')} sublet COMMAND [OPTIONS]")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from sublet.cli.options import Parser, client, with_broker, with_json
-from sublet.cli.words import clip, credits, memory, safe, table
+from sublet.terminal.text import clip, credits, memory, safe, table
 from sublet_contracts.api import OfferView
 from sublet_contracts.keys import short
 

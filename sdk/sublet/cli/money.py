@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sublet.cli.options import Parser, a_job, client, with_broker, with_json
-from sublet.cli.words import ago, clip, credits, duration, paint, safe, state, table
+from sublet.terminal.text import ago, clip, credits, duration, paint, safe, state, table
 from sublet_contracts.api import Charge, StatementView
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import MEANINGS, Fault

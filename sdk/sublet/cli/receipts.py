@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sublet.cli.failing import ERROR, USAGE, CommandError
 from sublet.cli.options import Parser, a_job, client, with_broker, with_json
-from sublet.cli.words import credits, duration, paint, safe
+from sublet.terminal.text import credits, duration, paint, safe
 from sublet_contracts.keys import short
 
 _MOST_PROBLEMS = 20

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sublet.cli.failing import SUCCEEDED, USAGE, CommandError, exit_code
 from sublet.cli.options import Parser, client, with_broker, with_json
-from sublet.cli.words import credits, duration, paint, safe
+from sublet.terminal.text import credits, duration, paint, safe
 
 if TYPE_CHECKING:
     from sublet.client import Client, Job
@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def agreed(asker: "Client", spec: "JobSpec", *, wait: bool, yes: bool) -> "Job":
     """Show what the job would get and the most it can cost, ask, send the inputs and submit."""
-    from sublet.progress import announcing
+    from sublet.terminal.progress import announcing
 
     _show_terms(asker, spec, wait=wait)
     _confirm(yes)

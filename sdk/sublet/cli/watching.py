@@ -8,7 +8,7 @@ from typing import Any
 
 from sublet.cli.failing import SUCCEEDED, exit_code
 from sublet.cli.options import Parser, a_job, client, with_broker, with_json
-from sublet.cli.words import paint, safe, state
+from sublet.terminal.text import paint, safe, state
 from sublet_contracts.api import EventView
 from sublet_contracts.keys import short
 

@@ -2,9 +2,9 @@
 
     python -m tests.simulation.mutants.mutate [--seeds N] [--only NAME ...]
 
-A mutant is a .patch in this folder; its first lines, up to `---`, say in words what is wrong. It is
-applied to a copy of the working tree; the simulator runs there until it finds a violation, or has
-survived N seeds.
+A mutant is a .toml in this folder: `what` says in words what is wrong, and each `[[edit]]` names a
+file, the text that stands there once, and what stands in its place. It is applied to a copy of the
+working tree; the simulator runs there until it finds a violation, or has survived N seeds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -24,28 +26,63 @@ ROOT = HERE.parents[2]
 PACKAGES = ("contracts", "broker", "provider_agent", "sdk")
 
 
+@dataclass(frozen=True)
+class Edit:
+    """One exact text in one file, and what it becomes."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug that the simulator must find."""
+
+    name: str
+    what: str
+    edits: tuple[Edit, ...]
+
+    def apply(self, tree: Path) -> str:
+        """Edit the files under `tree`. Return why that can't be done, or nothing: an edit counts
+        only where its old text stands exactly once."""
+        for edit in self.edits:
+            path = tree / edit.file
+            text = path.read_text() if path.is_file() else ""
+            if (times := text.count(edit.old)) != 1:
+                return f"{self.name}.toml: its old text stands {times} times in {edit.file}"
+            path.write_text(text.replace(edit.old, edit.new))
+        return ""
+
+
+def load_mutants() -> list[Mutant]:
+    """Return all planted bugs, by name."""
+    mutants = []
+    for path in sorted(HERE.glob("*.toml")):
+        found = tomllib.loads(path.read_text())
+        edits = tuple(Edit(**edit) for edit in found["edit"])
+        mutants.append(Mutant(path.stem, " ".join(found["what"].split()), edits))
+    return mutants
+
+
 def copy_tree(target: Path) -> None:
     """Copy what the simulator needs."""
     for folder in (*PACKAGES, "tests/simulation"):
         shutil.copytree(
             ROOT / folder, target / folder,
-            ignore=shutil.ignore_patterns("__pycache__", "*.patch"), dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("__pycache__", "*.toml"), dirs_exist_ok=True,
         )  # fmt: skip
     (target / "tests/__init__.py").touch()
 
 
-def hunt(patch: Path, seeds: int, hours: float) -> tuple[str, int | None, float, str]:
-    """Return the mutant's name, the seed that found it (None: it survived), seconds, and how."""
+def hunt(mutant: Mutant, seeds: int, hours: float) -> tuple[int | None, float, str]:
+    """Return the seed that found it (None: it survived), seconds, and how."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sublet-mutant-") as folder:
         tree = Path(folder)
         copy_tree(tree)
-        done = subprocess.run(
-            ["patch", "-p1", "--quiet", "--input", str(patch)],
-            cwd=tree, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            return patch.stem, None, 0.0, f"the patch doesn't apply: {done.stdout.strip()[:200]}"
+        if why_not := mutant.apply(tree):
+            return None, 0.0, why_not
         paths = [str(tree), *(str(tree / name) for name in PACKAGES)]
         command = [
             sys.executable, "-m", "tests.simulation", "--seeds", str(seeds), "--hours", str(hours),
@@ -59,9 +96,9 @@ def hunt(patch: Path, seeds: int, hours: float) -> tuple[str, int | None, float,
     for line in found.stdout.splitlines():
         if "VIOLATION at step" in line:
             seed, _, says = line.partition(": ")
-            return patch.stem, int(seed.split()[1]), spent, says.split(": ", 1)[1]
+            return int(seed.split()[1]), spent, says.split(": ", 1)[1]
     says = found.stderr.strip().splitlines()[-1:] or ["survived"]
-    return patch.stem, None, spent, says[0]
+    return None, spent, says[0]
 
 
 def main() -> int:
@@ -72,25 +109,22 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what it came to")
     options = parser.parse_args()
-    patches = [
-        p for p in sorted(HERE.glob("*.patch")) if not options.only or p.stem in options.only
-    ]
+    mutants = [m for m in load_mutants() if not options.only or m.name in options.only]
     survivors = []
     said = []
-    for patch in patches:
-        name, seed, spent, says = hunt(patch, options.seeds, options.hours)
+    for mutant in mutants:
+        seed, spent, says = hunt(mutant, options.seeds, options.hours)
         mark = f"found by seed {seed}" if seed is not None else "SURVIVED"
-        print(f"{name:32s} {mark:20s} {spent:6.1f} s  {says[:110]}", flush=True)
-        what = patch.read_text().partition("\n---")[0]
-        said.append({"name": name, "what": what, "seed": seed, "says": says[:200]})
+        print(f"{mutant.name:32s} {mark:20s} {spent:6.1f} s  {says[:110]}", flush=True)
+        said.append({"name": mutant.name, "what": mutant.what, "seed": seed, "says": says[:200]})
         if seed is None:
-            survivors.append(name)
+            survivors.append(mutant.name)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(
             json.dumps({"seeds": options.seeds, "mutants": said}, indent=2) + "\n"
         )
-    print(f"{len(patches) - len(survivors)} of {len(patches)} found")
+    print(f"{len(mutants) - len(survivors)} of {len(mutants)} found")
     if survivors:
         print(f"survivors: {', '.join(survivors)}")
     return 1 if survivors else 0

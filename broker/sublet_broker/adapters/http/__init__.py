@@ -1,0 +1,1 @@
+"""HTTP and websockets: signed requests, pages of the API, the agents' socket, /metrics."""

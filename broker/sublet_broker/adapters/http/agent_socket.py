@@ -1,0 +1,330 @@
+"""The agents' websocket, /v1/agent: one connection per provider, spoken as session.py says.
+
+- A newer connection of the same party replaces the older one.
+- What an agent sends is acknowledged after the use-case has committed it, in order, one at a time:
+  while we work, the socket isn't read, and TCP holds the sender back.
+- What we send reliably comes from the outbox: on each connection anew, again after RESEND_S, until
+  it is acknowledged. At most WINDOW messages are under way.
+- Who doesn't join, doesn't read, or says nothing for too long is dropped; it reconnects.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from weakref import WeakValueDictionary
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+
+from sublet_broker.adapters.http.edge import Edge
+from sublet_broker.adapters.http.problems import as_refusal
+from sublet_broker.service.errors import NotYet, Refusal, StaleInstance
+from sublet_broker.service.ports import StorageFull, StoreAway
+from sublet_contracts.documents import DocumentRefused
+from sublet_contracts.keys import short
+from sublet_contracts.session import BrokerSession, Received, SessionError, SessionProof
+from sublet_contracts.wire import (
+    MAX_FRAME_BYTES,
+    Ack,
+    Announce,
+    Heartbeat,
+    Logs,
+    Message,
+)
+
+log = logging.getLogger("sublet.agents")
+
+JOIN_S = 15.0
+SEND_S = 20.0
+RESEND_S = 10.0
+WINDOW = 100
+MAX_STRANGERS = 256
+"""Connections that haven't joined yet."""
+MAX_CONNECTIONS = 5_000
+MAX_REPLIES = 1_000
+ACK_BATCH = 200
+GOING_AWAY, POLICY, RESTART, TRY_LATER = 1001, 1008, 1012, 1013
+
+router = APIRouter()
+
+
+@router.websocket("/v1/agent")
+async def agent(websocket: WebSocket) -> None:
+    """The agents' door."""
+    hub: Hub = websocket.app.state.hub
+    await hub.serve(websocket)
+
+
+class Hub:
+    """All connections. Belongs to one event loop; `wake` may be called from any thread."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._loop = asyncio.get_running_loop()
+        self._strangers = 0
+        self.connections: dict[str, Connection] = {}
+        self._joining: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def wake(self, party: str) -> None:
+        """Something is new in the outbox for `party` (service hook: called after a commit)."""
+        if party in self.connections and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake, party)
+
+    def _wake(self, party: str) -> None:
+        connection = self.connections.get(party)
+        if connection is not None:
+            connection.outgoing.set()
+
+    async def serve(self, websocket: WebSocket) -> None:
+        """Speak with one agent until either side ends it."""
+        if self._edge.stopping.is_set():
+            await websocket.close(RESTART)
+            return
+        if self._strangers >= MAX_STRANGERS or len(self.connections) >= MAX_CONNECTIONS:
+            await websocket.close(TRY_LATER)
+            return
+        await websocket.accept()
+        nonce = self._edge.broker.core.ports.entropy.hex(16)
+        session = BrokerSession(self._edge.broker.party, nonce)
+        connection = Connection(self._edge, websocket, session)
+        try:
+            self._strangers += 1
+            try:
+                proof = await connection.greet()
+            finally:
+                self._strangers -= 1
+            if proof is not None:
+                await self._join_and_talk(connection, proof)
+        except (WebSocketDisconnect, SlowPeer) as error:
+            log.debug("a connection ended: %s", error or type(error).__name__)
+
+    async def _join_and_talk(self, connection: "Connection", proof: SessionProof) -> None:
+        party = proof.party
+        lock = self._joining.setdefault(party, asyncio.Lock())
+        async with lock:
+            try:
+                welcome = await self._edge.call(self._edge.broker.agents.joined, proof)
+            except Refusal as refusal:
+                await connection.refuse(refusal)
+                return
+            older = self.connections.get(party)
+            self.connections[party] = connection
+            connection.begin(proof)
+            if older is not None:
+                older.replaced_by(proof.instance)
+        log.info("agent %s joined", short(party), extra={"party": party})
+        self._edge.loops.wake("scheduling")
+        try:
+            await connection.send(welcome)
+            await connection.talk()
+        finally:
+            await self._left(connection, proof, lock)
+
+    async def _left(
+        self, connection: "Connection", proof: SessionProof, lock: asyncio.Lock
+    ) -> None:
+        party = proof.party
+        async with lock:
+            if self.connections.get(party) is not connection:
+                return
+            del self.connections[party]
+            if self._edge.stopping.is_set():
+                return  # it was us: its runs go on, and it comes back to the next broker
+            try:
+                await self._edge.call(self._edge.broker.agents.left, party, proof.instance)
+            except Refusal as refusal:
+                # The sweeper finds out by the silence.
+                log.warning("agent %s left, which could not be noted: %s", short(party), refusal)
+        log.info("agent %s left", short(party), extra={"party": party})
+
+    async def goodbye(self) -> None:
+        """Close all connections: the broker restarts and the agents come back by themselves."""
+        everybody = list(self.connections.values())
+        await asyncio.gather(*(c.end(RESTART, "the broker restarts") for c in everybody))
+
+
+class SlowPeer(Exception):
+    """The other side doesn't read, or says nothing."""
+
+
+class Connection:
+    """One connection."""
+
+    def __init__(self, edge: Edge, websocket: WebSocket, session: BrokerSession) -> None:
+        self._edge = edge
+        self._websocket = websocket
+        self._session = session
+        self._replies: deque[Message] = deque()
+        self._acks: deque[str] = deque()
+        self._sent: dict[str, float] = {}
+        self._sending = asyncio.Lock()
+        self._party = ""
+        self._instance = ""
+        self._final: tuple[str, str] | None = None
+        self.outgoing = asyncio.Event()
+
+    def begin(self, proof: SessionProof) -> None:
+        """It is known who is there."""
+        self._party, self._instance = proof.party, proof.instance
+
+    async def greet(self) -> SessionProof | None:
+        """Say hello; return who joined, or None when the conversation is over."""
+        await self._send_frame(self._session.hello(self._edge.now_ms()))
+        received = await self._receive(JOIN_S)
+        return self._session.proof if received is not None else None
+
+    async def talk(self) -> None:
+        """Read and write until the connection ends."""
+        writer = asyncio.create_task(self._write(), name=f"writer {short(self._party)}")
+        reader = asyncio.create_task(self._read(), name=f"reader {short(self._party)}")
+        try:
+            done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reader.cancel()
+            writer.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+        for task in done:
+            error = task.exception()
+            if isinstance(error, SlowPeer):
+                log.info("agent %s dropped: %s", short(self._party), error)
+                await self.end(GOING_AWAY, str(error))
+            elif error is not None and not isinstance(error, WebSocketDisconnect):
+                log.error("agent %s: connection failed", short(self._party), exc_info=error)
+                await self.end(1011, "the broker failed; reconnect")
+
+    async def send(self, message: Message, mid: str | None = None) -> None:
+        """Send one message."""
+        await self._send_frame(self._session.send(message, mid))
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Say why, and close."""
+        says = refusal.detail + (f"; {refusal.fix}" if refusal.fix else "")
+        await self._refuse(SessionError(refusal.code, says))
+
+    def replaced_by(self, instance: str) -> None:
+        """A newer connection of the party is there: the writer says so and ends this one."""
+        if instance == self._instance:
+            self._final = ("", "")  # the same process again: this line is dead
+        else:
+            stale = StaleInstance()
+            self._final = (stale.code, f"{stale.detail}; {stale.fix}")
+        self.outgoing.set()
+
+    async def end(self, code: int, why: str) -> None:
+        """Close the websocket, if it is still open."""
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
+            await asyncio.wait_for(self._websocket.close(code, why[:100]), SEND_S)
+
+    async def _read(self) -> None:
+        silent_s = max(15.0, self._edge.broker.core.settings.heartbeat_ms * 5 / 1000)
+        while True:
+            received = await self._receive(silent_s)
+            if received is None or not await self._take(received):
+                return
+            if len(self._replies) >= MAX_REPLIES:
+                raise SlowPeer(f"{MAX_REPLIES} answers wait for it")
+
+    async def _take(self, received: Received) -> bool:
+        """Let the use-cases act on a message. False: the conversation is over."""
+        message, mid = received.message, received.mid
+        self._edge.metrics.message(message.TYPE)
+        agents = self._edge.broker.agents
+        try:
+            replies = await self._edge.call(agents.receive, self._party, self._instance, message)
+        except NotYet as error:
+            log.debug("%s of %s comes again: %s", message.TYPE, short(self._party), error)
+            return True
+        except StaleInstance as stale:
+            await self.refuse(stale)
+            return False
+        except StorageFull as full:
+            # Not acknowledged: it comes again, and nothing is lost.
+            log.error("%s: %s of %s waits", full, message.TYPE, short(self._party))
+            return True
+        except StoreAway:
+            log.warning("no database: %s of %s waits", message.TYPE, short(self._party))
+            return True
+        except (Refusal, DocumentRefused) as error:
+            refusal = as_refusal(error)
+            if refusal is None or refusal.status == 503:
+                return True
+            # It will never be right, so it is acknowledged: its sender need not keep it.
+            log.warning("%s of agent %s refused: %s", message.TYPE, short(self._party), refusal)
+            if isinstance(message, Announce):
+                await self.refuse(refusal)
+                return False
+            replies = []
+        self._replies.extend(replies)
+        if mid is not None:
+            self._acks.append(mid)
+        if isinstance(message, Ack):
+            for done in message.mids:
+                self._sent.pop(done, None)
+        if replies or mid is not None or isinstance(message, Ack):
+            self.outgoing.set()
+        if not isinstance(message, (Ack, Heartbeat, Logs)):
+            self._edge.wake_market()
+        return True
+
+    async def _write(self) -> None:
+        outbox = self._edge.broker.outbox
+        loop = asyncio.get_running_loop()
+        while True:
+            self.outgoing.clear()
+            if self._final is not None:
+                await self._say_last(*self._final)
+                return
+            while self._acks:
+                count = min(ACK_BATCH, len(self._acks))
+                await self.send(Ack(mids=tuple(self._acks.popleft() for _ in range(count))))
+            while self._replies:
+                await self.send(self._replies.popleft())
+            for notice in outbox.notices(self._party):
+                await self.send(notice)
+            waiting = await self._edge.call(outbox.pending, self._party, WINDOW)
+            self._sent = {mid: at for mid, _ in waiting if (at := self._sent.get(mid)) is not None}
+            for mid, message in waiting:
+                if loop.time() - self._sent.get(mid, -RESEND_S) >= RESEND_S:
+                    await self.send(message, mid)
+                    self._sent[mid] = loop.time()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.outgoing.wait(), RESEND_S)
+
+    async def _say_last(self, code: str, detail: str) -> None:
+        if code:
+            log.info("agent %s: %s", short(self._party), detail)
+            await self._refuse(SessionError(code, detail))
+        else:
+            await self.end(GOING_AWAY, "a newer connection of this agent took over")
+
+    async def _receive(self, within_s: float) -> Received | None:
+        """Return the next message; None when the other side broke the protocol (it was told)."""
+        try:
+            event = await asyncio.wait_for(self._websocket.receive(), within_s)
+        except TimeoutError as error:
+            raise SlowPeer(f"nothing came for {within_s:.0f} s") from error
+        if event["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(event.get("code", 1005), event.get("reason"))
+        text: str | None = event.get("text")
+        frame: bytes = text.encode() if text is not None else event.get("bytes") or b""
+        try:
+            if len(frame) > MAX_FRAME_BYTES:
+                raise SessionError("bad_frame", f"{len(frame)} bytes; at most {MAX_FRAME_BYTES}")
+            return self._session.receive(frame, self._edge.now_ms())
+        except SessionError as error:
+            log.info("agent %s refused: %s", short(self._party) or "(unknown)", error)
+            await self._refuse(error)
+            return None
+
+    async def _refuse(self, error: SessionError) -> None:
+        await self._send_frame(self._session.refuse(error))
+        await self.end(POLICY, error.code)
+
+    async def _send_frame(self, frame: bytes) -> None:
+        async with self._sending:
+            try:
+                await asyncio.wait_for(self._websocket.send_text(frame.decode()), SEND_S)
+            except TimeoutError as error:
+                raise SlowPeer(f"it did not read for {SEND_S:.0f} s") from error
+            except RuntimeError as error:  # Starlette: the websocket has been closed meanwhile
+                raise WebSocketDisconnect(1006, str(error)) from error

@@ -1,0 +1,1 @@
+"""SQLite and PostgreSQL through SQLModel: tables, codec, engine, migrations."""

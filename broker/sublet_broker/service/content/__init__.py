@@ -1,0 +1,1 @@
+"""Whose bytes are here, and how long they are kept."""

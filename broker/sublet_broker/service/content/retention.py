@@ -1,0 +1,215 @@
+"""Keeping: whose content is here, and how long it stays.
+
+Content is a file per hash, and a row for each scope that may use it. Rows come with uploads and
+with inputs that a job links, and go when nothing needs them; a file goes when its last row has.
+
+Rules:
+- A file is deleted inside a transaction that has seen that no row is left. Writers exclude one
+  another, and whoever adds a row makes sure in his own transaction that the file is there: so no
+  row ever stands without its file.
+- Uploading claims content, and so does being told that it is here already. What was claimed after
+  the checkpoint it belonged to is not pruned with it: an upload in progress counts on it.
+- A job keeps its inputs, its newest checkpoints and its outputs while it lives. Once ended it keeps
+  its outputs and its last checkpoint for `keep_ended_ms`.
+- What a renter uploaded stays for `keep_inputs_ms` after it was last claimed, and as long as a
+  live job of his uses it.
+- Small files count as COUNTED_BYTES, so that rows are bounded by bytes.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+from sublet_broker.market.accepted import accepted
+from sublet_broker.market.checkpointing import needed, superseded
+from sublet_broker.market.facts import BlobFact, CheckpointFact, JobFact
+from sublet_broker.service.errors import Refusal
+from sublet_broker.service.ports import BlobMissing
+from sublet_broker.service.unit_of_work.context import Core
+from sublet_broker.service.unit_of_work.unit_of_work import Work
+from sublet_contracts.documents import Job
+from sublet_contracts.tree import TreeRefused, parse_index
+
+COUNTED_BYTES = 65_536
+LOOK_AGAIN_MS = 6 * 3_600_000
+FILES_EVERY_MS = 24 * 3_600_000
+ROWS_AT_ONCE = 500
+FILES_AT_ONCE = 64
+NAMES_AT_ONCE = 2_000
+
+
+def claim(core: Core, work: Work, scope: str, sha256: str, size_bytes: int, limit: int) -> None:
+    """Give a scope the right to content whose file is here. Raises Refusal 413 beyond `limit`."""
+    settings = core.settings
+    stays_ms = settings.upload_grace_ms
+    if work.get(JobFact, scope) is None:
+        stays_ms = settings.keep_inputs_ms
+    if work.get(BlobFact, scope, sha256) is None:
+        counted = counted_bytes(size_bytes)
+        total = work.tally(stored_in(scope), counted)
+        if total > limit:
+            raise Refusal(
+                413, "too_much_stored", "Too much stored",
+                f"{total - counted} bytes are kept for you here, and at most {limit} are taken "
+                f"(a file counts as {COUNTED_BYTES} at the least)",
+                fix="send less: fewer or smaller inputs, or a smaller checkpoint; what is not used "
+                f"goes by itself after {settings.keep_inputs_ms // 86_400_000} days",
+            )  # fmt: skip
+    work.put(BlobFact(scope, sha256, size_bytes, work.now_ms, work.now_ms + stays_ms))
+
+
+def let_go(work: Work, blob: BlobFact) -> None:
+    """Take a scope's right to content away. Its file goes later, if nobody else has one."""
+    work.tx.delete(BlobFact, blob.scope, blob.sha256)
+    work.tally(stored_in(blob.scope), -counted_bytes(blob.size_bytes))
+
+
+def stored_in(scope: str) -> str:
+    """Return the tally of the bytes that a scope's content counts for."""
+    return f"stored:{scope}"
+
+
+def counted_bytes(size_bytes: int) -> int:
+    """Return what content of this size counts for."""
+    return max(size_bytes, COUNTED_BYTES)
+
+
+class Keeping:
+    """What lets go of content."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._names: Iterator[str] | None = None
+        self._files_due_ms = 0
+
+    def prune(self, job: str) -> None:
+        """Let go of the content of a job's older checkpoints, except what newer things share."""
+        settings = self._core.settings
+        with self._core.read() as look:
+            everything = look.find(CheckpointFact, {"job": job})
+            fact = look.must(JobFact, job)
+        old = superseded(everything, settings.keep_checkpoints)
+        if not old:
+            return
+        gone = {c.id for c in old}
+        _, trees = needed(
+            fact, accepted(fact.envelope, Job), [c for c in everything if c.id not in gone],
+            now_ms=look.now_ms, keep_ended_ms=settings.keep_ended_ms,
+        )  # fmt: skip
+        shared = self._content(trees)
+        unneeded: dict[str, int] = {}
+        for checkpoint in old:
+            for sha256 in self._content([checkpoint.index_sha256]) - shared:
+                unneeded[sha256] = max(checkpoint.created_ms, unneeded.get(sha256, 0))
+        dropped: list[str] = []
+        with self._core.work() as work:
+            for checkpoint in old:
+                work.put(replace(work.must(CheckpointFact, checkpoint.id), kept=False))
+            for sha256, created_ms in sorted(unneeded.items()):
+                blob = work.get(BlobFact, job, sha256)
+                if blob is not None and blob.claimed_ms <= created_ms:
+                    let_go(work, blob)
+                    dropped.append(sha256)
+        self._drop_files(dropped)
+
+    def sweep(self) -> int:
+        """Ask of the content that is due whether anything needs it still, and let go of what
+        nothing does. Return how much was looked at; less than ROWS_AT_ONCE: that was all."""
+        with self._core.read() as look:
+            rows = look.find(
+                BlobFact, before=("look_ms", look.now_ms + 1), order_by="look_ms",
+                limit=ROWS_AT_ONCE,
+            )  # fmt: skip
+        by_scope: dict[str, list[BlobFact]] = {}
+        for row in rows:
+            by_scope.setdefault(row.scope, []).append(row)
+        for scope, due in by_scope.items():
+            self._drop_files(self._sweep_scope(scope, due))
+        return len(rows)
+
+    def _sweep_scope(self, scope: str, due: list[BlobFact]) -> list[str]:
+        with self._core.read() as look:
+            job = look.get(JobFact, scope)
+            checkpoints = look.find(CheckpointFact, {"job": scope}) if job else []
+        keep, trees = self._needs(job, checkpoints, look.now_ms) if job else ([], [])
+        shared = self._content(trees)
+        dropped: list[str] = []
+        with self._core.work() as work:
+            for row in due:
+                blob = work.get(BlobFact, scope, row.sha256)
+                if blob is None or blob.look_ms > work.now_ms:
+                    continue
+                if job is None:
+                    until_ms = self._renter_needs_until_ms(work, blob)
+                elif blob.sha256 in shared:
+                    until_ms = work.now_ms + LOOK_AGAIN_MS
+                else:
+                    # A checkpoint that has come in since names what was claimed just now.
+                    until_ms = blob.claimed_ms + self._core.settings.upload_grace_ms
+                if until_ms > work.now_ms:
+                    work.put(replace(blob, look_ms=until_ms))
+                else:
+                    let_go(work, blob)
+                    dropped.append(blob.sha256)
+            if job is not None and job.ended_ms is not None:
+                self._mark_gone(work, checkpoints, {c.id for c in keep})
+        return dropped
+
+    def _needs(
+        self, job: JobFact, checkpoints: list[CheckpointFact], now_ms: int
+    ) -> tuple[list[CheckpointFact], list[str]]:
+        document = accepted(job.envelope, Job)
+        keep_ms = self._core.settings.keep_ended_ms
+        return needed(job, document, checkpoints, now_ms=now_ms, keep_ended_ms=keep_ms)
+
+    def _mark_gone(self, work: Work, checkpoints: list[CheckpointFact], keep: set[str]) -> None:
+        for checkpoint in checkpoints:
+            if checkpoint.kept and checkpoint.id not in keep:
+                work.put(replace(work.must(CheckpointFact, checkpoint.id), kept=False))
+
+    def _renter_needs_until_ms(self, work: Work, blob: BlobFact) -> int:
+        until_ms = blob.claimed_ms + self._core.settings.keep_inputs_ms
+        if until_ms > work.now_ms:
+            return until_ms
+        for other in work.find(BlobFact, {"sha256": blob.sha256}):
+            job = work.get(JobFact, other.scope)
+            if job is not None and job.renter == blob.scope and job.ended_ms is None:
+                return work.now_ms + LOOK_AGAIN_MS
+        return until_ms
+
+    def sweep_files(self) -> int:
+        """Look at some more of the files, once a day at all of them, and delete what no scope has:
+        what a broker left that was killed between two steps. Return how many were looked at."""
+        if self._names is None:
+            if self._core.ports.clock.now_ms() < self._files_due_ms:
+                return 0
+            self._names = iter(self._core.ports.blobs.names())
+        names = list(islice(self._names, NAMES_AT_ONCE))
+        if not names:
+            self._names = None
+            self._files_due_ms = self._core.ports.clock.now_ms() + FILES_EVERY_MS
+            return 0
+        with self._core.read() as look:
+            had = {blob.sha256 for blob in look.find(BlobFact, {"sha256": tuple(names)})}
+        self._drop_files(name for name in names if name not in had)
+        return len(names)
+
+    def _drop_files(self, hashes: Iterable[str]) -> None:
+        """Delete the files that no scope has a right to."""
+        rest = iter(hashes)
+        while batch := list(islice(rest, FILES_AT_ONCE)):
+            with self._core.work() as work:
+                for sha256 in batch:
+                    if not work.find(BlobFact, {"sha256": sha256}, limit=1):
+                        self._core.ports.blobs.delete(sha256)
+
+    def _content(self, indexes: Iterable[str]) -> set[str]:
+        """Return the hashes of these trees' indexes and of all their chunks."""
+        found: set[str] = set()
+        for sha256 in indexes:
+            found.add(sha256)
+            try:
+                found.update(parse_index(self._core.ports.blobs.get(sha256)).chunks())
+            except (BlobMissing, TreeRefused):
+                continue  # What has no readable index can't be restored and keeps nothing alive.
+        return found

@@ -1,0 +1,1 @@
+"""What befalls a lease: candidates, standby, orders, closing, settlement."""

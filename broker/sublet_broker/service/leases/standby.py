@@ -1,0 +1,70 @@
+"""Succession: while a run is silent, another machine gets ready for its job.
+
+The successor is told to pull the image and to restore the newest durable checkpoint, and its
+devices are kept back for it (book.entry_of). It costs a notice; a loss then costs only its
+detection.
+"""
+
+from dataclasses import replace
+
+from sublet_broker.market.checkpointing import resume_point
+from sublet_broker.market.facts import CheckpointFact, JobFact, LeaseFact, OfferFact, RunFact
+from sublet_broker.market.matching import choose, wish_of
+from sublet_broker.service.leases.candidates import entry_of, load_offers
+from sublet_broker.service.unit_of_work.context import Core
+from sublet_broker.service.unit_of_work.unit_of_work import Work
+from sublet_contracts.states import RunState
+from sublet_contracts.wire import Prepare, Unprepare
+
+
+def newest_durable(work: Work, job: str) -> CheckpointFact | None:
+    """Return the checkpoint from which the job would go on."""
+    return resume_point(work.find(CheckpointFact, {"job": job, "kind": "checkpoint"}))
+
+
+def prepare_successor(
+    core: Core, work: Work, lease: LeaseFact, run: RunFact, *, without: str = ""
+) -> RunFact:
+    """Choose a successor for a run that has fallen silent, if it has none. `without`: a provider
+    that has said it can't."""
+    if run.successor or run.state is not RunState.UNKNOWN:
+        return run
+    job = work.must(JobFact, lease.job)
+    if job.wanted:
+        return run
+    wish = replace(wish_of(job), avoid=(*job.avoid, lease.provider), prefer="")
+    entries = [
+        entry_of(work.tx, entry.offer, job.id)
+        for entry in load_offers(work.tx, work.now_ms)
+        if entry.offer.provider not in (lease.provider, without) and entry.free_device_ids
+    ]
+    match = choose(wish, entries)
+    if match is None:
+        return run
+    provider = work.must(OfferFact, match.offer).provider
+    start = newest_durable(work, job.id)
+    work.notice(provider, Prepare(job=job.envelope, checkpoint=start.envelope if start else None))
+    work.touch_offer(provider)
+    work.event(
+        "successor", job.id, lease=lease.id, epoch=lease.epoch, after="preparing",
+        detail=f"{provider} prepares to take over",
+    )  # fmt: skip
+    return work.put_run(run, replace(run, successor=provider))
+
+
+def ask_again(work: Work, provider: str) -> None:
+    """Tell a provider that has just joined what it is to prepare: the first notice may be lost."""
+    for run in work.find(RunFact, {"successor": provider}):
+        _ask(work, provider, work.must(JobFact, run.job))
+
+
+def _ask(work: Work, provider: str, job: JobFact) -> None:
+    start = newest_durable(work, job.id)
+    work.notice(provider, Prepare(job=job.envelope, checkpoint=start.envelope if start else None))
+
+
+def release_successor(work: Work, run: RunFact) -> None:
+    """Tell a successor that it isn't needed. The caller puts the run without it."""
+    if run.successor:
+        work.notice(run.successor, Unprepare(job=run.job))
+        work.touch_offer(run.successor)

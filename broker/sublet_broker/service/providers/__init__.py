@@ -1,0 +1,1 @@
+"""What agents say: sessions, offers, reports of runs, checkpoints, receipts."""

@@ -1,0 +1,156 @@
+"""A job, a run, a charge as their owners see them."""
+
+from sublet_broker.market import ledger
+from sublet_broker.market.accepted import accepted
+from sublet_broker.market.facts import (
+    AccountFact,
+    ChainFact,
+    CheckpointFact,
+    JobFact,
+    LeaseFact,
+    OfferFact,
+    PartyFact,
+    RunFact,
+    SettlementFact,
+)
+from sublet_broker.service.queries.status_text import says
+from sublet_broker.service.unit_of_work.unit_of_work import Work
+from sublet_contracts.api import Charge, JobView, RunView
+from sublet_contracts.documents import Job, Offer, Settlement
+from sublet_contracts.reasons import MEANINGS, Fault
+from sublet_contracts.rules import charge_ucr
+from sublet_contracts.states import CheckpointState, LeaseState, RunState
+
+
+def job_view(look: Work, job: JobFact) -> JobView:
+    """Return the job with all its runs."""
+    document = accepted(job.envelope, Job)
+    leases = look.find(LeaseFact, {"job": job.id}, order_by="epoch")
+    runs = {run.id: run for run in look.find(RunFact, {"job": job.id})}
+    settled = {
+        fact.lease: accepted(fact.envelope, Settlement)
+        for fact in look.find(SettlementFact, {"job": job.id})
+    }
+    durable = look.find(CheckpointFact, {"job": job.id, "state": CheckpointState.DURABLE})
+    views = tuple(
+        _run_view(look, lease, runs.get(lease.id), settled.get(lease.id), durable)
+        for lease in leases
+    )
+    newest = leases[-1] if leases else None
+    run = runs.get(newest.id) if newest else None
+    shown = next((v for v in reversed(views) if v.step or v.total_steps), None)
+    durable_step = max((c.step for c in durable if c.kind == "checkpoint"), default=0)
+    live_ucr = sum(v.charge_ucr for v in views if v.lease_state is not LeaseState.CLOSED)
+    outputs = next((c for c in durable if c.id == job.outputs), None)
+    return JobView(
+        id=job.id,
+        name=job.name,
+        renter=job.renter,
+        state=job.state,
+        reason=job.reason,
+        says=says(job, newest, run, look.now_ms, outputs_kept=outputs is not None and outputs.kept),
+        image=document.image,
+        command=document.command,
+        resources=document.resources,
+        max_price_ucr_per_device_hour=document.max_price_ucr_per_device_hour,
+        budget_ucr=job.budget_ucr,
+        held_ucr=ledger.balance_ucr(look.get(AccountFact, ledger.held(job.id))),
+        charged_ucr=job.settled_ucr + live_ucr,
+        settled_ucr=job.settled_ucr,
+        submitted_ms=job.submitted_ms,
+        started_ms=job.started_ms,
+        ended_ms=job.ended_ms,
+        step=shown.step if shown else durable_step,
+        total_steps=shown.total_steps if shown else 0,
+        metrics=shown.metrics if shown else {},
+        durable_step=durable_step,
+        recoveries=_recoveries(settled),
+        lost_device_ms=sum(s.lost_device_ms for s in settled.values()),
+        outputs=job.outputs,
+        outputs_index_sha256=outputs.index_sha256 if outputs else None,
+        document=job.envelope,
+        runs=views,
+    )
+
+
+def _recoveries(settled: dict[str, Settlement]) -> int:
+    """Count the machines that the job has lost."""
+    return sum(1 for s in settled.values() if s.fault in (Fault.PROVIDER, Fault.BROKER))
+
+
+def _run_view(
+    look: Work,
+    lease: LeaseFact,
+    run: RunFact | None,
+    settled: Settlement | None,
+    durable: list[CheckpointFact],
+) -> RunView:
+    offer = accepted(look.must(OfferFact, lease.offer).envelope, Offer)
+    party = look.get(PartyFact, lease.provider)
+    chain = look.get(ChainFact, lease.id)
+    reason = lease.reason or (run.reason if run else None)
+    if settled is not None:
+        cum, payable, charge = (
+            settled.cum_device_ms, settled.payable_device_ms, settled.charged_ucr,
+        )  # fmt: skip
+    else:
+        cum = max(run.cum_device_ms if run else 0, chain.cum_device_ms if chain else 0)
+        payable = cum
+        charge = min(charge_ucr(lease.price_ucr_per_device_hour, cum), lease.hold_ucr)
+    own_steps = [c.step for c in durable if c.lease == lease.id and c.kind == "checkpoint"]
+    classes = {d.id: d.hardware_class for d in offer.devices}
+    return RunView(
+        lease=lease.id,
+        epoch=lease.epoch,
+        offer=lease.offer,
+        provider=lease.provider,
+        provider_name=offer.name or (party.name if party else ""),
+        device_ids=lease.device_ids,
+        hardware_class=classes[lease.device_ids[0]],
+        price_ucr_per_device_hour=lease.price_ucr_per_device_hour,
+        lease_state=lease.state,
+        run_state=_run_state(lease, run),
+        reason=reason,
+        fault=MEANINGS[reason].fault if reason else None,
+        detail=lease.detail or (run.detail if run else ""),
+        start_step=lease.start_step,
+        step=run.step if run else lease.start_step,
+        total_steps=run.total_steps if run else 0,
+        metrics=run.metrics if run else {},
+        durable_step=max(own_steps, default=lease.start_step),
+        cum_device_ms=cum,
+        payable_device_ms=payable,
+        charge_ucr=charge,
+        started_ms=lease.active_ms or lease.proposed_ms,
+        last_seen_ms=run.last_seen_ms if run else lease.proposed_ms,
+        ended_ms=(run.ended_ms if run else None) or lease.closed_ms,
+    )
+
+
+def _run_state(lease: LeaseFact, run: RunFact | None) -> RunState:
+    if run is not None:
+        return run.state
+    return RunState.EXITED if lease.state is LeaseState.CLOSED else RunState.ASSIGNED
+
+
+def charge_of(look: Work, fact: SettlementFact) -> Charge:
+    """Return a settlement as a line of a statement."""
+    document = accepted(fact.envelope, Settlement)
+    lease = look.must(LeaseFact, fact.lease)
+    return Charge(
+        time_ms=fact.settled_ms,
+        lease=fact.lease,
+        epoch=document.epoch,
+        provider=fact.provider,
+        price_ucr_per_device_hour=lease.price_ucr_per_device_hour,
+        reason=document.reason,
+        fault=document.fault,
+        cum_device_ms=document.cum_device_ms,
+        payable_device_ms=document.payable_device_ms,
+        lost_device_ms=document.lost_device_ms,
+        charged_ucr=document.charged_ucr,
+        fee_ucr=document.fee_ucr,
+        receipt=document.receipt,
+        settlement=fact.id,
+        accepted_by=document.accepted_by,
+    )

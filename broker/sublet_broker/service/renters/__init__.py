@@ -1,0 +1,1 @@
+"""What renters and the operator ask for: jobs, accounts, countersignatures."""

@@ -1,0 +1,395 @@
+"""Intake: parties, deposits and jobs come in; the renter cancels, pauses and resumes.
+
+A job is checked from the cheapest question to the dearest, and refused before anything is written:
+signature and time, image, budget, what the market has, inputs, balance. Then the whole budget is
+held. The same job sent twice is the same job.
+"""
+
+from dataclasses import replace
+
+from sublet_broker.market import ledger
+from sublet_broker.market.accepted import accepted
+from sublet_broker.market.facts import (
+    AmendmentFact,
+    BlobFact,
+    DepositFact,
+    JobFact,
+    LeaseFact,
+    PartyFact,
+    RunFact,
+)
+from sublet_broker.market.leasing import affords_a_lease
+from sublet_broker.market.matching import explain, is_pinned, wish_of
+from sublet_broker.market.resuming import ended_by_renter, resumed
+from sublet_broker.service.content.retention import claim
+from sublet_broker.service.errors import Refusal, conflict, invalid
+from sublet_broker.service.leases.candidates import LIVE_LEASE, load_offers
+from sublet_broker.service.leases.closing import close, release_if_ended
+from sublet_broker.service.leases.orders import give_order
+from sublet_broker.service.ports import BlobMissing
+from sublet_broker.service.queries.views import Views
+from sublet_broker.service.unit_of_work.context import Core
+from sublet_broker.service.unit_of_work.job_lookup import own_job
+from sublet_broker.service.unit_of_work.signed_input import (
+    as_refusal,
+    check_fresh,
+    receive_document,
+)
+from sublet_broker.service.unit_of_work.unit_of_work import Work, live_jobs_of
+from sublet_contracts.amounts import credits_of
+from sublet_contracts.api import BalanceView, JobView, PartyView
+from sublet_contracts.documents import (
+    Amendment,
+    Deposit,
+    DocumentRefused,
+    Job,
+    KeyDocument,
+    Signed,
+)
+from sublet_contracts.envelope import Envelope
+from sublet_contracts.keys import short
+from sublet_contracts.reasons import Reason
+from sublet_contracts.rules import minimum_budget_ucr
+from sublet_contracts.states import JOB, Desired, JobState, LeaseState, is_terminal
+from sublet_contracts.tree import TreeRefused, parse_index
+
+
+class Intake:
+    """What renters and the operator ask for."""
+
+    def __init__(self, core: Core, views: Views) -> None:
+        self._core = core
+        self._views = views
+
+    def register_key(self, envelope: Envelope) -> PartyView:
+        """Take up a party that introduces itself; again with a newer name: renamed."""
+        try:
+            signed = receive_document(self._core, envelope, KeyDocument)
+            with self._core.work() as work:
+                check_fresh(self._core, work.now_ms, issued_ms=signed.document.issued_ms)
+                return self._register(work, signed)
+        except DocumentRefused as error:
+            raise as_refusal(error) from error
+
+    def _register(self, work: Work, signed: Signed[KeyDocument]) -> PartyView:
+        document = signed.document
+        known = work.get(PartyFact, document.party)
+        settings, quotas = self._core.settings, self._core.quotas
+        if known is None:
+            quotas.demand("new parties", "", settings.max_new_parties_an_hour, work.now_ms)
+            renamed = True
+        else:
+            newer = accepted(known.envelope, KeyDocument).issued_ms < document.issued_ms
+            renamed = newer and known.name != document.name
+            if renamed:
+                most = settings.max_renames_an_hour
+                quotas.demand("new names", document.party, most, work.now_ms)
+        if known is None or renamed:
+            since_ms = known.since_ms if known else work.now_ms
+            known = PartyFact(document.party, document.name, since_ms, signed.envelope)
+            work.put(known)
+            work.record(signed.id)
+        return PartyView(party=known.id, name=known.name, since_ms=known.since_ms)
+
+    def deposit(self, caller: str, envelope: Envelope) -> BalanceView:
+        """Credit an account. Only the operator may: whoever has the broker's key."""
+        if caller != self._core.party:
+            raise Refusal(
+                403, "not_operator", "Not the operator", "only the broker's own key may deposit",
+                fix="run sublet fund with --operator-key pointing to the broker's key file",
+            )  # fmt: skip
+        try:
+            signed = receive_document(self._core, envelope, Deposit, signed_by=(self._core.party,))
+            with self._core.work() as work:
+                self._deposit(work, signed)
+        except DocumentRefused as error:
+            raise as_refusal(error) from error
+        return self._views.balance(signed.document.party)
+
+    def _deposit(self, work: Work, signed: Signed[Deposit]) -> None:
+        document = signed.document
+        if work.get(DepositFact, signed.id) is not None:
+            return
+        check_fresh(self._core, work.now_ms, issued_ms=document.issued_ms)
+        work.post(
+            [
+                ledger.Move(
+                    ledger.transfer_id("deposit", signed.id), ledger.WORLD,
+                    ledger.available(document.party), document.amount_ucr, signed.id,
+                    document.memo or "deposit",
+                )
+            ]
+        )  # fmt: skip
+        work.tx.add(DepositFact(signed.id, document.party, signed.envelope))
+        work.record(signed.id)
+
+    def submit(self, caller: str, envelope: Envelope, *, wait_for_offer: bool = False) -> JobView:
+        """Accept a job, hold its budget. `wait_for_offer`: also where no machine would do now."""
+        try:
+            signed = receive_document(self._core, envelope, Job, signed_by=(caller,))
+            if signed.document.renter != caller:
+                raise DocumentRefused("the renter is not who sent it", "renter")
+            with self._core.work() as work:
+                if work.get(JobFact, signed.id) is None:
+                    self._accept(work, signed, wait_for_offer)
+        except DocumentRefused as error:
+            raise as_refusal(error) from error
+        return self._views.job(caller, signed.id)
+
+    def _accept(self, work: Work, signed: Signed[Job], wait_for_offer: bool) -> None:
+        document = signed.document
+        check_fresh(
+            self._core, work.now_ms, issued_ms=document.issued_ms, expires_ms=document.expires_ms
+        )
+        if work.get(PartyFact, document.renter) is None:
+            raise Refusal(
+                403, "unknown_party", "Unknown party", "this key has not been introduced",
+                fix="the sublet client does it on first use; run any sublet command again",
+            )  # fmt: skip
+        if work.tally(live_jobs_of(document.renter)) >= self._core.settings.max_live_jobs:
+            raise Refusal(
+                429, "too_many_jobs", "Too many jobs",
+                f"{self._core.settings.max_live_jobs} of your jobs have not ended yet",
+                field="renter", fix="wait until some have ended, or cancel some",
+            )  # fmt: skip
+        self._check_terms(document)
+        job = JobFact(
+            id=signed.id,
+            renter=document.renter,
+            name=document.name,
+            state=JobState.QUEUED,
+            envelope=signed.envelope,
+            budget_ucr=document.budget_ucr,
+            accept_ucr=document.accept_receipts_up_to_ucr,
+            submitted_ms=work.now_ms,
+            hardware_class=document.resources.hardware_class,
+        )
+        if not wait_for_offer:
+            self._check_market(work, job)
+        blobs = self._link_inputs(work, job, document)
+        self._hold(work, job.renter, job.id, document.budget_ucr, signed.id, "hold")
+        work.add_job(job)
+        for blob in blobs:
+            room = self._core.settings.max_job_bytes
+            claim(self._core, work, job.id, blob.sha256, blob.size_bytes, room)
+            room = self._core.settings.max_renter_bytes
+            claim(self._core, work, job.renter, blob.sha256, blob.size_bytes, room)
+        work.record(signed.id)
+
+    def _check_terms(self, job: Job) -> None:
+        if self._core.settings.image_policy == "digest" and not is_pinned(job.image):
+            raise invalid(
+                "image_not_pinned", "Image not pinned",
+                f"{job.image} is named by tag; this broker takes images by digest only",
+                field="image", fix="use name@sha256:... (docker inspect shows the digest)",
+            )  # fmt: skip
+        least = minimum_budget_ucr(job.max_price_ucr_per_device_hour, job.resources.devices)
+        for field, amount in (
+            ("budget_ucr", job.budget_ucr),
+            ("accept_receipts_up_to_ucr", job.accept_receipts_up_to_ucr),
+        ):
+            if amount < least:
+                raise invalid(
+                    "budget_too_small", "Budget too small",
+                    f"{field} is {credits_of(amount)}, and a minute of this job at its highest "
+                    f"price costs {credits_of(least)}",
+                    field=field, fix=f"set a budget of at least {credits_of(least)}",
+                )  # fmt: skip
+
+    def _check_market(self, work: Work, job: JobFact) -> None:
+        told = explain(wish_of(job), load_offers(work.tx, work.now_ms))
+        if told.some_offer_could:
+            return
+        if not told.considered:
+            raise invalid(
+                "no_match", "No match", "no offer is open at the moment",
+                field="resources", fix="wait for an offer, or submit with --wait",
+            )  # fmt: skip
+        failing = ", ".join(
+            f"{name} ({count})"
+            for name, count in sorted(told.failures.items(), key=lambda item: (-item[1], item[0]))
+        )
+        raise invalid(
+            "no_match", "No match",
+            f"none of {told.considered} open offers fits; they fail on: {failing}",
+            field=told.relax_field, fix=told.relax,
+        )  # fmt: skip
+
+    def _link_inputs(self, work: Work, job: JobFact, document: Job) -> list[BlobFact]:
+        """Return its inputs' content, all of which must be the renter's."""
+        total = sum(i.total_bytes for i in document.inputs)
+        if total > self._core.settings.max_input_bytes:
+            raise invalid(
+                "input_too_large", "Inputs too large",
+                f"{total} bytes; at most {self._core.settings.max_input_bytes} are taken",
+                field="inputs", fix="leave out what the job does not read",
+            )  # fmt: skip
+        linked: dict[str, BlobFact] = {}
+        for position, entry in enumerate(document.inputs):
+            field = f"inputs.{position}"
+            mine = work.get(BlobFact, job.renter, entry.index_sha256)
+            if mine is None:
+                raise _input_missing(field, entry.destination)
+            try:
+                index = parse_index(self._core.ports.blobs.get(entry.index_sha256))
+            except BlobMissing as error:
+                raise _input_missing(field, entry.destination) from error
+            except TreeRefused as error:
+                raise invalid(
+                    "input_refused", "Input refused", str(error), field=field,
+                    fix="upload it with the sublet client",
+                ) from error  # fmt: skip
+            if index.total_bytes != entry.total_bytes:
+                raise invalid(
+                    "input_changed", "Input changed",
+                    f"{entry.destination} was signed with {entry.total_bytes} bytes, its index "
+                    f"lists {index.total_bytes}", field=field, fix="submit again",
+                )  # fmt: skip
+            linked[mine.sha256] = mine
+            chunks = index.chunks()
+            have = {
+                blob.sha256: blob
+                for blob in work.find(BlobFact, {"scope": job.renter, "sha256": tuple(chunks)})
+            }
+            for sha256 in chunks:
+                if sha256 not in have or not self._core.ports.blobs.has(sha256):
+                    raise _input_missing(field, entry.destination)
+                linked[sha256] = have[sha256]
+        return [linked[sha256] for sha256 in sorted(linked)]
+
+    def _hold(
+        self, work: Work, renter: str, job: str, amount_ucr: int, cites: str, memo: str
+    ) -> None:
+        if not amount_ucr:
+            return
+        try:
+            work.post(
+                [
+                    ledger.Move(
+                        ledger.transfer_id("submit", cites), ledger.available(renter),
+                        ledger.held(job), amount_ucr, cites, memo,
+                    )
+                ]
+            )  # fmt: skip
+        except ledger.Overdrawn as error:
+            raise Refusal(
+                402, "over_balance", "Not enough credit",
+                f"the budget is {credits_of(amount_ucr)}, the balance is "
+                f"{credits_of(error.free_ucr)}", field="budget_ucr",
+                fix="lower the budget, or ask the operator to run sublet fund",
+            ) from error  # fmt: skip
+
+    def cancel(self, caller: str, ref: str) -> JobView:
+        """End a job: its run stops, what is left of its hold goes back."""
+        with self._core.work() as work:
+            job = own_job(work, caller, ref)
+            if not is_terminal(JOB, job.state):
+                self._end(work, job, "cancel", Reason.CANCELLED, JobState.CANCELLED)
+        return self._views.job(caller, job.id)
+
+    def pause(self, caller: str, ref: str) -> JobView:
+        """Checkpoint the job and stop it, until it is resumed. Its hold stays."""
+        with self._core.work() as work:
+            job = own_job(work, caller, ref)
+            if is_terminal(JOB, job.state):
+                raise conflict("job_ended", "Ended", f"the job has ended: {job.state}")
+            if job.state is not JobState.PAUSED and job.wanted != "cancel":
+                self._end(work, job, "pause", Reason.PAUSED_BY_RENTER, JobState.PAUSED)
+        return self._views.job(caller, job.id)
+
+    def _end(self, work: Work, job: JobFact, wanted: str, reason: Reason, state: JobState) -> None:
+        leases = work.find(LeaseFact, {"job": job.id, "state": LIVE_LEASE})
+        if not leases:
+            ended = ended_by_renter(job, state, reason, work.now_ms)
+            work.put_job(job, ended)
+            release_if_ended(work, ended)
+            return
+        job = work.put_job(job, replace(job, wanted=wanted))
+        lease = leases[0]
+        if lease.state is LeaseState.PROPOSED:
+            close(self._core, work, lease, reason, "")
+            return
+        run = work.must(RunFact, lease.id)
+        grace_ms = accepted(job.envelope, Job).stop_grace_ms
+        give_order(work, lease, run, Desired.DRAIN, reason, grace_ms)
+
+    def resume(self, caller: str, ref: str, amendment: Envelope | None = None) -> JobView:
+        """Put a paused job in line again, first raising its bounds if an amendment says so. A job
+        that runs just gets the new bounds, from its next lease on."""
+        try:
+            signed = amendment and receive_document(
+                self._core, amendment, Amendment, signed_by=(caller,)
+            )
+            with self._core.work() as work:
+                job = own_job(work, caller, ref)
+                if is_terminal(JOB, job.state):
+                    raise conflict(
+                        "job_ended", "Ended", f"the job has ended: {job.state}",
+                        fix="submit it again as a new job",
+                    )  # fmt: skip
+                if signed:
+                    job = self._amend(work, job, signed)
+                self._resume(work, job, amended=signed is not None)
+        except DocumentRefused as error:
+            raise as_refusal(error) from error
+        return self._views.job(caller, job.id)
+
+    def _resume(self, work: Work, job: JobFact, *, amended: bool) -> None:
+        if job.wanted == "pause":
+            # It hasn't stopped yet: it will, and goes on right after.
+            work.put_job(job, replace(job, wanted=""))
+        elif job.state is JobState.PAUSED:
+            document = accepted(job.envelope, Job)
+            if not affords_a_lease(job, document):
+                least = minimum_budget_ucr(
+                    document.max_price_ucr_per_device_hour, document.resources.devices
+                )
+                left = min(job.budget_ucr - job.settled_ucr, job.accept_ucr - job.accepted_ucr)
+                raise invalid(
+                    "budget_too_small", "Budget used up",
+                    f"{credits_of(max(0, left))} are left, a minute at the highest price costs "
+                    f"{credits_of(least)}", field="budget_ucr",
+                    fix=f"resume with a total budget of at least "
+                    f"{credits_of(job.budget_ucr - max(0, left) + least)}"
+                    if job.budget_ucr - job.settled_ucr < least
+                    else "sign the job's receipts (sublet statement shows them), then resume",
+                )  # fmt: skip
+            work.put_job(job, resumed(job, work.now_ms))
+        elif not amended:
+            raise conflict("not_paused", "Not paused", f"the job is {job.state}")
+
+    def _amend(self, work: Work, job: JobFact, signed: Signed[Amendment]) -> JobFact:
+        document = signed.document
+        if work.get(AmendmentFact, signed.id) is not None:
+            return job
+        if document.job != job.id or document.renter != job.renter:
+            raise DocumentRefused(f"it amends job {short(document.job)}", "job")
+        check_fresh(self._core, work.now_ms, issued_ms=document.issued_ms)
+        if document.budget_ucr < job.budget_ucr:
+            raise DocumentRefused(
+                f"the budget is {credits_of(job.budget_ucr)} already and can't be lowered",
+                "budget_ucr",
+            )
+        if not job.accept_ucr <= document.accept_receipts_up_to_ucr <= document.budget_ucr:
+            raise DocumentRefused(
+                f"must lie between {credits_of(job.accept_ucr)}, as before, and the budget",
+                "accept_receipts_up_to_ucr",
+            )
+        added = document.budget_ucr - job.budget_ucr
+        self._hold(work, job.renter, job.id, added, signed.id, "budget raised")
+        work.tx.add(AmendmentFact(signed.id, job.id, signed.envelope))
+        work.record(signed.id)
+        work.event("money", job.id, after="amended", detail=f"{added} ucr more are held")
+        raised = replace(
+            job,
+            budget_ucr=document.budget_ucr,
+            accept_ucr=document.accept_receipts_up_to_ucr,
+        )
+        return work.put_job(job, raised)
+
+
+def _input_missing(field: str, destination: str) -> Refusal:
+    return invalid(
+        "input_missing", "Input missing", f"the content of {destination} is not here", field=field,
+        fix="upload it first; the sublet client does so on run",
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""One transaction with all that every use-case does in it, and what is told after it."""

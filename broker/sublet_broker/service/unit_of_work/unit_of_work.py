@@ -1,0 +1,290 @@
+"""One unit of work: a transaction with what every use-case does in it.
+
+Facts, the events that tell of them, the messages they cause, ledger and log entries are committed
+together or not at all. What the outside is told (hooks, the verifier) is told after the commit.
+The match engine is told by the next tick of the scheduler, which reads the truth once more then.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from sublet_broker.market import ledger
+from sublet_broker.market.facts import (
+    AccountFact,
+    EventFact,
+    Fact,
+    JobFact,
+    LeaseFact,
+    LogEntryFact,
+    OutboxFact,
+    PendingFact,
+    RunFact,
+    TallyFact,
+    TransferFact,
+)
+from sublet_broker.market.running import is_over
+from sublet_broker.service.ports import Clock, Transaction
+from sublet_broker.service.unit_of_work.heartbeats import Pulses
+from sublet_contracts.keys import SigningKey
+from sublet_contracts.reasons import Reason
+from sublet_contracts.states import JOB, JobState, LeaseState, RunState, is_terminal
+from sublet_contracts.wire import Message
+
+F = TypeVar("F", bound=Fact)
+
+
+MOVED, DEBITS, CREDITS = "ledger:moved", "ledger:debits", "ledger:credits"
+RECEIPTS, SETTLEMENTS = "receipts", "settlements"
+RECOVERIES, LOST_DEVICE_MS = "recoveries", "lost_device_ms"
+"""Names of tallies (TallyFact): what /metrics shows without adding anything up."""
+
+
+def jobs_in(state: JobState) -> str:
+    """Return the tally of the jobs in a state."""
+    return f"jobs:{state}"
+
+
+def live_jobs_of(renter: str) -> str:
+    """Return the tally of a renter's jobs that haven't ended."""
+    return f"live:{renter}"
+
+
+def balances_of(kind: str) -> str:
+    """Return the tally of the balances of one kind of account: available, held, earned ..."""
+    return f"ledger:{kind}"
+
+
+@dataclass
+class Dirty:
+    """What is to be looked at after commits. Ordered sets, filled by any thread."""
+
+    providers: dict[str, None] = field(default_factory=dict)
+    """The scheduler tells the match engine of these,"""
+    jobs: dict[str, None] = field(default_factory=dict)
+    """and of these."""
+    ended: dict[str, None] = field(default_factory=dict)
+    """Leases whose runs have exited: billing closes them."""
+    moved_by: object = None
+    """The token of the last transaction that put a run or a lease: supervision looks at them."""
+
+
+class _Accounts:
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+
+    def account(self, id: str) -> AccountFact | None:
+        return self._tx.get(AccountFact, id)
+
+    def transfer(self, id: str) -> TransferFact | None:
+        return self._tx.get(TransferFact, id)
+
+    def pending(self, id: str) -> PendingFact | None:
+        return self._tx.get(PendingFact, id)
+
+
+class Work:
+    """A transaction, its time, and the acts that belong to it."""
+
+    def __init__(
+        self, tx: Transaction, clock: Clock, key: SigningKey, dirty: Dirty, pulses: Pulses
+    ) -> None:
+        self.tx = tx
+        self._clock = clock
+        self._now_ms: int | None = None
+        self._stopwatch_ms: int | None = None
+        self.key = key
+        self.accounts = _Accounts(tx)
+        self.told_jobs: dict[str, None] = {}
+        self.told_parties: dict[str, None] = {}
+        self.notices: list[tuple[str, Message]] = []
+        self._dirty = dirty
+        self._pulses = pulses
+        self.token = object()
+        """Tells what this transaction puts from what others do."""
+        self.moves = False
+        """Whether it puts runs or leases."""
+
+    @property
+    def now_ms(self) -> int:
+        """The broker's clock, read once."""
+        if self._now_ms is None:
+            self._now_ms = self._clock.now_ms()
+        return self._now_ms
+
+    @property
+    def stopwatch_ms(self) -> int:
+        """The stopwatch beside it, read once."""
+        if self._stopwatch_ms is None:
+            self._stopwatch_ms = self._clock.stopwatch_ms()
+        return self._stopwatch_ms
+
+    def get(self, kind: type[F], *key: str | int) -> F | None:
+        """Return a fact; a run with what its agent said last."""
+        fact = self.tx.get(kind, *key)
+        if isinstance(fact, RunFact):
+            return cast(F, self._pulses.over(fact))
+        return fact
+
+    def must(self, kind: type[F], *key: str | int) -> F:
+        """Return a fact that another one promises to be there."""
+        fact = self.get(kind, *key)
+        if fact is None:
+            raise LookupError(f"{kind.__name__} {key} is missing: the database has been damaged")
+        return fact
+
+    def find(
+        self, kind: type[F], where: Mapping[str, Any] | None = None, **options: Any
+    ) -> list[F]:
+        """Return facts (see ports.Transaction.find); runs with what their agents said last."""
+        found = self.tx.find(kind, where, **options)
+        if kind is RunFact:
+            return cast(list[F], [self._pulses.over(cast(RunFact, fact)) for fact in found])
+        return found
+
+    def put(self, fact: Fact) -> None:
+        """Insert or replace a fact."""
+        self.tx.put(fact)
+        self._pulses.put(fact, self.token)
+        if isinstance(fact, RunFact | LeaseFact):
+            self.moves = True
+            over = is_over(fact) if isinstance(fact, RunFact) else fact.state is LeaseState.CLOSED
+            if over:
+                self.tx.after_commit(partial(self._pulses.forget, fact.id))
+
+    def add(self, fact: LeaseFact | RunFact) -> None:
+        """Insert a lease or a run. Raises AlreadyThere."""
+        self.tx.add(fact)
+        self.moves = True
+
+    def tally(self, id: str, change: int = 0) -> int:
+        """Change a sum that is kept, and return it. One that falls back to 0 is forgotten."""
+        known = self.tx.get(TallyFact, id)
+        value = (known.value if known else 0) + change
+        if value:
+            if change:
+                self.tx.put(TallyFact(id, value))
+        elif known is not None:
+            self.tx.delete(TallyFact, id)
+        return value
+
+    def event(
+        self,
+        kind: str,
+        job: str,
+        *,
+        lease: str = "",
+        epoch: int = 0,
+        before: str = "",
+        after: str = "",
+        reason: Reason | None = None,
+        detail: str = "",
+    ) -> None:
+        """Append to the history."""
+        self.tx.add(
+            EventFact(
+                self.tx.next("event"), self.now_ms, job, lease, epoch, kind, before, after, reason,
+                detail[:2048],
+            )
+        )  # fmt: skip
+        self.told_jobs[job] = None
+
+    def record(self, document: str) -> None:
+        """Append a document to the Merkle log: called once, when it is accepted."""
+        self.tx.add(LogEntryFact(self.tx.next("log") - 1, document))
+
+    def send(self, recipient: str, message: Message) -> None:
+        """Put a reliable message into the outbox."""
+        order = self.tx.next("outbox")
+        self.tx.add(
+            OutboxFact(
+                f"b-{order}", order, recipient, message.TYPE, message.model_dump_json(), self.now_ms
+            )
+        )
+        self.told_parties[recipient] = None
+
+    def notice(self, recipient: str, message: Message) -> None:
+        """Send an unreliable message after the commit."""
+        self.notices.append((recipient, message))
+        self.told_parties[recipient] = None
+
+    def touch_offer(self, provider: str) -> None:
+        """Note that what this provider has free, or its offer, is another now."""
+        self.tx.after_commit(lambda: self._dirty.providers.__setitem__(provider, None))
+
+    def touch_job(self, job: str) -> None:
+        """Note that this job may want a machine now, or want one no longer."""
+        self.tx.after_commit(lambda: self._dirty.jobs.__setitem__(job, None))
+
+    def touch_ended(self, lease: str) -> None:
+        """Note that this lease's run has exited."""
+        self.tx.after_commit(lambda: self._dirty.ended.__setitem__(lease, None))
+
+    def add_job(self, job: JobFact) -> None:
+        """Add a job that has just been accepted."""
+        self.tx.add(job)
+        self.tally(jobs_in(job.state), 1)
+        self.tally(live_jobs_of(job.renter), 1)
+        self.event("job", job.id, after=job.state, detail=f"{job.budget_ucr} ucr are held")
+        self.touch_job(job.id)
+
+    def put_job(self, before: JobFact, after: JobFact, *, lease: str = "") -> JobFact:
+        """Replace a job, with an event if its state changes."""
+        self.put(after)
+        self.touch_job(after.id)
+        if after.state is not before.state:
+            self.tally(jobs_in(before.state), -1)
+            self.tally(jobs_in(after.state), 1)
+            if is_terminal(JOB, after.state):
+                self.tally(live_jobs_of(after.renter), -1)
+            self.event(
+                "job", after.id, lease=lease, epoch=after.epoch, before=before.state,
+                after=after.state, reason=after.reason, detail=after.detail,
+            )  # fmt: skip
+        return after
+
+    def put_run(self, before: RunFact, after: RunFact) -> RunFact:
+        """Replace a run, with an event if its state or what is wanted of it changes."""
+        self.put(after)
+        if after.state is RunState.EXITED:
+            self.touch_ended(after.id)
+        if after.state is not before.state:
+            self.event(
+                "run", after.job, lease=after.id, epoch=after.epoch, before=before.state,
+                after=after.state, reason=after.reason, detail=after.detail,
+            )  # fmt: skip
+        if after.desired is not before.desired:
+            self.event(
+                "order", after.job, lease=after.id, epoch=after.epoch, before=before.desired,
+                after=after.desired, reason=after.order_reason,
+            )  # fmt: skip
+        return after
+
+    def post(self, moves: Sequence[ledger.Move]) -> None:
+        """Post transfers. Raises ledger.Overdrawn, before anything is written."""
+        for fact in ledger.post(self.accounts, moves, self.now_ms):
+            self._append_or_put(fact)
+
+    def reserve(self, id: str, account: str, amount_ucr: int, cites: str) -> None:
+        """Reserve an amount."""
+        for fact in ledger.reserve(self.accounts, id, account, amount_ucr, cites, self.now_ms):
+            self._append_or_put(fact)
+
+    def resolve(self, id: str, moves: Sequence[ledger.Move]) -> None:
+        """Resolve a reservation by posting transfers, or void it."""
+        for fact in ledger.resolve(self.accounts, id, moves, self.now_ms):
+            self._append_or_put(fact)
+
+    def _append_or_put(self, fact: Fact) -> None:
+        if isinstance(fact, TransferFact):
+            self.tx.add(fact)
+            self.tally(MOVED, fact.amount_ucr)
+        else:
+            if isinstance(fact, AccountFact):
+                before = self.tx.get(AccountFact, fact.id) or AccountFact(fact.id)
+                self.tally(DEBITS, fact.debits_ucr - before.debits_ucr)
+                self.tally(CREDITS, fact.credits_ucr - before.credits_ucr)
+                change = ledger.balance_ucr(fact) - ledger.balance_ucr(before)
+                self.tally(balances_of(fact.id.rsplit(":", 1)[-1]), change)
+            self.tx.put(fact)

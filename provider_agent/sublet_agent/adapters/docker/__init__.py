@@ -1,0 +1,1 @@
+"""Runs as containers, through the Docker SDK."""

@@ -1,0 +1,443 @@
+"""Runs jobs in containers of the local Docker Engine, with as little in them as a job needs.
+
+What holds a stranger's job: no capabilities and none to gain, a system call list of our own, a
+read-only root, a user that is not root, no network, and limits on memory (swap included),
+processes, cpu, log and temporary files. `in/` and `ack/` lie read-only over the checkpoint
+folder, so that a job can't put a link where the agent will write. What a kernel bug allows, this
+does not stop.
+
+Disk: the root is read-only, temporary files are a bounded tmpfs, volumes that an image declares
+become tmpfs too. The checkpoint and output folders are ordinary ones: RLIMIT_FSIZE bounds each
+file, and the agent measures the sum with `folders.usage` and ends the run that passes
+`disk_bytes`.
+
+Network `egress` is refused unless the owner allowed it: jobs don't reach each other on its
+bridge, but they do reach the owner's network and this host's own addresses until a firewall stops
+that (DOCKER-USER for forwarded packets, INPUT on the bridge for the host).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
+
+from sublet_agent.adapters.docker import logs as docker_logs
+from sublet_agent.adapters.docker import seccomp
+from sublet_agent.adapters.workspace import folders
+from sublet_agent.core import runner_port as runners
+from sublet_agent.core.runner_port import FoundRun, LogBatch, ResolvedImage, RunSpec, RunStatus
+
+LABEL = "sublet"
+EGRESS_NETWORK = "sublet-egress"
+JOB_UID = 65532  # of an agent that is root; any other agent's jobs have the agent's own user
+_LOG_FILES = 2
+_TIMEOUT_S = 60
+_OPEN_FILES = 16384  # under the hard limit that any engine itself runs with
+_MIN_MEMORY_BYTES = 6 * 1024 * 1024  # the engine accepts no less
+_NEVER = "0001-01-01T00:00:00Z"
+
+
+def why_silent(error: BaseException) -> str:
+    """Say in a few words why no engine answers: the error at the bottom, not the four around it."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return strerror.lower() if strerror else str(error)
+
+
+class DockerRunner:
+    """The real runner. `owner` is the agent's state id: an agent sees only its own containers."""
+
+    name = "docker"
+
+    def __init__(
+        self,
+        owner: str,
+        *,
+        user: tuple[int, int] | None = None,
+        allow_egress: bool = False,
+        log_bytes: int = 16 * 1024 * 1024,
+        tmp_bytes: int = 1024 * 1024 * 1024,
+        client: docker.DockerClient | None = None,
+    ) -> None:
+        """`user` is the (uid, gid) of jobs; `log_bytes` and `tmp_bytes` bound each run's."""
+        self._owner = owner
+        own = (os.geteuid(), os.getegid())
+        self._user = user or (own if own[0] != 0 else (JOB_UID, JOB_UID))
+        if 0 in self._user:
+            raise ValueError("user: jobs must not run as uid or gid 0")
+        self._allow_egress = allow_egress
+        self._log_bytes = log_bytes
+        self._tmp_bytes = tmp_bytes
+        self._given = client
+
+    # ---- the machine ----
+
+    def check(self) -> None:
+        """Raise RunnerUnavailable where no engine answers, or one that enforces no seccomp."""
+        fix = "start dockerd, or set DOCKER_HOST, or use --runner process for your own jobs"
+        try:
+            info = self._client().info()
+        except runners.RunnerUnavailable:
+            raise
+        except (DockerException, requests.RequestException, OSError) as error:
+            raise runners.RunnerUnavailable(
+                f"no Docker Engine answers ({why_silent(error)})", fix
+            ) from error
+        if info.get("OSType") != "linux":
+            raise runners.RunnerUnavailable("the engine does not run Linux containers", fix)
+        if not any("seccomp" in option for option in info.get("SecurityOptions") or ()):
+            raise runners.RunnerUnavailable(
+                "the engine can't filter system calls", "use a kernel and an engine with seccomp"
+            )
+        for field, what in (("MemoryLimit", "memory"), ("PidsLimit", "processes")):
+            if not info.get(field):
+                raise runners.RunnerUnavailable(
+                    f"the engine can't limit {what}", "enable that cgroup controller"
+                )
+
+    def ensure_image(
+        self, image: str, progress: Callable[[str], None], policy: Literal["digest", "any"]
+    ) -> ResolvedImage:
+        """Have the image in the engine. See `Runner`."""
+        with self._errors(f"image {image!r}"):
+            found = self._local_image(image)
+            runners.require_pinned(image, policy, _pinned_name(found) if found else None)
+            if found is None:
+                if image.startswith("sha256:"):
+                    raise runners.ImageUnavailable(
+                        f"image {image} is not on this machine and an id alone can't be pulled: "
+                        "name it name@sha256:<digest>, or load it here with docker load"
+                    )
+                self._pull(image, progress)
+                found = self._local_image(image)
+            if found is None:
+                raise runners.ImageUnavailable(
+                    f"image {image!r} was pulled and is not there: check the engine's disk"
+                )
+            return ResolvedImage(image, found["Id"], _pinned_name(found), found.get("Size"))
+
+    def _local_image(self, image: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self._client().api.inspect_image(image)
+        except ImageNotFound:
+            return None
+        return found
+
+    def _pull(self, image: str, progress: Callable[[str], None]) -> None:
+        name, tag = docker.utils.parse_repository_tag(image)
+        advice = "check its name and digest, that the registry answers here and lets you in"
+        try:
+            events = self._client().api.pull(name, tag or "latest", stream=True, decode=True)
+            last = ""
+            for event in events:
+                if "error" in event:
+                    raise runners.ImageUnavailable(f"image {image!r}: {event['error']}: {advice}")
+                line = " ".join(str(event[k]) for k in ("id", "status") if event.get(k))
+                if line and line != last:
+                    progress(line)
+                    last = line
+        except (APIError, requests.RequestException) as error:
+            raise runners.ImageUnavailable(f"image {image!r}: {_say(error)}: {advice}") from error
+
+    # ---- a run's life ----
+
+    def start(self, spec: RunSpec) -> None:
+        """Create and start the container, once. See `Runner`."""
+        runners.check_spec(spec)
+        if spec.network == "egress" and not self._allow_egress:
+            raise runners.RunRefused(
+                "network egress: this owner gives jobs no network; use network none, "
+                "or let the owner allow it with --allow-egress"
+            )
+        if spec.memory_bytes < _MIN_MEMORY_BYTES:
+            raise runners.RunRefused(f"memory_bytes: at least {_MIN_MEMORY_BYTES}")
+        with self._errors(f"run {spec.run_id}"):
+            found = self._inspect(spec.run_id)
+            if found is None:
+                try:
+                    self._hand_over(spec)
+                except OSError as error:
+                    raise runners.StartFailed(f"run {spec.run_id}: its folders: {error}") from error
+                try:
+                    self._create(spec)
+                except APIError as error:
+                    # Somebody else created it in between: theirs is the same run.
+                    if error.status_code != 409 or self._inspect(spec.run_id) is None:
+                        raise runners.StartFailed(f"run {spec.run_id}: {_say(error)}") from error
+                found = self._inspect(spec.run_id)
+            if found is not None and _status(found).state != "created":
+                return
+            try:
+                self._client().api.start(self._name(spec.run_id))
+            except APIError as error:
+                raise runners.StartFailed(f"run {spec.run_id}: {_say(error)}") from error
+
+    def find(self) -> list[FoundRun]:
+        """List this agent's containers. See `Runner`."""
+        wanted = {"label": [f"{LABEL}.owner={self._owner}"]}
+        with self._errors("finding runs"):
+            listed = self._client().api.containers(all=True, filters=wanted)
+            found = []
+            for entry in listed:
+                labels = entry["Labels"]
+                run_id = labels[f"{LABEL}.run"]
+                found.append(
+                    FoundRun(
+                        run_id,
+                        labels[f"{LABEL}.job"],
+                        labels[f"{LABEL}.lease"],
+                        int(labels[f"{LABEL}.epoch"]),
+                        self.status(run_id),
+                    )
+                )
+            return found
+
+    def status(self, run_id: str) -> RunStatus:
+        """Say how the container is. See `Runner`."""
+        with self._errors(f"run {run_id}"):
+            found = self._inspect(run_id)
+            return RunStatus("gone") if found is None else _status(found)
+
+    def stop(self, run_id: str) -> None:
+        """Write STOP and send TERM. See `Runner`."""
+        with self._errors(f"run {run_id}"):
+            found = self._inspect(run_id)
+            if found is None:
+                return
+            folders.ask(Path(found["Config"]["Labels"][f"{LABEL}.checkpoint_dir"]), "STOP")
+            self._signal(run_id, "SIGTERM")
+
+    def kill(self, run_id: str) -> None:
+        """Send KILL to the container's init, which ends all in it. See `Runner`."""
+        with self._errors(f"run {run_id}"):
+            self._signal(run_id, "SIGKILL")
+
+    def remove(self, run_id: str) -> None:
+        """Remove the container, its log and its anonymous volumes. See `Runner`."""
+        with self._errors(f"run {run_id}"):
+            try:
+                self._client().api.remove_container(self._name(run_id), force=True, v=True)
+            except NotFound:
+                return
+
+    def read_logs(self, run_id: str, cursor: str | None, limit_bytes: int) -> LogBatch:
+        """Read the container's log. See `Runner`."""
+        with self._errors(f"log of run {run_id}"):
+            try:
+                return docker_logs.read(
+                    self._client().api, self._name(run_id), cursor, limit_bytes, self._log_bytes
+                )
+            except NotFound:
+                return LogBatch((), cursor, False)
+
+    def _signal(self, run_id: str, signal: str) -> None:
+        try:
+            self._client().api.kill(self._name(run_id), signal)
+        except NotFound:
+            return
+        except APIError as error:
+            if error.status_code != 409:  # 409: it is not running, so there is nobody to tell
+                raise
+
+    # ---- the container ----
+
+    def _create(self, spec: RunSpec) -> None:
+        api = self._client().api
+        image = spec.image_id or spec.image
+        shown = api.inspect_image(image)
+        volumes = (shown.get("Config") or {}).get("Volumes") or {}
+        api.create_container(
+            image,
+            command=list(spec.command) or None,
+            name=self._name(spec.run_id),
+            hostname="job",
+            user=f"{self._user[0]}:{self._user[1]}",
+            environment={"HOME": "/tmp", **self._environment(spec)},
+            labels={
+                f"{LABEL}.owner": self._owner,
+                f"{LABEL}.run": spec.run_id,
+                f"{LABEL}.job": spec.job_id,
+                f"{LABEL}.lease": spec.lease_id,
+                f"{LABEL}.epoch": str(spec.epoch),
+                f"{LABEL}.checkpoint_dir": str(spec.checkpoint_dir),
+            },
+            healthcheck={"test": ["NONE"]},
+            host_config=api.create_host_config(**self._host_config(spec, tuple(volumes))),
+        )
+
+    def _environment(self, spec: RunSpec) -> dict[str, str]:
+        return runners.job_environment(
+            spec, checkpoint=runners.CHECKPOINT_PATH, inputs=runners.INPUTS_PATH,
+            helper=runners.HELPER_PATH, outputs=spec.outputs_path,
+        )  # fmt: skip
+
+    def _host_config(self, spec: RunSpec, volumes: tuple[str, ...]) -> dict[str, Any]:
+        memory = spec.memory_bytes
+        tmp = f"rw,nosuid,nodev,mode=1777,size={min(self._tmp_bytes, spec.disk_bytes)}"
+        mounts = self._mounts(spec)
+        taken = {mount["Target"] for mount in mounts}
+        return {
+            "init": True,
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges", f"seccomp={seccomp.profile_json()}"],
+            "read_only": True,
+            "tmpfs": {path: tmp for path in ("/tmp", *volumes) if path not in taken},
+            "mounts": mounts,
+            "shm_size": max(1024 * 1024, min(memory // 2, 8 * 1024**3)),  # counts as memory too
+            "ipc_mode": "private",
+            "mem_limit": memory,
+            "memswap_limit": memory,  # the same: no swap
+            "nano_cpus": min(spec.cpu_millis, 1000 * (os.cpu_count() or 1)) * 1_000_000,
+            "pids_limit": spec.pids,
+            "oom_score_adj": 500,
+            "ulimits": [
+                Ulimit(name="nofile", soft=_OPEN_FILES, hard=_OPEN_FILES),
+                Ulimit(name="core", soft=0, hard=0),
+                Ulimit(name="fsize", soft=spec.disk_bytes, hard=spec.disk_bytes),
+            ],
+            "network_mode": self._network(spec),
+            "log_config": LogConfig(
+                type=LogConfig.types.JSON,
+                config={
+                    "max-size": str(self._log_bytes // _LOG_FILES),
+                    "max-file": str(_LOG_FILES),
+                },
+            ),
+            "restart_policy": {"Name": "no"},
+            "device_requests": self._devices(spec),
+        }
+
+    def _mounts(self, spec: RunSpec) -> list[Mount]:
+        def bind(target: str, source: Path, read_only: bool) -> Mount:
+            return Mount(
+                target, str(source), type="bind", read_only=read_only, propagation="rprivate"
+            )
+
+        mounts = [
+            bind(runners.CHECKPOINT_PATH, spec.checkpoint_dir, False),
+            bind(f"{runners.CHECKPOINT_PATH}/in", spec.checkpoint_dir / "in", True),
+            bind(f"{runners.CHECKPOINT_PATH}/ack", spec.checkpoint_dir / "ack", True),
+            bind(runners.HELPER_PATH, spec.helper_dir, True),
+            bind(runners.INPUTS_PATH, spec.inputs_dir, True),
+        ]
+        mounts += [bind(path, host, True) for path, host in sorted(spec.destinations.items())]
+        if spec.outputs_path is not None and spec.outputs_dir is not None:
+            mounts.append(bind(spec.outputs_path, spec.outputs_dir, False))
+        return mounts
+
+    def _network(self, spec: RunSpec) -> str:
+        if spec.network == "none":
+            return "none"
+        api = self._client().api
+        if not api.networks(names=[EGRESS_NETWORK]):
+            api.create_network(
+                EGRESS_NETWORK,
+                driver="bridge",
+                check_duplicate=True,
+                options={"com.docker.network.bridge.enable_icc": "false"},
+            )
+        return EGRESS_NETWORK
+
+    def _devices(self, spec: RunSpec) -> list[DeviceRequest]:
+        gpus = runners.gpu_ids(spec)
+        if not gpus:
+            return []
+        names = [f"nvidia.com/gpu={gpu}" for gpu in gpus]
+        listed = {d.get("ID") for d in self._client().info().get("DiscoveredDevices") or ()}
+        if listed.issuperset(names):
+            return [DeviceRequest(driver="cdi", device_ids=names)]
+        return [
+            DeviceRequest(
+                driver="nvidia", device_ids=list(gpus), capabilities=[["gpu", "compute", "utility"]]
+            )
+        ]
+
+    def _hand_over(self, spec: RunSpec) -> None:
+        uid, gid = self._user
+        for name in ("in", "out", "ack"):
+            (spec.checkpoint_dir / name).mkdir(exist_ok=True)
+        for folder in (spec.checkpoint_dir / "in", spec.checkpoint_dir / "ack", spec.inputs_dir):
+            folders.make_readable(folder)
+        if os.geteuid() == 0:
+            os.chown(spec.checkpoint_dir, uid, gid)
+        folders.hand_over(spec.checkpoint_dir / "out", uid, gid)
+        if spec.outputs_dir is not None:
+            folders.hand_over(spec.outputs_dir, uid, gid)
+
+    # ---- the engine ----
+
+    def _name(self, run_id: str) -> str:
+        return f"sublet-{self._owner[:12]}-{run_id}"
+
+    def _inspect(self, run_id: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self._client().api.inspect_container(self._name(run_id))
+        except NotFound:
+            return None
+        return found
+
+    def _client(self) -> docker.DockerClient:
+        if self._given is None:
+            try:
+                self._given = docker.from_env(timeout=_TIMEOUT_S)
+            except (DockerException, requests.RequestException, OSError) as error:
+                raise runners.RunnerUnavailable(
+                    f"no Docker Engine answers ({why_silent(error)})",
+                    "start dockerd, or set DOCKER_HOST",
+                ) from error
+        return self._given
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except APIError as error:
+            raise runners.RunnerError(f"{what}: {_say(error)}") from error
+        except (DockerException, requests.RequestException, OSError) as error:
+            raise runners.RunnerUnavailable(
+                f"{what}: the Docker Engine does not answer ({error})", "is dockerd running?"
+            ) from error
+
+
+def _say(error: Exception) -> str:
+    return str(getattr(error, "explanation", None) or error)
+
+
+def _pinned_name(image: Mapping[str, Any]) -> str:
+    digests = image.get("RepoDigests") or ()
+    return str(digests[0]) if digests else str(image["Id"])
+
+
+def _status(container: Mapping[str, Any]) -> RunStatus:
+    state = container["State"]
+    error = state.get("Error") or None
+    started = _milliseconds(state.get("StartedAt"))
+    match state["Status"]:
+        case "created" if error is None:
+            return RunStatus("created")
+        case "created":  # the engine refused to start it, and says why
+            return RunStatus("exited", state.get("ExitCode"), error=error)
+        case "exited" | "dead":
+            return RunStatus(
+                "exited", state["ExitCode"], bool(state.get("OOMKilled")), started,
+                _milliseconds(state.get("FinishedAt")), error,
+            )  # fmt: skip
+    return RunStatus("running", started_ms=started)
+
+
+def _milliseconds(stamp: str | None) -> int | None:
+    if not stamp or stamp == _NEVER:
+        return None
+    whole, _, fraction = stamp.rstrip("Z").partition(".")
+    seconds = int(datetime.fromisoformat(whole + "+00:00").timestamp())
+    return seconds * 1000 + int((fraction + "000")[:3])

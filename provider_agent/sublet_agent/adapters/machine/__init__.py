@@ -1,0 +1,1 @@
+"""What this machine has: GPUs, memory, cores, and the terms it is offered on."""

@@ -1,0 +1,228 @@
+"""The parent of one job of the process runner: outlives the agent, writes down the job's end.
+
+    python -m sublet_agent.adapters.process.supervisor RUN_DIRECTORY
+
+It holds a lock on `RUN_DIRECTORY/lock` as long as it lives. It is the subreaper of all that the
+job starts, so nothing escapes by being orphaned; keeps the memory and the number of processes
+within the run's limits; takes the output into bounded files; and when the job's own process ends
+it ends the rest, as a container would, and then writes `exit.json`, durably.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import resource
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from sublet_agent.adapters.process import tree as process_tree
+from sublet_agent.adapters.process.logs import LogWriter
+from sublet_agent.core.runner_port import MAX_LINE_BYTES
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_WATCH_S = 0.1
+_READ_BYTES = 64 * 1024
+_DRAIN_S = 5.0
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def write_durably(path: Path, value: dict[str, Any]) -> None:
+    """Replace a JSON file so that after a crash it is the old one or the new one."""
+    tmp = path.with_suffix(".tmp")
+    with tmp.open("w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(tmp, path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+class Supervisor:
+    """One job, from its start to `exit.json`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._spec: dict[str, Any] = json.loads((directory / "spec.json").read_text())
+        self._log = LogWriter(directory, self._spec["log_bytes"])
+        self._pending: dict[str, bytes] = {}
+        self._wait_status: int | None = None
+        self._oom = False
+        self._error: str | None = None
+        self._started_ms = 0
+        self._pid = 0
+
+    def run(self) -> None:
+        """Start the job and stay with it until its end is on the disk."""
+        self._started_ms = _now_ms()
+        mine = process_tree.read_process(os.getpid())
+        about = {"pid": os.getpid(), "started": mine.started if mine else 0}
+        try:
+            job = self._start_job()
+        except OSError as error:
+            code = 127 if isinstance(error, FileNotFoundError) else 126
+            self._error = f"the command can't be started: {error}"
+            self._finish(code, about)
+            return
+        self._pid = job.pid
+        child = process_tree.read_process(job.pid)
+        about |= {"job_pid": job.pid, "job_started": child.started if child else 0}
+        about["started_ms"] = self._started_ms
+        write_durably(self._directory / "running.json", about)
+        self._watch(job)
+        status = self._wait_status
+        self._finish(None if status is None else _exit_code(status), about)
+
+    def _start_job(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._spec["command"],
+            cwd=self._directory / "work",
+            env=self._spec["env"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=self._limit,
+        )
+
+    def _limit(self) -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        size = self._spec["disk_bytes"]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        # What the supervisor ignores, the job would inherit through exec, and never hear TERM.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # Ignored, so that a file grown too large fails a write instead of killing the job.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def _watch(self, job: subprocess.Popen[bytes]) -> None:
+        selector = selectors.DefaultSelector()
+        for name, pipe in (("stdout", job.stdout), ("stderr", job.stderr)):
+            if pipe is not None:
+                os.set_blocking(pipe.fileno(), False)
+                selector.register(pipe, selectors.EVENT_READ, name)
+        next_watch = 0.0
+        drained_by: float | None = None
+        while True:
+            for key, _ in selector.select(_WATCH_S):
+                if not self._take(key.data, key.fileobj):
+                    selector.unregister(key.fileobj)
+            now = time.monotonic()
+            if now >= next_watch:
+                self._log.flush()
+                self._reap()
+                alive = process_tree.descendants(os.getpid())
+                if self._wait_status is None:
+                    self._hold_limits(alive)
+                elif alive:
+                    process_tree.end(alive)
+                else:
+                    drained_by = drained_by or now + _DRAIN_S
+                    if not selector.get_map() or now > drained_by:
+                        return
+                next_watch = time.monotonic() + (_WATCH_S if self._wait_status is None else 0.01)
+            if not selector.get_map():
+                time.sleep(0.01)  # select() with nothing to select would spin
+
+    def _hold_limits(self, alive: set[int]) -> None:
+        if len(alive) > self._spec["pids"]:
+            self._error = f"more than {self._spec['pids']} processes"
+        elif sum(map(process_tree.private_bytes, alive)) > self._spec["memory_bytes"]:
+            self._oom = True
+            self._error = f"more than {self._spec['memory_bytes']} bytes of memory"
+        else:
+            return
+        while alive:
+            process_tree.end(alive)
+            self._reap()
+            alive = process_tree.descendants(os.getpid())
+
+    def _take(self, stream: Literal["stdout", "stderr"], pipe: Any) -> bool:
+        try:
+            chunk = os.read(pipe.fileno(), _READ_BYTES)
+        except BlockingIOError:
+            return True
+        *lines, rest = (self._pending.get(stream, b"") + chunk).split(b"\n")
+        if not chunk:
+            lines, rest = ([rest] if rest else []), b""
+        while len(rest) >= MAX_LINE_BYTES:
+            lines.append(rest[:MAX_LINE_BYTES])
+            rest = rest[MAX_LINE_BYTES:]
+        now_ms = _now_ms()
+        for line in lines:
+            for at in range(0, len(line) or 1, MAX_LINE_BYTES):
+                self._log.write(stream, now_ms, line[at : at + MAX_LINE_BYTES])
+        self._pending[stream] = rest
+        return bool(chunk)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._pid:
+                self._wait_status = status
+
+    def _finish(self, code: int | None, about: dict[str, Any]) -> None:
+        for stream, rest in self._pending.items():
+            if rest:
+                self._log.write("stdout" if stream == "stdout" else "stderr", _now_ms(), rest)
+        self._log.flush(durable=True)
+        ended = {
+            "exit_code": code, "oom_killed": self._oom, "error": self._error,
+            "started_ms": self._started_ms, "finished_ms": _now_ms(),
+        }  # fmt: skip
+        write_durably(self._directory / "exit.json", about | ended)
+
+
+def _exit_code(status: int) -> int:
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _lock(directory: Path) -> IO[bytes] | None:
+    held = (directory / "lock").open("ab")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.close()
+        return None
+    return held
+
+
+def main(directory: Path) -> int:
+    """Leave the caller's session, take the lock and supervise; 0 also where somebody has it."""
+    if os.fork():
+        os._exit(0)  # the caller waits for this one only; the supervisor is nobody's child
+    os.setsid()
+    held = _lock(directory)
+    if held is None or (directory / "exit.json").exists():
+        return 0
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the job is asked to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Supervisor(directory).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,215 @@
+"""Watches one run: its state, its output, its checkpoints, its progress, its disk."""
+
+import asyncio
+import functools
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from sublet_agent.adapters.session.log_spool import Spool
+from sublet_agent.adapters.workspace.disk_space import LEAST_FREE_BYTES
+from sublet_agent.adapters.workspace.folders import usage
+from sublet_agent.adapters.workspace.workspace import Workspace, run_id
+from sublet_agent.core import events
+from sublet_agent.core.runner_port import Runner, RunnerError, RunStatus
+from sublet_contracts.tree import TreeRefused
+
+LOOK_S = 0.2
+DISK_EVERY_S = 2.0
+LAYOUTS_EVERY_S = 1.0
+LOG_BYTES = 1024 * 1024
+T = TypeVar("T")
+
+
+class Listener(Protocol):
+    """Who has a run observed, and takes what is seen. All but `blocking` return at once."""
+
+    @property
+    def runner(self) -> Runner: ...
+
+    @property
+    def spool(self) -> Spool: ...
+
+    @property
+    def now_ms(self) -> Callable[[], int]: ...
+
+    @property
+    def say(self) -> Callable[[str], None]: ...
+
+    def post(self, event: events.Event) -> None: ...
+
+    def log_line(self, lease_id: str, text: str) -> None: ...
+
+    def forget_observer(self, lease_id: str) -> None: ...
+
+    async def blocking(self, call: Callable[..., T], *arguments: Any) -> T: ...
+
+
+class Observer:
+    """Looks at a run about five times a second and posts what has changed."""
+
+    def __init__(self, listener: Listener, lease_id: str, workspace: Workspace) -> None:
+        self._listener = listener
+        self._lease_id = lease_id
+        self._run = run_id(lease_id)
+        self._workspace = workspace
+        self._soon = asyncio.Event()
+        self._left = False
+        self._seen: set[int] = set()
+        self._progress: object = None
+        self._disk_at = 0.0
+        self._layouts_at = 0.0
+        self._too_much = ""
+        self._said_too_much = False
+        self._started_at: tuple[int, float] | None = None
+        self._logging = asyncio.Lock()
+
+    def look_soon(self) -> None:
+        """Something was done to the run: don't wait for the next turn."""
+        self._soon.set()
+
+    def leave(self) -> None:
+        """Look no more."""
+        self._left = True
+        self._soon.set()
+
+    async def run(self) -> None:
+        """Look until the run is over."""
+        while not self._left:
+            self._soon.clear()
+            try:
+                over = await self._look()
+            except RunnerError as error:
+                # The engine may be restarting: the run is neither gone nor ended by that.
+                self._listener.say(f"runner: {error}")
+                over = False
+                await asyncio.sleep(1.0)
+            if over:
+                break
+            try:
+                await asyncio.wait_for(self._soon.wait(), LOOK_S)
+            except TimeoutError:
+                continue
+        self._listener.forget_observer(self._lease_id)
+
+    async def final_look(self) -> set[int]:
+        """After the exit: the rest of the output, and every checkpoint that is there."""
+        await self._logs(to_the_end=True)
+        self._tell_progress(await self._listener.blocking(self._workspace.progress))
+        steps = await self._listener.blocking(self._workspace.steps)
+        layouts = await self._listener.blocking(functools.partial(self._layouts, exited=True))
+        self._say_too_much()
+        return steps | layouts
+
+    async def _look(self) -> bool:
+        listener = self._listener
+        status, steps, progress = await listener.blocking(self._read)
+        if self._left:
+            return True
+        # Before anything is written, and before an exit that may come of it is taken for the job's.
+        self._room(status)
+        self._say_too_much()
+        await self._logs(to_the_end=False)
+        self._tell_progress(progress)
+        for step in sorted(steps - self._seen):
+            self._seen.add(step)
+            listener.post(events.CheckpointSeen(self._lease_id, step))
+        if status.state == "gone":
+            listener.post(events.Vanished(self._lease_id))
+            return True
+        if status.state == "created":
+            listener.post(events.Vanished(self._lease_id))
+            return True
+        await self._disk()
+        observed = self._observed(status)
+        listener.post(observed)
+        return not observed.running
+
+    def _read(self) -> tuple[RunStatus, set[int], tuple[int, int, dict[str, float]] | None]:
+        # The state first: what lies there when it has exited is then all there is.
+        status = self._listener.runner.status(self._run)
+        steps = self._workspace.steps()
+        now = time.monotonic()
+        if now - self._layouts_at >= LAYOUTS_EVERY_S:
+            self._layouts_at = now
+            steps |= self._layouts()
+        return status, steps, self._workspace.progress()
+
+    def _layouts(self, *, exited: bool = False) -> set[int]:
+        try:
+            step = self._workspace.layout_step(exited=exited)
+        except (TreeRefused, OSError) as error:
+            self._too_much = str(error)
+            return set()
+        return set() if step is None else {step}
+
+    def _say_too_much(self) -> None:
+        """Tell the renter, once, why the checkpoints in the outputs folder are not seen."""
+        if self._too_much and not self._said_too_much:
+            self._said_too_much = True
+            self._listener.log_line(self._lease_id, f"no checkpoint is found: {self._too_much}")
+
+    def _observed(self, status: RunStatus) -> events.Observed:
+        now_ms = self._listener.now_ms()
+        started_ms = status.started_ms if status.started_ms is not None else now_ms
+        if status.state == "exited":
+            finished_ms = status.finished_ms if status.finished_ms is not None else now_ms
+            ran_ms = max(0, finished_ms - started_ms)
+        else:
+            # By the steady clock once we have seen it: the wall clock may be set meanwhile.
+            if self._started_at is None:
+                self._started_at = (max(0, now_ms - started_ms), time.monotonic())
+            before_ms, at = self._started_at
+            ran_ms = before_ms + int((time.monotonic() - at) * 1000)
+        return events.Observed(
+            self._lease_id,
+            running=status.state == "running",
+            started_ms=started_ms,
+            ran_ms=ran_ms,
+            exit_code=status.exit_code,
+            out_of_memory=status.oom_killed,
+            detail=status.error or "",
+        )
+
+    async def _logs(self, *, to_the_end: bool) -> None:
+        listener = self._listener
+        async with self._logging:
+            for _ in range(1000 if to_the_end else 4):
+                cursor = listener.spool.cursor(self._lease_id)
+                try:
+                    batch = await listener.blocking(
+                        listener.runner.read_logs, self._run, cursor, LOG_BYTES
+                    )
+                except RunnerError as error:
+                    listener.say(f"output: {error}")
+                    return
+                if batch.lines or batch.cursor != cursor:
+                    listener.spool.add(self._lease_id, batch.lines, batch.cursor)
+                if not batch.more:
+                    return
+
+    def _tell_progress(self, progress: tuple[int, int, dict[str, float]] | None) -> None:
+        if progress is None or progress == self._progress:
+            return
+        self._progress = progress
+        step, total, metrics = progress
+        self._listener.post(events.Progressed(self._lease_id, step, total, metrics))
+
+    async def _disk(self) -> None:
+        now = time.monotonic()
+        if now - self._disk_at < DISK_EVERY_S:
+            return
+        self._disk_at = now
+        workspace = self._workspace
+        limit = workspace.record.job.resources.disk_bytes
+        paths = [workspace.checkpoint / "out", workspace.outputs]
+        used = await self._listener.blocking(usage, paths, limit)
+        self._listener.post(events.DiskUsed(self._lease_id, used))
+
+    def _room(self, status: RunStatus) -> None:
+        """Tell that the disk is full, unless the run has come to its good end with it."""
+        free = shutil.disk_usage(self._workspace.root).free
+        if free < LEAST_FREE_BYTES and not (status.state == "exited" and status.exit_code == 0):
+            says = f"{free} bytes are free on this machine"
+            self._listener.post(events.DiskFull(self._lease_id, says))

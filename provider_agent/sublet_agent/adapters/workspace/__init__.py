@@ -1,0 +1,1 @@
+"""The folders of a run: what goes in, what comes out, checkpoints found and moved."""

@@ -1,0 +1,429 @@
+"""A run's folders on this machine, and what goes into and comes out of them.
+
+    runs/<lease>/checkpoint/{in,out,ack}   inputs/   outputs/
+    prepared/<job>/                        what a possible successor has fetched already
+    helper/                                the checkpoint helper, read-only in every run
+
+What the job wrote is hostile: nothing follows a link, everything is bounded.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from sublet_agent.adapters.workspace import folders
+from sublet_agent.adapters.workspace.checkpoint_finder import Layouts
+from sublet_agent.adapters.workspace.transfer import Transfer
+from sublet_agent.core.records import RunRecord
+from sublet_agent.core.runner_port import ResolvedImage, RunSpec
+from sublet_contracts.checkpoint_layouts import QUIET_MS
+from sublet_contracts.documents import Checkpoint, Job
+from sublet_contracts.tree import ScannedTree, TreeRefused, scan_tree
+
+DONE = "DONE"
+MAX_DONE_BYTES = 16 * 1024 * 1024
+MAX_PROGRESS_BYTES = 64 * 1024
+_STEP = re.compile(r"step-(0|[1-9][0-9]{0,14})")
+_PIDS_PER_RUN = 1024
+_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ /:@+-]{0,127}")
+
+
+@contextlib.contextmanager
+def _own_folder(path: Path) -> Iterator[int | None]:
+    """Open a folder that the job may have replaced by a link; None where it is none (any more).
+
+    What is done through the descriptor stays in that folder, whatever the job does meanwhile.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _has_done(out: int | None, name: str) -> bool:
+    try:
+        folder = os.stat(name, dir_fd=out, follow_symlinks=False)
+        done = os.stat(f"{name}/{DONE}", dir_fd=out, follow_symlinks=False)
+    except OSError:
+        return False
+    return stat.S_ISDIR(folder.st_mode) and stat.S_ISREG(done.st_mode)
+
+
+class Workspace:
+    """The folders of one run."""
+
+    def __init__(self, state: Path, record: RunRecord) -> None:
+        self.record = record
+        self.state = state
+        self.root = state / "runs" / record.lease_id[:16]
+        self.checkpoint = self.root / "checkpoint"
+        self.inputs = self.root / "inputs"
+        self.outputs = self.root / "outputs"
+        self._layouts = Layouts(self.root)
+
+    def make(self) -> None:
+        """Make the folders."""
+        for folder in (*(self.checkpoint / n for n in ("in", "out", "ack")), self.inputs):
+            folder.mkdir(parents=True, exist_ok=True)
+        if self.record.job.outputs:
+            self.outputs.mkdir(exist_ok=True)
+
+    def delete(self) -> None:
+        """Delete everything of this run."""
+        folders.delete(self.root)
+
+    def spec(self, image: ResolvedImage | None, helper: Path) -> RunSpec:
+        """Return what the runner is to run."""
+        job, lease = self.record.job, self.record.lease
+        need = job.resources
+        return RunSpec(
+            run_id=run_id(self.record.lease_id),
+            job_id=self.record.job_id,
+            lease_id=self.record.lease_id,
+            epoch=lease.epoch,
+            image=job.image,
+            image_id=image.image_id if image else None,
+            command=job.command,
+            env=job.env,
+            device_ids=lease.device_ids,
+            cpu_millis=max(1, need.cpu_millis),
+            memory_bytes=max(1, need.memory_bytes),
+            disk_bytes=max(1, need.disk_bytes),
+            pids=_PIDS_PER_RUN,
+            network="egress" if need.egress else "none",
+            checkpoint_dir=self.checkpoint,
+            inputs_dir=self.inputs,
+            helper_dir=helper,
+            stop_grace_ms=job.stop_grace_ms,
+            destinations=dict(zip((i.destination for i in job.inputs), self._input_paths())),
+            outputs_dir=self.outputs if job.outputs else None,
+            outputs_path=job.outputs or None,
+        )
+
+    def _input_paths(self) -> Iterator[Path]:
+        yield from input_paths(self.record.job, self.inputs)
+
+    # -- in ----------------------------------------------------------------------------------------
+
+    def restore(self, transfer: Transfer, cancel: threading.Event) -> None:
+        """Place inputs and checkpoint, from what was prepared or from the broker. Can be repeated.
+
+        Raises InputLost, CheckpointLost, and what Transfer raises.
+        """
+        record = self.record
+        folders.delete(self.root)
+        self.make()
+        prepared = Prepared(self.state, record.job_id)
+        epoch = record.lease.epoch
+        if prepared.inputs_ready:
+            os.rmdir(self.inputs)
+            os.rename(prepared.inputs, self.inputs)
+        else:
+            fetch_inputs(transfer, record.job_id, epoch, record.job, self.inputs, cancel)
+        if record.checkpoint is not None:
+            step = record.checkpoint.step
+            target = self.checkpoint / "in" / f"step-{step}"
+            ready = prepared.checkpoint(record.checkpoint)
+            if ready.is_dir():
+                os.rename(ready, target)
+            else:
+                fetch_checkpoint(transfer, record.job_id, epoch, record.checkpoint, target, cancel)
+            self._place(target, step)
+        prepared.delete()
+
+    def _place(self, target: Path, step: int) -> None:
+        """Files of a checkpoint that was packed from the outputs folder go back there."""
+        if not self.record.job.outputs:
+            return
+        try:
+            self._layouts.place(target, step)
+        except ValueError as error:
+            raise CheckpointLost(f"step {step}: {error}") from error
+
+    # -- out ---------------------------------------------------------------------------------------
+
+    def steps(self) -> set[int]:
+        """Return the steps of whole checkpoints in out/: renamed, with DONE."""
+        found = set()
+        with _own_folder(self.checkpoint / "out") as out:
+            for name in os.listdir(out) if out is not None else ():
+                match = _STEP.fullmatch(name)
+                if match and _has_done(out, name):
+                    found.add(int(match.group(1)))
+        return found
+
+    def layout_step(self, *, exited: bool = False) -> int | None:
+        """Return the step of the newest checkpoint that the script left in its outputs folder.
+
+        None, too, for a job that saves by the protocol: it looks for its state in in/step-N, and
+        what else it writes is its own. Once it has exited, nothing needs to be quiet. Raises
+        TreeRefused: too much is there; OSError.
+        """
+        if not self.record.job.outputs or self._saves_by_protocol():
+            return None
+        after = max([self.record.lease.start_step, *self.record.seen])
+        found = self._layouts.newest(
+            after, quiet_ms=0 if exited else QUIET_MS, since_ms=_booted_ms()
+        )
+        return None if found is None else found.step
+
+    def scan_checkpoint(self, step: int) -> ScannedTree:
+        """Read a checkpoint, checking DONE against what is there. Raises TreeRefused, OSError."""
+        limit = self.record.job.resources.disk_bytes
+        folder = self.checkpoint / "out" / f"step-{step}"
+        if not folder.is_symlink() and folder.is_dir():
+            # `out` is the job's to replace by a link at any moment; the folder above it is ours.
+            tree = scan_tree(folder, max_bytes=limit, inside=self.checkpoint)
+            check_done(tree, step)
+            return tree
+        return self._layouts.scan(step, limit)
+
+    def scan_outputs(self) -> ScannedTree:
+        """Read the outputs folder. Raises TreeRefused, OSError."""
+        limit = self.record.job.resources.disk_bytes
+        return scan_tree(self.outputs, max_bytes=limit, inside=self.root)
+
+    def finished(self) -> bool:
+        """Whether exit code 0 of a job that was asked to stop means that it had finished.
+
+        A job that uses the checkpoint protocol knows that 75 is the code for what isn't. Any other
+        script may end with 0 whenever it's asked to (Lightning does): then its trainer_state.json
+        must say that the last step was made.
+        """
+        if self._saves_by_protocol() or self._told_progress() is not None:
+            return True
+        last = self._layouts.last()
+        return last is not None and last.finished
+
+    def _saves_by_protocol(self) -> bool:
+        if self.steps():
+            return True
+        with _own_folder(self.checkpoint / "in") as restored:
+            return restored is not None and bool(os.listdir(restored))
+
+    def acknowledge(self, step: int) -> None:
+        """Tell the job: durable off this machine."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        # Whatever the job has put there instead is its own loss.
+        with _own_folder(self.checkpoint / "ack") as ack, contextlib.suppress(OSError):
+            if ack is not None:
+                os.close(os.open(f"step-{step}", flags, 0o644, dir_fd=ack))
+
+    def delete_steps(self, steps: tuple[int, ...]) -> None:
+        """Delete checkpoints that are no longer needed here."""
+        with _own_folder(self.checkpoint / "out") as out:
+            for step in steps if out is not None else ():
+                # Too deep for this: left until the run's folder is deleted as a whole.
+                with contextlib.suppress(RecursionError):
+                    shutil.rmtree(f"step-{step}", ignore_errors=True, dir_fd=out)
+
+    def progress(self) -> tuple[int, int, dict[str, float]] | None:
+        """Return step, total steps and metrics that the job told last; None: nothing sensible.
+
+        A script that tells none is as far as its newest checkpoint says.
+        """
+        told = self._told_progress()
+        last = self._layouts.last() if told is None else None
+        return told if last is None else (last.trained_step or last.step, last.total_steps, {})
+
+    def _told_progress(self) -> tuple[int, int, dict[str, float]] | None:
+        try:
+            descriptor = os.open(
+                self.checkpoint / "progress.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            )
+        except OSError:
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            data = file.read(MAX_PROGRESS_BYTES + 1)
+        return read_progress(data)
+
+
+def _booted_ms() -> int:
+    """When this machine was started, by its wall clock."""
+    return (time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) // 1_000_000
+
+
+class Prepared:
+    """What is fetched ahead for a job that may come."""
+
+    def __init__(self, state: Path, job_id: str) -> None:
+        self.root = state / "prepared" / job_id[:16]
+        self.inputs = self.root / "inputs"
+
+    @property
+    def inputs_ready(self) -> bool:
+        """Whether all inputs are here."""
+        return self.inputs.is_dir()
+
+    def checkpoint(self, document: Checkpoint) -> Path:
+        """Return where that checkpoint is, if it is prepared."""
+        return self.root / f"checkpoint-{document.index_sha256[:32]}"
+
+    def fetch(
+        self,
+        transfer: Transfer,
+        job_id: str,
+        job: Job,
+        checkpoint: Checkpoint | None,
+        cancel: threading.Event,
+    ) -> None:
+        """Fetch inputs and checkpoint; what is there already is left as it is."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not self.inputs_ready:
+            aside = self.root / "inputs.tmp"
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            fetch_inputs(transfer, job_id, None, job, aside, cancel)
+            os.rename(aside, self.inputs)
+        if checkpoint is not None and not self.checkpoint(checkpoint).is_dir():
+            aside = self.root / "checkpoint.tmp"
+            shutil.rmtree(aside, ignore_errors=True)
+            fetch_checkpoint(transfer, job_id, None, checkpoint, aside, cancel)
+            os.rename(aside, self.checkpoint(checkpoint))
+
+    def delete(self) -> None:
+        """Drop it."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+class InputLost(Exception):
+    """An input's content can't be had from the broker."""
+
+
+class CheckpointLost(Exception):
+    """The checkpoint can't be had from the broker, or isn't what its index says."""
+
+
+def run_id(lease_id: str) -> str:
+    """Return the runner's name for a lease's run."""
+    return f"sublet-{lease_id[:32]}"
+
+
+def input_paths(job: Job, inputs: Path) -> list[Path]:
+    """Return where each input lies: under its own name, numbered where two share one."""
+    taken: set[str] = set()
+    paths = []
+    for number, item in enumerate(job.inputs):
+        name = item.destination.rsplit("/", 1)[-1]
+        if name in taken:
+            name = f"{number}-{name}"
+        taken.add(name)
+        paths.append(inputs / name)
+    return paths
+
+
+def fetch_inputs(
+    transfer: Transfer,
+    job_id: str,
+    epoch: int | None,
+    job: Job,
+    inputs: Path,
+    cancel: threading.Event,
+) -> None:
+    """Fetch all inputs of a job. Raises InputLost and what Transfer raises."""
+    for item, path in zip(job.inputs, input_paths(job, inputs), strict=True):
+        try:
+            index = transfer.index(job_id, epoch, item.index_sha256, cancel)
+            if item.kind == "folder":
+                transfer.download(job_id, epoch, index, path, cancel)
+                continue
+            if len(index.files) != 1:
+                raise TreeRefused(f"its index lists {len(index.files)} files instead of one")
+            aside = path.with_name(f".{path.name}.tmp")
+            transfer.download(job_id, epoch, index, aside, cancel)
+            os.rename(aside / index.files[0].path, path)
+            shutil.rmtree(aside)
+        except TreeRefused as error:
+            raise InputLost(f"input {item.destination}: {error}") from error
+
+
+def fetch_checkpoint(
+    transfer: Transfer,
+    job_id: str,
+    epoch: int | None,
+    document: Checkpoint,
+    target: Path,
+    cancel: threading.Event,
+) -> None:
+    """Fetch a checkpoint into `target`, which appears whole. Raises CheckpointLost and what
+    Transfer raises."""
+    aside = target.with_name(target.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        index = transfer.index(job_id, epoch, document.index_sha256, cancel)
+        transfer.download(job_id, epoch, index, aside, cancel)
+    except TreeRefused as error:
+        raise CheckpointLost(f"step {document.step}: {error}") from error
+    os.rename(aside, target)
+
+
+def check_done(tree: ScannedTree, step: int) -> None:
+    """Compare DONE with what was read. Raises TreeRefused: the checkpoint is torn or altered.
+
+    DONE is taken from the tree as it was read, not opened anew: the job could have put something
+    else in its place meanwhile.
+    """
+    entry = next((file for file in tree.index.files if file.path == DONE), None)
+    if entry is None:
+        raise TreeRefused("DONE is gone")
+    if entry.size_bytes > MAX_DONE_BYTES:
+        raise TreeRefused(f"DONE has more than {MAX_DONE_BYTES} bytes")
+    data = b"".join(tree.read_chunk(chunk.sha256) for chunk in entry.chunks)
+    try:
+        done = json.loads(data)
+        said = {str(f["path"]): (str(f["sha256"]), int(f["size_bytes"])) for f in done["files"]}
+        said_step = int(done["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        # repr() of a UnicodeDecodeError holds all that was read, up to 16 MiB.
+        said_wrong = _sayable(f"{type(error).__name__}: {error}")
+        raise TreeRefused(f"DONE can't be read: {said_wrong}") from error
+    there = {f.path: (f.sha256, f.size_bytes) for f in tree.index.files if f.path != DONE}
+    if said_step != step:
+        raise TreeRefused(f"DONE says step {_sayable(str(said_step))}")
+    if said != there:
+        wrong = sorted(p for p in said.keys() | there.keys() if said.get(p) != there.get(p))
+        raise TreeRefused(f"{_sayable(wrong[0])} is not as DONE says: torn or changed")
+
+
+def _sayable(text: str) -> str:
+    """Return what of a stranger's text fits into a message: short, and no half of a character,
+    which can't be written to a log or a database."""
+    return text[:200].encode(errors="backslashreplace").decode()
+
+
+def read_progress(data: bytes) -> tuple[int, int, dict[str, float]] | None:
+    """Read progress.json as a stranger's: what doesn't fit is left out."""
+    if len(data) > MAX_PROGRESS_BYTES:
+        return None
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict):
+        return None
+    step, total, metrics = said.get("step"), said.get("total"), said.get("metrics")
+    good: dict[str, float] = {}
+    for name, value in metrics.items() if isinstance(metrics, dict) else ():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and abs(value) < 1e300 and _METRIC.fullmatch(name) and len(good) < 32:
+            good[name] = float(value)
+    return _count(step), _count(total), good
+
+
+def _count(value: object) -> int:
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+    return value if whole and isinstance(value, int) else 0

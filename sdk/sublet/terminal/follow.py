@@ -1,0 +1,370 @@
+"""Following a job: what it does, in words and figures, until it ends.
+
+On a terminal a picture that stays at the bottom while the job's output scrolls above it; elsewhere
+plain lines (the job's output on stdout, what is said about it on stderr). Receipts are checked and
+signed meanwhile. The broker may be away for minutes: the job needs neither it nor this process.
+"""
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Protocol
+
+from sublet.http import BrokerAway, SubletError
+from sublet.terminal.text import clip, credits, duration, safe
+from sublet_contracts.api import JobLogLine, JobView, RunView
+from sublet_contracts.keys import short
+from sublet_contracts.reasons import MEANINGS, Fault, Next
+from sublet_contracts.states import JobState, RunState
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sublet.client import Job
+
+POLL_S = 0.5
+SIGN_EVERY_S = 2.0
+LAST_LINES_S = 3.0
+AWAY_S = 2.0
+ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+class Screen(Protocol):
+    """Where a job is shown."""
+
+    def line(self, line: JobLogLine) -> None:
+        """Show a line of its output."""
+
+    def say(self, words: str) -> None:
+        """Show something that happened."""
+
+    def picture(self, view: JobView, away_s: float) -> None:
+        """Show how it stands."""
+
+
+def follow(job: "Job", stop: threading.Event | None = None) -> JobView:
+    """Show a job until it has ended or is paused; Ctrl-C, or `stop`, leaves it running.
+
+    Returns how it stands then. Raises SubletError where the broker refuses.
+    """
+    stop = stop or threading.Event()
+    view = job.view()
+    lines: SimpleQueue[JobLogLine] = SimpleQueue()
+    ended = threading.Event()
+    # A client of its own, which gives up early: the picture goes on while the broker is away.
+    with job.client.copy(away_limit_s=AWAY_S) as asker:
+        watched = asker.handle(view)
+        reader = threading.Thread(
+            target=_read_lines, args=(job.client.copy(), view, lines, ended, stop), daemon=True
+        )
+        reader.start()
+        with _screen() as screen:
+            try:
+                view = _watch(watched, view, screen, lines, stop)
+                if view.state in ENDED:
+                    _last_lines(screen, lines, ended)
+                screen.picture(view, 0.0)
+            except KeyboardInterrupt:
+                stop.set()
+                screen.picture(view, 0.0)
+                screen.say(
+                    f"detached; the job goes on. Back: sublet logs -f {short(view.id)}  "
+                    f"End it: sublet cancel {short(view.id)}"
+                )
+                return view
+            finally:
+                stop.set()
+            for words in _farewell(view):
+                screen.say(words)
+    return view
+
+
+def _read_lines(
+    asker: object,
+    view: JobView,
+    lines: "SimpleQueue[JobLogLine]",
+    ended: threading.Event,
+    stop: threading.Event,
+) -> None:
+    from sublet.client import Client
+
+    assert isinstance(asker, Client)
+    try:
+        with asker:
+            for line in asker.handle(view).logs(follow=True):
+                lines.put(line)
+                if stop.is_set():
+                    return
+    except SubletError:
+        # Refused, or away at the very end: the picture, which asks as well, says which.
+        return
+    finally:
+        ended.set()
+
+
+def _watch(
+    job: "Job",
+    view: JobView,
+    screen: Screen,
+    lines: "SimpleQueue[JobLogLine]",
+    stop: threading.Event,
+) -> JobView:
+    story = Story()
+    told: set[str] = set()
+    signed_at = 0.0
+    away_since: float | None = None
+    while True:
+        for words in story.tell(view):
+            screen.say(words)
+        over = view.state in ENDED or view.state is JobState.PAUSED
+        try:
+            if over or time.monotonic() - signed_at >= SIGN_EVERY_S:
+                signed_at = time.monotonic()
+                for refusal in job.cosign().refused:
+                    if refusal not in told:
+                        told.add(refusal)
+                        screen.say(f"warning: {refusal}")
+            if over or stop.is_set():
+                return view
+            _drain(screen, lines, POLL_S)
+            view = job.view()
+            if away_since is not None:
+                screen.say(f"the broker is back after {duration(_ms_since(away_since))}")
+            away_since = None
+        except BrokerAway as away:
+            if over:
+                return view
+            if away_since is None:
+                away_since = time.monotonic()
+                screen.say(f"{away.problem.title}; the job goes on without it, asking again")
+            _drain(screen, lines, POLL_S)
+        screen.picture(view, time.monotonic() - away_since if away_since is not None else 0.0)
+
+
+def _drain(screen: Screen, lines: "SimpleQueue[JobLogLine]", for_s: float) -> None:
+    """Show the lines that come within `for_s`."""
+    deadline = time.monotonic() + for_s
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            screen.line(lines.get(timeout=left))
+        except Empty:
+            return
+
+
+def _last_lines(screen: Screen, lines: "SimpleQueue[JobLogLine]", ended: threading.Event) -> None:
+    deadline = time.monotonic() + LAST_LINES_S
+    while time.monotonic() < deadline:
+        over = ended.is_set()
+        _drain(screen, lines, 0.1)
+        if over and lines.empty():
+            return
+
+
+def _ms_since(then_s: float) -> int:
+    return int((time.monotonic() - then_s) * 1000)
+
+
+@dataclass
+class Story:
+    """Tells what has changed between two views of a job, once each. Pure."""
+
+    _state: str = ""
+    _told: set[tuple[int, str]] = field(default_factory=set)
+    _durable: int = 0
+
+    def tell(self, view: JobView) -> Iterator[str]:
+        """Yield what is new, in words."""
+        for index, run in enumerate(view.runs):
+            before = view.runs[index - 1] if index else None
+            yield from self._run(run, before)
+        if view.state != self._state and view.state in (
+            JobState.QUEUED,
+            JobState.PAUSED,
+            JobState.RECOVERING,
+        ):
+            yield f"{view.state}: {safe(view.says)}"
+        self._state = view.state
+        if view.durable_step > self._durable:
+            yield f"step {view.durable_step} is durable"
+        self._durable = max(self._durable, view.durable_step)
+
+    def _run(self, run: RunView, before: RunView | None) -> Iterator[str]:
+        name = _name(run)
+        if self._new(run, "leased"):
+            price = credits(run.price_ucr_per_device_hour)
+            if before is None:
+                yield f"{name} takes the job at {price} per device-hour"
+            else:
+                start = f"from step {run.start_step}" if run.start_step else "from the start"
+                yield f"{name} goes on {start} at {price} per device-hour{_cost_of(before)}"
+        if run.run_state is RunState.UNKNOWN and self._new(run, f"unknown {run.last_seen_ms}"):
+            yield f"{name} has gone silent at step {run.step}; a successor is made ready"
+        if run.reason is not None and self._new(run, "ended"):
+            meaning = MEANINGS[run.reason]
+            if meaning.next is Next.RETRY:
+                lost = "is lost" if run.run_state is RunState.LOST else "ends"
+                yield f"{name} {lost} at step {run.step}: {meaning.says}"
+
+    def _new(self, run: RunView, what: str) -> bool:
+        fresh = (run.epoch, what) not in self._told
+        self._told.add((run.epoch, what))
+        return fresh
+
+
+def _cost_of(lost: RunView) -> str:
+    """Return what the work that a run lost costs; nothing if it lost none."""
+    lost_ms = lost.cum_device_ms - lost.payable_device_ms
+    if lost.fault not in (Fault.PROVIDER, Fault.BROKER) or lost_ms <= 0:
+        return ""
+    return f"; the lost work ({duration(lost_ms)}) costs nothing"
+
+
+def _name(run: RunView) -> str:
+    return safe(run.provider_name) or short(run.provider)
+
+
+def _farewell(view: JobView) -> Iterator[str]:
+    ref = short(view.id)
+    yield (
+        f"{safe(view.name)} {view.state}: {safe(view.says)}; charged {credits(view.charged_ucr)} "
+        f"of {credits(view.budget_ucr)}"
+    )
+    if view.state is JobState.PAUSED:
+        yield f"go on: sublet resume {ref} [--budget CREDITS]"
+    if view.outputs_index_sha256:
+        yield f"outputs: sublet download {ref}   bill: sublet statement {ref}"
+
+
+@contextmanager
+def _screen() -> Iterator[Screen]:
+    if not sys.stdout.isatty():
+        yield Plain()
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False)
+    with Live(console=console, refresh_per_second=4, transient=False) as live:
+        yield Picture(live.update, lambda words, style: console.print(_text(words, style)))
+
+
+def _text(words: str, style: str) -> "RenderableType":
+    from rich.text import Text
+
+    return Text(words, style=style)
+
+
+class Plain:
+    """Lines, for files and pipes."""
+
+    def line(self, line: JobLogLine) -> None:
+        """Write it where the job wrote it."""
+        out = sys.stderr if line.stream == "stderr" else sys.stdout
+        print(line.text, file=out, flush=True)
+
+    def say(self, words: str) -> None:
+        """Say it on stderr."""
+        print(f"sublet: {words}", file=sys.stderr, flush=True)
+
+    def picture(self, view: JobView, away_s: float) -> None:
+        """Lines have no picture."""
+
+
+class Picture:
+    """The live picture of a terminal."""
+
+    def __init__(
+        self, update: Callable[["RenderableType"], None], print_: Callable[[str, str], None]
+    ) -> None:
+        self._update = update
+        self._print = print_
+        self._losses: deque[tuple[int, float]] = deque(maxlen=240)
+
+    def line(self, line: JobLogLine) -> None:
+        """Let it scroll by above the picture."""
+        self._print(safe(line.text), "red" if line.stream == "stderr" else "")
+
+    def say(self, words: str) -> None:
+        """Let it scroll by, set off from the job's own lines."""
+        style = "yellow" if words.startswith("warning") else "cyan"
+        self._print(f"● {words}", style)
+
+    def picture(self, view: JobView, away_s: float) -> None:
+        """Draw how the job stands."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        run = view.runs[-1] if view.runs else None
+        head = Text.assemble(
+            (safe(view.name), "bold"),
+            "  ",
+            (view.state, _STYLES.get(view.state, "cyan")),
+            f"  {clip(safe(view.says), 60)}",
+        )
+        if away_s:
+            head.append(f"  broker away for {duration(int(away_s * 1000))}", "yellow")
+        rows: list[RenderableType] = [Text("─" * 40, "dim"), head]
+        if view.total_steps:
+            bar = Table.grid(padding=(0, 1))
+            bar.add_row(
+                ProgressBar(total=view.total_steps, completed=view.step, width=40),
+                f"step {view.step}/{view.total_steps}",
+                Text(f"durable {view.durable_step}", "dim"),
+            )
+            rows.append(bar)
+        elif view.step:
+            rows.append(Text(f"step {view.step}, durable {view.durable_step}"))
+        if view.metrics:
+            rows.append(self._metrics(view))
+        money = Text.assemble(
+            (credits(view.charged_ucr), "bold"), f" of {credits(view.budget_ucr)} credits"
+        )
+        if run is not None and view.state not in ENDED:
+            price = credits(run.price_ucr_per_device_hour)
+            money.append(f"  on {_name(run)} at {price} per device-hour", "dim")
+        if view.recoveries:
+            money.append(f"  recovered {view.recoveries}x", "yellow")
+        rows.append(money)
+        self._update(Group(*rows))
+
+    def _metrics(self, view: JobView) -> "RenderableType":
+        from rich.text import Text
+
+        loss = view.metrics.get("loss")
+        if loss is not None and (not self._losses or self._losses[-1][0] != view.step):
+            self._losses.append((view.step, loss))
+        words = "  ".join(f"{safe(k)} {v:.4g}" for k, v in sorted(view.metrics.items()))
+        return Text.assemble(
+            clip(words, 60), "  ", (sparkline([value for _, value in self._losses]), "green")
+        )
+
+
+_STYLES = {
+    "running": "green",
+    "succeeded": "green",
+    "failed": "red",
+    "recovering": "yellow",
+    "paused": "yellow",
+}
+
+
+def sparkline(values: list[float], width: int = 30) -> str:
+    """Return values as a line of blocks, the newest at the right; '' for fewer than two."""
+    shown = [value for value in values if value == value and abs(value) != float("inf")]
+    if len(shown) < 2:
+        return ""
+    if len(shown) > width:
+        step = len(shown) / width
+        shown = [shown[int(i * step)] for i in range(width - 1)] + [shown[-1]]
+    low, high = min(shown), max(shown)
+    if high == low:
+        return _SPARKS[0] * len(shown)
+    return "".join(_SPARKS[int((value - low) / (high - low) * 7)] for value in shown)

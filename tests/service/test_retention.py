@@ -1,0 +1,191 @@
+"""What content is kept, for how long, and that no upload loses a race against letting go."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from sublet_broker.adapters.memory.matcher import MemoryBlobs
+from sublet_broker.service.broker import Settings
+from sublet_broker.service.errors import Refusal
+from sublet_contracts.documents import Input
+from sublet_contracts.states import CheckpointState, JobState
+from tests.service.world import AgentDouble, RenterDouble, World, tree_of
+
+DAY_MS = 86_400_000
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def upload_input(renter: RenterDouble, content: bytes) -> Input:
+    index, chunks = tree_of({"data.csv": content})
+    raw = index.to_bytes()
+    access = renter.world.broker.access
+    for sha256, data in [*chunks.items(), (digest(raw), raw)]:
+        access.put_blob(renter.party, renter.party, None, sha256, data)
+    return Input(
+        destination="/data.csv", kind="file", index_sha256=digest(raw),
+        total_bytes=index.total_bytes,
+    )  # fmt: skip
+
+
+def let_days_pass(world: World, days: float) -> None:
+    """Only the sweeper runs meanwhile."""
+    world.clock.ms += int(days * DAY_MS)
+    while world.broker.keeping.sweep():
+        pass
+    while world.broker.keeping.sweep_files():
+        pass
+
+
+class RacingBlobs(MemoryBlobs):
+    """The sweeper deletes a file between an upload's file and its row, as often as told."""
+
+    races = 0
+
+    def put(self, sha256: str, data: bytes) -> None:
+        super().put(sha256, data)
+        if self.races:
+            self.races -= 1
+            self.delete(sha256)
+
+
+def test_an_upload_survives_the_deletion_of_the_same_content() -> None:
+    world = World()
+    world.blobs = RacingBlobs()
+    world.broker = world._compose()
+    renter = world.renter()
+    RacingBlobs.races = 2
+    world.broker.access.put_blob(renter.party, renter.party, None, digest(b"same"), b"same")
+    assert world.blobs.get(digest(b"same")) == b"same"
+    assert (
+        world.broker.access.missing(renter.party, renter.party, None, [digest(b"same")]).missing
+        == ()
+    )
+
+
+def test_pruning_one_jobs_checkpoint_leaves_anothers_content() -> None:
+    world = World()
+    alice, bob = world.agent("alice"), world.agent("bob")
+    renter = world.renter()
+    renter.run(name="one")
+    renter.run(name="two")
+    one, two = alice.the_run, bob.the_run
+    alice.durable(one, 1, content={"base": b"shared"})
+    bob.durable(two, 1, content={"base": b"shared"})
+    for step in range(2, 6):
+        alice.durable(one, step)
+    assert world.blobs.get(digest(b"shared")) == b"shared"
+    for step in range(2, 6):
+        bob.durable(two, step)
+    assert digest(b"shared") not in world.blobs.names()
+
+
+def test_what_an_upload_in_progress_counts_on_is_not_pruned() -> None:
+    world = World()
+    alice = world.agent("alice")
+    renter = world.renter()
+    renter.run()
+    run = alice.the_run
+    alice.durable(run, 1, content={"model": b"first"})
+    for step in (2, 3):
+        world.pass_ms(1_000)
+        alice.durable(run, step)
+    # Step 5 holds again what step 1 held, and its upload is told that it is here.
+    again, _ = tree_of({"model": b"first"})
+    hashes = [digest(b"first"), digest(again.to_bytes())]
+    access = world.broker.access
+    assert access.missing(alice.party, run.job_id, run.lease.epoch, hashes).missing == ()
+    world.pass_ms(1_000)
+    alice.durable(run, 4)  # prunes step 1
+    signed = alice.checkpoint(run, 5, content={"model": b"first"}, upload=False)
+    world.settle_down()
+    assert next(v for v in run.verdicts if v.checkpoint == signed.id).durable
+
+
+def finished() -> tuple[World, AgentDouble, RenterDouble, str]:
+    world = World()
+    alice = world.agent("alice", expires_ms=world.now_ms + 100 * DAY_MS)
+    renter = world.renter()
+    entry = upload_input(renter, b"rows")
+    job = renter.run(inputs=(entry,), outputs="/out")
+    for step in (1, 2, 3):
+        alice.durable(alice.the_run, step, content={"model": f"step {step}".encode()})
+    alice.succeed(alice.the_run, b"weights")
+    world.settle_down()
+    assert renter.view(job).state is JobState.SUCCEEDED
+    return world, alice, renter, job
+
+
+def test_an_ended_job_keeps_its_outputs_and_last_checkpoint_for_a_week() -> None:
+    world, _, renter, job = finished()
+    let_days_pass(world, 6)
+    access = world.broker.access
+    for content in (b"weights", b"step 3"):
+        assert access.get_blob(renter.party, job, None, digest(content)) == content
+    assert "sublet download" in renter.view(job).says
+    assert digest(b"step 2") not in world.blobs.names()
+    let_days_pass(world, 2)
+    with pytest.raises(Refusal) as caught:
+        access.get_blob(renter.party, job, None, digest(b"weights"))
+    assert (caught.value.status, caught.value.code) == (410, "let_go")
+    assert renter.view(job).says == "finished; its outputs are no longer kept"
+    let_days_pass(world, 7)
+    assert world.blobs.names() == []
+    page = world.broker.views.checkpoints(renter.party, job)
+    assert all(c.state is CheckpointState.DURABLE and c.detail for c in page.checkpoints)
+
+
+def test_an_input_stays_while_a_live_job_uses_it() -> None:
+    world = World()
+    world.agent("alice", expires_ms=world.now_ms + 100 * DAY_MS)
+    renter = world.renter()
+    entry = upload_input(renter, b"rows")
+    job = renter.submit(inputs=(entry,), expires_ms=world.now_ms + 100 * DAY_MS)
+    let_days_pass(world, 30)
+    access = world.broker.access
+    assert access.missing(renter.party, renter.party, None, [digest(b"rows")]).missing == ()
+    world.broker.intake.cancel(renter.party, job)
+    let_days_pass(world, 8)
+    let_days_pass(world, 1)
+    assert world.blobs.names() == []
+
+
+def test_a_file_that_nobody_has_a_right_to_is_swept() -> None:
+    world = World()
+    renter = world.renter()
+    upload_input(renter, b"rows")
+    world.blobs.put(digest(b"orphan"), b"orphan")  # its upload was killed before its row
+    while world.broker.keeping.sweep_files():
+        pass
+    assert digest(b"orphan") not in world.blobs.names()
+    assert digest(b"rows") in world.blobs.names()
+
+
+def test_a_renter_and_a_job_have_room_for_so_much() -> None:
+    room = 5 * 65_536
+    world = World(Settings(max_renter_bytes=room, max_job_bytes=room))
+    alice = world.agent("alice")
+    renter = world.renter()
+    access = world.broker.access
+    for number in range(5):
+        data = str(number).encode()
+        access.put_blob(renter.party, renter.party, None, digest(data), data)
+    with pytest.raises(Refusal) as caught:
+        access.put_blob(renter.party, renter.party, None, digest(b"one more"), b"one more")
+    assert (caught.value.status, caught.value.code) == (413, "too_much_stored")
+    access.put_blob(renter.party, renter.party, None, digest(b"0"), b"0")  # it is here already
+    let_days_pass(world, 8)
+    access.put_blob(renter.party, renter.party, None, digest(b"one more"), b"one more")
+    alice.announce(expires_ms=world.now_ms + DAY_MS)
+    job = renter.run()
+    run = alice.the_run
+    for number in range(5):
+        data = str(number).encode()
+        access.put_blob(alice.party, job, run.lease.epoch, digest(data), data)
+    with pytest.raises(Refusal) as caught:
+        access.put_blob(alice.party, job, run.lease.epoch, digest(b"more"), b"more")
+    assert caught.value.code == "too_much_stored"
