@@ -14,7 +14,7 @@ class DiskFailed(Exception):
 
 
 class SimJournal:
-    """What adapters/session/journal.py keeps, as bytes: nothing that wasn't committed can leak through."""
+    """What session/journal.py keeps, as bytes: nothing that wasn't committed can leak through."""
 
     def __init__(self) -> None:
         self._runs: dict[str, bytes] = {}

@@ -1,4 +1,4 @@
-"""How a provider's machine moves content between its runs and the broker, as adapters/workspace/transfer.py
+"""How a provider's machine moves content between its runs and the broker, as workspace/transfer.py
 does over HTTP: what is not answered is asked for again later."""
 
 from __future__ import annotations
