@@ -18,9 +18,16 @@ import pytest
 from tests.chaos import namespaces, postgres, strace
 
 Service = Literal[
-    "docker", "postgres", "postgres-server", "torch", "cc", "registry", "atheris", "strace",
+    "docker",
+    "postgres",
+    "postgres-server",
+    "torch",
+    "cc",
+    "registry",
+    "atheris",
+    "strace",
     "namespaces",
-]  # fmt: skip
+]
 """postgres: one that is there; postgres-server: the programs of one, to start it anew."""
 
 REQUIRE_VARIABLE = "SUBLET_REQUIRE_SERVICES"

@@ -16,8 +16,10 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
     folder.mkdir(parents=True)
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=700", "sublet-test", str(folder)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         pytest.skip(f"no small disk can be mounted here ({done.stderr.strip()}): needs root")
     try:

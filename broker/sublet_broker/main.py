@@ -56,55 +56,83 @@ class CannotStart(Exception):
 def main(argv: list[str] | None = None) -> int:
     """Run `sublet broker` with these arguments; return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="sublet broker", description="Run a broker: one process, one port.",
+        prog="sublet broker",
+        description="Run a broker: one process, one port.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    )
     defaults = Settings()
     parser.add_argument(
-        "--listen", default="127.0.0.1:8470", metavar="HOST:PORT",
+        "--listen",
+        default="127.0.0.1:8470",
+        metavar="HOST:PORT",
         help="where it answers (port 0: any free one); put TLS in front for other machines",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--data", type=Path, default=None, metavar="DIR",
+        "--data",
+        type=Path,
+        default=None,
+        metavar="DIR",
         help=f"database, blobs and the broker's key; by default {default_data_dir()}",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--database", metavar="URL", default=None,
+        "--database",
+        metavar="URL",
+        default=None,
         help="postgresql://USER@HOST/NAME; by default SQLite in the data folder",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--ray", default="local", metavar="local|ADDRESS", help="start Ray here, or join a cluster"
     )
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of stderr")
     parser.add_argument(
-        "--fee-bps", type=_between(0, 10_000), default=defaults.fee_bps, metavar="N",
+        "--fee-bps",
+        type=_between(0, 10_000),
+        default=defaults.fee_bps,
+        metavar="N",
         help="the broker's share of each charge, in hundredths of a percent",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--image-policy", choices=("any", "digest"), default=defaults.image_policy,
+        "--image-policy",
+        choices=("any", "digest"),
+        default=defaults.image_policy,
         help="digest: jobs must pin their image",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--heartbeat-ms", type=_between(100, 60_000), default=defaults.heartbeat_ms, metavar="MS",
+        "--heartbeat-ms",
+        type=_between(100, 60_000),
+        default=defaults.heartbeat_ms,
+        metavar="MS",
         help="how often agents report",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--unknown-after-ms", type=_between(300, 600_000), default=defaults.unknown_after_ms,
-        metavar="MS", help="silence after which a successor is prepared",
-    )  # fmt: skip
+        "--unknown-after-ms",
+        type=_between(300, 600_000),
+        default=defaults.unknown_after_ms,
+        metavar="MS",
+        help="silence after which a successor is prepared",
+    )
     parser.add_argument(
-        "--keep-days", type=_between(1, 3_650), default=defaults.keep_ended_ms // DAY_MS,
-        metavar="N", help="how long ended jobs' outputs, and inputs that no job uses, are kept",
-    )  # fmt: skip
+        "--keep-days",
+        type=_between(1, 3_650),
+        default=defaults.keep_ended_ms // DAY_MS,
+        metavar="N",
+        help="how long ended jobs' outputs, and inputs that no job uses, are kept",
+    )
     args = parser.parse_args(argv)
     if args.unknown_after_ms < 2 * args.heartbeat_ms:
         parser.error("--unknown-after-ms must be at least twice --heartbeat-ms")
     return run_broker(
-        listen=args.listen, data_dir=args.data, database=args.database, ray=args.ray,
-        log_format=args.log_format, fee_bps=args.fee_bps, image_policy=args.image_policy,
-        heartbeat_ms=args.heartbeat_ms, unknown_after_ms=args.unknown_after_ms,
+        listen=args.listen,
+        data_dir=args.data,
+        database=args.database,
+        ray=args.ray,
+        log_format=args.log_format,
+        fee_bps=args.fee_bps,
+        image_policy=args.image_policy,
+        heartbeat_ms=args.heartbeat_ms,
+        unknown_after_ms=args.unknown_after_ms,
         keep_days=args.keep_days,
-    )  # fmt: skip
+    )
 
 
 def default_data_dir() -> Path:
@@ -128,10 +156,13 @@ def run_broker(
     """Run a broker until SIGTERM or SIGINT. Return 0, or 1 when it could not start."""
     logs.set_up(log_format)
     settings = Settings(
-        fee_bps=fee_bps, image_policy=image_policy, heartbeat_ms=heartbeat_ms,
-        unknown_after_ms=unknown_after_ms, keep_ended_ms=keep_days * DAY_MS,
+        fee_bps=fee_bps,
+        image_policy=image_policy,
+        heartbeat_ms=heartbeat_ms,
+        unknown_after_ms=unknown_after_ms,
+        keep_ended_ms=keep_days * DAY_MS,
         keep_inputs_ms=keep_days * DAY_MS,
-    )  # fmt: skip
+    )
     root = (data_dir or default_data_dir()).absolute()
     try:
         folder = _open_folder(root)
@@ -187,9 +218,15 @@ def _run(
         engine = EngineConfig(database_url=url, blobs_root=folder.blobs_root, address=ray)
         market = RayPorts.over(engine, store, blobs)
         ports = Ports(
-            store=store, blobs=blobs, clock=clock, entropy=SystemEntropy(), matcher=market.matcher,
-            verifier=market.verifier, settler=market.settler, key=key,
-        )  # fmt: skip
+            store=store,
+            blobs=blobs,
+            clock=clock,
+            entropy=SystemEntropy(),
+            matcher=market.matcher,
+            verifier=market.verifier,
+            settler=market.settler,
+            key=key,
+        )
         probes = (
             Probe("database", lambda: claim.trouble() or _check_database(store)),
             Probe("blobs", lambda: _check_blobs(folder.blobs_root)),

@@ -78,10 +78,15 @@ def sign_request(
 ) -> dict[str, str]:
     """Return the headers that authenticate a request. `target` is path and query as sent."""
     message = _message(
-        broker=broker, party=key.party, method=method, target=target,
-        body_sha256=hashlib.sha256(body).hexdigest(), time_ms=time_ms, nonce=nonce,
+        broker=broker,
+        party=key.party,
+        method=method,
+        target=target,
+        body_sha256=hashlib.sha256(body).hexdigest(),
+        time_ms=time_ms,
+        nonce=nonce,
         idempotency_key=idempotency_key,
-    )  # fmt: skip
+    )
     headers = {
         "Sublet-Party": key.party,
         "Sublet-Time-Ms": str(time_ms),
@@ -135,9 +140,15 @@ def authenticate(
     if base64.b64encode(signature).decode() != signature_text:
         raise RequestRefused("is not canonical base64", "Sublet-Signature")
     message = _message(
-        broker=broker, party=party, method=method, target=target, body_sha256=body_sha256,
-        time_ms=time_ms, nonce=nonce, idempotency_key=idempotency_key,
-    )  # fmt: skip
+        broker=broker,
+        party=party,
+        method=method,
+        target=target,
+        body_sha256=body_sha256,
+        time_ms=time_ms,
+        nonce=nonce,
+        idempotency_key=idempotency_key,
+    )
     try:
         authentic = verify(party, signature, message)
     except KeyRefused as error:

@@ -304,8 +304,10 @@ class _Verification:
             f"{name}: lost time does not add up",
         )
         charged = min(charge_ucr(terms.price_ucr_per_device_hour, payable), terms.hold_ucr)
-        check(settlement.charged_ucr == charged, f"{name}: charged {settlement.charged_ucr} ucr, "
-              f"the rule says {charged}")  # fmt: skip
+        check(
+            settlement.charged_ucr == charged,
+            f"{name}: charged {settlement.charged_ucr} ucr, the rule says {charged}",
+        )
         check(
             settlement.fee_ucr == fee_ucr(settlement.charged_ucr, terms.fee_bps)
             and settlement.provider_ucr == settlement.charged_ucr - settlement.fee_ucr,

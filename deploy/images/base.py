@@ -88,19 +88,33 @@ def _build(tag: str, packages: Sequence[str]) -> str:
     with tempfile.TemporaryDirectory(prefix="sublet-base-") as scratch:
         root = Path(scratch) / "root"
         _run(
-            ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}",
-             suite, str(root), mirror],
+            [
+                "debootstrap",
+                "--variant=minbase",
+                f"--include={','.join(packages)}",
+                suite,
+                str(root),
+                mirror,
+            ],
             hint="it needs root, and the mirror that apt uses",
-        )  # fmt: skip
+        )
         # A container gets its own of these from the engine; the host's must not be inside.
         for name in ("etc/resolv.conf", "etc/hostname", "etc/apt/sources.list"):
             (root / name).unlink(missing_ok=True)
         archive = Path(scratch) / "root.tar"
         with tarfile.open(archive, "w") as tar:
             tar.add(root, ".", filter=_kept)
-        _run(["docker", "import", "--change", "ENV PATH=/usr/local/sbin:/usr/local/bin:"
-              "/usr/sbin:/usr/bin:/sbin:/bin", str(archive), tag],
-             hint="is the Docker Engine running? try: docker info")  # fmt: skip
+        _run(
+            [
+                "docker",
+                "import",
+                "--change",
+                "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                str(archive),
+                tag,
+            ],
+            hint="is the Docker Engine running? try: docker info",
+        )
     made = image_id(tag)
     if made is None:
         raise BaseImageError(

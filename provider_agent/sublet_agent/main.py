@@ -107,9 +107,14 @@ async def _provide(options: Options, voice: Voice) -> int:
         )
         stack.callback(shell.close)
         link = Link(
-            options.broker, key, os.urandom(8).hex(), journal, shell, clock,
+            options.broker,
+            key,
+            os.urandom(8).hex(),
+            journal,
+            shell,
+            clock,
             lambda: core.saved.broker,
-        )  # fmt: skip
+        )
         shell.link = link
         signals = Signals()
         control = Control(options.state, lambda asked: _answer(shell, options, asked))
@@ -129,9 +134,12 @@ async def _until_done(shell: Shell, link: Link, options: Options, voice: Voice) 
     tasks = [
         asyncio.create_task(work)
         for work in (
-            link.run(), shell.ticking(), _introduce(shell), _showing(shell, options, voice)
+            link.run(),
+            shell.ticking(),
+            _introduce(shell),
+            _showing(shell, options, voice),
         )
-    ]  # fmt: skip
+    ]
     done = asyncio.create_task(shell.done.wait())
     try:
         await asyncio.wait([done, *tasks[:2]], return_when=asyncio.FIRST_COMPLETED)
@@ -194,8 +202,10 @@ def _heed_signals(
     def on_signal(number: signal.Signals) -> None:
         asked.append(number)
         if len(asked) == 1:
-            say("draining: runs checkpoint and stop, then this agent ends (Ctrl-C again: it ends "
-                "now, and they go on without it)")  # fmt: skip
+            say(
+                "draining: runs checkpoint and stop, then this agent ends (Ctrl-C again: it ends "
+                "now, and they go on without it)"
+            )
             shell.post(events.DrainAsked(Reason.PROVIDER_DRAINED, options.grace_ms))
         elif number is not signal.SIGINT and len(asked) == 2:
             say("hurrying: runs are killed now, finished checkpoints are still uploaded")
@@ -230,9 +240,11 @@ async def _introduce(shell: Shell) -> None:
     """Tell the broker this machine's name, so that people see more than a key."""
     await shell.knows_broker.wait()
     document = KeyDocument(
-        party=shell.core.key.party, broker=shell.core.saved.broker, name=shell.core.terms.name,
+        party=shell.core.key.party,
+        broker=shell.core.saved.broker,
+        name=shell.core.terms.name,
         issued_ms=shell.now_ms(),
-    )  # fmt: skip
+    )
     signed = sign_document(document, shell.core.key)
     body = SignedRequest(envelope=signed.envelope).model_dump_json().encode()
 

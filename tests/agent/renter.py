@@ -33,9 +33,14 @@ class Renter:
         self, method: str, target: str, body: bytes = b"", key: SigningKey | None = None
     ) -> httpx.Response:
         headers = sign_request(
-            key or self.key, broker=self.broker, method=method, target=target, body=body,
-            time_ms=now_ms(), nonce=os.urandom(16).hex(),
-        )  # fmt: skip
+            key or self.key,
+            broker=self.broker,
+            method=method,
+            target=target,
+            body=body,
+            time_ms=now_ms(),
+            nonce=os.urandom(16).hex(),
+        )
         kind = "application/octet-stream" if method == "PUT" else "application/json"
         if body:
             headers["Content-Type"] = kind
@@ -53,9 +58,13 @@ class Renter:
         )
         self.post("/v1/keys", sign_document(document, self.key).envelope)
         deposit = Deposit(
-            broker=self.broker, party=self.key.party, amount_ucr=credits * 1_000_000, memo="test",
-            nonce=os.urandom(16).hex(), issued_ms=now_ms(),
-        )  # fmt: skip
+            broker=self.broker,
+            party=self.key.party,
+            amount_ucr=credits * 1_000_000,
+            memo="test",
+            nonce=os.urandom(16).hex(),
+            issued_ms=now_ms(),
+        )
         self.post("/v1/deposits", sign_document(deposit, self.operator).envelope, self.operator)
 
     def upload(self, path: Path) -> tuple[str, int]:
@@ -72,17 +81,32 @@ class Renter:
         sha256, size = self.upload(script)
         where = f"/job/{script.name}"
         document = {
-            "renter": self.key.party, "broker": self.broker, "nonce": os.urandom(16).hex(),
-            "name": "test", "image": "none", "command": ("python", where, *arguments), "env": {},
-            "resources": {"devices": 1, "device_kind": "cpu", "memory_bytes": 2**28,
-                          "disk_bytes": 2**28},
-            "max_price_ucr_per_device_hour": 1_000_000, "budget_ucr": 1_000_000,
-            "checkpoint_interval_ms": 60_000, "patience_ms": 10_000, "stop_grace_ms": 5_000,
-            "inputs": ({"destination": where, "kind": "file", "index_sha256": sha256,
-                        "total_bytes": size},),
-            "outputs": "/out", "accept_receipts_up_to_ucr": 1_000_000, "issued_ms": now_ms(),
+            "renter": self.key.party,
+            "broker": self.broker,
+            "nonce": os.urandom(16).hex(),
+            "name": "test",
+            "image": "none",
+            "command": ("python", where, *arguments),
+            "env": {},
+            "resources": {
+                "devices": 1,
+                "device_kind": "cpu",
+                "memory_bytes": 2**28,
+                "disk_bytes": 2**28,
+            },
+            "max_price_ucr_per_device_hour": 1_000_000,
+            "budget_ucr": 1_000_000,
+            "checkpoint_interval_ms": 60_000,
+            "patience_ms": 10_000,
+            "stop_grace_ms": 5_000,
+            "inputs": (
+                {"destination": where, "kind": "file", "index_sha256": sha256, "total_bytes": size},
+            ),
+            "outputs": "/out",
+            "accept_receipts_up_to_ucr": 1_000_000,
+            "issued_ms": now_ms(),
             "expires_ms": now_ms() + 3_600_000,
-        } | changes  # fmt: skip
+        } | changes
         signed = sign_document(Job.model_validate(document), self.key)
         return str(self.post("/v1/jobs", signed.envelope)["id"])
 

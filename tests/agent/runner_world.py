@@ -51,13 +51,27 @@ class World:
             (home / name).mkdir(parents=True, exist_ok=True)
         image = base_image() if self.kind == "docker" else "sha256:" + "0" * 64
         spec = RunSpec(
-            run_id=run_id, job_id="job-1", lease_id="lease-1", epoch=7, image=image, image_id=None,
-            command=("python3", "-c", code), env={"COLOUR": "green"}, device_ids=("cpu",),
-            cpu_millis=2000, memory_bytes=256 * 2**20, disk_bytes=64 * 2**20, pids=64,
-            network="none", checkpoint_dir=home / "checkpoint", inputs_dir=home / "inputs",
-            helper_dir=self.root / "helper", stop_grace_ms=5000, outputs_dir=home / "outputs",
+            run_id=run_id,
+            job_id="job-1",
+            lease_id="lease-1",
+            epoch=7,
+            image=image,
+            image_id=None,
+            command=("python3", "-c", code),
+            env={"COLOUR": "green"},
+            device_ids=("cpu",),
+            cpu_millis=2000,
+            memory_bytes=256 * 2**20,
+            disk_bytes=64 * 2**20,
+            pids=64,
+            network="none",
+            checkpoint_dir=home / "checkpoint",
+            inputs_dir=home / "inputs",
+            helper_dir=self.root / "helper",
+            stop_grace_ms=5000,
+            outputs_dir=home / "outputs",
             outputs_path="/out",
-        )  # fmt: skip
+        )
         return dataclasses.replace(spec, **changes)
 
     def run(self, code: str, **changes: Any) -> tuple[RunSpec, RunStatus]:

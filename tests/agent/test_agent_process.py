@@ -47,15 +47,27 @@ class Place:
 
     def _run(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments], stdout=self.log, stderr=self.log,
+            [sys.executable, "-m", module, *arguments],
+            stdout=self.log,
+            stderr=self.log,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
     def start_agent(self) -> None:
         self.agent = self._run(
-            "sublet_agent.main", "--broker", self.url, "--state", str(self.state), "--cpu",
-            "--runner", "process", "--trust", self.renter.key.party, "--memory", "1GB",
-        )  # fmt: skip
+            "sublet_agent.main",
+            "--broker",
+            self.url,
+            "--state",
+            str(self.state),
+            "--cpu",
+            "--runner",
+            "process",
+            "--trust",
+            self.renter.key.party,
+            "--memory",
+            "1GB",
+        )
         until(lambda: self.command("status").get("connected"), "the agent to connect")
         until(lambda: self.renter.call("GET", "/v1/offers").json()["offers"], "an offer")
 
@@ -66,17 +78,36 @@ class Place:
 
     def command(self, *arguments: str) -> dict[str, Any]:
         found = subprocess.run(
-            [sys.executable, "-c", "import sys; from sublet_agent.main import provider_main; "
-             "sys.exit(provider_main(sys.argv[1:]))", *arguments, "--state", str(self.state),
-             "--json"], capture_output=True, check=False,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-c",
+                "import sys; from sublet_agent.main import provider_main; "
+                "sys.exit(provider_main(sys.argv[1:]))",
+                *arguments,
+                "--state",
+                str(self.state),
+                "--json",
+            ],
+            capture_output=True,
+            check=False,
+        )
         return dict(json.loads(found.stdout)) if found.returncode == 0 else {}
 
     def submit(self, steps: int = 60, hold_at: int = 0, **changes: Any) -> str:
         return self.renter.submit(
-            TRAINING, "--steps", str(steps), "--every", "5", "--pace-s", "0.1", "--out", "/out",
-            "--hold-at", str(hold_at), **changes,
-        )  # fmt: skip
+            TRAINING,
+            "--steps",
+            str(steps),
+            "--every",
+            "5",
+            "--pace-s",
+            "0.1",
+            "--out",
+            "/out",
+            "--hold-at",
+            str(hold_at),
+            **changes,
+        )
 
     def finished(self, job: str) -> Any:
         until(lambda: self.renter.job(job).state in ("succeeded", "failed"), "the job's end")
@@ -172,9 +203,20 @@ def test_sigterm_drains_and_ends(agent: Place) -> None:
 
 def test_a_second_agent_with_the_same_state_is_refused(agent: Place) -> None:
     second = subprocess.run(
-        [sys.executable, "-m", "sublet_agent.main", "--broker", agent.url, "--state",
-         str(agent.state), "--cpu"], capture_output=True, check=False, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "sublet_agent.main",
+            "--broker",
+            agent.url,
+            "--state",
+            str(agent.state),
+            "--cpu",
+        ],
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
     assert second.returncode == 1
     assert b"another agent is using" in second.stdout
     assert os.path.exists(agent.state / "lock")
@@ -188,8 +230,10 @@ def test_a_sleeper_that_wakes_stops_what_went_elsewhere(agent: Place) -> None:
     until(lambda: agent.renter.job(job).durable_step >= 5, "a durable checkpoint")
     assert agent.agent
     agent.agent.send_signal(signal.SIGSTOP)
-    until(lambda: agent.renter.job(job).recoveries or agent.renter.job(job).state == "recovering",
-          "the machine to count as lost")  # fmt: skip
+    until(
+        lambda: agent.renter.job(job).recoveries or agent.renter.job(job).state == "recovering",
+        "the machine to count as lost",
+    )
     agent.agent.send_signal(signal.SIGCONT)
     until(lambda: len(agent.renter.job(job).runs) == 2, "the next run")
     first = agent.renter.job(job).runs[0]

@@ -47,10 +47,19 @@ PRICE = 400_000
 
 def terms(**changes: Any) -> Terms:
     values: dict[str, Any] = {
-        "name": "box", "devices": (GPU,), "price_ucr_per_device_hour": PRICE, "cpu_millis": 4000,
-        "memory_bytes": 2**34, "disk_bytes": 2**34, "region": "local", "runner": "docker",
-        "image_policy": "any", "egress": False, "accepts": (), "grace_ms": 60_000,
-    }  # fmt: skip
+        "name": "box",
+        "devices": (GPU,),
+        "price_ucr_per_device_hour": PRICE,
+        "cpu_millis": 4000,
+        "memory_bytes": 2**34,
+        "disk_bytes": 2**34,
+        "region": "local",
+        "runner": "docker",
+        "image_policy": "any",
+        "egress": False,
+        "accepts": (),
+        "grace_ms": 60_000,
+    }
     return Terms(**(values | changes))
 
 
@@ -79,25 +88,48 @@ class World:
 
     def job(self, **changes: Any) -> Signed[Job]:
         values: dict[str, Any] = {
-            "renter": RENTER.party, "broker": BROKER.party, "nonce": "0" * 32, "name": "ft",
-            "image": "img", "command": ("true",), "env": {},
-            "resources": {"devices": 1, "device_kind": "any", "memory_bytes": 1,
-                          "disk_bytes": 1000},
-            "max_price_ucr_per_device_hour": PRICE, "budget_ucr": 1_000_000,
-            "checkpoint_interval_ms": 60_000, "patience_ms": 20_000, "inputs": (),
-            "accept_receipts_up_to_ucr": 0, "issued_ms": NOW, "expires_ms": NOW + 10**9,
-        }  # fmt: skip
+            "renter": RENTER.party,
+            "broker": BROKER.party,
+            "nonce": "0" * 32,
+            "name": "ft",
+            "image": "img",
+            "command": ("true",),
+            "env": {},
+            "resources": {
+                "devices": 1,
+                "device_kind": "any",
+                "memory_bytes": 1,
+                "disk_bytes": 1000,
+            },
+            "max_price_ucr_per_device_hour": PRICE,
+            "budget_ucr": 1_000_000,
+            "checkpoint_interval_ms": 60_000,
+            "patience_ms": 20_000,
+            "inputs": (),
+            "accept_receipts_up_to_ucr": 0,
+            "issued_ms": NOW,
+            "expires_ms": NOW + 10**9,
+        }
         return sign_document(Job.model_validate(values | changes), RENTER)
 
     def assign(
         self, job: Signed[Job], signer: SigningKey = BROKER, **changes: Any
     ) -> tuple[str, Step]:
         values: dict[str, Any] = {
-            "broker": BROKER.party, "provider": PROVIDER.party, "renter": RENTER.party,
-            "job": job.id, "offer": self.offer.id, "epoch": 1, "device_ids": ("gpu-0",),
-            "price_ucr_per_device_hour": PRICE, "fee_bps": 500, "hold_ucr": 1_000_000,
-            "start_step": 0, "issued_ms": self.now, "answer_by_ms": self.now + 10_000,
-        }  # fmt: skip
+            "broker": BROKER.party,
+            "provider": PROVIDER.party,
+            "renter": RENTER.party,
+            "job": job.id,
+            "offer": self.offer.id,
+            "epoch": 1,
+            "device_ids": ("gpu-0",),
+            "price_ucr_per_device_hour": PRICE,
+            "fee_bps": 500,
+            "hold_ucr": 1_000_000,
+            "start_step": 0,
+            "issued_ms": self.now,
+            "answer_by_ms": self.now + 10_000,
+        }
         lease = sign_document(Lease.model_validate(values | changes), signer)
         message = Assign(lease=lease.envelope, job=job.envelope, checkpoint=None)
         return lease.id, self.do(events.Arrived(message))
@@ -118,10 +150,18 @@ class World:
         self.do(events.CheckpointSeen(lease_id, step))
         uploaded = self.do(events.Uploaded(lease_id, "checkpoint", step, "a" * 64, 10))
         message = only(uploaded, CheckpointUploaded)
-        return self.do(events.Arrived(CheckpointVerdict(
-            lease=lease_id, epoch=1, checkpoint=message.checkpoint.id, kind="checkpoint",
-            step=step, durable=True,
-        )))  # fmt: skip
+        return self.do(
+            events.Arrived(
+                CheckpointVerdict(
+                    lease=lease_id,
+                    epoch=1,
+                    checkpoint=message.checkpoint.id,
+                    kind="checkpoint",
+                    step=step,
+                    durable=True,
+                )
+            )
+        )
 
 
 def said(step: Step, kind: type[Any]) -> list[Any]:
@@ -171,10 +211,21 @@ def test_signature_and_record_are_saved_together() -> None:
         ({}, {"answer_by_ms": NOW - 1, "issued_ms": NOW - 2}, "answer_by_ms"),
         ({}, {"renter": OTHER.party}, "job"),
         ({"max_price_ucr_per_device_hour": PRICE - 1}, {}, "price"),
-        ({"resources": {"devices": 1, "device_kind": "any", "memory_bytes": 1, "disk_bytes": 1,
-                        "egress": True}}, {}, "egress"),
+        (
+            {
+                "resources": {
+                    "devices": 1,
+                    "device_kind": "any",
+                    "memory_bytes": 1,
+                    "disk_bytes": 1,
+                    "egress": True,
+                }
+            },
+            {},
+            "egress",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_lease_outside_the_offer_is_refused(
     job: dict[str, Any], lease: dict[str, Any], why: str
 ) -> None:
@@ -310,9 +361,13 @@ def test_a_drain_waits_for_the_last_checkpoint_to_be_durable() -> None:
     step = world.do(events.Uploaded(lease_id, "checkpoint", 7, "a" * 64, 10))
     assert not said(step, RunChanged)
     verdict = CheckpointVerdict(
-        lease=lease_id, epoch=1, checkpoint=only(step, CheckpointUploaded).checkpoint.id,
-        kind="checkpoint", step=7, durable=True,
-    )  # fmt: skip
+        lease=lease_id,
+        epoch=1,
+        checkpoint=only(step, CheckpointUploaded).checkpoint.id,
+        kind="checkpoint",
+        step=7,
+        durable=True,
+    )
     step = world.do(events.Arrived(verdict))
     assert only(step, RunChanged).reason is Reason.RECLAIMED
     assert receipts_of(world)[-1].durable_device_ms == 3_000

@@ -131,9 +131,12 @@ def test_many_runs_leave_room_for_the_rest() -> None:
 def test_a_strangers_words_move_no_cursor() -> None:
     evil = "a\x1b[2J\r\n\x9b31m\u202eb"
     found = status(
-        runs=(run(name=evil),), name=evil, trouble=evil, connected=False,
+        runs=(run(name=evil),),
+        name=evil,
+        trouble=evil,
+        connected=False,
         devices=(device("GPU-1").model_copy(update={"name": evil}),),
-    )  # fmt: skip
+    )
     assert all(line.isprintable() for line in drawn(found))
 
 
@@ -155,8 +158,14 @@ def test_credits_are_exact(ucr: int, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("ms", "words"),
-    [(-5, "0 s"), (999, "0 s"), (59_999, "59 s"), (60_000, "1 m 0 s"), (7_500_000, "2 h 5 m"),
-     (97_200_000, "1 d 3 h")],
-)  # fmt: skip
+    [
+        (-5, "0 s"),
+        (999, "0 s"),
+        (59_999, "59 s"),
+        (60_000, "1 m 0 s"),
+        (7_500_000, "2 h 5 m"),
+        (97_200_000, "1 d 3 h"),
+    ],
+)
 def test_durations(ms: int, words: str) -> None:
     assert duration(ms) == words

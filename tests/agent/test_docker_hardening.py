@@ -111,9 +111,13 @@ def run_id(world: World) -> str:
     data = spec.inputs_dir / "in.csv"
     data.write_text("a")
     spec = world.spec(
-        LOOK, run_id=spec.run_id, memory_bytes=MEMORY_BYTES, disk_bytes=DISK_BYTES, cpu_millis=500,
+        LOOK,
+        run_id=spec.run_id,
+        memory_bytes=MEMORY_BYTES,
+        disk_bytes=DISK_BYTES,
+        cpu_millis=500,
         destinations={"/data/in.csv": data},
-    )  # fmt: skip
+    )
     world.runner.start(spec)
     assert world.ended(spec.run_id).exit_code == 0, world.output(spec.run_id)
     return spec.run_id
@@ -140,10 +144,26 @@ def _inspect(world: World, run_id: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "name",
-    ["userfaultfd", "bpf", "perf_event_open", "keyctl", "add_key", "mount", "unshare", "setns",
-     "ptrace", "process_vm_readv", "init_module", "kexec_load", "open_by_handle_at", "reboot",
-     "pivot_root", "chroot", "clone"],
-)  # fmt: skip
+    [
+        "userfaultfd",
+        "bpf",
+        "perf_event_open",
+        "keyctl",
+        "add_key",
+        "mount",
+        "unshare",
+        "setns",
+        "ptrace",
+        "process_vm_readv",
+        "init_module",
+        "kexec_load",
+        "open_by_handle_at",
+        "reboot",
+        "pivot_root",
+        "chroot",
+        "clone",
+    ],
+)
 def test_calls_that_are_refused(inside: dict[str, Any], name: str) -> None:
     assert inside["calls"][name] == "EPERM"
 
@@ -195,8 +215,11 @@ def test_an_init_that_is_not_the_job(inside: dict[str, Any], host_config: dict[s
 def test_what_can_be_written(inside: dict[str, Any], host_config: dict[str, Any]) -> None:
     out = "/sublet/checkpoint/"
     assert {p for p, how in inside["writes"].items() if how == "allowed"} == {
-        "/tmp/x", "/dev/shm/x", out + "out/x", "/out/x",
-    }  # fmt: skip
+        "/tmp/x",
+        "/dev/shm/x",
+        out + "out/x",
+        "/out/x",
+    }
     assert inside["moves"] == {"in": "EBUSY", "ack": "EBUSY"}  # no link where the agent writes
     assert host_config["ReadonlyRootfs"] is True
     writable = {m["Target"] for m in host_config["Mounts"] if not m.get("ReadOnly")}

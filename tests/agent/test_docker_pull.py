@@ -154,8 +154,12 @@ def test_a_layer_that_is_not_what_its_digest_says(registry: Registry, runner: Do
         client.api.import_image_from_data(content.getvalue(), repository=name, tag="1")
         client.api.push(name, "1")
         client.images.remove(f"{name}:1")
-    layer = max(registry.folder.rglob("data"), key=lambda path: path.stat().st_mtime_ns
-                if path.is_file() and path.stat().st_size > 100_000 else 0)  # fmt: skip
+    layer = max(
+        registry.folder.rglob("data"),
+        key=lambda path: (
+            path.stat().st_mtime_ns if path.is_file() and path.stat().st_size > 100_000 else 0
+        ),
+    )
     whole = layer.read_bytes()
     layer.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ImageUnavailable):

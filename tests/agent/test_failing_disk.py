@@ -36,9 +36,16 @@ def test_nothing_is_taken_after_a_failed_commit(tmp_path: Path) -> None:
     unused = cast(Any, None)
     journal = BrokenJournal()
     shell = Shell(
-        state=tmp_path, core=cast(Any, Core()), journal=cast(Any, journal), spool=unused,
-        runner=unused, transfer=unused, helper=tmp_path, now_ms=lambda: 0, say=print,
-    )  # fmt: skip
+        state=tmp_path,
+        core=cast(Any, Core()),
+        journal=cast(Any, journal),
+        spool=unused,
+        runner=unused,
+        transfer=unused,
+        helper=tmp_path,
+        now_ms=lambda: 0,
+        say=print,
+    )
     message = Unprepare(job="0" * 64)
     # The link acknowledges what `arrived` returns from.
     for _ in range(2):

@@ -18,10 +18,19 @@ from tests.agent.nvml_stub import build
 from tests.e2e.bad_market import BadMarket
 
 WHOLE = {
-    "id": "GPU-0", "kind": "gpu", "name": "NVIDIA A100-SXM4-80GB", "memory_bytes": 80 * 2**30,
-    "hardware_class": "nvidia-a100-sxm4-80gb", "compute_capability": "8.0", "driver": "580.10",
-    "ecc": True, "mig": False, "pcie_generation": 4, "pcie_lanes": 16, "power_limit_mw": 400_000,
-}  # fmt: skip
+    "id": "GPU-0",
+    "kind": "gpu",
+    "name": "NVIDIA A100-SXM4-80GB",
+    "memory_bytes": 80 * 2**30,
+    "hardware_class": "nvidia-a100-sxm4-80gb",
+    "compute_capability": "8.0",
+    "driver": "580.10",
+    "ecc": True,
+    "mig": False,
+    "pcie_generation": 4,
+    "pcie_lanes": 16,
+    "power_limit_mw": 400_000,
+}
 ALL = ["GPU-0", "GPU-1", "MIG-10", "MIG-12"]
 
 
@@ -38,9 +47,19 @@ class Machine:
 
     def _provide(self, *arguments: str) -> list[str]:
         return self._sublet(
-            "provide", "--runner", "process", "--trust", self.world.client.party, "--state",
-            str(self.state), "--region", self.region, "--name", self.region, *arguments,
-        )  # fmt: skip
+            "provide",
+            "--runner",
+            "process",
+            "--trust",
+            self.world.client.party,
+            "--state",
+            str(self.state),
+            "--region",
+            self.region,
+            "--name",
+            self.region,
+            *arguments,
+        )
 
     @contextlib.contextmanager
     def provides(self, *arguments: str) -> Iterator[None]:
@@ -48,9 +67,12 @@ class Machine:
         log = self.world.market.root / "logs" / f"{self.region}.log"
         with log.open("ab") as file:
             agent = subprocess.Popen(
-                self._provide(*arguments), stdout=file, stderr=file, env=self.environment,
+                self._provide(*arguments),
+                stdout=file,
+                stderr=file,
+                env=self.environment,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         try:
             self.world.soon(lambda: self.status().get("connected"), "the agent")
             yield
@@ -61,18 +83,25 @@ class Machine:
     def refuses(self, *arguments: str) -> str:
         """Start an agent that can't offer that; return its last line."""
         done = subprocess.run(
-            self._provide(*arguments), capture_output=True, text=True, env=self.environment,
-            check=False, timeout=300,
-        )  # fmt: skip
+            self._provide(*arguments),
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            check=False,
+            timeout=300,
+        )
         assert done.returncode == 2
         assert done.stderr == ""
         return done.stdout.splitlines()[-1].split(" ", 1)[1]
 
     def prints(self, *arguments: str) -> str:
         done = subprocess.run(
-            self._sublet(*arguments), capture_output=True, text=True, env=self.environment,
+            self._sublet(*arguments),
+            capture_output=True,
+            text=True,
+            env=self.environment,
             check=False,
-        )  # fmt: skip
+        )
         return done.stdout
 
     def status(self) -> dict[str, Any]:

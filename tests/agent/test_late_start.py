@@ -27,10 +27,16 @@ async def test_a_run_whose_lease_ended_while_it_started_is_removed(
 
     unused = cast(Any, None)
     shell = Shell(
-        state=tmp_path, core=cast(Any, SimpleNamespace(machines=machines)), journal=unused,
-        spool=unused, runner=cast(Any, SimpleNamespace(start=start, remove=removed.append)),
-        transfer=unused, helper=tmp_path, now_ms=lambda: 0, say=print,
-    )  # fmt: skip
+        state=tmp_path,
+        core=cast(Any, SimpleNamespace(machines=machines)),
+        journal=unused,
+        spool=unused,
+        runner=cast(Any, SimpleNamespace(start=start, remove=removed.append)),
+        transfer=unused,
+        helper=tmp_path,
+        now_ms=lambda: 0,
+        say=print,
+    )
     workspace = SimpleNamespace(spec=lambda *_: "spec")
     monkeypatch.setattr(shell, "_workspace", lambda _lease: workspace)
     await shell._start(LEASE)

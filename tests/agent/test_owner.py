@@ -41,10 +41,20 @@ STATUS = {
 }  # fmt: skip
 DEVICE = {"id": str, "kind": str, "name": str, "memory_bytes": int, "lease": str | None}
 RUN = {
-    "lease": str, "epoch": int, "job": str, "name": str, "phase": str, "devices": list,
-    "step": int, "total_steps": int, "durable_step": int, "cum_device_ms": int,
-    "charge_ucr": int, "earned_ucr": int, "reason": str | None,
-}  # fmt: skip
+    "lease": str,
+    "epoch": int,
+    "job": str,
+    "name": str,
+    "phase": str,
+    "devices": list,
+    "step": int,
+    "total_steps": int,
+    "durable_step": int,
+    "cum_device_ms": int,
+    "charge_ucr": int,
+    "earned_ucr": int,
+    "reason": str | None,
+}
 EARNINGS = {"party": str, "earned_ucr": int, "pending_ucr": int, "charges": list}
 
 # Runs until the file is there; saves when it is asked to stop.
@@ -74,11 +84,20 @@ class Owner:
 
     def asks(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "sublet.cli.main", "provider", *arguments,
-             "--state", str(self.state)],
-            env={**os.environ, **self.world.market.environment}, capture_output=True, text=True,
+            [
+                sys.executable,
+                "-m",
+                "sublet.cli.main",
+                "provider",
+                *arguments,
+                "--state",
+                str(self.state),
+            ],
+            env={**os.environ, **self.world.market.environment},
+            capture_output=True,
+            text=True,
             check=False,
-        )  # fmt: skip
+        )
 
     def reads(self, *arguments: str) -> dict[str, Any]:
         done = self.asks(*arguments, "--json")
@@ -218,8 +237,9 @@ def test_a_second_ctrl_c_leaves_and_a_start_takes_up(owner: Owner, tmp_path: Pat
     job = world.python(
         owner.name,
         "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('deaf')\ntime.sleep(600)\n",
-        patience="60s", stop_grace="60s",
-    )  # fmt: skip
+        patience="60s",
+        stop_grace="60s",
+    )
     world.soon(lambda: "deaf" in world.log(job), "a run that can't hear TERM")
     agent.signal(signal.SIGINT)
     world.soon(lambda: "draining" in agent.log_tail(), "the first answer")
@@ -244,10 +264,22 @@ def test_a_second_ctrl_c_leaves_and_a_start_takes_up(owner: Owner, tmp_path: Pat
 )
 def test_a_broker_that_can_be_none(url: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "sublet.cli.main", "provide", "--cpu", "--broker", url,
-         "--state", str(tmp_path / "state")],
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "sublet.cli.main",
+            "provide",
+            "--cpu",
+            "--broker",
+            url,
+            "--state",
+            str(tmp_path / "state"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 2
     assert f"--broker {url!r}" in done.stderr
     assert not (tmp_path / "state").exists()
@@ -255,11 +287,24 @@ def test_a_broker_that_can_be_none(url: str, tmp_path: Path) -> None:
 
 def test_sigterm_while_it_starts_drains_too(tmp_path: Path) -> None:
     agent = subprocess.Popen(
-        [sys.executable, "-m", "sublet.cli.main", "provide", "--cpu", "--runner", "process",
-         "--trust", SigningKey.generate().party, "--broker", "http://127.0.0.1:9",
-         "--state", str(tmp_path / "state")],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "sublet.cli.main",
+            "provide",
+            "--cpu",
+            "--runner",
+            "process",
+            "--trust",
+            SigningKey.generate().party,
+            "--broker",
+            "http://127.0.0.1:9",
+            "--state",
+            str(tmp_path / "state"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     door = tmp_path / "state" / "control.sock"
     while not door.exists() and agent.poll() is None:
         pass  # it has only just come to where it can be asked
@@ -301,12 +346,30 @@ class Terminal:
         for name in ("NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR"):
             environ.pop(name, None)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sublet.cli.main", "provide", "--cpu", "--runner", "process",
-             "--trust", owner.world.client.party, "--state", str(owner.state), "--region",
-             owner.name, "--name", owner.name, *arguments],
-            stdin=agent, stdout=agent, stderr=agent, env={**environ, **environment},
+            [
+                sys.executable,
+                "-m",
+                "sublet.cli.main",
+                "provide",
+                "--cpu",
+                "--runner",
+                "process",
+                "--trust",
+                owner.world.client.party,
+                "--state",
+                str(owner.state),
+                "--region",
+                owner.name,
+                "--name",
+                owner.name,
+                *arguments,
+            ],
+            stdin=agent,
+            stdout=agent,
+            stderr=agent,
+            env={**environ, **environment},
             start_new_session=True,
-        )  # fmt: skip
+        )
         os.close(agent)
         self.written = b""
         self._reader = threading.Thread(target=self._read, daemon=True)

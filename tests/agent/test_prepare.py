@@ -51,9 +51,12 @@ def job(agents: BadMarket, tmp_path: Path) -> Job:
     data = tmp_path / "weights"
     data.write_bytes(WEIGHTS)
     job = agents.submit(
-        REGION, ["python3", "-u", "-c", SAVES_ONCE, "/in/weights", str(tmp_path / "finish")],
-        inputs={str(data): "/in/weights"}, outputs="/out", patience="20s",
-    )  # fmt: skip
+        REGION,
+        ["python3", "-u", "-c", SAVES_ONCE, "/in/weights", str(tmp_path / "finish")],
+        inputs={str(data): "/in/weights"},
+        outputs="/out",
+        patience="20s",
+    )
     view = agents.until(job, lambda view: view.durable_step == 7, "the durable step")
     assert view.runs[0].provider_name == "cheap"
     # What a machine has not sent when it is lost is lost, its last words too.

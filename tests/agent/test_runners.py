@@ -84,8 +84,10 @@ def test_calls_on_a_run_that_is_gone_do_nothing(world: World) -> None:
 
 
 def test_start_twice_is_one_run(world: World) -> None:
-    spec = world.spec("open('/out/runs' if 0 else __import__('os').environ['SUBLET_OUTPUT_DIR'] + "
-                      "'/runs', 'a').write('x')")  # fmt: skip
+    spec = world.spec(
+        "open('/out/runs' if 0 else __import__('os').environ['SUBLET_OUTPUT_DIR'] + "
+        "'/runs', 'a').write('x')"
+    )
     world.runner.start(spec)
     world.restarted().start(spec)
     world.ended(spec.run_id)
@@ -116,17 +118,22 @@ def test_what_the_job_sees(world: World) -> None:
     data.write_text("a,b")
     data.chmod(0o600)
     spec = world.spec(
-        code, run_id=spec.run_id, destinations={"/data/data.csv": data},
+        code,
+        run_id=spec.run_id,
+        destinations={"/data/data.csv": data},
         command=("python3", "-c", code, "/data/data.csv", "/out"),
         env={"COLOUR": "green", "SUBLET_EPOCH": "99"},
-    )  # fmt: skip
+    )
     world.runner.start(spec)
     status = world.ended(spec.run_id)
     assert status.exit_code == 0, world.output(spec.run_id)
     seen = json.loads(world.output(spec.run_id)[0])
     assert seen["env"] == {
-        "SUBLET_JOB_ID": "job-1", "SUBLET_EPOCH": "7", "COLOUR": "green", "OMP_NUM_THREADS": "2",
-    }  # fmt: skip
+        "SUBLET_JOB_ID": "job-1",
+        "SUBLET_EPOCH": "7",
+        "COLOUR": "green",
+        "OMP_NUM_THREADS": "2",
+    }
     assert (seen["in"], seen["input"], seen["placed"]) == ("restored", "a,b", "a,b")
     assert (spec.checkpoint_dir / "out" / "x").read_text() == "kept"
     assert spec.outputs_dir is not None
@@ -402,8 +409,10 @@ def test_the_job_outlives_kill_9_of_its_agent(world: World) -> None:
     run_id = "adopted-1"
     agent = subprocess.Popen(
         [sys.executable, "-c", AGENT, world.kind, str(world.root), world.owner, run_id],
-        stdout=subprocess.PIPE, cwd=Path(__file__).parents[2], start_new_session=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        start_new_session=True,
+    )
     assert agent.stdout is not None
     assert agent.stdout.readline() == b"started\n"
     first = world.runner.read_logs(run_id, None, 10)

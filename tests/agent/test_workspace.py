@@ -52,11 +52,14 @@ def test_a_checkpoint_that_is_not_as_done_says_is_refused(workspace: Workspace) 
         workspace.scan_checkpoint(5)
 
 
-@pytest.mark.parametrize("done", [
-    b'{"step": 5, "files": [{"path": "~\\ud800", "sha256": "", "size_bytes": 0}]}',
-    b'{"step": 5, "files": []}' + b" " * 100_000 + b"\xff",
-    b'{"step": ' + b"9" * 4_300 + b', "files": []}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "done",
+    [
+        b'{"step": 5, "files": [{"path": "~\\ud800", "sha256": "", "size_bytes": 0}]}',
+        b'{"step": 5, "files": []}' + b" " * 100_000 + b"\xff",
+        b'{"step": ' + b"9" * 4_300 + b', "files": []}',
+    ],
+)
 def test_why_a_done_is_refused_can_be_told(workspace: Workspace, done: bytes) -> None:
     folder = workspace.checkpoint / "out" / "step-5"
     folder.mkdir(parents=True)

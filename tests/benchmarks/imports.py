@@ -79,9 +79,13 @@ def measure(rounds: int = ROUNDS) -> list[Comparison]:
             median["peer"],
             IMPORT_RATIO_LIMIT,
         ),
-        Comparison("sublet --help / modal --help", median["our help"], median["peer help"],
-                   HELP_RATIO_LIMIT),
-    ]  # fmt: skip
+        Comparison(
+            "sublet --help / modal --help",
+            median["our help"],
+            median["peer help"],
+            HELP_RATIO_LIMIT,
+        ),
+    ]
 
 
 def report(comparisons: list[Comparison]) -> list[str]:

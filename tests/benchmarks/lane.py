@@ -105,22 +105,44 @@ class Lane:
         self.job = self.client.run(
             image=self.image,
             command=[
-                "python3", "/job/training_job.py", "--steps", str(ENDLESS), "--every", str(EVERY),
-                "--pace-s", str(PACE_S), "--out", "/out",
+                "python3",
+                "/job/training_job.py",
+                "--steps",
+                str(ENDLESS),
+                "--every",
+                str(EVERY),
+                "--pace-s",
+                str(PACE_S),
+                "--out",
+                "/out",
             ],
-            gpus="cpu", max_price="1.00", budget="2", outputs="/out", name=self.name,
-            inputs={str(JOB_SCRIPT): "/job/training_job.py"}, region=self.name,
-            memory="256MB", disk="256MB", cpus=0.5,
-        )  # fmt: skip
+            gpus="cpu",
+            max_price="1.00",
+            budget="2",
+            outputs="/out",
+            name=self.name,
+            inputs={str(JOB_SCRIPT): "/job/training_job.py"},
+            region=self.name,
+            memory="256MB",
+            disk="256MB",
+            cpus=0.5,
+        )
 
     def add_machine(self) -> None:
         """Start an agent with a new key."""
         name = f"{self.name}-{self._made}"
         self._made += 1
         self.market.start_agent(
-            name, "--runner", self.runner, "--region", self.name,
-            "--trust", self.client.party, "--image-policy", "any",
-        )  # fmt: skip
+            name,
+            "--runner",
+            self.runner,
+            "--region",
+            self.name,
+            "--trust",
+            self.client.party,
+            "--image-policy",
+            "any",
+        )
         self.machines.append(name)
 
     def await_offers(self) -> None:

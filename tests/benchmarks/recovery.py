@@ -74,9 +74,16 @@ def measure_recovery(
         return disturb
 
     return _measure(
-        "recovery", say, rounds, runner, lanes, kill,
-        counted=lambda round: round.total_s, limit_s=RECOVERY_LIMIT_S, notice=False,
-    )  # fmt: skip
+        "recovery",
+        say,
+        rounds,
+        runner,
+        lanes,
+        kill,
+        counted=lambda round: round.total_s,
+        limit_s=RECOVERY_LIMIT_S,
+        notice=False,
+    )
 
 
 def measure_reclaim(
@@ -92,9 +99,16 @@ def measure_reclaim(
         return disturb
 
     return _measure(
-        "reclaim", say, rounds, runner, lanes, reclaim,
-        counted=lambda round: round.rest_s, limit_s=RECLAIM_LIMIT_S, notice=True,
-    )  # fmt: skip
+        "reclaim",
+        say,
+        rounds,
+        runner,
+        lanes,
+        reclaim,
+        counted=lambda round: round.rest_s,
+        limit_s=RECLAIM_LIMIT_S,
+        notice=True,
+    )
 
 
 def _measure(
@@ -213,9 +227,11 @@ def report(result: Recoveries) -> list[str]:
         f"  {name.ljust(width)}   {Spread.of([figure(r) for r in rounds])}" for name, figure in rows
     ]
     verdict = "holds" if result.holds else "DOES NOT HOLD"
-    subject = "kill -9 to first new step" if result.what == "recovery" else (
-        "end of the drain to first new step"
-    )  # fmt: skip
+    subject = (
+        "kill -9 to first new step"
+        if result.what == "recovery"
+        else ("end of the drain to first new step")
+    )
     lines.append(
         f"  {subject}: p95 of {len(rounds)} is {result.spread.p95:.2f} s "
         f"(at most {result.limit_s:.0f} s: {verdict}); runner {result.runner}, {result.during}"

@@ -138,8 +138,9 @@ def main(arguments: list[str]) -> int:
         arguments = ["churn", *arguments]
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos",
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     plays = parser.add_subparsers(dest="play", required=True)
     for name, (add_options, play) in PLAYS.items():
         one = plays.add_parser(name, help=(play.__doc__ or "").splitlines()[0])

@@ -27,9 +27,16 @@ class Blackout(Stage):
     """One run. `still`: the broker is stopped, not killed."""
 
     def __init__(
-        self, root: Path, seed: int, say: Say, *, minutes: float = 15.0, patience: str = "20s",
-        still: bool = False, after_s: float = 20.0,
-    ) -> None:  # fmt: skip
+        self,
+        root: Path,
+        seed: int,
+        say: Say,
+        *,
+        minutes: float = 15.0,
+        patience: str = "20s",
+        still: bool = False,
+        after_s: float = 20.0,
+    ) -> None:
         self.dark_s = 60.0 * minutes
         pace_s = 0.5 if minutes >= LONG_MINUTES else 0.1
         # It has still to compute when the broker is back.
@@ -86,8 +93,9 @@ class Blackout(Stage):
                 told = now
                 self.say(f"  {end - now:.0f} s to go; {most_bytes} bytes at an agent at most")
         self.facts.notes |= {
-            "agent's folder, most bytes": most_bytes, "checkpoints kept, most": most_checkpoints,
-        }  # fmt: skip
+            "agent's folder, most bytes": most_bytes,
+            "checkpoints kept, most": most_checkpoints,
+        }
         self.need(most_bytes < FOLDER_LIMIT_BYTES, f"an agent's folder grew to {most_bytes} bytes")
         self.need(
             most_checkpoints <= under_way + CHECKPOINTS_LIMIT,

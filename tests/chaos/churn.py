@@ -80,18 +80,29 @@ class Result:
             return round(times[min(len(times) - 1, int(share * len(times)))], 2)
 
         return {
-            "seed": self.seed, "kills": dict(self.kills), "jobs": self.jobs,
-            "finished": self.finished, "identical": self.identical, "steps": self.steps,
-            "lost_steps": self.lost_steps, "losses": self.losses,
-            "long_losses": self.long_losses, "unexplained_losses": self.unexplained_losses,
+            "seed": self.seed,
+            "kills": dict(self.kills),
+            "jobs": self.jobs,
+            "finished": self.finished,
+            "identical": self.identical,
+            "steps": self.steps,
+            "lost_steps": self.lost_steps,
+            "losses": self.losses,
+            "long_losses": self.long_losses,
+            "unexplained_losses": self.unexplained_losses,
             "recoveries": len(self.recoveries_s),
-            "recovery_s": {"p50": round(statistics.median(times), 2), "p95": percentile(0.95),
-                           "p99": percentile(0.99)},
+            "recovery_s": {
+                "p50": round(statistics.median(times), 2),
+                "p95": percentile(0.95),
+                "p99": percentile(0.99),
+            },
             "lost_work_charged_ucr": self.lost_work_charged_ucr,
             "duplicate_charges": self.duplicate_charges,
-            "discrepancy_ucr": self.discrepancy_ucr, "left_running": self.left_running,
-            "seconds": round(self.seconds, 1), "problems": self.problems,
-        }  # fmt: skip
+            "discrepancy_ucr": self.discrepancy_ucr,
+            "left_running": self.left_running,
+            "seconds": round(self.seconds, 1),
+            "problems": self.problems,
+        }
 
 
 class Churn:
@@ -265,12 +276,30 @@ class Churn:
     def _submit(self) -> None:
         job = self.client.run(
             image="local/python",
-            command=["python3", "/job/training_job.py", "--steps", str(STEPS), "--every",
-                     str(EVERY), "--pace-s", str(PACE_S), "--out", "/out"],
-            gpus="cpu", max_price="1.00", budget="5", patience=PATIENCE, wait_for_offer=True,
-            inputs={str(JOB_SCRIPT): "/job/training_job.py"}, outputs="/out",
-            name=f"job-{len(self.jobs)}", memory="256MB", disk="256MB", cpus=0.5,
-        )  # fmt: skip
+            command=[
+                "python3",
+                "/job/training_job.py",
+                "--steps",
+                str(STEPS),
+                "--every",
+                str(EVERY),
+                "--pace-s",
+                str(PACE_S),
+                "--out",
+                "/out",
+            ],
+            gpus="cpu",
+            max_price="1.00",
+            budget="5",
+            patience=PATIENCE,
+            wait_for_offer=True,
+            inputs={str(JOB_SCRIPT): "/job/training_job.py"},
+            outputs="/out",
+            name=f"job-{len(self.jobs)}",
+            memory="256MB",
+            disk="256MB",
+            cpus=0.5,
+        )
         self.jobs.append(job)
         self.live.append(job)
 
@@ -296,9 +325,10 @@ class Churn:
         """All have been ended as their owners would; nothing may be left, of Ray neither."""
         with contextlib.suppress(LocalMarketError):
             self.market.wait_for(
-                lambda: not self.market.processes(), "the end of all processes",
+                lambda: not self.market.processes(),
+                "the end of all processes",
                 limit_s=LEFT_LIMIT_S,
-            )  # fmt: skip
+            )
         left = self.market.processes()
         self.result.left_running = len(left)
         if left:
@@ -377,18 +407,28 @@ class Churn:
             self._judge_loss(loss)
 
     def _judge_loss(self, loss: Loss) -> None:
-        away = [dark for dark in self._darks(loss.agent)
-                if dark.from_ms < loss.lost_ms and dark.to_ms > loss.due_ms]  # fmt: skip
+        away = [
+            dark
+            for dark in self._darks(loss.agent)
+            if dark.from_ms < loss.lost_ms and dark.to_ms > loss.due_ms
+        ]
         lit = lit_ms(loss, away)
-        self.result.long_losses.append({
-            "job": loss.job, "epoch": loss.epoch, "steps": loss.steps,
-            "window_ms": loss.lost_ms - loss.due_ms, "lit_ms": lit,
-            "away": sorted({dark.what for dark in away}),
-        })  # fmt: skip
+        self.result.long_losses.append(
+            {
+                "job": loss.job,
+                "epoch": loss.epoch,
+                "steps": loss.steps,
+                "window_ms": loss.lost_ms - loss.due_ms,
+                "lit_ms": lit,
+                "away": sorted({dark.what for dark in away}),
+            }
+        )
         if not explained(loss, away, int(EVERY * PACE_S * 1000)):
             self.result.unexplained_losses += 1
-            self.result.problems.append(f"{loss.job} lost {loss.steps} steps, {lit} ms of which "
-                                        "were computed while nothing was away")  # fmt: skip
+            self.result.problems.append(
+                f"{loss.job} lost {loss.steps} steps, {lit} ms of which "
+                "were computed while nothing was away"
+            )
 
     def _darks(self, agent: str) -> list[Dark]:
         return [

@@ -18,9 +18,17 @@ from tests.chaos.stage import Stage, Work
 SHIFTED = Path(__file__).parents[1] / "e2e" / "shifted_clock"
 MINUTES_10, DAY = 600, 86_400
 STEPS = (
-    ("box0", MINUTES_10), ("broker", -MINUTES_10), ("box0", -MINUTES_10), ("broker", MINUTES_10),
-    ("box0", DAY), ("broker", -DAY), ("broker", DAY), ("box0", -DAY), ("box0", 0), ("broker", 0),
-)  # fmt: skip
+    ("box0", MINUTES_10),
+    ("broker", -MINUTES_10),
+    ("box0", -MINUTES_10),
+    ("broker", MINUTES_10),
+    ("box0", DAY),
+    ("broker", -DAY),
+    ("broker", DAY),
+    ("box0", -DAY),
+    ("box0", 0),
+    ("broker", 0),
+)
 SLACK_MS = 3_000
 
 
@@ -53,10 +61,15 @@ class ClockSteps(Stage):
     """One run. `steps`: whose clock is set to how many seconds off, one after the other."""
 
     def __init__(
-        self, root: Path, seed: int, say: Say, *,
-        steps: Sequence[tuple[str, int]] = STEPS, patience: str = "20s",
+        self,
+        root: Path,
+        seed: int,
+        say: Say,
+        *,
+        steps: Sequence[tuple[str, int]] = STEPS,
+        patience: str = "20s",
         work: Work = Work(900),  # noqa: B008 - frozen
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(root, seed, say, agents=2, work=work, patience=patience)
         self.steps = steps
         self.jumpy = JumpyMarket(self.root / "market", self.broker_arguments)

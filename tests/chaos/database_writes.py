@@ -66,8 +66,18 @@ class Postgres:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self._as_postgres("initdb", "-D", f"{self.root}/data", "-U", "sublet", "-A", "trust",
-                          "-E", "UTF8", "--no-locale")  # fmt: skip
+        self._as_postgres(
+            "initdb",
+            "-D",
+            f"{self.root}/data",
+            "-U",
+            "sublet",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-locale",
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
         with self.connect("postgres") as connection:
@@ -81,22 +91,44 @@ class Postgres:
     def connect(self, name: str = "sublet") -> psycopg.Connection[Any]:
         """Connect as the broker's user. Raises psycopg.OperationalError."""
         return psycopg.connect(
-            host="127.0.0.1", port=self.port, user="sublet", dbname=name, autocommit=True,
+            host="127.0.0.1",
+            port=self.port,
+            user="sublet",
+            dbname=name,
+            autocommit=True,
             connect_timeout=10,
-        )  # fmt: skip
+        )
 
     def start(self) -> None:
         """Start the server where it isn't running, and wait until it answers."""
         if self._process is None or self._process.poll() is not None:
             with (self.root / "log").open("ab") as log:
                 self._process = subprocess.Popen(
-                    ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups",
-                     str(self._programs / "postgres"), "-D", f"{self.root}/data",
-                     "-p", str(self.port), "-k", str(self.root),
-                     "-c", "listen_addresses=127.0.0.1", "-c", "wal_writer_delay=20ms"],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
+                    [
+                        "setpriv",
+                        "--reuid",
+                        "postgres",
+                        "--regid",
+                        "postgres",
+                        "--init-groups",
+                        str(self._programs / "postgres"),
+                        "-D",
+                        f"{self.root}/data",
+                        "-p",
+                        str(self.port),
+                        "-k",
+                        str(self.root),
+                        "-c",
+                        "listen_addresses=127.0.0.1",
+                        "-c",
+                        "wal_writer_delay=20ms",
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
                     start_new_session=True,
-                )  # fmt: skip
+                )
         deadline = time.monotonic() + UP_LIMIT_S
         while True:
             try:
@@ -142,10 +174,20 @@ class Postgres:
 
     def _as_postgres(self, program: str, *arguments: str) -> None:
         subprocess.run(
-            ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups",
-             str(self._programs / program), *arguments],
-            check=True, stdout=subprocess.DEVNULL, cwd="/",
-        )  # fmt: skip
+            [
+                "setpriv",
+                "--reuid",
+                "postgres",
+                "--regid",
+                "postgres",
+                "--init-groups",
+                str(self._programs / program),
+                *arguments,
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+        )
 
 
 def sort_of(title: str) -> str:
@@ -250,13 +292,14 @@ class DatabaseWrites(Writes):
             totals[fault] += times
         return {
             **{key: value for key, value in record.items() if key not in dropped},
-            "what": ["database"], "faults": dict(totals),
+            "what": ["database"],
+            "faults": dict(totals),
             "files": [
                 {"process": sort, "file": file, "fault": fault, "times": times}
                 for (sort, file, fault), times in sorted(self.met.items())
             ],
             "points": [f"{sort}: {file}" for sort, file in points],
-        }  # fmt: skip
+        }
 
     def play(self) -> Any:
         """See Churn."""

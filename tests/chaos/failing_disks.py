@@ -23,9 +23,15 @@ class FailingDisks(Stage):
     """One run."""
 
     def __init__(
-        self, root: Path, seed: int, say: Say, *, rounds: int = 2, patience: str = "20s",
+        self,
+        root: Path,
+        seed: int,
+        say: Say,
+        *,
+        rounds: int = 2,
+        patience: str = "20s",
         work: Work = Work(900),  # noqa: B008 - frozen
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(root, seed, say, agents=2, work=work, patience=patience)
         self.rounds = rounds
         self.disks: dict[str, LoopDisk] = {}
@@ -76,8 +82,9 @@ class FailingDisks(Stage):
             lambda: all(
                 self.market.last_step(name) >= min(step + 3, self.work.steps)
                 for name, step in zip(self.names, steps, strict=True)
-            ), "steps that go on",
-        )  # fmt: skip
+            ),
+            "steps that go on",
+        )
         broker.stop(STOP_LIMIT_S)
         self.disks["broker"].mend()
         self.restart_broker()

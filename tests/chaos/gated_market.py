@@ -30,6 +30,8 @@ class GatedMarket(LocalMarket):
         """See LocalMarket; with the gate."""
         paths = [str(GATE), *filter(None, [os.environ.get("PYTHONPATH")])]
         return {
-            **super().environment, "PYTHONPATH": os.pathsep.join(paths), "SUBLET_GATE": self.gate,
+            **super().environment,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "SUBLET_GATE": self.gate,
             "SUBLET_GATE_WAL_PAGES": WAL_PAGES,
-        }  # fmt: skip
+        }

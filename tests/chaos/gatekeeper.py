@@ -78,8 +78,14 @@ class Watched:
 class Gatekeeper:
     """Listens to the gates of one run's processes."""
 
-    def __init__(self, root: Path, processes: Sequence[str], faults: Sequence[str], seed: int,
-                 limit: int | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        root: Path,
+        processes: Sequence[str],
+        faults: Sequence[str],
+        seed: int,
+        limit: int | None = None,
+    ) -> None:
         self.address = f"sublet-gate-{secrets.token_hex(8)}"
         self.points: dict[Point, Met] = {}
         self.paths: Counter[tuple[str, str, str]] = Counter()
@@ -214,9 +220,11 @@ class Gatekeeper:
                     later = Point(point.process, point.file, place)
                     candidates.append((later, self._passed(later, call, move=True)))
             due = [
-                (point, met, fault) for point, met in candidates
-                for fault in self._faults_of(point) if _is_due(met, fault)
-            ]  # fmt: skip
+                (point, met, fault)
+                for point, met in candidates
+                for fault in self._faults_of(point)
+                if _is_due(met, fault)
+            ]
         if not due or not rested or not self._one.acquire(blocking=False):
             return None, "", point
         try:
@@ -287,9 +295,10 @@ class Gatekeeper:
         is written aside: it counts for nothing before it is renamed."""
         with self._lock:
             return [
-                f"{path} ({why})" for path, why in self.owed.items()
+                f"{path} ({why})"
+                for path, why in self.owed.items()
                 if os.path.exists(path) and not ASIDE.search(path)
-            ]  # fmt: skip
+            ]
 
 
 def file_of(path: str) -> str:

@@ -17,9 +17,17 @@ class KilledDatabase(Stage):
     """One run. `kills`: how often all sessions are killed, and how often the server."""
 
     def __init__(
-        self, root: Path, seed: int, say: Say, *, kills: int = 5, away_s: float = 30.0,
-        patience: str = "20s", work: Work = Work(600), agents: int = 3,  # noqa: B008 - frozen
-    ) -> None:  # fmt: skip
+        self,
+        root: Path,
+        seed: int,
+        say: Say,
+        *,
+        kills: int = 5,
+        away_s: float = 30.0,
+        patience: str = "20s",
+        work: Work = Work(600),  # noqa: B008
+        agents: int = 3,
+    ) -> None:
         super().__init__(root, seed, say, work=work, patience=patience, agents=agents)
         self.kills = kills
         self.away_s = away_s

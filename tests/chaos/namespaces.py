@@ -56,16 +56,39 @@ class Networks:
             self._make("switch")
             self._in("switch", "ip", "link", "add", "br0", "type", "bridge")
             self._in("switch", "ip", "link", "set", "br0", "up")
-            _run("ip", "link", "add", self._here, "type", "veth", "peer", "name", "here",
-                 "netns", self._space("switch"))  # fmt: skip
+            _run(
+                "ip",
+                "link",
+                "add",
+                self._here,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "here",
+                "netns",
+                self._space("switch"),
+            )
             self._in("switch", "ip", "link", "set", "here", "master", "br0", "up")
             _run("ip", "addr", "add", f"10.213.{self.net}.254/24", "dev", self._here)
             _run("ip", "link", "set", self._here, "up")
         self._make(name)
         self.names.append(name)
         port = f"port{len(self.names)}"
-        self._in("switch", "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0",
-                 "netns", self._space(name))  # fmt: skip
+        self._in(
+            "switch",
+            "ip",
+            "link",
+            "add",
+            port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            self._space(name),
+        )
         self._in("switch", "ip", "link", "set", port, "master", "br0", "up")
         self._in(name, "ip", "addr", "add", f"{self.address(name)}/24", "dev", "eth0")
         self._in(name, "ip", "link", "set", "eth0", "up")

@@ -46,9 +46,16 @@ class Partitions(Stage):
     """One run. `ways`: which partitions that aren't whole are played, too."""
 
     def __init__(
-        self, root: Path, seed: int, say: Say, *, ways: Sequence[Way] = (), rounds: int = 1,
-        work: Work = LONG, agents: int = 3,
-    ) -> None:  # fmt: skip
+        self,
+        root: Path,
+        seed: int,
+        say: Say,
+        *,
+        ways: Sequence[Way] = (),
+        rounds: int = 1,
+        work: Work = LONG,
+        agents: int = 3,
+    ) -> None:
         super().__init__(root, seed, say, agents=agents, work=work)
         self.networks = Networks()
         self.ways = ways

@@ -47,8 +47,18 @@ class PostgresServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
-        self._run("initdb", "-D", str(root / "data"), "-U", USER, "-A", "trust", "-E", "UTF8",
-                  "--no-locale")  # fmt: skip
+        self._run(
+            "initdb",
+            "-D",
+            str(root / "data"),
+            "-U",
+            USER,
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-locale",
+        )
         self.start()
         self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", USER, DATABASE)
 
@@ -64,8 +74,20 @@ class PostgresServer:
         options = f"-p {self.port} -k {self.root} -c listen_addresses=127.0.0.1 -c fsync=on"
         while True:
             try:
-                self._run("pg_ctl", "-D", str(self.root / "data"), "-l", str(self.root / "log"),
-                          "-w", "-t", "60", "-s", "-o", options, "start")  # fmt: skip
+                self._run(
+                    "pg_ctl",
+                    "-D",
+                    str(self.root / "data"),
+                    "-l",
+                    str(self.root / "log"),
+                    "-w",
+                    "-t",
+                    "60",
+                    "-s",
+                    "-o",
+                    options,
+                    "start",
+                )
             except RuntimeError:
                 if time.monotonic() > deadline:
                     raise
@@ -105,10 +127,14 @@ class PostgresServer:
     def _run(self, name: str, *arguments: str) -> None:
         as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         done = subprocess.run(
-            [*as_postgres, str(self._binaries / name), *arguments], cwd="/",
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True, check=False,
-        )  # fmt: skip
+            [*as_postgres, str(self._binaries / name), *arguments],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             log = self.root / "log"
             tail = log.read_text()[-500:] if log.is_file() else ""

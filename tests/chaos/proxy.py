@@ -166,9 +166,13 @@ class Proxy:
             self._connections.discard(connection)
 
     async def _carry(
-        self, connection: _Connection, way: Direction, source: asyncio.StreamReader,
-        sink: asyncio.StreamWriter, seed: float,
-    ) -> None:  # fmt: skip
+        self,
+        connection: _Connection,
+        way: Direction,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        seed: float,
+    ) -> None:
         """Carry one direction: chunks wait in a queue until each is due."""
         chance = random.Random(seed)
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(HELD_CHUNKS)
@@ -209,9 +213,13 @@ class Proxy:
                 await reading
 
     async def _pass_on(
-        self, connection: _Connection, way: Direction, sink: asyncio.StreamWriter, data: bytes,
+        self,
+        connection: _Connection,
+        way: Direction,
+        sink: asyncio.StreamWriter,
+        data: bytes,
         chance: random.Random,
-    ) -> None:  # fmt: skip
+    ) -> None:
         weather = self.weather
         if chance.random() < weather.dead_share:
             connection.dead.add(way)

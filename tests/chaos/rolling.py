@@ -28,9 +28,16 @@ class RollingRestart(Stage):
     """One run."""
 
     def __init__(
-        self, root: Path, seed: int, say: Say, *, times: int = 10, patience: str = "20s",
-        work: Work = Work(150), agents: int = 3,  # noqa: B008 - frozen
-    ) -> None:  # fmt: skip
+        self,
+        root: Path,
+        seed: int,
+        say: Say,
+        *,
+        times: int = 10,
+        patience: str = "20s",
+        work: Work = Work(150),  # noqa: B008
+        agents: int = 3,
+    ) -> None:
         super().__init__(root, seed, say, work=work, patience=patience, agents=agents)
         self.times = times
         self.done = threading.Event()
@@ -47,8 +54,10 @@ class RollingRestart(Stage):
         running = list(self.jobs)
         self.until_durable(running[1:])
         with ThreadPoolExecutor() as pool:
-            loops = [pool.submit(loop, self._client()) for loop in (
-                self._deposit, self._download, self._submit)]  # fmt: skip
+            loops = [
+                pool.submit(loop, self._client())
+                for loop in (self._deposit, self._download, self._submit)
+            ]
             follows = [pool.submit(self._follow, self._client(), job) for job in running[1:]]
             try:
                 for number in range(self.times):

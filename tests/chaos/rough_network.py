@@ -18,9 +18,14 @@ from tests.chaos.stage import Stage, Work
 
 ROUGH = Weather(delay_s=0.02, jitter_s=0.08, fragments=True, bytes_per_s=2e6)
 STORM = Weather(
-    delay_s=0.02, jitter_s=0.2, fragments=True, bytes_per_s=5e5, reset_share=0.02,
-    dead_share=0.002, refused_share=0.05,
-)  # fmt: skip
+    delay_s=0.02,
+    jitter_s=0.2,
+    fragments=True,
+    bytes_per_s=5e5,
+    reset_share=0.02,
+    dead_share=0.002,
+    refused_share=0.05,
+)
 DIRECTIONS: tuple[Direction, ...] = ("up", "down")
 RESETTING = Weather(jitter_s=0.05, fragments=True, reset_share=0.2)
 RESETS = 10
@@ -32,10 +37,17 @@ class RoughNetwork(Stage):
     """One run."""
 
     def __init__(
-        self, root: Path, seed: int, say: Say, *, jobs: int = 8,
-        work: Work = Work(600), patience: str = "60s", agents: int = 3,  # noqa: B008 - frozen
+        self,
+        root: Path,
+        seed: int,
+        say: Say,
+        *,
+        jobs: int = 8,
+        work: Work = Work(600),  # noqa: B008
+        patience: str = "60s",
+        agents: int = 3,
         directions: Sequence[Direction] = DIRECTIONS,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(root, seed, say, work=work, patience=patience, agents=agents)
         self.directions = directions
         self.count = jobs

@@ -72,9 +72,19 @@ class Work:
 
     def command(self, out: str = "/out", script: str = "/job/training_job.py") -> list[str]:
         """Return the job's arguments."""
-        return [script, "--steps", str(self.steps), "--every", str(EVERY),
-                "--pace-s", str(self.pace_s), "--hold-at", str(self.hold_at),
-                "--out", out]  # fmt: skip
+        return [
+            script,
+            "--steps",
+            str(self.steps),
+            "--every",
+            str(EVERY),
+            "--pace-s",
+            str(self.pace_s),
+            "--hold-at",
+            str(self.hold_at),
+            "--out",
+            out,
+        ]
 
     def undisturbed(self, folder: Path) -> str:
         """Return the SHA-256 of the weights that it has without any market."""
@@ -82,9 +92,10 @@ class Work:
         (folder / "checkpoint").mkdir()
         hurried = Work(self.steps, 0.0).command(str(folder / "out"), str(JOB_SCRIPT))
         environment = {
-            **os.environ, "PYTHONPATH": str(folder / "helper"),
+            **os.environ,
+            "PYTHONPATH": str(folder / "helper"),
             "SUBLET_CHECKPOINT_DIR": str(folder / "checkpoint"),
-        }  # fmt: skip
+        }
         subprocess.run(
             [sys.executable, *hurried], check=True, env=environment, stdout=subprocess.DEVNULL
         )
@@ -95,9 +106,16 @@ class Stage(BadMarket):
     """A broker, agents, a renter, jobs."""
 
     def __init__(
-        self, root: Path, seed: int, say: Say, *, agents: int = 3, patience: str = "60s",
-        work: Work = Work(), broker_arguments: Sequence[str] = TIMES,
-    ) -> None:  # fmt: skip
+        self,
+        root: Path,
+        seed: int,
+        say: Say,
+        *,
+        agents: int = 3,
+        patience: str = "60s",
+        work: Work = Work(),
+        broker_arguments: Sequence[str] = TIMES,
+    ) -> None:
         super().__init__(root, broker_arguments)
         self.say = say
         self.names = [f"box{number}" for number in range(agents)]
@@ -167,8 +185,9 @@ class Stage(BadMarket):
         """Wait until so many agents are connected."""
         self.soon(
             lambda: self.gauges()["sublet_agents_connected"] == count,
-            f"{count} connected agents", 120,
-        )  # fmt: skip
+            f"{count} connected agents",
+            120,
+        )
 
     def goes_on(self, jobs: Sequence[Job] = ()) -> None:
         """Wait until each running job has got on since now, or has ended."""
@@ -181,9 +200,11 @@ class Stage(BadMarket):
     def until_newer(self, job: Job, step: int) -> None:
         """Wait until a job has a durable checkpoint beyond `step`, or has succeeded."""
         self.until(
-            job, lambda view: view.durable_step > step or view.state == "succeeded",
-            f"a durable step beyond {step}", END_LIMIT_S,
-        )  # fmt: skip
+            job,
+            lambda view: view.durable_step > step or view.state == "succeeded",
+            f"a durable step beyond {step}",
+            END_LIMIT_S,
+        )
 
     # -- the end -----------------------------------------------------------------------------------
 

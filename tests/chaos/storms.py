@@ -68,32 +68,45 @@ def _partitions(root: Path, seed: int, say: Say, *, rounds: int) -> Stage:
 
 STORMS = {
     "network": Storm(
-        "Everything goes through delaying, cutting, swallowing proxies.", RoughNetwork,
+        "Everything goes through delaying, cutting, swallowing proxies.",
+        RoughNetwork,
         {"jobs": (int, 8, "how many"), "patience": (str, "20s", "the jobs'")},
     ),
     "blackout": Storm(
-        "The broker is gone for minutes; agents compute on.", Blackout,
-        {"minutes": (float, 15.0, "how long"), "patience": (str, "20s", "the jobs'"),
-         "still": (bool, False, "the broker is stopped by SIGSTOP, not killed")},
+        "The broker is gone for minutes; agents compute on.",
+        Blackout,
+        {
+            "minutes": (float, 15.0, "how long"),
+            "patience": (str, "20s", "the jobs'"),
+            "still": (bool, False, "the broker is stopped by SIGSTOP, not killed"),
+        },
     ),
     "rolling": Storm(
-        "The broker is restarted by SIGTERM again and again, under load.", RollingRestart,
+        "The broker is restarted by SIGTERM again and again, under load.",
+        RollingRestart,
         {"times": (int, 10, "how often"), "patience": (str, "20s", "the jobs'")},
     ),
     "partitions": Storm(
-        "Agents in network namespaces are cut off, also in one direction only.", _partitions,
-        {"rounds": (int, 2, "how often each")}, namespaces.missing,
+        "Agents in network namespaces are cut off, also in one direction only.",
+        _partitions,
+        {"rounds": (int, 2, "how often each")},
+        namespaces.missing,
     ),
     "disks": Storm(
-        "The broker's and a provider's file system fail and become read-only.", FailingDisks,
-        {"rounds": (int, 2, "how often each")}, loop_disk.missing,
+        "The broker's and a provider's file system fail and become read-only.",
+        FailingDisks,
+        {"rounds": (int, 2, "how often each")},
+        loop_disk.missing,
     ),
     "clocks": Storm(
-        "Wall clocks jump by minutes and days while jobs run.", ClockSteps, {},
+        "Wall clocks jump by minutes and days while jobs run.",
+        ClockSteps,
+        {},
     ),
     "database": Storm(
-        "PostgreSQL's sessions and server are killed; it stays away for long.", KilledDatabase,
+        "PostgreSQL's sessions and server are killed; it stays away for long.",
+        KilledDatabase,
         {"kills": (int, 5, "how often each"), "away_s": (float, 30.0, "for how long")},
         postgres.missing,
     ),
-}  # fmt: skip
+}

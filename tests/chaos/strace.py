@@ -49,9 +49,17 @@ class Strace:
     """
 
     def __init__(
-        self, pid: int, fault: str, out: Path, *, first: int = 1, onwards: bool = False,
-        whole: bool = False, also: Sequence[int] = (), calls: str = CALLS,
-    ) -> None:  # fmt: skip
+        self,
+        pid: int,
+        fault: str,
+        out: Path,
+        *,
+        first: int = 1,
+        onwards: bool = False,
+        whole: bool = False,
+        also: Sequence[int] = (),
+        calls: str = CALLS,
+    ) -> None:
         """Attach. `first`: which call of each thread is met; `onwards`: and all that follow;
         `also`: further threads; `calls`: which are met, each counted for itself.
 
@@ -63,12 +71,25 @@ class Strace:
         attach = [word for one in (pid, *also) for word in ("-p", str(one))]
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                ["strace", *(("-f", "-b", "execve") if whole else ()), *attach, "-y",
-                 "-e", f"trace={calls}", "-e", "signal=none",
-                 "-e", f"inject={calls}:{FAULTS[fault]}:{when}", "-o", str(out)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                [
+                    "strace",
+                    *(("-f", "-b", "execve") if whole else ()),
+                    *attach,
+                    "-y",
+                    "-e",
+                    f"trace={calls}",
+                    "-e",
+                    "signal=none",
+                    "-e",
+                    f"inject={calls}:{FAULTS[fault]}:{when}",
+                    "-o",
+                    str(out),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         deadline = time.monotonic() + ATTACH_LIMIT_S
         while f"Process {pid} attached" not in (said := self._errors.read_text()):
             if self._process.poll() is not None:

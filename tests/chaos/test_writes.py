@@ -49,8 +49,9 @@ def test_a_fault_meets_one_call_and_no_other(tmp_path: Path) -> None:
     require("strace")
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path / "written-")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert writer.stdin is not None
     assert writer.stdout is not None
 

@@ -74,10 +74,17 @@ class Writes(Churn):
     """One run."""
 
     def __init__(
-        self, root: Path, what: Sequence[str], seed: int, say: Say, *,
-        limit: int | None = None, seconds: float = 3600.0, first_starts: bool = True,
+        self,
+        root: Path,
+        what: Sequence[str],
+        seed: int,
+        say: Say,
+        *,
+        limit: int | None = None,
+        seconds: float = 3600.0,
+        first_starts: bool = True,
         still: Sequence[str] = ("EIO", "ENOSPC"),
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(root, 0, seed, say)
         processes = [process for kind in what for process in KINDS[kind]]
         (root / "traces").mkdir(parents=True)
@@ -284,13 +291,32 @@ class Writes(Churn):
     def _submit(self) -> None:
         job = self.client.run(
             image="local/python",
-            command=["python3", "/job/gate/gated_job.py", self.gates.address,
-                     "/job/training_job.py", "--steps", str(STEPS), "--every", str(EVERY),
-                     "--pace-s", str(PACE_S), "--out", "/out"],
-            gpus="cpu", max_price="1.00", budget="5", patience=PATIENCE, wait_for_offer=True,
+            command=[
+                "python3",
+                "/job/gate/gated_job.py",
+                self.gates.address,
+                "/job/training_job.py",
+                "--steps",
+                str(STEPS),
+                "--every",
+                str(EVERY),
+                "--pace-s",
+                str(PACE_S),
+                "--out",
+                "/out",
+            ],
+            gpus="cpu",
+            max_price="1.00",
+            budget="5",
+            patience=PATIENCE,
+            wait_for_offer=True,
             inputs={str(JOB_SCRIPT): "/job/training_job.py", str(GATE): "/job/gate"},
-            outputs="/out", name=f"job-{len(self.jobs)}", memory="256MB", disk="256MB", cpus=0.5,
-        )  # fmt: skip
+            outputs="/out",
+            name=f"job-{len(self.jobs)}",
+            memory="256MB",
+            disk="256MB",
+            cpus=0.5,
+        )
         self.acknowledged.add(job.id)
         self.jobs.append(job)
         self.live.append(job)
@@ -351,10 +377,17 @@ class Writes(Churn):
 
     def _cancel(self) -> None:
         job = self.client.run(
-            image="local/python", command=["sleep", "600"], gpus="cpu", max_price="1.00",
-            budget="1", wait_for_offer=True, memory="64MB", disk="64MB", cpus=0.1,
+            image="local/python",
+            command=["sleep", "600"],
+            gpus="cpu",
+            max_price="1.00",
+            budget="1",
+            wait_for_offer=True,
+            memory="64MB",
+            disk="64MB",
+            cpus=0.1,
             name=f"cancelled-{self._acts}",
-        )  # fmt: skip
+        )
         self.acknowledged.add(job.id)
         self.cancelled.append(job)
 
@@ -437,10 +470,18 @@ class Writes(Churn):
         new = self.root / "new-input"
         new.write_text(secrets.token_hex(1000))
         job = self.client.run(
-            image="local/python", command=["true"], gpus="cpu", max_price="1.00", budget="1",
-            wait_for_offer=True, inputs={str(new): "/job/new"}, memory="64MB", disk="64MB",
-            cpus=0.1, name=f"new-{self.still_writes}",
-        )  # fmt: skip
+            image="local/python",
+            command=["true"],
+            gpus="cpu",
+            max_price="1.00",
+            budget="1",
+            wait_for_offer=True,
+            inputs={str(new): "/job/new"},
+            memory="64MB",
+            disk="64MB",
+            cpus=0.1,
+            name=f"new-{self.still_writes}",
+        )
         self.acknowledged.add(job.id)
         self.jobs.append(job)
         self.live.append(job)
@@ -499,8 +540,11 @@ class Writes(Churn):
 
     def _check_result(self, job: Job, view: JobView) -> None:
         if view.state != "succeeded":
-            faults = {point: met.faults for point, met in self.gates.points.items()
-                      if point.process == "run"}  # fmt: skip
+            faults = {
+                point: met.faults
+                for point, met in self.gates.points.items()
+                if point.process == "run"
+            }
             errors = sum(met["EIO"] + met["ENOSPC"] for met in faults.values())
             self.failed_of_errors += 1
             # A job whose own write failed ends, as its own program decided.
@@ -537,8 +581,11 @@ class Writes(Churn):
     def record(self) -> dict[str, Any]:
         """Return it for the reliability page."""
         gates, result = self.gates, self.result
-        found = {point: met for point, met in gates.points.items()
-                 if gates.is_asked_for(point) and (met.faults or not met.move)}  # fmt: skip
+        found = {
+            point: met
+            for point, met in gates.points.items()
+            if gates.is_asked_for(point) and (met.faults or not met.move)
+        }
         by_process = {}
         for process in sorted({point.process for point in found}):
             mine = {point: met for point, met in found.items() if point.process == process}
@@ -549,7 +596,9 @@ class Writes(Churn):
                 "enospc_at": sum(met.faults["ENOSPC"] > 0 for met in mine.values()),
             }
         return {
-            "what": list(self.what), "seed": result.seed, "processes": by_process,
+            "what": list(self.what),
+            "seed": result.seed,
+            "processes": by_process,
             "faults": dict(gates.met()),
             "files": [
                 {"process": process, "file": file, "fault": fault, "times": times}
@@ -560,13 +609,15 @@ class Writes(Churn):
                 for point, met in sorted(found.items())
             ],
             "not_met": gates.due(),
-            "every_write_fails": dict(self.still_met), "attempts_meanwhile": self.still_writes,
+            "every_write_fails": dict(self.still_met),
+            "attempts_meanwhile": self.still_writes,
             "acknowledged_meanwhile": self.acknowledged_meanwhile,
             "acknowledged_and_gone": self.gone,
-            "ends": dict(self.ends.times), "last_words": self.ends.words,
-            "refusals": dict(self.refusals), "deposits_unsure_ucr": self.unsure_ucr,
+            "ends": dict(self.ends.times),
+            "last_words": self.ends.words,
+            "refusals": dict(self.refusals),
+            "deposits_unsure_ucr": self.unsure_ucr,
             "of_which_made_ucr": self.made_ucr,
             "jobs_failed_of_their_own_errors": self.failed_of_errors,
-            **{key: value for key, value in result.record().items()
-               if key not in NOT_COUNTED},
-        }  # fmt: skip
+            **{key: value for key, value in result.record().items() if key not in NOT_COUNTED},
+        }

@@ -114,9 +114,16 @@ def test_other_folders_are_left_alone(name: str) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b'{"global_step": 20, "max_st', b'{"global_step": 19}', b"[20]", b'{"global_step": true}',
-     b"[" * 100_000, b'{"global_step": ' + b"9" * 5000 + b"}"],
-)  # fmt: skip
+    [
+        b"",
+        b'{"global_step": 20, "max_st',
+        b'{"global_step": 19}',
+        b"[20]",
+        b'{"global_step": true}',
+        b"[" * 100_000,
+        b'{"global_step": ' + b"9" * 5000 + b"}",
+    ],
+)
 def test_a_torn_or_foreign_trainer_state_is_not_read(data: bytes) -> None:
     assert read_trainer_state(data, 20) is None
 

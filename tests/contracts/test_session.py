@@ -148,9 +148,13 @@ def joined(proof: SessionProof, *, signer: str = "provider", version: int = 1) -
 
 def proof(**change: object) -> SessionProof:
     plain = {
-        "party": PROVIDER, "broker": BROKER, "nonce": NONCE, "instance": "12" * 8,
-        "agent_version": "0.1.0", "issued_ms": NOW_MS,
-    }  # fmt: skip
+        "party": PROVIDER,
+        "broker": BROKER,
+        "nonce": NONCE,
+        "instance": "12" * 8,
+        "agent_version": "0.1.0",
+        "issued_ms": NOW_MS,
+    }
     return SessionProof.model_validate(plain | change)
 
 
@@ -167,7 +171,7 @@ def proof(**change: object) -> SessionProof:
         (b"\xff", "bad_frame", "not UTF-8"),
     ],
     ids=["replayed", "other-broker", "stranger", "version", "ahead", "behind", "empty", "bytes"],
-)  # fmt: skip
+)
 def test_a_bad_join_closes_the_session_and_can_be_answered(
     join: bytes, code: str, detail: str
 ) -> None:

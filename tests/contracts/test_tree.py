@@ -60,9 +60,13 @@ def one_file(data: bytes, *, path: str = "a", chunks: tuple[Chunk, ...] | None =
 
 def test_a_folder_comes_back_as_it_was(tmp_path: Path) -> None:
     files = {
-        "weights.bin": os.urandom(CHUNK_BYTES) + b"w", "a/b/c.txt": b"c", "a.txt": b"", "a-1": b"x",
-        "größe 李.csv": b"1,2\n", "again.bin": b"c",
-    }  # fmt: skip
+        "weights.bin": os.urandom(CHUNK_BYTES) + b"w",
+        "a/b/c.txt": b"c",
+        "a.txt": b"",
+        "a-1": b"x",
+        "größe 李.csv": b"1,2\n",
+        "again.bin": b"c",
+    }
     source = fill(tmp_path / "source", files)
     (source / "a-1").chmod(0o755)
     (source / "empty").mkdir()
@@ -102,11 +106,12 @@ def test_skipped_names_count_at_the_top_only(tmp_path: Path) -> None:
 
 @given(
     files=st.dictionaries(
-        st.from_regex(r"[a-z]{1,3}(/[A-Z]{1,2})?", fullmatch=True), st.binary(max_size=50),
+        st.from_regex(r"[a-z]{1,3}(/[A-Z]{1,2})?", fullmatch=True),
+        st.binary(max_size=50),
         max_size=6,
     ),
     chunk_bytes=st.integers(1, 17),
-)  # fmt: skip
+)
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
 )
@@ -114,8 +119,9 @@ def test_chunks_meet_at_every_boundary(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], chunk_bytes: int
 ) -> None:
     # A name can't be a file and a folder at once.
-    files = {n: d for n, d in files.items() if "/" in n or not any(o.startswith(n + "/")
-             for o in files)}  # fmt: skip
+    files = {
+        n: d for n, d in files.items() if "/" in n or not any(o.startswith(n + "/") for o in files)
+    }
     root = tmp_path_factory.mktemp("tree")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tree, "CHUNK_BYTES", chunk_bytes)
@@ -341,9 +347,28 @@ def index_of(*paths: str) -> bytes:
 
 @pytest.mark.parametrize(
     "path",
-    ["..", "../a", "a/../b", "a/..", ".", "./a", "a/./b", "", "/", "/a", "a/", "a//b", "a\0b",
-     "a\nb", "a\\b", "\x7f", "a" * 256, "ä" * 128, "/".join(["a" * 200] * 6)],
-)  # fmt: skip
+    [
+        "..",
+        "../a",
+        "a/../b",
+        "a/..",
+        ".",
+        "./a",
+        "a/./b",
+        "",
+        "/",
+        "/a",
+        "a/",
+        "a//b",
+        "a\0b",
+        "a\nb",
+        "a\\b",
+        "\x7f",
+        "a" * 256,
+        "ä" * 128,
+        "/".join(["a" * 200] * 6),
+    ],
+)
 def test_a_path_that_could_leave_the_tree_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match=r"plain relative path|control character|too long"):
         check_relative_path(path)
@@ -366,8 +391,15 @@ def test_a_path_that_could_leave_the_tree_is_refused(path: str) -> None:
         (index_with(chunks=[{"sha256": sha(b"abc"), "size_bytes": 0}]), "greater than or equal"),
         (index_with(chunks=[{"sha256": sha(b"a"), "size_bytes": CHUNK_BYTES + 1}]), "less than"),
         (index_with(chunks=[{"sha256": "../../etc", "size_bytes": 3}]), "pattern"),
-        (index_with(chunks=[{"sha256": "a" * 64, "size_bytes": 1},
-                            {"sha256": "a" * 64, "size_bytes": 2}]), "two sizes"),
+        (
+            index_with(
+                chunks=[
+                    {"sha256": "a" * 64, "size_bytes": 1},
+                    {"sha256": "a" * 64, "size_bytes": 2},
+                ]
+            ),
+            "two sizes",
+        ),
         (json.dumps({**GOOD, "version": 2}).encode(), "version"),
         (json.dumps({"version": 1}).encode(), "files: Field required"),
         (b'{"files":[],"files":[]}', "stands twice"),
@@ -376,7 +408,7 @@ def test_a_path_that_could_leave_the_tree_is_refused(path: str) -> None:
         (b"\x80", "not UTF-8"),
     ],
     ids=lambda value: str(value)[-40:],
-)  # fmt: skip
+)
 def test_an_index_that_breaks_a_rule_is_refused(data: bytes, error: str) -> None:
     with pytest.raises(TreeRefused, match=f"the tree index is refused: .*{error}"):
         parse_index(data)
@@ -395,13 +427,19 @@ def test_an_index_of_nothing_is_an_index(tmp_path: Path) -> None:
     [
         (one_file(b"abc"), b"abd", "a: a chunk does not match its hash"),
         (one_file(b"abc"), b"", "a: a chunk does not match its hash"),
-        (one_file(b"abc", chunks=(Chunk(sha256=sha(b"abc"), size_bytes=1),)), b"abc",
-         "a: a chunk is not as long as the index says"),
-        (one_file(b"abd", chunks=(Chunk(sha256=sha(b"abc"), size_bytes=3),)), b"abc",
-         "a does not match its hash"),
+        (
+            one_file(b"abc", chunks=(Chunk(sha256=sha(b"abc"), size_bytes=1),)),
+            b"abc",
+            "a: a chunk is not as long as the index says",
+        ),
+        (
+            one_file(b"abd", chunks=(Chunk(sha256=sha(b"abc"), size_bytes=3),)),
+            b"abc",
+            "a does not match its hash",
+        ),
     ],
     ids=["changed", "empty", "longer-than-said", "another-file"],
-)  # fmt: skip
+)
 def test_content_that_is_not_what_was_promised_is_refused(
     tmp_path: Path, index: TreeIndex, content: bytes, error: str
 ) -> None:

@@ -39,8 +39,10 @@ def load(name: str) -> Any:
 
 
 DOCUMENT_VECTORS = load("documents")
-KEYS = {name: SigningKey.from_seed(bytes.fromhex(k["seed"])) for name, k in
-        DOCUMENT_VECTORS["keys"].items()}  # fmt: skip
+KEYS = {
+    name: SigningKey.from_seed(bytes.fromhex(k["seed"]))
+    for name, k in DOCUMENT_VECTORS["keys"].items()
+}
 HOSTILE = load("hostile")
 REQUESTS = load("requests")
 TREES = load("merkle")
@@ -257,9 +259,17 @@ def test_no_number_above_the_prime_is_a_key() -> None:
 
 @pytest.mark.parametrize(
     "party",
-    ["", "ed25519-", "ed25519-" + "A" * 64, "ed25519-" + "a" * 63, "a" * 64,
-     KEYS["renter"].party + "\n", " " + KEYS["renter"].party, "rsa-" + "a" * 64],
-)  # fmt: skip
+    [
+        "",
+        "ed25519-",
+        "ed25519-" + "A" * 64,
+        "ed25519-" + "a" * 63,
+        "a" * 64,
+        KEYS["renter"].party + "\n",
+        " " + KEYS["renter"].party,
+        "rsa-" + "a" * 64,
+    ],
+)
 def test_what_is_no_party_id_is_refused(party: str) -> None:
     with pytest.raises(KeyRefused, match="not a party id"):
         public_key(party)
@@ -311,10 +321,15 @@ def test_a_request_is_signed_as_ever(request_: Mapping[str, Any]) -> None:
     signature = Ed25519PrivateKey.from_private_bytes(seed).sign(message)
     assert base64.b64decode(headers["Sublet-Signature"]) == signature
     assert headers == sign_request(
-        KEYS["renter"], broker=REQUESTS["broker"], method=request_["method"].lower(),
-        target=request_["target"], body=request_["body"].encode(), time_ms=REQUESTS["now_ms"],
-        nonce=headers["Sublet-Nonce"], idempotency_key=request_["key"],
-    )  # fmt: skip
+        KEYS["renter"],
+        broker=REQUESTS["broker"],
+        method=request_["method"].lower(),
+        target=request_["target"],
+        body=request_["body"].encode(),
+        time_ms=REQUESTS["now_ms"],
+        nonce=headers["Sublet-Nonce"],
+        idempotency_key=request_["key"],
+    )
     caller = accept(request_)
     assert (caller.party, caller.nonce) == (KEYS["renter"].party, headers["Sublet-Nonce"])
 
@@ -324,11 +339,15 @@ SIGNATURE = REQUESTS["requests"][1]["headers"]["Sublet-Signature"]
 
 @pytest.mark.parametrize(
     "change",
-    [{"method": "PUT"}, {"target": "/v1/jobs?x=1"}, {"target": "/v1/job"},
-     {"body_sha256": hashlib.sha256(b"other").hexdigest()},
-     {"broker": KEYS["stranger"].party}],
+    [
+        {"method": "PUT"},
+        {"target": "/v1/jobs?x=1"},
+        {"target": "/v1/job"},
+        {"body_sha256": hashlib.sha256(b"other").hexdigest()},
+        {"broker": KEYS["stranger"].party},
+    ],
     ids=lambda c: str(next(iter(c))),
-)  # fmt: skip
+)
 def test_a_request_holds_for_one_method_target_body_and_broker(change: dict[str, Any]) -> None:
     with pytest.raises(RequestRefused, match="does not match the request") as refused:
         accept(REQUESTS["requests"][1], **change)
@@ -353,12 +372,16 @@ def test_a_request_holds_for_one_method_target_body_and_broker(change: dict[str,
         ("Sublet-Signature", "", "Sublet-Signature", "does not match"),
         ("Sublet-Signature", "!", "Sublet-Signature", "not base64"),
         ("Sublet-Signature", "é", "Sublet-Signature", "not base64"),
-        ("Sublet-Signature", SIGNATURE[:-3] + chr(ord(SIGNATURE[-3]) + 1) + "==",
-         "Sublet-Signature", "not canonical base64"),
+        (
+            "Sublet-Signature",
+            SIGNATURE[:-3] + chr(ord(SIGNATURE[-3]) + 1) + "==",
+            "Sublet-Signature",
+            "not canonical base64",
+        ),
         ("Idempotency-Key", "try-2", "Sublet-Signature", "does not match"),
         ("Idempotency-Key", "x" * 129, "Idempotency-Key", "at most 128"),
     ],
-)  # fmt: skip
+)
 def test_a_changed_header_is_refused(header: str, value: str, said_of: str, error: str) -> None:
     request = REQUESTS["requests"][1]
     with pytest.raises(RequestRefused, match=error) as refused:

@@ -73,8 +73,13 @@ def messages() -> list[Message]:
         ),
         Heartbeat(runs=(report(),)),
         wire.RunChanged(
-            lease=LEASE_ID, epoch=2, state="exited", cum_device_ms=9, reason=Reason.RUN_KILLED,
-            exit_code=-9, detail="größer",
+            lease=LEASE_ID,
+            epoch=2,
+            state="exited",
+            cum_device_ms=9,
+            reason=Reason.RUN_KILLED,
+            exit_code=-9,
+            detail="größer",
         ),
         wire.CheckpointUploaded(checkpoint=SIGNED["checkpoint"]),
         wire.CheckpointVerdict(
@@ -85,7 +90,7 @@ def messages() -> list[Message]:
         Logs(lease=LEASE_ID, epoch=2, lines=(line(0, "a"), line(1, "\x1b[31m\u2028 \U0001f600"))),
         wire.LogsWanted(lease=LEASE_ID, next_number=2),
         wire.Prepared(job=JOB_ID, ready=False, detail="no room"),
-    ]  # fmt: skip
+    ]
 
 
 def mid_of(message: Message) -> str | None:
@@ -176,14 +181,19 @@ def test_random_bytes_are_refused(data: bytes) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner,
-                                                                max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
-@given(kind=st.sampled_from(sorted(MESSAGES)), mid=st.none() | st.just("m"), field=st.integers(0),
-       value=JSON)  # fmt: skip
+@given(
+    kind=st.sampled_from(sorted(MESSAGES)),
+    mid=st.none() | st.just("m"),
+    field=st.integers(0),
+    value=JSON,
+)
 def test_any_value_in_any_field_gives_a_message_or_a_refusal(
     kind: str, mid: str | None, field: int, value: Any
 ) -> None:

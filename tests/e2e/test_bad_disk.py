@@ -102,9 +102,12 @@ def test_a_full_disk_at_the_broker(world: BadMarket, tmp_path: Path) -> None:
     disk = Disk(world.market.root / "broker")
     finish = tmp_path / "finish"
     job = world.submit(
-        "here", ["python3", "-u", "-c", SAVES, str(finish)], image=PINNED, outputs="/out",
+        "here",
+        ["python3", "-u", "-c", SAVES, str(finish)],
+        image=PINNED,
+        outputs="/out",
         patience=f"{PATIENCE_S}s",
-    )  # fmt: skip
+    )
     world.until(job, lambda view: view.durable_step >= 2, "a durable step")
 
     waiter = Waiter(job)

@@ -176,9 +176,14 @@ def signed_headers(
     world: BadMarket, body: bytes, key: SigningKey | None = None, shift_ms: int = 0
 ) -> dict[str, str]:
     return sign_request(
-        key or world.client.key, broker=world.client.broker, method="POST", target="/v1/jobs",
-        body=body, time_ms=time.time_ns() // 1_000_000 + shift_ms, nonce=os.urandom(16).hex(),
-    ) | {"Content-Type": "application/json"}  # fmt: skip
+        key or world.client.key,
+        broker=world.client.broker,
+        method="POST",
+        target="/v1/jobs",
+        body=body,
+        time_ms=time.time_ns() // 1_000_000 + shift_ms,
+        nonce=os.urandom(16).hex(),
+    ) | {"Content-Type": "application/json"}
 
 
 def wrapped(envelope: Envelope) -> bytes:
@@ -214,9 +219,11 @@ def bad_documents(world: BadMarket) -> dict[str, tuple[bytes, int, str, str]]:
         "wrong signature": (altered(good, signatures=[signature]), 422, "signatures", "match"),
         "another kind": (
             altered(good, payloadType="application/vnd.sublet.offer.v1+json"),
-            422, "payloadType", "expected",
+            422,
+            "payloadType",
+            "expected",
         ),
-    }  # fmt: skip
+    }
 
 
 KINDS = [
@@ -343,8 +350,12 @@ def test_a_renters_clock_that_is_ten_minutes_off(
     )
     done = subprocess.run(
         [sys.executable, "-c", code, world.market.url, str(world.root / "config")],
-        env=shifted(tmp_path / "shift"), capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
+        env=shifted(tmp_path / "shift"),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     assert done.stdout.startswith("clock Sublet-Time-Ms ")
     assert "set the clock" in done.stdout
     assert ("in the future" if shift_s > 0 else "ago") in done.stdout
@@ -361,11 +372,28 @@ def test_an_agent_whose_clock_is_ten_minutes_off_joins_once_it_is_set(
     name = f"off{shift_s}".replace("-", "behind")
     with log.open("wb") as out:
         agent = subprocess.Popen(
-            [sys.executable, "-m", "sublet_agent.main", "--broker", world.market.url, "--state",
-             str(state), "--cpu", "--runner", "process", "--trust", world.client.party,
-             "--region", name, "--name", name],
-            env=shifted(shift), stdout=out, stderr=out,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "sublet_agent.main",
+                "--broker",
+                world.market.url,
+                "--state",
+                str(state),
+                "--cpu",
+                "--runner",
+                "process",
+                "--trust",
+                world.client.party,
+                "--region",
+                name,
+                "--name",
+                name,
+            ],
+            env=shifted(shift),
+            stdout=out,
+            stderr=out,
+        )
     try:
         direction = "ahead of" if shift_s > 0 else "behind"
         world.soon(lambda: f"s {direction} the broker's" in log.read_text(), "the refusal")
@@ -388,12 +416,28 @@ def test_an_agent_whose_clock_is_ten_minutes_off_joins_once_it_is_set(
 
 def provide(world: BadMarket, state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "sublet.cli.main", "provide", "--broker", world.market.url,
-         "--state", str(state), "--cpu", "--runner", "process", "--trust", world.client.party,
-         *arguments],
-        env={**os.environ, **world.market.environment}, capture_output=True, text=True,
-        check=False, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "sublet.cli.main",
+            "provide",
+            "--broker",
+            world.market.url,
+            "--state",
+            str(state),
+            "--cpu",
+            "--runner",
+            "process",
+            "--trust",
+            world.client.party,
+            *arguments,
+        ],
+        env={**os.environ, **world.market.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
 def test_a_second_agent_with_the_same_state_folder(world: BadMarket) -> None:
@@ -428,11 +472,22 @@ def test_a_taken_port_through_the_command_line(world: BadMarket, tmp_path: Path)
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         done = subprocess.run(
-            [sys.executable, "-m", "sublet.cli.main", "broker", "--listen", f"127.0.0.1:{port}",
-             "--data", str(tmp_path / "data")],
-            env={**os.environ, **world.market.environment}, capture_output=True, text=True,
-            check=False, timeout=300,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "sublet.cli.main",
+                "broker",
+                "--listen",
+                f"127.0.0.1:{port}",
+                "--data",
+                str(tmp_path / "data"),
+            ],
+            env={**os.environ, **world.market.environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
     assert done.returncode == 1
     assert f"port {port}" in done.stderr
     assert "--listen" in done.stderr

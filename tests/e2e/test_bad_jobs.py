@@ -48,9 +48,21 @@ class Played(BadMarket):
         self.by_name: dict[str, Job] = {
             "neighbour": self.submit(
                 "neighbour",
-                ["python3", "/job/job.py", "--steps", "200", "--every", "10", "--pace-s", "0.2",
-                 "--out", "/out"],
-                image=image, inputs={str(JOB_SCRIPT): "/job/job.py"}, outputs="/out",
+                [
+                    "python3",
+                    "/job/job.py",
+                    "--steps",
+                    "200",
+                    "--every",
+                    "10",
+                    "--pace-s",
+                    "0.2",
+                    "--out",
+                    "/out",
+                ],
+                image=image,
+                inputs={str(JOB_SCRIPT): "/job/job.py"},
+                outputs="/out",
             ),
             "loud": self.python("loud", bad_jobs.LOUD, image=image, **out),
             "flip": self.python("flip", bad_jobs.TWO_STEPS, image=image, **out),
@@ -60,13 +72,9 @@ class Played(BadMarket):
             "absent": self.submit("quick", ["/no/such/command"], image=image, name="absent"),
             "tag": self.python("quick", "pass", image="registry.invalid/absent:1", name="tag"),
             "digest": self.python("quick", "pass", image="registry.invalid/absent" + DIGEST),
-            "disk": self.python(
-                "quick", bad_jobs.FILLS_ITS_DISK, image=image, name="disk", **out
-            ),
-            "deaf": self.python(
-                "quick", bad_jobs.DEAF, image=image, name="deaf", stop_grace="2s"
-            ),
-        }  # fmt: skip
+            "disk": self.python("quick", bad_jobs.FILLS_ITS_DISK, image=image, name="disk", **out),
+            "deaf": self.python("quick", bad_jobs.DEAF, image=image, name="deaf", stop_grace="2s"),
+        }
         for how in bad_jobs.SAYS:
             code = bad_jobs.breaking(how)
             name = how.replace(" ", "-")

@@ -30,13 +30,22 @@ PROMISED = {
 def test_the_quick_demo_keeps_every_promise(tmp_path: Path) -> None:
     figures = tmp_path / "demo.json"
     done = subprocess.run(
-        [sys.executable, "-m", "sublet.cli.main", "demo", "--quick", "--build-dir",
-         str(tmp_path / "build"), "--json-file", str(figures)],
+        [
+            sys.executable,
+            "-m",
+            "sublet.cli.main",
+            "demo",
+            "--quick",
+            "--build-dir",
+            str(tmp_path / "build"),
+            "--json-file",
+            str(figures),
+        ],
         env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "config")},
         capture_output=True,
         text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = json.loads(figures.read_text())
     assert outcome.keys() >= PROMISED
@@ -52,9 +61,14 @@ def test_a_demo_that_fails_shows_what_its_job_said(
 ) -> None:
     def submit(client: Client, image: str) -> Job:
         return client.run(
-            image=image, gpus="cpu", max_price=0.6, budget=1, memory="64MB", disk="64MB",
+            image=image,
+            gpus="cpu",
+            max_price=0.6,
+            budget=1,
+            memory="64MB",
+            disk="64MB",
             command=["python3", "-c", "print('[no weights here]'); raise SystemExit(3)"],
-        )  # fmt: skip
+        )
 
     plan = replace(main.quick_plan(), submit=submit)
     monkeypatch.setattr(main, "quick_plan", lambda: plan)

@@ -43,8 +43,10 @@ def write_reviews(path: Path) -> None:
         rows.writerow(("text", "label"))
         for _ in range(120):
             label = generator.randrange(2)
-            words = [generator.choice(WORDS[label if generator.random() < 0.8 else 1 - label])
-                     for _ in range(8)]  # fmt: skip
+            words = [
+                generator.choice(WORDS[label if generator.random() < 0.8 else 1 - label])
+                for _ in range(8)
+            ]
             rows.writerow((" ".join(words), label))
 
 
@@ -69,22 +71,45 @@ def undisturbed(script: Path, options: list[str], weights: Path) -> bytes:
 
 def arguments(data: Path | str, out: Path | str) -> list[str]:
     """Return the example's arguments."""
-    return ["--data", str(data), "--output_dir", str(out), "--max_steps", str(STEPS),
-            "--save_steps", str(SAVE_STEPS)]  # fmt: skip
+    return [
+        "--data",
+        str(data),
+        "--output_dir",
+        str(out),
+        "--max_steps",
+        str(STEPS),
+        "--save_steps",
+        str(SAVE_STEPS),
+    ]
 
 
 def lightning_arguments(data: Path | str, out: Path | str, pace_s: float) -> list[str]:
     """Return the arguments of the script that behaves as Lightning's do."""
-    return ["--data", str(data), "--out", str(out), "--steps", str(STEPS),
-            "--every", str(SAVE_STEPS), "--pace-s", str(pace_s)]  # fmt: skip
+    return [
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--steps",
+        str(STEPS),
+        "--every",
+        str(SAVE_STEPS),
+        "--pace-s",
+        str(pace_s),
+    ]
 
 
 def machine_dies(scenario: Scenario, data: Path) -> Outcome:
     """The Trainer's script; kill -9 of agent and run, after the second durable checkpoint."""
     scenario.begin(
-        command=[sys.executable, "/job/trainer_job.py", str(PACE_S), str(HOLD_AT),
-                 "/job/trainer.py",
-                 *arguments("/data/reviews.csv", "/out")],
+        command=[
+            sys.executable,
+            "/job/trainer_job.py",
+            str(PACE_S),
+            str(HOLD_AT),
+            "/job/trainer.py",
+            *arguments("/data/reviews.csv", "/out"),
+        ],
         inputs={
             str(PACER): "/job/trainer_job.py",
             str(EXAMPLE): "/job/trainer.py",
@@ -92,7 +117,7 @@ def machine_dies(scenario: Scenario, data: Path) -> Outcome:
         },
         memory="3GB",
         patience="8s",
-    )  # fmt: skip
+    )
     view = scenario.until_durable(2 * SAVE_STEPS)
     index = scenario.holder(view)
     scenario.kill_agent(index)
@@ -103,14 +128,18 @@ def machine_dies(scenario: Scenario, data: Path) -> Outcome:
 def machine_is_reclaimed(scenario: Scenario, data: Path) -> Outcome:
     """Lightning's manners; its machine is taken back with notice."""
     scenario.begin(
-        command=[sys.executable, "/job/lightning_job.py",
-                 *lightning_arguments("/data/numbers.csv", "/out", PACE_S),
-                 "--hold-at", str(HOLD_AT)],
+        command=[
+            sys.executable,
+            "/job/lightning_job.py",
+            *lightning_arguments("/data/numbers.csv", "/out", PACE_S),
+            "--hold-at",
+            str(HOLD_AT),
+        ],
         inputs={
             str(LIGHTNING): "/job/lightning_job.py",
             str(data / "numbers.csv"): "/data/numbers.csv",
         },
-    )  # fmt: skip
+    )
     index = scenario.holder(scenario.until_durable(2 * SAVE_STEPS))
     scenario.market.agents[scenario.agent_name(index)].signal(signal.SIGTERM)
     return scenario.finish()
@@ -138,20 +167,27 @@ class Trained:
         for name, (play, weights_file) in SCENARIOS.items():
             (folder / name).mkdir()
             scenario = Scenario(
-                name, self.market, Client(broker=self.market.url, config_dir=config), "process",
-                "local/python", folder / name, weights_file=weights_file,
-            )  # fmt: skip
+                name,
+                self.market,
+                Client(broker=self.market.url, config_dir=config),
+                "process",
+                "local/python",
+                folder / name,
+                weights_file=weights_file,
+            )
             self.outcomes[name] = self.pool.submit(play, scenario, folder)
         self.undisturbed = {
             "trainer": undisturbed(
-                EXAMPLE, arguments(folder / "reviews.csv", folder / "a"),
+                EXAMPLE,
+                arguments(folder / "reviews.csv", folder / "a"),
                 folder / "a" / "model.safetensors",
             ),
             "lightning": undisturbed(
-                LIGHTNING, lightning_arguments(folder / "numbers.csv", folder / "b", 0),
+                LIGHTNING,
+                lightning_arguments(folder / "numbers.csv", folder / "b", 0),
                 folder / "b" / "weights.json",
             ),
-        }  # fmt: skip
+        }
 
     def same(self, name: str, outcome: Outcome) -> None:
         """Assert what both outcomes must satisfy."""

@@ -68,14 +68,24 @@ class Door:
     ) -> dict[str, str]:
         """Return the headers with which `key` sends this request, as sdk/sublet/http.py does."""
         return sign_request(
-            key, broker=self.world.key.party, method=method, target=target, body=body,
-            time_ms=self.world.now_ms, nonce=f"{next(self._numbers):032x}", idempotency_key=again,
-        )  # fmt: skip
+            key,
+            broker=self.world.key.party,
+            method=method,
+            target=target,
+            body=body,
+            time_ms=self.world.now_ms,
+            nonce=f"{next(self._numbers):032x}",
+            idempotency_key=again,
+        )
 
     def ask(
-        self, who: str | None, method: str, target: str, body: bytes = b"",
+        self,
+        who: str | None,
+        method: str,
+        target: str,
+        body: bytes = b"",
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:  # fmt: skip
+    ) -> Answer:
         """Send a request, signed by the party of that name (None: unsigned)."""
         made = dict(headers or {})
         if who is not None:
@@ -90,11 +100,19 @@ class Door:
         raw = [(b"host", b"broker"), (b"content-length", str(len(body)).encode())]
         raw += [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in headers.items()]
         scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method,
-            "scheme": "http", "path": httpx.URL("http://broker" + path).path,
-            "raw_path": path.encode("latin-1"), "query_string": query.encode("latin-1"),
-            "root_path": "", "headers": raw, "client": ("127.0.0.1", 1), "server": ("broker", 80),
-        }  # fmt: skip
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": httpx.URL("http://broker" + path).path,
+            "raw_path": path.encode("latin-1"),
+            "query_string": query.encode("latin-1"),
+            "root_path": "",
+            "headers": raw,
+            "client": ("127.0.0.1", 1),
+            "server": ("broker", 80),
+        }
         sent = False
         status, got, parts = 0, httpx.Headers(), []
 

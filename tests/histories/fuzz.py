@@ -67,13 +67,29 @@ def fuzz(name: str, *, seconds: int, inputs: int = 0, seed: int = 0) -> bool:
         for number, data in enumerate(named(name).seeds()):
             Path(corpus, f"seed-{number:04d}").write_bytes(data)
         arguments = [
-            sys.executable, "-m", "tests.histories.fuzz", "--child", name, "--corpus", corpus,
-            "--seconds", str(seconds), "--inputs", str(inputs), "--seed", str(seed),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "tests.histories.fuzz",
+            "--child",
+            name,
+            "--corpus",
+            corpus,
+            "--seconds",
+            str(seconds),
+            "--inputs",
+            str(inputs),
+            "--seed",
+            str(seed),
+        ]
         done = subprocess.run(
-            arguments, cwd=ROOT, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace",
-        )  # fmt: skip
+            arguments,
+            cwd=ROOT,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
     lines = done.stdout.splitlines()
     told = [line for line in lines if line.startswith("Done ") or " DONE " in line]
     print(f"{name}: {'; '.join(line.strip() for line in told) or 'ended early'}", flush=True)
@@ -100,9 +116,14 @@ def _child(name: str, corpus: str, seconds: int, inputs: int, seed: int) -> None
             raise
 
     options = [
-        sys.argv[0], corpus, f"-max_total_time={seconds}", f"-max_len={MAX_INPUT_BYTES}",
-        f"-timeout={ONE_INPUT_S}", f"-artifact_prefix={corpus}/", "-rss_limit_mb=3072",
-    ]  # fmt: skip
+        sys.argv[0],
+        corpus,
+        f"-max_total_time={seconds}",
+        f"-max_len={MAX_INPUT_BYTES}",
+        f"-timeout={ONE_INPUT_S}",
+        f"-artifact_prefix={corpus}/",
+        "-rss_limit_mb=3072",
+    ]
     options += [f"-runs={inputs}"] if inputs else []
     options += [f"-seed={seed}"] if seed else []
     atheris.Setup(options, one_input)

@@ -19,10 +19,19 @@ def profile(*, examples: int, steps: int = 50) -> settings:
     unhurried = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
     if LONG:
         return settings(
-            max_examples=10 * examples, stateful_step_count=3 * steps, deadline=None,
-            suppress_health_check=unhurried, print_blob=True,
-        )  # fmt: skip
+            max_examples=10 * examples,
+            stateful_step_count=3 * steps,
+            deadline=None,
+            suppress_health_check=unhurried,
+            print_blob=True,
+        )
     return settings(
-        max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True,
-        database=None, report_multiple_bugs=False, suppress_health_check=unhurried, print_blob=True,
-    )  # fmt: skip
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        report_multiple_bugs=False,
+        suppress_health_check=unhurried,
+        print_blob=True,
+    )

@@ -96,10 +96,20 @@ def _json(data: bytes) -> None:
 
 def _json_seeds() -> Iterable[bytes]:
     yield from (
-        b'{"a":1,"a":2}', b"1e999", b"NaN", b"-Infinity", b"9007199254740993", b"-0", b"1.5",
-        b'"\\ud800"', b'"\\ud83d\\ude00"', b"\xef\xbb\xbf{}", b"[" * 33 + b"]" * 33, b"null",
-        "\"größer ≥\u2028\"".encode(),
-    )  # fmt: skip
+        b'{"a":1,"a":2}',
+        b"1e999",
+        b"NaN",
+        b"-Infinity",
+        b"9007199254740993",
+        b"-0",
+        b"1.5",
+        b'"\\ud800"',
+        b'"\\ud83d\\ude00"',
+        b"\xef\xbb\xbf{}",
+        b"[" * 33 + b"]" * 33,
+        b"null",
+        '"größer ≥\u2028"'.encode(),
+    )
     yield from (envelope.payload_bytes for _, envelope in samples_signed())
 
 
@@ -207,9 +217,7 @@ def _session(data: bytes) -> None:
             broker.refuse(error)
         assert broker.proof is None or broker.proof.nonce == "ab" * 16
         return
-    agent = AgentSession(
-        KEYS["provider"], instance="cd" * 16, agent_version="0", broker=BROKER
-    )  # fmt: skip
+    agent = AgentSession(KEYS["provider"], instance="cd" * 16, agent_version="0", broker=BROKER)
     try:
         for frame in frames:
             agent.receive(frame, NOW_MS)
@@ -221,9 +229,7 @@ def _session(data: bytes) -> None:
 def _session_seeds() -> Iterable[bytes]:
     broker = BrokerSession(BROKER, "ab" * 16)
     hello = broker.hello(NOW_MS)
-    agent = AgentSession(
-        KEYS["provider"], instance="cd" * 16, agent_version="0", broker=BROKER
-    )  # fmt: skip
+    agent = AgentSession(KEYS["provider"], instance="cd" * 16, agent_version="0", broker=BROKER)
     join = agent.receive(hello, NOW_MS)[1]
     assert join is not None
     frames = list(_frame_seeds())
@@ -298,9 +304,10 @@ def _done(data: bytes) -> None:
 
 def _done_seeds() -> Iterable[bytes]:
     entry = {
-        "path": "model.bin", "size_bytes": 7,
+        "path": "model.bin",
+        "size_bytes": 7,
         "sha256": hashlib.sha256(_WEIGHTS["model.bin"]).hexdigest(),
-    }  # fmt: skip
+    }
     yield json.dumps({"step": 7, "files": [entry], "meta": {}}).encode()
     yield json.dumps({"step": 8, "files": [entry], "meta": {"loss": 0.5}}).encode()
     for path in ("\ud800", "a" * 100_000):
@@ -359,9 +366,13 @@ def _headers(data: bytes) -> None:
     }  # fmt: skip
     try:
         caller = authenticate(
-            headers, broker=BROKER, method=method, target=target, body_sha256=EMPTY_SHA256,
+            headers,
+            broker=BROKER,
+            method=method,
+            target=target,
+            body_sha256=EMPTY_SHA256,
             now_ms=NOW_MS,
-        )  # fmt: skip
+        )
     except RequestRefused as error:
         can_be_told(error)
         if error.header not in headers:
@@ -390,9 +401,15 @@ HEADERS = ("Sublet-Party", "Sublet-Time-Ms", "Sublet-Nonce", "Sublet-Signature")
 def signed_fields(key: SigningKey, method: str, target: str, idempotency_key: str) -> bytes:
     """Return the fields of a request without a body as `_headers` takes them."""
     made = sign_request(
-        key, broker=BROKER, method=method, target=target, body=b"", time_ms=NOW_MS,
-        nonce="5a" * 16, idempotency_key=idempotency_key,
-    )  # fmt: skip
+        key,
+        broker=BROKER,
+        method=method,
+        target=target,
+        body=b"",
+        time_ms=NOW_MS,
+        nonce="5a" * 16,
+        idempotency_key=idempotency_key,
+    )
     fields = [*(made[name] for name in HEADERS), idempotency_key, method, target]
     return "\0".join(fields).encode("latin-1")
 
@@ -416,10 +433,11 @@ def _export_seeds() -> Iterable[bytes]:
     }  # fmt: skip
     for ids in (True, False):
         export = {
-            "broker": BROKER, "job": by_kind["job"].model_dump(mode="json"),
+            "broker": BROKER,
+            "job": by_kind["job"].model_dump(mode="json"),
             "tree_head": by_kind["tree-head"].model_dump(mode="json"),
             "proofs": {"a" * 64: {"position": 0, "path": ["b" * 64]}} if ids else {},
-        }  # fmt: skip
+        }
         for name, kind in lists.items():
             export[name] = [by_kind[kind].model_dump(mode="json")] if ids else []
         yield json.dumps(export).encode()
@@ -435,9 +453,11 @@ def _log_line(data: bytes) -> None:
 
 
 def _log_line_seeds() -> Iterable[bytes]:
-    yield JobLogLine(
-        cursor=1, epoch=1, number=0, time_ms=NOW_MS, stream="stdout", text="größer"
-    ).model_dump_json().encode()  # fmt: skip
+    yield (
+        JobLogLine(cursor=1, epoch=1, number=0, time_ms=NOW_MS, stream="stdout", text="größer")
+        .model_dump_json()
+        .encode()
+    )
     yield b"\n"
 
 
@@ -478,10 +498,18 @@ CURSORS = (
 def _query_seeds() -> Iterable[bytes]:
     for number in range(len(CURSORS)):
         for query in (
-            "after=0", "after=9007199254740991", "after=-1", "after=1e3", "after=1&after=2",
-            "state=running&name=x&limit=5", "since=3", "kind=gpu&region=home", "unsigned=true",
-            "name=%00%ff", "after=%EF%BC%91",
-        ):  # fmt: skip
+            "after=0",
+            "after=9007199254740991",
+            "after=-1",
+            "after=1e3",
+            "after=1&after=2",
+            "state=running&name=x&limit=5",
+            "since=3",
+            "kind=gpu&region=home",
+            "unsigned=true",
+            "name=%00%ff",
+            "after=%EF%BC%91",
+        ):
             yield bytes([number]) + query.encode()
 
 

@@ -156,10 +156,14 @@ class Market(RuleBasedStateMachine):
         before = self.picture(run.job_id)
         agent.tell(
             RunChanged(
-                lease=run.id, epoch=epoch, state="exited", cum_device_ms=10**9,
-                reason=Reason.SUCCEEDED, exit_code=0,
+                lease=run.id,
+                epoch=epoch,
+                state="exited",
+                cum_device_ms=10**9,
+                reason=Reason.SUCCEEDED,
+                exit_code=0,
             )
-        )  # fmt: skip
+        )
         assert self.picture(run.job_id) == before
 
     @rule(name=st.sampled_from(AGENTS), which=numbers, what=st.integers(0, 4))
@@ -190,10 +194,14 @@ class Market(RuleBasedStateMachine):
                 case 2:
                     agent.tell(
                         RunChanged(
-                            lease=lease.id, epoch=lease.epoch, state="exited",
-                            cum_device_ms=10**9, reason=Reason.SUCCEEDED, exit_code=0,
+                            lease=lease.id,
+                            epoch=lease.epoch,
+                            state="exited",
+                            cum_device_ms=10**9,
+                            reason=Reason.SUCCEEDED,
+                            exit_code=0,
                         )
-                    )  # fmt: skip
+                    )
                 case 3:
                     envelope = lease.envelope.countersigned(agent.key)
                     agent.tell(LeaseAnswer(lease=lease.id, signed=envelope))
@@ -214,10 +222,11 @@ class Market(RuleBasedStateMachine):
         """Return all that must not move when a zombie speaks."""
         with self.world.store.snapshot() as tx:
             return (
-                tx.get(JobFact, job), tx.find(LeaseFact, {"job": job}),
+                tx.get(JobFact, job),
+                tx.find(LeaseFact, {"job": job}),
                 [(r.id, r.state, r.reason) for r in tx.find(RunFact, {"job": job})],
                 tx.find(CheckpointFact, {"job": job, "state": "durable"}),
-            )  # fmt: skip
+            )
 
     # -- what must hold ----------------------------------------------------------------------------
 

@@ -92,10 +92,14 @@ class Chain(RuleBasedStateMachine):
         durable = self.durable or (None, 0, 0)
         cum = changes.get("cum_device_ms", self.cum_ms())
         fields: dict[str, Any] = {
-            "sequence": self.head.sequence + 1, "previous": self.head.id, "cum_device_ms": cum,
-            "durable_checkpoint": durable[0], "durable_step": durable[1],
-            "durable_device_ms": durable[2], "charge_ucr": self.charge(cum),
-        }  # fmt: skip
+            "sequence": self.head.sequence + 1,
+            "previous": self.head.id,
+            "cum_device_ms": cum,
+            "durable_checkpoint": durable[0],
+            "durable_step": durable[1],
+            "durable_device_ms": durable[2],
+            "charge_ucr": self.charge(cum),
+        }
         signed = self.agent.make_receipt(self.run, **(fields | changes))
         self.sent.append(signed)
         return signed
@@ -112,10 +116,14 @@ class Chain(RuleBasedStateMachine):
         document = signed.document
         self.chain.append(
             Head(
-                document.sequence, signed.id, document.cum_device_ms, document.durable_device_ms,
-                self.world.now_ms, document.final,
+                document.sequence,
+                signed.id,
+                document.cum_device_ms,
+                document.durable_device_ms,
+                self.world.now_ms,
+                document.final,
             )
-        )  # fmt: skip
+        )
 
     # -- honest ------------------------------------------------------------------------------------
 
@@ -211,9 +219,10 @@ class Chain(RuleBasedStateMachine):
             return
         before = self.chain[-2]
         signed = self.receipt(
-            sequence=self.head.sequence, previous=before.id,
+            sequence=self.head.sequence,
+            previous=before.id,
             cum_device_ms=self.head.cum_ms + one_more_ms,
-        )  # fmt: skip
+        )
         assert self.send(signed)
         self.chain.pop()
         self.is_closed(Reason.EVIDENCE_OF_FRAUD)
@@ -230,10 +239,13 @@ class Chain(RuleBasedStateMachine):
         self.counts(signed)
         self.agent.tell(
             RunChanged(
-                lease=self.run.id, epoch=self.run.lease.epoch, state="exited",
-                cum_device_ms=self.run.cum_ms(self.world.now_ms), reason=reason,
+                lease=self.run.id,
+                epoch=self.run.lease.epoch,
+                state="exited",
+                cum_device_ms=self.run.cum_ms(self.world.now_ms),
+                reason=reason,
             )
-        )  # fmt: skip
+        )
         self.world.broker.billing.settle_due()
         self.is_closed(reason)
 

@@ -27,9 +27,11 @@ def test_anothers_job_is_as_absent_as_one_that_never_was(label: str, town_door: 
     town = town_of(town_door)
     # Of each way to name a job: one that is there, and one of the same length that never was.
     twins = [
-        (town.anna_job, ABSENT), (town.anna_job[:8], ABSENT[:8]),
-        (SECRET, SECRET.replace("a", "b")), (town.ended, ABSENT),
-    ]  # fmt: skip
+        (town.anna_job, ABSENT),
+        (town.anna_job[:8], ABSENT[:8]),
+        (SECRET, SECRET.replace("a", "b")),
+        (town.ended, ABSENT),
+    ]
 
     @profile(examples=6)
     @given(data=st.data(), who=st.sampled_from(OTHERS), twin=st.sampled_from(twins))
@@ -78,9 +80,14 @@ def test_nobody_asks_about_anothers_content_even_with_nothing_to_ask(
 def test_lists_and_hashes_tell_nothing_of_others(who: str, town_door: Door) -> None:
     town = town_of(town_door)
     for target in (
-        "/v1/jobs", f"/v1/jobs?name={SECRET}", "/v1/jobs?state=running", "/v1/balance",
-        "/v1/earnings", "/v1/log?since=0", "/v1/offers",
-    ):  # fmt: skip
+        "/v1/jobs",
+        f"/v1/jobs?name={SECRET}",
+        "/v1/jobs?state=running",
+        "/v1/balance",
+        "/v1/earnings",
+        "/v1/log?since=0",
+        "/v1/offers",
+    ):
         answer = town_door.ask(who, "GET", target)
         assert answer.status == 200
         assert not [s for s in town.secrets if s.encode() in answer.body]

@@ -38,9 +38,12 @@ class Town(World):
         self.anna = self.renter("anna")
         self.boris = self.renter("boris")
         self.anna_job = self.anna.run(
-            name=SECRET, image=f"{SECRET}@sha256:" + "1" * 64, command=("run", SECRET),
-            env={"TOKEN": SECRET}, outputs="/out",
-        )  # fmt: skip
+            name=SECRET,
+            image=f"{SECRET}@sha256:" + "1" * 64,
+            command=("run", SECRET),
+            env={"TOKEN": SECRET},
+            outputs="/out",
+        )
         run = self.owner.the_run
         self.pass_ms(5_000)
         self.owner.durable(run, 10, content={"model.bin": SECRET.encode()})
@@ -65,15 +68,22 @@ class Town(World):
         match kind:
             case "deposit":
                 document = Deposit(
-                    broker=self.key.party, party=self.boris.party, amount_ucr=5, memo="",
-                    nonce=self.nonce(), issued_ms=self.now_ms,
-                )  # fmt: skip
+                    broker=self.key.party,
+                    party=self.boris.party,
+                    amount_ucr=5,
+                    memo="",
+                    nonce=self.nonce(),
+                    issued_ms=self.now_ms,
+                )
             case "amendment":
                 document = Amendment(
-                    renter=key.party, broker=self.key.party, job=self.anna_job,
-                    budget_ucr=20_000_000, accept_receipts_up_to_ucr=20_000_000,
+                    renter=key.party,
+                    broker=self.key.party,
+                    job=self.anna_job,
+                    budget_ucr=20_000_000,
+                    accept_receipts_up_to_ucr=20_000_000,
                     issued_ms=self.now_ms,
-                )  # fmt: skip
+                )
             case "receipt":
                 page = self.broker.views.receipts(self.anna.party, self.anna_job)
                 return page.receipts[-1].countersigned(key)

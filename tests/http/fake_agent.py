@@ -151,28 +151,38 @@ class Run:
         """Report a state."""
         await self.agent.deliver(
             RunChanged(
-                lease=self.id, epoch=self.lease.epoch, state=state, cum_device_ms=self.device_ms,
+                lease=self.id,
+                epoch=self.lease.epoch,
+                state=state,
+                cum_device_ms=self.device_ms,
                 **changes,
             )
-        )  # fmt: skip
+        )
 
     async def heartbeat(self, step: int) -> None:
         """Say that it runs."""
         report = RunReport(
-            lease=self.id, epoch=self.lease.epoch, state="running", cum_device_ms=self.device_ms,
-            step=step, total_steps=100, metrics={"loss": 0.5},
-        )  # fmt: skip
+            lease=self.id,
+            epoch=self.lease.epoch,
+            state="running",
+            cum_device_ms=self.device_ms,
+            step=step,
+            total_steps=100,
+            metrics={"loss": 0.5},
+        )
         await self.agent.send(Heartbeat(runs=(report,)))
 
     async def log(self, *texts: str) -> None:
         """Print lines."""
         lines = tuple(
             LogLine(
-                number=self.lines + i, time_ms=self.agent.world.clock.now_ms(), stream="stdout",
+                number=self.lines + i,
+                time_ms=self.agent.world.clock.now_ms(),
+                stream="stdout",
                 text=text,
             )
             for i, text in enumerate(texts)
-        )  # fmt: skip
+        )
         self.lines += len(lines)
         await self.agent.send(Logs(lease=self.id, epoch=self.lease.epoch, lines=lines))
 
@@ -188,10 +198,17 @@ class Run:
             assert answer.status_code == 204, answer.text
         party = self.agent.party
         document = Checkpoint(
-            provider=party.id, job=self.lease.job, lease=self.id, epoch=self.lease.epoch,
-            kind=kind, step=step, index_sha256=index_sha, total_bytes=len(data),
-            cum_device_ms=self.device_ms, issued_ms=self.agent.world.clock.now_ms(),
-        )  # fmt: skip
+            provider=party.id,
+            job=self.lease.job,
+            lease=self.id,
+            epoch=self.lease.epoch,
+            kind=kind,
+            step=step,
+            index_sha256=index_sha,
+            total_bytes=len(data),
+            cum_device_ms=self.device_ms,
+            issued_ms=self.agent.world.clock.now_ms(),
+        )
         signed = sign_document(document, party.key)
         await self.agent.deliver(CheckpointUploaded(checkpoint=signed.envelope))
         verdict = await self.agent.wait_for(CheckpointVerdict)
@@ -212,12 +229,21 @@ class Run:
         step, checkpoint, durable_ms = self.durable
         charge = charge_ucr(self.lease.price_ucr_per_device_hour, self.device_ms)
         document = Receipt(
-            provider=self.lease.provider, job=self.lease.job, lease=self.id,
-            epoch=self.lease.epoch, sequence=self.sequence, previous=self.previous,
-            cum_device_ms=self.device_ms, durable_step=step, durable_checkpoint=checkpoint,
-            durable_device_ms=durable_ms, charge_ucr=min(charge, self.lease.hold_ucr),
-            final=final is not None, reason=final, issued_ms=self.agent.world.clock.now_ms(),
-        )  # fmt: skip
+            provider=self.lease.provider,
+            job=self.lease.job,
+            lease=self.id,
+            epoch=self.lease.epoch,
+            sequence=self.sequence,
+            previous=self.previous,
+            cum_device_ms=self.device_ms,
+            durable_step=step,
+            durable_checkpoint=checkpoint,
+            durable_device_ms=durable_ms,
+            charge_ucr=min(charge, self.lease.hold_ucr),
+            final=final is not None,
+            reason=final,
+            issued_ms=self.agent.world.clock.now_ms(),
+        )
         signed = sign_document(document, self.agent.party.key)
         self.previous = signed.id
         await self.agent.deliver(ReceiptIssued(receipt=signed.envelope))

@@ -122,9 +122,13 @@ async def test_only_the_operator_deposits(world: World) -> None:
     renter = await world.renter(credits=3)
     before = (await renter.get("/v1/balance")).json()["available_ucr"]
     grab = Deposit(
-        broker=world.id, party=renter.id, amount_ucr=10**9, memo="mine", nonce=nonce(),
+        broker=world.id,
+        party=renter.id,
+        amount_ucr=10**9,
+        memo="mine",
+        nonce=nonce(),
         issued_ms=world.clock.now_ms(),
-    )  # fmt: skip
+    )
     answer = await renter.post("/v1/deposits", grab)
     assert answer.status_code == 403
     assert (await renter.get("/v1/balance")).json()["available_ucr"] == before

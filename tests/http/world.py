@@ -109,9 +109,13 @@ class World:
         party = self.party()
         await party.introduce()
         deposit = Deposit(
-            broker=self.id, party=party.id, amount_ucr=credits * CREDIT, memo="test",
-            nonce=nonce(), issued_ms=self.clock.now_ms(),
-        )  # fmt: skip
+            broker=self.id,
+            party=party.id,
+            amount_ucr=credits * CREDIT,
+            memo="test",
+            nonce=nonce(),
+            issued_ms=self.clock.now_ms(),
+        )
         answer = await Party(self, self.operator).post("/v1/deposits", deposit)
         assert answer.status_code == 200, answer.text
         return party
@@ -140,9 +144,14 @@ class Party:
     ) -> dict[str, str]:
         """Return the headers of a signed request."""
         parts: dict[str, Any] = {
-            "broker": self.world.id, "method": method, "target": target, "body": body,
-            "time_ms": self.world.clock.now_ms(), "nonce": nonce(), "idempotency_key": key,
-        }  # fmt: skip
+            "broker": self.world.id,
+            "method": method,
+            "target": target,
+            "body": body,
+            "time_ms": self.world.clock.now_ms(),
+            "nonce": nonce(),
+            "idempotency_key": key,
+        }
         return sign_request(self.key, **(parts | changes))
 
     async def call(
@@ -168,9 +177,11 @@ class Party:
     async def introduce(self) -> httpx.Response:
         """Tell the broker this party's key."""
         document = KeyDocument(
-            party=self.id, broker=self.world.id, name="somebody",
+            party=self.id,
+            broker=self.world.id,
+            name="somebody",
             issued_ms=self.world.clock.now_ms(),
-        )  # fmt: skip
+        )
         answer = await self.post("/v1/keys", document)
         assert answer.status_code == 200, answer.text
         return answer
@@ -179,16 +190,23 @@ class Party:
         """Return a job of this party's."""
         issued = self.world.clock.now_ms()
         fields: dict[str, Any] = {
-            "renter": self.id, "broker": self.world.id, "nonce": nonce(), "name": "ft",
-            "image": "python:3", "command": ("python", "train.py"), "env": {},
-            "resources": Resources(
-                devices=1, device_kind="gpu", memory_bytes=GIB, disk_bytes=GIB
-            ),
-            "max_price_ucr_per_device_hour": PRICE_UCR, "budget_ucr": CREDIT,
-            "checkpoint_interval_ms": 60_000, "patience_ms": 20_000, "inputs": (),
-            "accept_receipts_up_to_ucr": CREDIT, "issued_ms": issued,
+            "renter": self.id,
+            "broker": self.world.id,
+            "nonce": nonce(),
+            "name": "ft",
+            "image": "python:3",
+            "command": ("python", "train.py"),
+            "env": {},
+            "resources": Resources(devices=1, device_kind="gpu", memory_bytes=GIB, disk_bytes=GIB),
+            "max_price_ucr_per_device_hour": PRICE_UCR,
+            "budget_ucr": CREDIT,
+            "checkpoint_interval_ms": 60_000,
+            "patience_ms": 20_000,
+            "inputs": (),
+            "accept_receipts_up_to_ucr": CREDIT,
+            "issued_ms": issued,
             "expires_ms": issued + 3_600_000,
-        }  # fmt: skip
+        }
         return Job(**(fields | changes))
 
     def offer(self, sequence: int = 1, **changes: Any) -> Offer:
@@ -198,13 +216,24 @@ class Party:
             id="GPU-1", kind="gpu", name="T4", memory_bytes=16 * GIB, hardware_class="t4"
         )
         fields: dict[str, Any] = {
-            "provider": self.id, "broker": self.world.id, "sequence": sequence,
-            "name": "machine", "devices": (device,), "price_ucr_per_device_hour": PRICE_UCR,
-            "cpu_millis": 4000, "memory_bytes": 16 * GIB, "disk_bytes": 100 * GIB,
-            "region": "here", "runner": "docker", "image_policy": "any", "egress": False,
-            "accepts": (), "grace_ms": 30_000, "issued_ms": issued,
+            "provider": self.id,
+            "broker": self.world.id,
+            "sequence": sequence,
+            "name": "machine",
+            "devices": (device,),
+            "price_ucr_per_device_hour": PRICE_UCR,
+            "cpu_millis": 4000,
+            "memory_bytes": 16 * GIB,
+            "disk_bytes": 100 * GIB,
+            "region": "here",
+            "runner": "docker",
+            "image_policy": "any",
+            "egress": False,
+            "accepts": (),
+            "grace_ms": 30_000,
+            "issued_ms": issued,
             "expires_ms": issued + 3_600_000,
-        }  # fmt: skip
+        }
         return Offer(**(fields | changes))
 
 
@@ -222,9 +251,14 @@ async def running(
     store, blobs, clock = MemoryStore(), MemoryBlobs(), SystemClock()
     operator = SigningKey.generate()
     ports = Ports(
-        store=store, blobs=blobs, clock=clock, entropy=Randomness(),
-        matcher=InProcessMatcher(store, clock), verifier=InProcessVerifier(blobs), key=operator,
-    )  # fmt: skip
+        store=store,
+        blobs=blobs,
+        clock=clock,
+        entropy=Randomness(),
+        matcher=InProcessMatcher(store, clock),
+        verifier=InProcessVerifier(blobs),
+        key=operator,
+    )
     broker = Broker(ports, settings or Settings())
     edge, hub = compose(broker, "test", probes)
     sock = bind("127.0.0.1", 0)

@@ -21,12 +21,24 @@ POOL = "rtx4090@home"
 def entry(name: str, **changes: object) -> BookEntry:
     key = key_named(name)
     fields: dict[str, object] = {
-        "provider": key.party, "broker": BROKER, "sequence": 1, "name": name,
-        "devices": (gpu(f"GPU-{name}"),), "price_ucr_per_device_hour": PRICE,
-        "cpu_millis": 8000, "memory_bytes": 32 * 10**9, "disk_bytes": 100 * 10**9,
-        "region": "home", "runner": "docker", "image_policy": "any", "egress": False,
-        "accepts": (), "grace_ms": 30_000, "issued_ms": BEGIN_MS, "expires_ms": BEGIN_MS + 10**9,
-    }  # fmt: skip
+        "provider": key.party,
+        "broker": BROKER,
+        "sequence": 1,
+        "name": name,
+        "devices": (gpu(f"GPU-{name}"),),
+        "price_ucr_per_device_hour": PRICE,
+        "cpu_millis": 8000,
+        "memory_bytes": 32 * 10**9,
+        "disk_bytes": 100 * 10**9,
+        "region": "home",
+        "runner": "docker",
+        "image_policy": "any",
+        "egress": False,
+        "accepts": (),
+        "grace_ms": 30_000,
+        "issued_ms": BEGIN_MS,
+        "expires_ms": BEGIN_MS + 10**9,
+    }
     fields.update(changes)
     offer = Offer.model_validate(fields)
     signed = sign_document(offer, key)
@@ -39,27 +51,44 @@ def entry(name: str, **changes: object) -> BookEntry:
 def job(number: int = 0, **changes: object) -> JobFact:
     key = key_named("renter")
     resources: dict[str, object] = {
-        "devices": 1, "device_kind": "gpu", "memory_bytes": 10**9, "disk_bytes": 10**9,
-    }  # fmt: skip
+        "devices": 1,
+        "device_kind": "gpu",
+        "memory_bytes": 10**9,
+        "disk_bytes": 10**9,
+    }
     resources.update({k: v for k, v in changes.items() if k in Resources.model_fields})
     price = changes.get("price", PRICE)
     document = Job.model_validate(
         {
-            "renter": key.party, "broker": BROKER, "nonce": f"{number:032x}", "name": "train",
-            "image": changes.get("image", "train:latest"), "command": (), "env": {},
+            "renter": key.party,
+            "broker": BROKER,
+            "nonce": f"{number:032x}",
+            "name": "train",
+            "image": changes.get("image", "train:latest"),
+            "command": (),
+            "env": {},
             "resources": Resources.model_validate(resources),
-            "max_price_ucr_per_device_hour": price, "budget_ucr": 10**9,
-            "checkpoint_interval_ms": 60_000, "patience_ms": 20_000, "inputs": (),
-            "accept_receipts_up_to_ucr": 10**9, "issued_ms": BEGIN_MS,
+            "max_price_ucr_per_device_hour": price,
+            "budget_ucr": 10**9,
+            "checkpoint_interval_ms": 60_000,
+            "patience_ms": 20_000,
+            "inputs": (),
+            "accept_receipts_up_to_ucr": 10**9,
+            "issued_ms": BEGIN_MS,
             "expires_ms": BEGIN_MS + 10**9,
         }
-    )  # fmt: skip
+    )
     signed = sign_document(document, key)
     return JobFact(
-        id=signed.id, renter=key.party, name="train", state=JobState.QUEUED,
-        envelope=signed.envelope, budget_ucr=10**9, accept_ucr=10**9,
+        id=signed.id,
+        renter=key.party,
+        name="train",
+        state=JobState.QUEUED,
+        envelope=signed.envelope,
+        budget_ucr=10**9,
+        accept_ucr=10**9,
         submitted_ms=BEGIN_MS + number,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,11 +185,12 @@ def test_the_same_facts_give_the_same_proposals_and_what_is_proposed_fits(seed: 
     draw = random.Random(seed)
     entries = [
         entry(
-            f"p{n}", price_ucr_per_device_hour=draw.randrange(1, 20),
+            f"p{n}",
+            price_ucr_per_device_hour=draw.randrange(1, 20),
             devices=tuple(gpu(f"GPU-{n}-{d}") for d in range(draw.randrange(1, 4))),
         )
         for n in range(30)
-    ]  # fmt: skip
+    ]
     jobs = [job(n, devices=draw.randrange(1, 4), price=draw.randrange(1, 20)) for n in range(60)]
     results = []
     for _ in range(2):

@@ -28,37 +28,69 @@ def offer(number: int, *, region: str = "here", price: int = 400_000) -> OfferFa
         id=f"GPU-{number}", kind="gpu", name="T4", memory_bytes=16 * GIB, hardware_class="t4"
     )
     document = Offer(
-        provider=key.party, broker=BROKER.party, sequence=1, name=f"machine {number}",
-        devices=(device,), price_ucr_per_device_hour=price, cpu_millis=4000,
-        memory_bytes=16 * GIB, disk_bytes=100 * GIB, region=region, runner="docker",
-        image_policy="any", egress=False, accepts=(), grace_ms=30_000, issued_ms=NOW_MS,
+        provider=key.party,
+        broker=BROKER.party,
+        sequence=1,
+        name=f"machine {number}",
+        devices=(device,),
+        price_ucr_per_device_hour=price,
+        cpu_millis=4000,
+        memory_bytes=16 * GIB,
+        disk_bytes=100 * GIB,
+        region=region,
+        runner="docker",
+        image_policy="any",
+        egress=False,
+        accepts=(),
+        grace_ms=30_000,
+        issued_ms=NOW_MS,
         expires_ms=FOREVER_MS,
-    )  # fmt: skip
+    )
     signed = sign_document(document, key)
     return OfferFact(
-        id=signed.id, provider=key.party, sequence=1, pool=pool_of(document), open=True,
-        expires_ms=FOREVER_MS, envelope=signed.envelope,
-    )  # fmt: skip
+        id=signed.id,
+        provider=key.party,
+        sequence=1,
+        pool=pool_of(document),
+        open=True,
+        expires_ms=FOREVER_MS,
+        envelope=signed.envelope,
+    )
 
 
 def job(number: int, *, region: str = "") -> JobFact:
     """A queued job that wants one GPU."""
     document = Job(
-        renter=RENTER.party, broker=BROKER.party, nonce=f"{number:016x}", name=f"job {number}",
-        image="python:3", command=("true",), env={},
+        renter=RENTER.party,
+        broker=BROKER.party,
+        nonce=f"{number:016x}",
+        name=f"job {number}",
+        image="python:3",
+        command=("true",),
+        env={},
         resources=Resources(
             devices=1, device_kind="gpu", memory_bytes=GIB, disk_bytes=GIB, region=region
         ),
-        max_price_ucr_per_device_hour=500_000, budget_ucr=5_000_000,
-        checkpoint_interval_ms=60_000, patience_ms=20_000, inputs=(),
-        accept_receipts_up_to_ucr=5_000_000, issued_ms=NOW_MS, expires_ms=FOREVER_MS,
-    )  # fmt: skip
+        max_price_ucr_per_device_hour=500_000,
+        budget_ucr=5_000_000,
+        checkpoint_interval_ms=60_000,
+        patience_ms=20_000,
+        inputs=(),
+        accept_receipts_up_to_ucr=5_000_000,
+        issued_ms=NOW_MS,
+        expires_ms=FOREVER_MS,
+    )
     signed = sign_document(document, RENTER)
     return JobFact(
-        id=signed.id, renter=RENTER.party, name=document.name, state=JobState.QUEUED,
-        envelope=signed.envelope, budget_ucr=5_000_000, accept_ucr=5_000_000,
+        id=signed.id,
+        renter=RENTER.party,
+        name=document.name,
+        state=JobState.QUEUED,
+        envelope=signed.envelope,
+        budget_ucr=5_000_000,
+        accept_ucr=5_000_000,
         submitted_ms=NOW_MS + number,
-    )  # fmt: skip
+    )
 
 
 def open_market(tx: Transaction, offers: list[OfferFact], jobs: list[JobFact]) -> None:
@@ -67,9 +99,13 @@ def open_market(tx: Transaction, offers: list[OfferFact], jobs: list[JobFact]) -
         tx.put(fact)
         tx.put(
             AgentFact(
-                fact.provider, "instance", connected=True, last_seen_ms=NOW_MS, offer=fact.id,
+                fact.provider,
+                "instance",
+                connected=True,
+                last_seen_ms=NOW_MS,
+                offer=fact.id,
                 offer_sequence=1,
             )
-        )  # fmt: skip
+        )
     for queued in jobs:
         tx.put(queued)

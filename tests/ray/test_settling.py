@@ -49,10 +49,14 @@ def settled_by(settler: Settler | None) -> tuple[list[str], list[str], list[int]
     for number, (agent, run) in enumerate(zip(agents, runs, strict=True)):
         agent.send(
             RunChanged(
-                lease=run.id, epoch=run.lease.epoch, state="exited", cum_device_ms=0,
-                reason=reasons[number % 3], exit_code=1,
+                lease=run.id,
+                epoch=run.lease.epoch,
+                state="exited",
+                cum_device_ms=0,
+                reason=reasons[number % 3],
+                exit_code=1,
             )
-        )  # fmt: skip
+        )
     world.clock.ms += 60_000
     closed = world.broker.billing.settle_due()
     assert closed == LEASES

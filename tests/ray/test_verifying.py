@@ -211,13 +211,20 @@ def test_settlements_are_decided_in_batches_with_ray_and_without(
 ) -> None:
     cases = [
         SettlementCase(
-            lease=f"{number:064x}", job="j" * 64, provider="p", price_ucr_per_device_hour=400_000,
-            fee_bps=500, hold_ucr=1_000_000, reason=reason, receipt="r" * 64,
-            most_device_ms=9_000_000, cum_device_ms=number * 1000,
+            lease=f"{number:064x}",
+            job="j" * 64,
+            provider="p",
+            price_ucr_per_device_hour=400_000,
+            fee_bps=500,
+            hold_ucr=1_000_000,
+            reason=reason,
+            receipt="r" * 64,
+            most_device_ms=9_000_000,
+            cum_device_ms=number * 1000,
             durable_device_ms=number * 500,
         )
         for number, reason in enumerate([Reason.SUCCEEDED, Reason.PROVIDER_LOST] * 50)
-    ]  # fmt: skip
+    ]
     expected = [decide(case) for case in cases]
     assert expected[99].charged_ucr > 0
     assert ray_market.ports.engine.call("settle", cases, timeout_s=300) == expected

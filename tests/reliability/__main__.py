@@ -88,8 +88,11 @@ def _of_bench(said: dict[str, Any]) -> dict[str, Any]:
 def _commit() -> str:
     done = subprocess.run(
         ["git", "rev-parse", "--short=10", "HEAD"],
-        cwd=HERE, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return done.stdout.strip()
 
 
@@ -97,8 +100,9 @@ def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.reliability",
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--simulation", type=Path)
     parser.add_argument("--mutants", type=Path)
     parser.add_argument("--chaos", type=Path)

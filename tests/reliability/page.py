@@ -79,12 +79,15 @@ def _simulation(record: Record, alarms: Sequence[Alarm]) -> str:
     clean = clean_runs(record["runs"], alarms)
     clean_rows = [
         (
-            run["commit"], f"{run['first_seed']:,}", f"{run['markets']:,}",
-            f"{run['simulated_hours']:,.0f} h", f"{run['faults']:,}",
+            run["commit"],
+            f"{run['first_seed']:,}",
+            f"{run['markets']:,}",
+            f"{run['simulated_hours']:,.0f} h",
+            f"{run['faults']:,}",
             f"{run['seconds'] / 60:.0f} min",
         )
         for run in clean
-    ]  # fmt: skip
+    ]
     lines = [
         "## Simulated markets",
         "",
@@ -126,9 +129,13 @@ def _simulation(record: Record, alarms: Sequence[Alarm]) -> str:
 def _mutants(record: Record) -> str:
     found = [m for m in record["mutants"] if m["seed"] is not None]
     rows = [
-        (m["name"].replace("_", " "), f"seed {m['seed']}" if m["seed"] is not None else "SURVIVED",
-         _brief(m["says"])) for m in record["mutants"]
-    ]  # fmt: skip
+        (
+            m["name"].replace("_", " "),
+            f"seed {m['seed']}" if m["seed"] is not None else "SURVIVED",
+            _brief(m["says"]),
+        )
+        for m in record["mutants"]
+    ]
     return "\n".join(
         [
             "## Planted bugs",
@@ -245,12 +252,24 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _writes(record: Record) -> str:
     processes = record["processes"]
     rows = [
-        (process, f"{found['points']}", f"{found['killed_at']}", f"{found['eio_at']}",
-         f"{found['enospc_at']}")
+        (
+            process,
+            f"{found['points']}",
+            f"{found['killed_at']}",
+            f"{found['eio_at']}",
+            f"{found['enospc_at']}",
+        )
         for process, found in processes.items()
-    ]  # fmt: skip
-    rows.append(("**all**", *(f"**{sum(found[what] for found in processes.values())}**"
-                 for what in ("points", "killed_at", "eio_at", "enospc_at"))))  # fmt: skip
+    ]
+    rows.append(
+        (
+            "**all**",
+            *(
+                f"**{sum(found[what] for found in processes.values())}**"
+                for what in ("points", "killed_at", "eio_at", "enospc_at")
+            ),
+        )
+    )
     still = record["every_write_fails"]
     return "\n".join(
         [
@@ -269,10 +288,14 @@ def _writes(record: Record) -> str:
                 ("", ""),
                 [
                     *_faults_and_promises(record),
-                    ("calls that failed while every one did (broker, agent)",
-                     f"{sum(still.values()):,}"),
-                    ("requests meanwhile, and how many were acknowledged",
-                     f"{record['attempts_meanwhile']:,}, {record['acknowledged_meanwhile']}"),
+                    (
+                        "calls that failed while every one did (broker, agent)",
+                        f"{sum(still.values()):,}",
+                    ),
+                    (
+                        "requests meanwhile, and how many were acknowledged",
+                        f"{record['attempts_meanwhile']:,}, {record['acknowledged_meanwhile']}",
+                    ),
                 ],
             ),
             "",
@@ -280,7 +303,7 @@ def _writes(record: Record) -> str:
             *record.get("remarks", ()),
             "",
         ]
-    )  # fmt: skip
+    )
 
 
 def _database(record: Record) -> str:
@@ -339,8 +362,10 @@ def _storms(record: Record) -> str:
 
 def _faults_and_promises(record: Record) -> list[tuple[str, str]]:
     return [
-        *((f"{fault}s" if fault == "kill" else fault, f"{times:,}")
-          for fault, times in sorted(record["faults"].items(), reverse=True)),
+        *(
+            (f"{fault}s" if fault == "kill" else fault, f"{times:,}")
+            for fault, times in sorted(record["faults"].items(), reverse=True)
+        ),
         ("jobs finished", f"{record['finished']:,} of {record['jobs']:,}"),
         ("failed, as their own write did", f"{record['jobs_failed_of_their_own_errors']}"),
         ("results as an undisturbed run's", f"{record['identical']:,} of {record['finished']:,}"),
@@ -349,7 +374,7 @@ def _faults_and_promises(record: Record) -> list[tuple[str, str]]:
         ("discrepancy between receipts and ledger", f"{record['discrepancy_ucr']} ucr"),
         ("acknowledged jobs that were gone", f"{record['acknowledged_and_gone']}"),
         ("processes left running, Ray's among them", f"{record['left_running']}"),
-    ]  # fmt: skip
+    ]
 
 
 _SECTIONS = {

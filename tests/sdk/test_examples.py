@@ -53,13 +53,21 @@ def test_submit_brings_the_result_back_from_a_market(tmp_path: Path, points: Pat
             market.wait_for(lambda: client.offers().offers, "an offer", market.agents["owner"])
             client.fund(client.party, 2, operator_key=market.operator_key)
         done = subprocess.run(
-            [sys.executable, str(EXAMPLES / "submit.py"), "any/image", str(points), "--gpus",
-             "cpu", "--out", str(tmp_path / "out")],
+            [
+                sys.executable,
+                str(EXAMPLES / "submit.py"),
+                "any/image",
+                str(points),
+                "--gpus",
+                "cpu",
+                "--out",
+                str(tmp_path / "out"),
+            ],
             env=environment,
             check=False,
             capture_output=True,
             text=True,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads((tmp_path / "out" / "line.json").read_text())["shift"] == pytest.approx(
             1.0, abs=0.01

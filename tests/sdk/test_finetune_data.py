@@ -86,9 +86,16 @@ def test_the_preset_submits_scripts_and_data(
         return "job"
 
     job: Any = finetune(
-        "minilm", data, max_price=0.4, budget=5, max_steps=9, gpus="cpu", image="i", run=run,
+        "minilm",
+        data,
+        max_price=0.4,
+        budget=5,
+        max_steps=9,
+        gpus="cpu",
+        image="i",
+        run=run,
         checkpoint_every="2m",
-    )  # fmt: skip
+    )
     assert job == "job"
     assert "6 rows" in capsys.readouterr().out
     assert submitted["scripts"] == ["dataset.py", "train.py"]
@@ -116,8 +123,10 @@ def test_rated_snippets_become_labelled_rows() -> None:
     lines = [f"{i}\t{(-1) ** i * 0.5}\ttext, number {i}\r" for i in range(ROWS)]
     rows = list(csv.reader(io.StringIO(to_csv("\n".join(lines) + "\n"))))
     assert rows[:3] == [
-        ["text", "label"], ["text, number 0", "positive"], ["text, number 1", "negative"],
-    ]  # fmt: skip
+        ["text", "label"],
+        ["text, number 0", "positive"],
+        ["text, number 1", "negative"],
+    ]
     assert len(rows) == ROWS + 1
     with pytest.raises(DataUnavailable, match="not 10605"):
         to_csv("1\t0.5\tonly one\n")

@@ -89,9 +89,17 @@ def test_fine_tuning_resumes_to_the_bit(
     )
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = (
-        "--base", "minilm", "--data", str(data), "--max-steps", str(STEPS), "--batch", "4",
-        "--checkpoint-steps", "2",
-    )  # fmt: skip
+        "--base",
+        "minilm",
+        "--data",
+        str(data),
+        "--max-steps",
+        str(STEPS),
+        "--batch",
+        "4",
+        "--checkpoint-steps",
+        "2",
+    )
     undisturbed, resumed = stop_and_resume(machines, TRAIN, *arguments)
     assert resumed.outputs() == undisturbed.outputs()
     assert {"adapter/adapter_model.safetensors", "metrics.json", "loss.csv"} <= set(

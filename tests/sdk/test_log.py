@@ -52,9 +52,14 @@ def test_a_log_that_grows_is_believed_and_one_that_was_rewritten_is_not(
     client = market.client
     first = head_of(client.check_log(), client.broker)
     job = client.run(
-        image="local/python", command=["python3", "-c", "import time; time.sleep(20)"],
-        gpus="cpu", max_price=1, budget=1, memory="256MB", disk="256MB",
-    )  # fmt: skip
+        image="local/python",
+        command=["python3", "-c", "import time; time.sleep(20)"],
+        gpus="cpu",
+        max_price=1,
+        budget=1,
+        memory="256MB",
+        disk="256MB",
+    )
     market.local.wait_for(lambda: job.view().state == "running", "the run")
     assert job.export()
     seen = head_of(client.check_log(), client.broker)

@@ -45,9 +45,13 @@ class Scene:
 
     def deposit(self, **changes: Any) -> tuple[Document, SigningKey]:
         fields = {
-            "broker": self.world.key.party, "party": self.renter.party, "amount_ucr": 1,
-            "memo": "", "nonce": self.world.nonce(), "issued_ms": self.world.now_ms,
-        }  # fmt: skip
+            "broker": self.world.key.party,
+            "party": self.renter.party,
+            "amount_ucr": 1,
+            "memo": "",
+            "nonce": self.world.nonce(),
+            "issued_ms": self.world.now_ms,
+        }
         return Deposit(**{**fields, **changes}), self.world.key
 
     def amendment(self, **changes: Any) -> tuple[Document, SigningKey]:

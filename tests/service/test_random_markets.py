@@ -36,10 +36,20 @@ class Chance:
     def happen(self) -> None:
         act = self.draw.choice(
             (
-                self.submit, self.wish, self.exit, self.save, self.save, self.meter, self.blink,
-                self.die, self.lie, self.restart, self.offer, self.sign,
+                self.submit,
+                self.wish,
+                self.exit,
+                self.save,
+                self.save,
+                self.meter,
+                self.blink,
+                self.die,
+                self.lie,
+                self.restart,
+                self.offer,
+                self.sign,
             )
-        )  # fmt: skip
+        )
         try:
             act()
         except Refusal:

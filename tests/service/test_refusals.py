@@ -128,9 +128,11 @@ def test_inputs_must_be_here_before_the_job() -> None:
     raw = index.to_bytes()
     digest = hashlib.sha256(raw).hexdigest()
     entry = Input(
-        destination="/data/data.csv", kind="file", index_sha256=digest,
+        destination="/data/data.csv",
+        kind="file",
+        index_sha256=digest,
         total_bytes=index.total_bytes,
-    )  # fmt: skip
+    )
     assert refused(renter, inputs=(entry,)).code == "input_missing"
     access = world.broker.access
     access.put_blob(renter.party, renter.party, None, digest, raw)
@@ -156,9 +158,14 @@ def test_others_see_nothing_of_a_job() -> None:
     agent.durable(agent.the_run, 5)
     views = world.broker.views
     for look in (
-        views.job, views.events, views.logs, views.checkpoints, views.statement, views.export,
+        views.job,
+        views.events,
+        views.logs,
+        views.checkpoints,
+        views.statement,
+        views.export,
         views.receipts,
-    ):  # fmt: skip
+    ):
         with pytest.raises(Refusal) as caught:
             look(other.party, job)
         assert caught.value.status == 404

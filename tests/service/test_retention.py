@@ -27,9 +27,11 @@ def upload_input(renter: RenterDouble, content: bytes) -> Input:
     for sha256, data in [*chunks.items(), (digest(raw), raw)]:
         access.put_blob(renter.party, renter.party, None, sha256, data)
     return Input(
-        destination="/data.csv", kind="file", index_sha256=digest(raw),
+        destination="/data.csv",
+        kind="file",
+        index_sha256=digest(raw),
         total_bytes=index.total_bytes,
-    )  # fmt: skip
+    )
 
 
 def let_days_pass(world: World, days: float) -> None:

@@ -440,7 +440,13 @@ def test_an_export_verifies_offline_until_a_byte_is_flipped(flipped: bool) -> No
         changed = bytearray(data)
         changed[position] ^= 1
         if bytes(changed[position : position + 1]).isspace() or data[position : position + 1] in (
-            b'"', b",", b":", b"{", b"}", b"[", b"]",
-        ):  # fmt: skip
+            b'"',
+            b",",
+            b":",
+            b"{",
+            b"}",
+            b"[",
+            b"]",
+        ):
             continue
         assert not verify_export(bytes(changed), broker=world.key.party).holds, position

@@ -95,9 +95,12 @@ def key_named(name: str) -> SigningKey:
 
 def gpu(id: str = "GPU-0", *, memory_bytes: int = 24 * 10**9, hardware: str = "rtx4090") -> Device:
     return Device(
-        id=id, kind="gpu", name="NVIDIA RTX 4090", memory_bytes=memory_bytes,
+        id=id,
+        kind="gpu",
+        name="NVIDIA RTX 4090",
+        memory_bytes=memory_bytes,
         hardware_class=hardware,
-    )  # fmt: skip
+    )
 
 
 def tree_of(content: dict[str, bytes]) -> tuple[TreeIndex, dict[str, bytes]]:
@@ -135,10 +138,15 @@ class World:
 
     def _compose(self) -> Broker:
         ports = Ports(
-            store=self.store, blobs=self.blobs, clock=self.clock, entropy=CountingEntropy(),
+            store=self.store,
+            blobs=self.blobs,
+            clock=self.clock,
+            entropy=CountingEntropy(),
             matcher=InProcessMatcher(self.store, self.clock),
-            verifier=InProcessVerifier(self.blobs), key=self.key, settler=self.settler,
-        )  # fmt: skip
+            verifier=InProcessVerifier(self.blobs),
+            key=self.key,
+            settler=self.settler,
+        )
         return Broker(ports, self.settings)
 
     def restart_broker(self) -> None:
@@ -194,9 +202,13 @@ class World:
 
     def fund(self, party: str, amount_ucr: int) -> None:
         deposit = Deposit(
-            broker=self.key.party, party=party, amount_ucr=amount_ucr, memo="fund",
-            nonce=self.nonce(), issued_ms=self.now_ms,
-        )  # fmt: skip
+            broker=self.key.party,
+            party=party,
+            amount_ucr=amount_ucr,
+            memo="fund",
+            nonce=self.nonce(),
+            issued_ms=self.now_ms,
+        )
         self.broker.intake.deposit(self.key.party, sign_document(deposit, self.key).envelope)
 
     def audit(self) -> None:
@@ -215,26 +227,41 @@ class RenterDouble:
 
     def introduce(self) -> None:
         document = KeyDocument(
-            party=self.party, broker=self.world.key.party, name=self.name,
+            party=self.party,
+            broker=self.world.key.party,
+            name=self.name,
             issued_ms=self.world.now_ms,
-        )  # fmt: skip
+        )
         self.world.broker.intake.register_key(sign_document(document, self.key).envelope)
 
     def job(self, **changes: Any) -> Signed[Job]:
         resources = {
-            "devices": 1, "device_kind": "gpu", "cpu_millis": 1000, "memory_bytes": 10**9,
+            "devices": 1,
+            "device_kind": "gpu",
+            "cpu_millis": 1000,
+            "memory_bytes": 10**9,
             "disk_bytes": 10**9,
-        }  # fmt: skip
+        }
         resources.update(changes.pop("resources", {}))
         fields: dict[str, Any] = {
-            "renter": self.party, "broker": self.world.key.party, "nonce": self.world.nonce(),
-            "name": "train", "image": "train@sha256:" + "0" * 64,
-            "command": ("python", "train.py"), "env": {}, "resources": Resources(**resources),
-            "max_price_ucr_per_device_hour": PRICE, "budget_ucr": 10_000_000,
-            "checkpoint_interval_ms": 60_000, "patience_ms": 20_000, "stop_grace_ms": 30_000,
-            "inputs": (), "outputs": "", "issued_ms": self.world.now_ms,
+            "renter": self.party,
+            "broker": self.world.key.party,
+            "nonce": self.world.nonce(),
+            "name": "train",
+            "image": "train@sha256:" + "0" * 64,
+            "command": ("python", "train.py"),
+            "env": {},
+            "resources": Resources(**resources),
+            "max_price_ucr_per_device_hour": PRICE,
+            "budget_ucr": 10_000_000,
+            "checkpoint_interval_ms": 60_000,
+            "patience_ms": 20_000,
+            "stop_grace_ms": 30_000,
+            "inputs": (),
+            "outputs": "",
+            "issued_ms": self.world.now_ms,
             "expires_ms": self.world.now_ms + 86_400_000,
-        }  # fmt: skip
+        }
         fields.update(changes)
         fields.setdefault("accept_receipts_up_to_ucr", fields["budget_ucr"])
         return sign_document(Job(**fields), self.key)
@@ -254,9 +281,13 @@ class RenterDouble:
 
     def amendment(self, job: str, budget_ucr: int) -> Envelope:
         document = Amendment(
-            renter=self.party, broker=self.world.key.party, job=job, budget_ucr=budget_ucr,
-            accept_receipts_up_to_ucr=budget_ucr, issued_ms=self.world.now_ms,
-        )  # fmt: skip
+            renter=self.party,
+            broker=self.world.key.party,
+            job=job,
+            budget_ucr=budget_ucr,
+            accept_receipts_up_to_ucr=budget_ucr,
+            issued_ms=self.world.now_ms,
+        )
         return sign_document(document, self.key).envelope
 
     def cosign(self, job: str) -> int:
@@ -320,9 +351,13 @@ class AgentDouble:
     def join(self) -> None:
         """Dial out (again)."""
         proof = SessionProof(
-            party=self.party, broker=self.world.key.party, nonce="1" * 32,
-            instance=self.instance, agent_version="test", issued_ms=self.world.now_ms,
-        )  # fmt: skip
+            party=self.party,
+            broker=self.world.key.party,
+            nonce="1" * 32,
+            instance=self.instance,
+            agent_version="test",
+            issued_ms=self.world.now_ms,
+        )
         welcome = self.world.broker.agents.joined(proof)
         self.held_at_welcome = [(held.lease, held.epoch) for held in welcome.leases]
         self.connected = True
@@ -340,14 +375,24 @@ class AgentDouble:
     def announce(self, **changes: Any) -> Signed[Offer]:
         self.sequence += 1
         fields: dict[str, Any] = {
-            "provider": self.party, "broker": self.world.key.party, "sequence": self.sequence,
-            "name": self.name, "devices": (gpu(f"GPU-{self.name}"),),
-            "price_ucr_per_device_hour": PRICE, "cpu_millis": 8000,
-            "memory_bytes": 32 * 10**9, "disk_bytes": 100 * 10**9, "region": "home",
-            "runner": "docker", "image_policy": "any", "egress": False, "accepts": (),
-            "grace_ms": 30_000, "issued_ms": self.world.now_ms,
+            "provider": self.party,
+            "broker": self.world.key.party,
+            "sequence": self.sequence,
+            "name": self.name,
+            "devices": (gpu(f"GPU-{self.name}"),),
+            "price_ucr_per_device_hour": PRICE,
+            "cpu_millis": 8000,
+            "memory_bytes": 32 * 10**9,
+            "disk_bytes": 100 * 10**9,
+            "region": "home",
+            "runner": "docker",
+            "image_policy": "any",
+            "egress": False,
+            "accepts": (),
+            "grace_ms": 30_000,
+            "issued_ms": self.world.now_ms,
             "expires_ms": self.world.now_ms + 86_400_000,
-        }  # fmt: skip
+        }
         fields.update(changes)
         signed = sign_document(Offer(**fields), self.key)
         self.tell(Announce(offer=signed.envelope))
@@ -383,10 +428,14 @@ class AgentDouble:
 
     def report(self, run: RunDouble) -> RunReport:
         return RunReport(
-            lease=run.id, epoch=run.lease.epoch, state=run.state,  # type: ignore[arg-type]
-            cum_device_ms=run.cum_ms(self.world.now_ms), step=run.step, total_steps=1000,
+            lease=run.id,
+            epoch=run.lease.epoch,
+            state=run.state,  # type: ignore[arg-type]
+            cum_device_ms=run.cum_ms(self.world.now_ms),
+            step=run.step,
+            total_steps=1000,
             metrics={"loss": 0.5},
-        )  # fmt: skip
+        )
 
     def pump(self) -> None:
         """Take the broker's messages and act on them."""
@@ -426,9 +475,13 @@ class AgentDouble:
             self.send(LeaseAnswer(lease=lease.id, signed=None, refusal="the owner plays"))
             return
         self.runs[lease.id] = RunDouble(
-            lease.document, lease.id, open_document(message.job, Job).document, message.job.id,
-            self.world.now_ms, step=lease.document.start_step,
-        )  # fmt: skip
+            lease.document,
+            lease.id,
+            open_document(message.job, Job).document,
+            message.job.id,
+            self.world.now_ms,
+            step=lease.document.start_step,
+        )
         self.send(LeaseAnswer(lease=lease.id, signed=message.lease.countersigned(self.key)))
         self.beat()
 
@@ -464,9 +517,15 @@ class AgentDouble:
         return digest, index.total_bytes
 
     def checkpoint(
-        self, run: RunDouble, step: int, *, kind: str = "checkpoint", upload: bool = True,
-        content: dict[str, bytes] | None = None, cum_device_ms: int | None = None,
-    ) -> Signed[Checkpoint]:  # fmt: skip
+        self,
+        run: RunDouble,
+        step: int,
+        *,
+        kind: str = "checkpoint",
+        upload: bool = True,
+        content: dict[str, bytes] | None = None,
+        cum_device_ms: int | None = None,
+    ) -> Signed[Checkpoint]:
         """Save a step: upload it and say so."""
         content = content or {"model.bin": f"step {step} of {run.job_id}".encode()}
         if upload:
@@ -478,12 +537,19 @@ class AgentDouble:
         cum = run.cum_ms(self.world.now_ms) if cum_device_ms is None else cum_device_ms
         signed = sign_document(
             Checkpoint(
-                provider=self.party, job=run.job_id, lease=run.id, epoch=run.lease.epoch,
-                kind=kind, step=step, index_sha256=digest,  # type: ignore[arg-type]
-                total_bytes=total, cum_device_ms=cum, issued_ms=self.world.now_ms,
+                provider=self.party,
+                job=run.job_id,
+                lease=run.id,
+                epoch=run.lease.epoch,
+                kind=kind,
+                step=step,
+                index_sha256=digest,  # type: ignore[arg-type]
+                total_bytes=total,
+                cum_device_ms=cum,
+                issued_ms=self.world.now_ms,
             ),
             self.key,
-        )  # fmt: skip
+        )
         run.step = step
         self.send(CheckpointUploaded(checkpoint=signed.envelope))
         return signed
@@ -508,12 +574,21 @@ class AgentDouble:
         cum = changes.get("cum_device_ms", cum)
         charge = min(charge_ucr(lease.price_ucr_per_device_hour, cum), lease.hold_ucr)
         fields: dict[str, Any] = {
-            "provider": self.party, "job": run.job_id, "lease": run.id, "epoch": lease.epoch,
-            "sequence": run.sequence + 1, "previous": run.head, "cum_device_ms": cum,
-            "durable_step": durable[1], "durable_checkpoint": durable[0],
-            "durable_device_ms": durable[2], "charge_ucr": charge, "final": final is not None,
-            "reason": final, "issued_ms": self.world.now_ms,
-        }  # fmt: skip
+            "provider": self.party,
+            "job": run.job_id,
+            "lease": run.id,
+            "epoch": lease.epoch,
+            "sequence": run.sequence + 1,
+            "previous": run.head,
+            "cum_device_ms": cum,
+            "durable_step": durable[1],
+            "durable_checkpoint": durable[0],
+            "durable_device_ms": durable[2],
+            "charge_ucr": charge,
+            "final": final is not None,
+            "reason": final,
+            "issued_ms": self.world.now_ms,
+        }
         fields.update(changes)
         return sign_document(Receipt(**fields), self.key)
 
@@ -533,10 +608,14 @@ class AgentDouble:
         self.past[run.id] = self.runs.pop(run.id)
         self.send(
             RunChanged(
-                lease=run.id, epoch=run.lease.epoch, state="exited",
-                cum_device_ms=run.cum_ms(self.world.now_ms), reason=reason, exit_code=code,
+                lease=run.id,
+                epoch=run.lease.epoch,
+                state="exited",
+                cum_device_ms=run.cum_ms(self.world.now_ms),
+                reason=reason,
+                exit_code=code,
             )
-        )  # fmt: skip
+        )
         self.receipt(run, final=reason)
 
     def succeed(self, run: RunDouble, outputs: bytes = b"weights") -> None:

@@ -162,9 +162,7 @@ def _outcomes_of(
 
     def begin() -> int:
         for seed in itertools.islice(left, 1):
-            pool.apply_async(
-                simulate, (seed, plan), callback=done.put, error_callback=done.put
-            )  # fmt: skip
+            pool.apply_async(simulate, (seed, plan), callback=done.put, error_callback=done.put)
             return 1
         return 0
 
@@ -180,15 +178,22 @@ def _outcomes_of(
 
 def _write(path: Path, total: Sum, first: int, spent_s: float, plan: Plan) -> None:
     said = {
-        "first_seed": first, "markets": total.markets, "jobs": total.jobs, "steps": total.steps,
+        "first_seed": first,
+        "markets": total.markets,
+        "jobs": total.jobs,
+        "steps": total.steps,
         "simulated_hours": round(total.simulated_ms / 3_600_000, 1),
-        "hours_of_faults_each": plan.hours, "providers_each": plan.providers,
+        "hours_of_faults_each": plan.hours,
+        "providers_each": plan.providers,
         "faults": dict(sorted(total.faults.items())),
-        "crash_points": len(total.points), "crash_points_died_at": len(total.crashed),
+        "crash_points": len(total.points),
+        "crash_points_died_at": len(total.crashed),
         "crash_points_missed": sorted(total.points - total.crashed),
-        "charged_ucr": total.charged_ucr, "lost_device_ms": total.lost_device_ms,
-        "violations": total.violations, "seconds": round(spent_s, 1),
-    }  # fmt: skip
+        "charged_ucr": total.charged_ucr,
+        "lost_device_ms": total.lost_device_ms,
+        "violations": total.violations,
+        "seconds": round(spent_s, 1),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(said, indent=2) + "\n")
 

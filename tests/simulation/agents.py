@@ -220,14 +220,18 @@ class AgentHost:
             self._dial_later()
             return
         session = AgentSession(
-            self.key, instance=hashlib.sha256(f"{self.name}{self.started}".encode()).hexdigest(),
-            agent_version="sim", broker=self.core.saved.broker or None,
-        )  # fmt: skip
+            self.key,
+            instance=hashlib.sha256(f"{self.name}{self.started}".encode()).hexdigest(),
+            agent_version="sim",
+            broker=self.core.saved.broker or None,
+        )
         doors: list[Door] = []
         wire = Wire(
-            self.engine, self.line, lambda frame: doors[0].arrive(frame),
+            self.engine,
+            self.line,
+            lambda frame: doors[0].arrive(frame),
             lambda frame: self._frame(wire, frame),
-        )  # fmt: skip
+        )
         self._wire, self._session, self._sent_up_to = wire, session, 0
         wire.on_agent_closed = lambda: self._later(0, lambda: self._closed(wire))
         door = host.accept(wire)
@@ -397,9 +401,15 @@ class AgentHost:
             if begin is None:
                 begin = (0, state_at(record.job.nonce, 0))
             container = Container(
-                self.engine, self.clock, lease_id, record.job.nonce, program, begin,
-                bool(record.job.outputs), lambda: self._look_soon(lease_id),
-            )  # fmt: skip
+                self.engine,
+                self.clock,
+                lease_id,
+                record.job.nonce,
+                program,
+                begin,
+                bool(record.job.outputs),
+                lambda: self._look_soon(lease_id),
+            )
             self.containers[lease_id] = container
             container.start()
             self.market.auditor.run_began(lease_id, container)

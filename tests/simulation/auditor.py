@@ -256,13 +256,17 @@ class Auditor:
         document = model.document
         lease, job = self.leases[document["lease"]], self.jobs[document["job"]]
         stale = lease.state != "active" or document["epoch"] != job.epoch
-        never(stale, f"a checkpoint of epoch {document['epoch']} counts, the job is at "
-                        f"{job.epoch}, its lease {lease.state}")  # fmt: skip
+        never(
+            stale,
+            f"a checkpoint of epoch {document['epoch']} counts, the job is at "
+            f"{job.epoch}, its lease {lease.state}",
+        )
         # A verdict may wait for the database: what was damaged meanwhile was whole when verified.
         verified_ms = self.market.verified_ms.get(id, 0)
         damaged_ms = self.market.broker.disk.damaged_ms
-        bad = [sha256 for sha256 in self._lacking(document)
-               if damaged_ms.get(sha256, 0) <= verified_ms]  # fmt: skip
+        bad = [
+            sha256 for sha256 in self._lacking(document) if damaged_ms.get(sha256, 0) <= verified_ms
+        ]
         never(bool(bad), "a checkpoint counts that can't be restored")
 
     def _is_restorable(self, document: dict[str, Any]) -> bool:
@@ -385,15 +389,19 @@ class Auditor:
                 model.fruitless = 0
             model.state = state
         waits = state in ("queued", "recovering") and not model.live
-        never(waits and model.fruitless >= FRUITLESS_LIMIT,
-                 f"tried again after {model.fruitless} attempts without a new step")  # fmt: skip
+        never(
+            waits and model.fruitless >= FRUITLESS_LIMIT,
+            f"tried again after {model.fruitless} attempts without a new step",
+        )
 
     def _job_adds_up(self, old: Any, new: Any) -> None:
         if new is None:
             return
         model = self.jobs[new.id]
-        never(new.settled_ucr != model.charged_ucr,
-                 f"it says {new.settled_ucr} ucr, {model.charged_ucr} were charged")  # fmt: skip
+        never(
+            new.settled_ucr != model.charged_ucr,
+            f"it says {new.settled_ucr} ucr, {model.charged_ucr} were charged",
+        )
         held = self.ledger.held(new.id)
         ended = model.state in ("succeeded", "failed", "cancelled")
         right = 0 if ended else model.budget_ucr - model.charged_ucr

@@ -276,11 +276,16 @@ class BrokerHost:
         verifier = SimVerifier(self.market, self.blobs, lambda: self._wake_of(number, "verdicts"))
         self.broker = Broker(
             Ports(
-                store=self.store, blobs=self.blobs, clock=clock, entropy=self.entropy,
-                matcher=self.matcher, verifier=verifier, key=self.market.broker_key,
+                store=self.store,
+                blobs=self.blobs,
+                clock=clock,
+                entropy=self.entropy,
+                matcher=self.matcher,
+                verifier=verifier,
+                key=self.market.broker_key,
             ),
             self.market.settings,
-        )  # fmt: skip
+        )
         self.broker.outbox.on_new = self._new_for
         self.up = True
         self.doors = {}

@@ -392,9 +392,19 @@ class Chaos:
             return
         id, lease = self.engine.random.choice(old)
         epoch = lease.document["epoch"]
-        agent._send(Heartbeat(runs=(RunReport(
-            lease=id, epoch=epoch, state="running", cum_device_ms=10**7, step=10**6,
-        ),)))  # fmt: skip
+        agent._send(
+            Heartbeat(
+                runs=(
+                    RunReport(
+                        lease=id,
+                        epoch=epoch,
+                        state="running",
+                        cum_device_ms=10**7,
+                        step=10**6,
+                    ),
+                )
+            )
+        )
         self._say(agent, RunChanged(lease=id, epoch=epoch, state="running", cum_device_ms=10**7))
         self._phantom_of(agent, id, lease.document["job"], epoch)
         access = self.market.broker.broker.access
@@ -426,10 +436,17 @@ class Chaos:
             found = self.market.auditor.checkpoints[self.engine.random.choice(known)]
             index = found.document["index_sha256"]
         document = Checkpoint(
-            provider=agent.party, job=job, lease=lease, epoch=epoch, kind="checkpoint",
-            step=10**6, index_sha256=index, total_bytes=100, cum_device_ms=1,
+            provider=agent.party,
+            job=job,
+            lease=lease,
+            epoch=epoch,
+            kind="checkpoint",
+            step=10**6,
+            index_sha256=index,
+            total_bytes=100,
+            cum_device_ms=1,
             issued_ms=agent.now_ms(),
-        )  # fmt: skip
+        )
         self._say(agent, CheckpointUploaded(checkpoint=sign_document(document, agent.key).envelope))
 
     # -- renters ------------------------------------------------------------------------------

@@ -81,8 +81,10 @@ class Charges:
         never(not same, "a receipt of another lease was taken")
         owed = terms["price_ucr_per_device_hour"] * document["cum_device_ms"] // 3_600_000
         expected = min(owed, terms["hold_ucr"])
-        never(document["charge_ucr"] != expected, f"a receipt says {document['charge_ucr']}, "
-                                                     f"{expected} is right")  # fmt: skip
+        never(
+            document["charge_ucr"] != expected,
+            f"a receipt says {document['charge_ucr']}, {expected} is right",
+        )
         if head is not None:
             back = document["cum_device_ms"] < head.document["cum_device_ms"]
             never(back or head.document["final"], "a receipt goes back, or follows the final")
@@ -102,8 +104,10 @@ class Charges:
         never(new is None, "a chain was deleted")
         chain = self._auditor.leases[new.id].chain
         mine = (len(chain), chain[-1].id if chain else None)
-        never(mine != (new.sequence, new.head), f"a chain has {new.sequence} receipts, "
-                                                   f"{mine[0]} were taken")  # fmt: skip
+        never(
+            mine != (new.sequence, new.head),
+            f"a chain has {new.sequence} receipts, {mine[0]} were taken",
+        )
 
     def settlement(self, old: Any, new: Any) -> None:
         never(old is not None or new is None, "a settlement was changed")
@@ -137,23 +141,25 @@ class Charges:
         by = "none" if charge == 0 else "renter" if signed else "job"
         expected = {
             "receipt": head.id if head else None,
-            "cum_device_ms": cum, "payable_device_ms": payable, "charged_ucr": charge,
-            "lost_device_ms": cum - payable, "fee_ucr": fee, "provider_ucr": charge - fee,
+            "cum_device_ms": cum,
+            "payable_device_ms": payable,
+            "charged_ucr": charge,
+            "lost_device_ms": cum - payable,
+            "fee_ucr": fee,
+            "provider_ucr": charge - fee,
             "accepted_by": by,
-        }  # fmt: skip
+        }
         for name, value in expected.items():
             never(
                 document[name] != value,
                 f"a settlement ({reason}) says {name} {document[name]}, {value} is right",
             )
-        moved = {
-            (t["debit"], t["credit"]): t["amount_ucr"] for t in document["transfers"]
-        }  # fmt: skip
+        moved = {(t["debit"], t["credit"]): t["amount_ucr"] for t in document["transfers"]}
         held = f"job:{document['job']}:held"
         right = {
             (held, f"party:{terms['provider']}:earned"): charge - fee,
             (held, "broker:fees"): fee,
-        }  # fmt: skip
+        }
         never(moved != {k: v for k, v in right.items() if v}, f"a settlement moves {moved}")
         self._in_truth(document, lease, payable, bound)
         job.charged_ucr += charge

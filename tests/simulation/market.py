@@ -111,18 +111,28 @@ class Market:
         name = f"provider-{number}"
         devices = tuple(
             Device(
-                id=f"GPU-{number}-{n}", kind="gpu", name="NVIDIA RTX 4090",
-                memory_bytes=24 * 10**9, hardware_class="rtx4090",
+                id=f"GPU-{number}-{n}",
+                kind="gpu",
+                name="NVIDIA RTX 4090",
+                memory_bytes=24 * 10**9,
+                hardware_class="rtx4090",
             )
             for n in range(2 if number == 0 else draw.choice((1, 1, 2)))
-        )  # fmt: skip
+        )
         terms = Terms(
-            name=name, devices=devices,
+            name=name,
+            devices=devices,
             price_ucr_per_device_hour=draw.choice((720_001, 1_000_000, 1_999_999, 2_500_000)),
-            cpu_millis=8_000, memory_bytes=32 * 10**9, disk_bytes=100 * 10**9,
-            region=draw.choice(REGIONS), runner="docker", image_policy="any", egress=False,
-            accepts=(), grace_ms=30_000,
-        )  # fmt: skip
+            cpu_millis=8_000,
+            memory_bytes=32 * 10**9,
+            disk_bytes=100 * 10**9,
+            region=draw.choice(REGIONS),
+            runner="docker",
+            image_policy="any",
+            egress=False,
+            accepts=(),
+            grace_ms=30_000,
+        )
         agent = AgentHost(self, name, key_named(name), terms)
         self.names[agent.party] = name
         return agent
@@ -173,8 +183,9 @@ class Market:
         self.auditor.finished(at_rest=True)
         for agent in self.agents:
             for lease_id, machine in agent.core.machines.items():
-                raise Violation(f"{agent.name} still has lease {lease_id[:8]} as "
-                                f"{machine.record.phase}")  # fmt: skip
+                raise Violation(
+                    f"{agent.name} still has lease {lease_id[:8]} as {machine.record.phase}"
+                )
             if any(container.running for container in agent.containers.values()):
                 raise Violation(f"{agent.name} still runs something that nobody pays for")
             if agent.journal.outbox:

@@ -101,8 +101,10 @@ class Matching:
             waited_ms = self._market.engine.now_ms - max(machine.since_ms, line_ms)
             if waited_ms > SERVED_WITHIN_MS and machine.suits(document, job.hardware_class):
                 name = self._market.names.get(id, id[:8])
-                raise Violation(f"{name} has stood in line for {waited_ms} ms, and "
-                                f"{machine.name} had what it asks for")  # fmt: skip
+                raise Violation(
+                    f"{name} has stood in line for {waited_ms} ms, and "
+                    f"{machine.name} had what it asks for"
+                )
 
     def _unchanged_since(self, id: str, state: Any) -> int:
         known = self._since.get(id)

@@ -74,9 +74,11 @@ class RenterHost:
 
     def _introduce(self) -> None:
         introduction = KeyDocument(
-            party=self.party, broker=self.market.broker_key.party, name=self.name,
+            party=self.party,
+            broker=self.market.broker_key.party,
+            name=self.name,
             issued_ms=self.now_ms(),
-        )  # fmt: skip
+        )
         signed = sign_document(introduction, self.key).envelope
         self._insist(Intake.register_key, signed, then=self._introduced)
 
@@ -94,9 +96,13 @@ class RenterHost:
     def fund(self, amount_ucr: int) -> None:
         """The operator credits this renter."""
         deposit = Deposit(
-            broker=self.market.broker_key.party, party=self.party, amount_ucr=amount_ucr,
-            memo="fund", nonce=self.engine.random.randbytes(16).hex(), issued_ms=self.now_ms(),
-        )  # fmt: skip
+            broker=self.market.broker_key.party,
+            party=self.party,
+            amount_ucr=amount_ucr,
+            memo="fund",
+            nonce=self.engine.random.randbytes(16).hex(),
+            issued_ms=self.now_ms(),
+        )
         envelope = sign_document(deposit, self.market.broker_key).envelope
         operator = self.market.broker_key.party
 
@@ -111,9 +117,12 @@ class RenterHost:
         self.engine.after(self.engine.draw_ms(20_000, 120_000), act)
 
     def _insist(
-        self, act: Callable[..., Any], *what: Any, then: Callable[[Any], None] | None = None,
+        self,
+        act: Callable[..., Any],
+        *what: Any,
+        then: Callable[[Any], None] | None = None,
         **named: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Ask until there is an answer; the answer itself may get lost too."""
 
         def again() -> None:
@@ -160,20 +169,32 @@ class RenterHost:
         accept = draw.choice((budget, budget, max(least, budget // 3)))
         devices = draw.choice((1, 1, 1, 1, 2))
         job = Job(
-            renter=self.party, broker=self.market.broker_key.party,
-            nonce=draw.randbytes(16).hex(), name=f"job-{self.name[-1]}-{number}",
-            image="train@sha256:" + "0" * 64, command=program.command(), env={},
+            renter=self.party,
+            broker=self.market.broker_key.party,
+            nonce=draw.randbytes(16).hex(),
+            name=f"job-{self.name[-1]}-{number}",
+            image="train@sha256:" + "0" * 64,
+            command=program.command(),
+            env={},
             resources=Resources(
-                devices=devices, device_kind="gpu", cpu_millis=1000, memory_bytes=10**9,
-                disk_bytes=10**9, region=draw.choice(("", "", self._some_region(devices))),
+                devices=devices,
+                device_kind="gpu",
+                cpu_millis=1000,
+                memory_bytes=10**9,
+                disk_bytes=10**9,
+                region=draw.choice(("", "", self._some_region(devices))),
             ),
-            max_price_ucr_per_device_hour=MAX_PRICE, budget_ucr=budget,
+            max_price_ucr_per_device_hour=MAX_PRICE,
+            budget_ucr=budget,
             checkpoint_interval_ms=draw.choice((30_000, 120_000, 600_000)),
             patience_ms=draw.choice((10_000, 20_000, 60_000)),
-            stop_grace_ms=draw.choice((5_000, 30_000)), inputs=(),
-            outputs=draw.choice(("", "/out")), accept_receipts_up_to_ucr=accept,
-            issued_ms=self.now_ms(), expires_ms=self.now_ms() + 86_400_000,
-        )  # fmt: skip
+            stop_grace_ms=draw.choice((5_000, 30_000)),
+            inputs=(),
+            outputs=draw.choice(("", "/out")),
+            accept_receipts_up_to_ucr=accept,
+            issued_ms=self.now_ms(),
+            expires_ms=self.now_ms() + 86_400_000,
+        )
         signed = sign_document(job, self.key)
         self.documents.append(signed)
         self.market.names[signed.id] = job.name
@@ -219,10 +240,13 @@ class RenterHost:
             return
         for twin in ("a", "b"):
             changed = {
-                "nonce": self.engine.random.randbytes(16).hex(), "name": f"{like.name}-{twin}",
-                "budget_ucr": budget, "accept_receipts_up_to_ucr": budget,
-                "issued_ms": self.now_ms(), "expires_ms": self.now_ms() + 86_400_000,
-            }  # fmt: skip
+                "nonce": self.engine.random.randbytes(16).hex(),
+                "name": f"{like.name}-{twin}",
+                "budget_ucr": budget,
+                "accept_receipts_up_to_ucr": budget,
+                "issued_ms": self.now_ms(),
+                "expires_ms": self.now_ms() + 86_400_000,
+            }
             signed = sign_document(Job.model_validate(like.model_dump() | changed), self.key)
             self.market.names[signed.id] = signed.document.name
             self._send(signed, first=False)
@@ -263,9 +287,13 @@ class RenterHost:
         budget = model.budget_ucr + added_ucr
         accept = min(budget, model.accept_ucr + added_ucr)
         amendment = Amendment(
-            renter=self.party, broker=self.market.broker_key.party, job=job, budget_ucr=budget,
-            accept_receipts_up_to_ucr=accept, issued_ms=self.now_ms(),
-        )  # fmt: skip
+            renter=self.party,
+            broker=self.market.broker_key.party,
+            job=job,
+            budget_ucr=budget,
+            accept_receipts_up_to_ucr=accept,
+            issued_ms=self.now_ms(),
+        )
         envelope = sign_document(amendment, self.key).envelope
         self._once(Intake.resume, job, envelope)
 

@@ -59,8 +59,10 @@ class Silence:
         self._unjudged = unjudged
         for id, here_ms in unjudged.items():
             waits_ms = now_ms - max(since_ms, here_ms)
-            never(waits_ms > JUDGED_WITHIN_MS, f"checkpoint {id[:8]} waits for its verdict since "
-                                               f"{waits_ms} ms")  # fmt: skip
+            never(
+                waits_ms > JUDGED_WITHIN_MS,
+                f"checkpoint {id[:8]} waits for its verdict since {waits_ms} ms",
+            )
 
     def _patience_ms(self, lease: LeaseModel, patience_ms: int) -> float:
         if lease.state == "proposed":

@@ -29,9 +29,11 @@ class SimTransaction(MemoryTransaction):
         self._sim = store
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         try:
             super().__exit__(kind, error, traceback)
         except UNKEPT:

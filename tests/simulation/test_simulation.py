@@ -52,11 +52,27 @@ def test_one_seed_is_one_history_whatever_the_hash_seed() -> None:
     digests = set()
     for hash_seed in ("0", "4711"):
         done = subprocess.run(
-            [sys.executable, "-m", "tests.simulation", "--seed", "5", "--hours", "0.1",
-             "--jobs", "4", "--providers", "3", "--fault-every-s", "20"],
-            cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True,
-            text=True, check=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "tests.simulation",
+                "--seed",
+                "5",
+                "--hours",
+                "0.1",
+                "--jobs",
+                "4",
+                "--providers",
+                "3",
+                "--fault-every-s",
+                "20",
+            ],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         digests.add(done.stdout.rsplit("digest ", 1)[1])
     assert len(digests) == 1
 

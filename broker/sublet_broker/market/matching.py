@@ -109,18 +109,24 @@ def fits(wish: Wish, offer: Offer, free: Sequence[str]) -> list[Failure]:
             failures.append(_too_small(name, has * need.devices, wants, unit))
     if need.region and need.region != offer.region:
         failures.append(
-            Failure("region", f"it is in {offer.region}, not in {need.region}",
-                    f"allow region {offer.region}")
-        )  # fmt: skip
+            Failure(
+                "region",
+                f"it is in {offer.region}, not in {need.region}",
+                f"allow region {offer.region}",
+            )
+        )
     if need.egress and not offer.egress:
         failures.append(
             Failure("egress", "its jobs can't reach the network", "do without network access")
         )
     if offer.image_policy == "digest" and not is_pinned(wish.image):
         failures.append(
-            Failure("image", "it takes images by digest only",
-                    "name the image by digest (name@sha256:...)")
-        )  # fmt: skip
+            Failure(
+                "image",
+                "it takes images by digest only",
+                "name the image by digest (name@sha256:...)",
+            )
+        )
     if offer.accepts and wish.renter not in offer.accepts:
         failures.append(
             Failure("accepts", "it serves other renters only", "ask its owner to trust your key")
@@ -161,15 +167,21 @@ def _device_failures(wish: Wish, devices: Sequence[Device]) -> list[Failure]:
     if need.device_kind != "any" and _fewer(need, [d.kind == need.device_kind for d in devices]):
         has = devices[0].kind
         failures.append(
-            Failure("device_kind", f"it offers {has} devices, not {need.device_kind}",
-                    f"allow a {has} as device (--gpus {'cpu' if has == 'cpu' else 1})")
-        )  # fmt: skip
+            Failure(
+                "device_kind",
+                f"it offers {has} devices, not {need.device_kind}",
+                f"allow a {has} as device (--gpus {'cpu' if has == 'cpu' else 1})",
+            )
+        )
     name = need.device_name.lower()
     if name and _fewer(need, [name in d.name.lower() for d in devices]):
         failures.append(
-            Failure("device_name", f"it offers {devices[0].name}, not {need.device_name}",
-                    f"allow {devices[0].name}")
-        )  # fmt: skip
+            Failure(
+                "device_name",
+                f"it offers {devices[0].name}, not {need.device_name}",
+                f"allow {devices[0].name}",
+            )
+        )
     if wish.hardware_class and _fewer(
         need, [d.hardware_class == wish.hardware_class for d in devices]
     ):
@@ -193,14 +205,22 @@ def _device_failures(wish: Wish, devices: Sequence[Device]) -> list[Failure]:
         )
     if len(devices) < need.devices:
         failures.append(
-            Failure("devices", f"it has {len(devices)} devices, {need.devices} are asked for",
-                    f"ask for at most {len(devices)} devices", need.devices - len(devices))
-        )  # fmt: skip
+            Failure(
+                "devices",
+                f"it has {len(devices)} devices, {need.devices} are asked for",
+                f"ask for at most {len(devices)} devices",
+                need.devices - len(devices),
+            )
+        )
     if not failures:
         failures.append(
-            Failure("devices", f"it has no {need.devices} like devices that meet every wish",
-                    "ask for fewer devices", need.devices)
-        )  # fmt: skip
+            Failure(
+                "devices",
+                f"it has no {need.devices} like devices that meet every wish",
+                "ask for fewer devices",
+                need.devices,
+            )
+        )
     return failures
 
 
@@ -271,9 +291,12 @@ def explain(wish: Wish, entries: Iterable[BookEntry]) -> Explanation:
         for failure in failures:
             result.failures[failure.constraint] = result.failures.get(failure.constraint, 0) + 1
         rank = (
-            len(failures), _EASE.index(failures[0].constraint), failures[0].distance,
-            offer.price_ucr_per_device_hour, entry.offer.id,
-        )  # fmt: skip
+            len(failures),
+            _EASE.index(failures[0].constraint),
+            failures[0].distance,
+            offer.price_ucr_per_device_hour,
+            entry.offer.id,
+        )
         if nearest is None or rank < nearest[0]:
             nearest = (rank, failures)
     if not result.fitting and nearest is not None:
@@ -308,9 +331,11 @@ def choose(wish: Wish, entries: Iterable[BookEntry]) -> Match | None:
     ranked = sorted(
         entries,
         key=lambda e: (
-            e.offer.provider != wish.prefer, e.offer.provider in wish.avoid, _rank(e.offer),
+            e.offer.provider != wish.prefer,
+            e.offer.provider in wish.avoid,
+            _rank(e.offer),
         ),
-    )  # fmt: skip
+    )
     for entry in ranked:
         offer = accepted(entry.offer.envelope, Offer)
         if not fits(wish, offer, entry.free_device_ids):
@@ -399,11 +424,21 @@ class Book:
     def _alike(self, wish: Wish) -> tuple[object, ...]:
         need = wish.resources
         return (
-            wish.renter if self._choosy else "", wish.max_price_ucr_per_device_hour,
-            is_pinned(wish.image), wish.hardware_class, wish.avoid, need.devices, need.device_kind,
-            need.device_memory_bytes, need.device_name, need.cpu_millis, need.memory_bytes,
-            need.disk_bytes, need.region, need.egress,
-        )  # fmt: skip
+            wish.renter if self._choosy else "",
+            wish.max_price_ucr_per_device_hour,
+            is_pinned(wish.image),
+            wish.hardware_class,
+            wish.avoid,
+            need.devices,
+            need.device_kind,
+            need.device_memory_bytes,
+            need.device_name,
+            need.cpu_millis,
+            need.memory_bytes,
+            need.disk_bytes,
+            need.region,
+            need.egress,
+        )
 
 
 class _Batch:

@@ -25,17 +25,23 @@ class StaleInstance(Refusal):
 
     def __init__(self) -> None:
         super().__init__(
-            409, "stale_instance", "Replaced", "another agent with this key has joined since",
+            409,
+            "stale_instance",
+            "Replaced",
+            "another agent with this key has joined since",
             fix="stop one of the two agents, or give one of them its own --state folder",
-        )  # fmt: skip
+        )
 
 
 def not_found(what: str, ref: str) -> Refusal:
     """Return the refusal for something that isn't there, or isn't the caller's to see."""
     return Refusal(
-        404, "not_found", "Not found", f"you have no {what} {ref[:80]!r}",
+        404,
+        "not_found",
+        "Not found",
+        f"you have no {what} {ref[:80]!r}",
         fix="sublet ps lists your jobs",
-    )  # fmt: skip
+    )
 
 
 def conflict(code: str, title: str, detail: str, *, field: str = "", fix: str = "") -> Refusal:

@@ -78,10 +78,12 @@ class Access:
                 return None
             if known.request_sha256 != _digest(method, target, body_sha256):
                 raise conflict(
-                    "idempotency_mismatch", "Key used before",
-                    "this Idempotency-Key stands for another request", field="Idempotency-Key",
+                    "idempotency_mismatch",
+                    "Key used before",
+                    "this Idempotency-Key stands for another request",
+                    field="Idempotency-Key",
                     fix="use a new key for a new request",
-                )  # fmt: skip
+                )
             return Answer(known.status, known.body)
 
     def _remember(self, caller: Caller) -> None:
@@ -143,10 +145,12 @@ class Access:
         """Keep content in a scope: the caller's party id, or a job (id, prefix, name)."""
         if len(data) > self._core.settings.max_blob_bytes:
             raise Refusal(
-                413, "too_large", "Too large",
+                413,
+                "too_large",
+                "Too large",
                 f"{len(data)} bytes; at most {self._core.settings.max_blob_bytes} are taken",
                 fix="the sublet client cuts files into chunks",
-            )  # fmt: skip
+            )
         with self._core.read() as look:
             self._may_write(look, caller, scope, epoch)
         while True:
@@ -167,14 +171,20 @@ class Access:
             self._core.ports.blobs.put(sha256, data)
         except ValueError as error:
             raise invalid(
-                "hash_mismatch", "Content differs", str(error), field="sha256",
+                "hash_mismatch",
+                "Content differs",
+                str(error),
+                field="sha256",
                 fix="the file changed while it was sent, or was damaged on the way: send it again",
-            ) from error  # fmt: skip
+            ) from error
         except StorageFull as error:
             raise Refusal(
-                507, "storage_full", "Broker's disk full", "nothing was kept",
+                507,
+                "storage_full",
+                "Broker's disk full",
+                "nothing was kept",
                 fix="tell the operator; then try again",
-            ) from error  # fmt: skip
+            ) from error
 
     def get_blob(self, caller: str, scope: str, epoch: int | None, sha256: str) -> bytes:
         """Return content of a scope that the caller may read."""
@@ -185,19 +195,24 @@ class Access:
             if known is None and job is not None and job.ended_ms is not None:
                 days = self._core.settings.keep_ended_ms // 86_400_000
                 raise Refusal(
-                    410, "let_go", "No longer kept",
+                    410,
+                    "let_go",
+                    "No longer kept",
                     f"a job's outputs and last checkpoint are kept for {days} days after its end",
                     fix="run the job again",
-                )  # fmt: skip
+                )
         if known is None:
             raise not_found("blob", sha256)
         try:
             return self._core.ports.blobs.get(sha256)
         except BlobMissing as error:
             raise Refusal(
-                410, "damaged", "Content damaged", f"{sha256[:10]} is no longer readable here",
+                410,
+                "damaged",
+                "Content damaged",
+                f"{sha256[:10]} is no longer readable here",
                 fix="a job's older checkpoint is used by itself; outputs must be made again",
-            ) from error  # fmt: skip
+            ) from error
 
     def missing(
         self, caller: str, scope: str, epoch: int | None, hashes: Iterable[str]
@@ -223,9 +238,12 @@ class Access:
         if scope == caller:
             if work.get(PartyFact, caller) is None:
                 raise Refusal(
-                    403, "unknown_party", "Unknown party", "this key has not been introduced",
+                    403,
+                    "unknown_party",
+                    "Unknown party",
+                    "this key has not been introduced",
                     fix="the sublet client does it on first use",
-                )  # fmt: skip
+                )
             return caller
         if epoch is None:
             return own_job(work, caller, scope).id
@@ -243,10 +261,12 @@ class Access:
             raise not_found("job", scope)
         if mine[0].state not in LIVE_LEASE or epoch != job.epoch:
             raise conflict(
-                "stale_epoch", "Stale epoch",
+                "stale_epoch",
+                "Stale epoch",
                 f"epoch {epoch} no longer holds the job; it is at {job.epoch}",
-                field="Sublet-Epoch", fix="stop this run: the job has gone on elsewhere",
-            )  # fmt: skip
+                field="Sublet-Epoch",
+                fix="stop this run: the job has gone on elsewhere",
+            )
         return job.id
 
 
@@ -256,6 +276,10 @@ def _digest(method: str, target: str, body_sha256: str) -> str:
 
 def _replayed() -> Refusal:
     return Refusal(
-        409, "replayed", "Replayed", "this very request was received before",
-        field="Sublet-Nonce", fix="sign the request again with a new nonce",
-    )  # fmt: skip
+        409,
+        "replayed",
+        "Replayed",
+        "this very request was received before",
+        field="Sublet-Nonce",
+        fix="sign the request again with a new nonce",
+    )

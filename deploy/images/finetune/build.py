@@ -175,8 +175,9 @@ def _pull(name: str) -> str | None:
     client = docker.from_env(timeout=_PULL_LIMIT_S)
     deadline = time.monotonic() + _PULL_TOTAL_S
     try:
-        for event in client.api.pull(name.split(":")[0], name.split(":")[1], stream=True,
-                                     decode=True):  # fmt: skip
+        for event in client.api.pull(
+            name.split(":")[0], name.split(":")[1], stream=True, decode=True
+        ):
             if "error" in event:
                 return str(event["error"]).splitlines()[0]
             if time.monotonic() > deadline:

@@ -59,25 +59,63 @@ def read_options(argv: Sequence[str]) -> Options:
         "Ctrl-C drains: jobs are checkpointed and go on elsewhere.",
     )
     add = parser.add_argument
-    add("--broker", default=os.environ.get("SUBLET_BROKER") or None, metavar="URL",
-        help="the broker, e.g. https://broker.example (default: $SUBLET_BROKER)")  # fmt: skip
-    add("--price", type=_price, default="0.40", metavar="CREDITS",
-        help="credits per device-hour (default: 0.40)")  # fmt: skip
-    add("--runner", choices=["auto", "docker", "process"], default="auto",
-        help="auto: docker where an engine answers, else process (no isolation)")  # fmt: skip
-    add("--state", type=Path, default=default_state(), metavar="DIR",
-        help="key, journal and runs (default: %(default)s)")  # fmt: skip
-    add("--devices", type=_devices, default="all", metavar="all|none|ID,...",
-        help="which GPUs, by uuid or number (default: all)")  # fmt: skip
+    add(
+        "--broker",
+        default=os.environ.get("SUBLET_BROKER") or None,
+        metavar="URL",
+        help="the broker, e.g. https://broker.example (default: $SUBLET_BROKER)",
+    )
+    add(
+        "--price",
+        type=_price,
+        default="0.40",
+        metavar="CREDITS",
+        help="credits per device-hour (default: 0.40)",
+    )
+    add(
+        "--runner",
+        choices=["auto", "docker", "process"],
+        default="auto",
+        help="auto: docker where an engine answers, else process (no isolation)",
+    )
+    add(
+        "--state",
+        type=Path,
+        default=default_state(),
+        metavar="DIR",
+        help="key, journal and runs (default: %(default)s)",
+    )
+    add(
+        "--devices",
+        type=_devices,
+        default="all",
+        metavar="all|none|ID,...",
+        help="which GPUs, by uuid or number (default: all)",
+    )
     add("--cpu", action="store_true", help="offer the CPU as one device of kind cpu instead")
-    add("--trust", type=_party, action="append", default=[], metavar="PARTY",
-        help="serve this renter only (may be given several times)")  # fmt: skip
+    add(
+        "--trust",
+        type=_party,
+        action="append",
+        default=[],
+        metavar="PARTY",
+        help="serve this renter only (may be given several times)",
+    )
     add("--region", type=_label, default="local", help="a label such as eu-west (default: local)")
     add("--name", default=socket.gethostname() or "machine", help="what people call the machine")
-    add("--grace", type=_duration, default="60s", metavar="TIME",
-        help="notice that a reclaim gives the job (default: 60s)")  # fmt: skip
-    add("--image-policy", choices=["digest", "any"], default="any",
-        help="digest: only images that are pinned by digest")  # fmt: skip
+    add(
+        "--grace",
+        type=_duration,
+        default="60s",
+        metavar="TIME",
+        help="notice that a reclaim gives the job (default: 60s)",
+    )
+    add(
+        "--image-policy",
+        choices=["digest", "any"],
+        default="any",
+        help="digest: only images that are pinned by digest",
+    )
     add("--allow-egress", action="store_true", help="jobs that ask for it may reach the network")
     add("--memory", type=_size, default="0", metavar="SIZE", help="main memory offered, in all")
     add("--disk", type=_size, default="0", metavar="SIZE", help="disk offered, in all")
@@ -140,13 +178,20 @@ def read_owner_command(argv: Sequence[str]) -> OwnerCommand:
         sub.add_argument("--state", type=Path, default=default_state(), metavar="DIR")
         sub.add_argument("--json", action="store_true")
         if name in ("drain", "reclaim"):
-            sub.add_argument("--grace", type=_duration, default=None, metavar="TIME",
-                             help="time to checkpoint (default: as offered)")  # fmt: skip
+            sub.add_argument(
+                "--grace",
+                type=_duration,
+                default=None,
+                metavar="TIME",
+                help="time to checkpoint (default: as offered)",
+            )
     found = parser.parse_args(argv)
     return OwnerCommand(
-        found.command, found.state.expanduser().absolute(), getattr(found, "grace", None),
+        found.command,
+        found.state.expanduser().absolute(),
+        getattr(found, "grace", None),
         found.json,
-    )  # fmt: skip
+    )
 
 
 def _price(text: str) -> int:

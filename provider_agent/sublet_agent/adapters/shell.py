@@ -205,11 +205,17 @@ class Shell:
                 name = f"upload {kind} {step}"
                 self._spawn(name, lease_id, self._upload(effect))
             case effects.AckStep(lease_id, step):
-                self._spawn(f"ack {step}", lease_id, self._act(
-                    functools.partial(self._workspace(lease_id).acknowledge, step)))  # fmt: skip
+                self._spawn(
+                    f"ack {step}",
+                    lease_id,
+                    self._act(functools.partial(self._workspace(lease_id).acknowledge, step)),
+                )
             case effects.DeleteSteps(lease_id, steps):
-                self._spawn("tidy", lease_id, self._act(
-                    functools.partial(self._workspace(lease_id).delete_steps, steps)))  # fmt: skip
+                self._spawn(
+                    "tidy",
+                    lease_id,
+                    self._act(functools.partial(self._workspace(lease_id).delete_steps, steps)),
+                )
             case effects.Remove(lease_id):
                 self._spawn("remove", lease_id, self._remove(lease_id))
             case effects.PrepareJob(job, checkpoint):
@@ -461,9 +467,14 @@ class Shell:
         except Cancelled:
             return
         except (
-            DocumentRefused, RunnerError, TransferRefused, InputLost, CheckpointLost, OSError,
+            DocumentRefused,
+            RunnerError,
+            TransferRefused,
+            InputLost,
+            CheckpointLost,
+            OSError,
             httpx.HTTPError,
-        ) as error:  # fmt: skip
+        ) as error:
             self.post(events.PrepareDone(job_id, False, str(error)))
         else:
             self.post(events.PrepareDone(job_id, True))

@@ -217,15 +217,19 @@ class AgentCore:
         except DocumentRefused as error:
             self._refuse(lease_id, f"{error.field}: {error}" if error.field else str(error))
             return
-        why = "I am being drained" if self.draining else refusal(
-            assigned,
-            provider=self.key.party,
-            offers=self.saved.offers,
-            runs=self.saved.runs.values(),
-            epochs=self.saved.epochs,
-            now_ms=now_ms,
-            broker_now_ms=self._broker_now_ms(now_ms),
-        )  # fmt: skip
+        why = (
+            "I am being drained"
+            if self.draining
+            else refusal(
+                assigned,
+                provider=self.key.party,
+                offers=self.saved.offers,
+                runs=self.saved.runs.values(),
+                epochs=self.saved.epochs,
+                now_ms=now_ms,
+                broker_now_ms=self._broker_now_ms(now_ms),
+            )
+        )
         if why:
             self._refuse(lease_id, why)
             return
@@ -245,13 +249,15 @@ class AgentCore:
         self.saved.epochs[record.job_id] = self._step.save.epochs[record.job_id] = epoch
         # The signature leaves this machine with the outbox, and that is in the same transaction as
         # the record that blocks the devices.
-        self._queue(lease_id, LeaseAnswer(
-            lease=lease_id, signed=assign.lease.countersigned(self.key)
-        ))  # fmt: skip
+        self._queue(
+            lease_id, LeaseAnswer(lease=lease_id, signed=assign.lease.countersigned(self.key))
+        )
         machine.changed = True
         machine.effects.append(effects.Pull(lease_id))
-        self._say(f"job {record.job.name!r} of {short(record.job.renter)} on "
-                  f"{', '.join(record.lease.device_ids)}, epoch {epoch}")  # fmt: skip
+        self._say(
+            f"job {record.job.name!r} of {short(record.job.renter)} on "
+            f"{', '.join(record.lease.device_ids)}, epoch {epoch}"
+        )
         self._collect(machine)
 
     def _refuse(self, lease_id: str, why: str) -> None:
@@ -266,8 +272,10 @@ class AgentCore:
             return
         self._step.save.settlements.append(message.settlement)
         document = settled.document
-        self._say(f"lease {short(document.lease)} settled: earned {credits(document.provider_ucr)} "
-                  f"credits ({document.reason})")  # fmt: skip
+        self._say(
+            f"lease {short(document.lease)} settled: earned {credits(document.provider_ucr)} "
+            f"credits ({document.reason})"
+        )
         machine = self.machines.get(document.lease)
         if machine:
             machine.discard()

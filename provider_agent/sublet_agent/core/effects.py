@@ -142,9 +142,25 @@ class Done:
 
 
 Effect = (
-    Send | Pull | Restore | Start | AskStop | AskSave | Kill | ScanFinal | Upload | AckStep
-    | DeleteSteps | Remove | PrepareJob | UnprepareJob | SendLogs | LogLineOfOurs | Say | Done
-)  # fmt: skip
+    Send
+    | Pull
+    | Restore
+    | Start
+    | AskStop
+    | AskSave
+    | Kill
+    | ScanFinal
+    | Upload
+    | AckStep
+    | DeleteSteps
+    | Remove
+    | PrepareJob
+    | UnprepareJob
+    | SendLogs
+    | LogLineOfOurs
+    | Say
+    | Done
+)
 
 
 @dataclass(frozen=True)
@@ -175,10 +191,17 @@ class Save:
     def empty(self) -> bool:
         """Whether there is nothing to write."""
         return not (
-            self.runs or self.queue or self.settlements or self.epochs or self.forget_runs
-            or self.drop_messages_of or self.offers is not None or self.broker is not None
-            or self.offer_sequence is not None or self.next_mid is not None
-        )  # fmt: skip
+            self.runs
+            or self.queue
+            or self.settlements
+            or self.epochs
+            or self.forget_runs
+            or self.drop_messages_of
+            or self.offers is not None
+            or self.broker is not None
+            or self.offer_sequence is not None
+            or self.next_mid is not None
+        )
 
 
 @dataclass

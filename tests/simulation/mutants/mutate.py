@@ -69,9 +69,11 @@ def copy_tree(target: Path) -> None:
     """Copy what the simulator needs."""
     for folder in (*PACKAGES, "tests/simulation"):
         shutil.copytree(
-            ROOT / folder, target / folder,
-            ignore=shutil.ignore_patterns("__pycache__", "*.toml"), dirs_exist_ok=True,
-        )  # fmt: skip
+            ROOT / folder,
+            target / folder,
+            ignore=shutil.ignore_patterns("__pycache__", "*.toml"),
+            dirs_exist_ok=True,
+        )
     (target / "tests/__init__.py").touch()
 
 
@@ -85,13 +87,24 @@ def hunt(mutant: Mutant, seeds: int, hours: float) -> tuple[int | None, float, s
             return None, 0.0, why_not
         paths = [str(tree), *(str(tree / name) for name in PACKAGES)]
         command = [
-            sys.executable, "-m", "tests.simulation", "--seeds", str(seeds), "--hours", str(hours),
-            "--fault-every-s", "30",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "tests.simulation",
+            "--seeds",
+            str(seeds),
+            "--hours",
+            str(hours),
+            "--fault-every-s",
+            "30",
+        ]
         found = subprocess.run(
-            command, cwd=tree, capture_output=True, text=True, check=False,
+            command,
+            cwd=tree,
+            capture_output=True,
+            text=True,
+            check=False,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )  # fmt: skip
+        )
     spent = time.monotonic() - began
     for line in found.stdout.splitlines():
         if "VIOLATION at step" in line:

@@ -21,9 +21,13 @@ from sublet_broker.adapters.http.edge import Edge
 def build_app(edge: Edge, hub: agents_ws.Hub) -> ASGIApp:
     """Return the app that serves `edge`."""
     app = FastAPI(
-        title=http_docs.TITLE, version=edge.version, docs_url=None, redoc_url=None,
-        openapi_url="/openapi.json", redirect_slashes=False,
-    )  # fmt: skip
+        title=http_docs.TITLE,
+        version=edge.version,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,
+    )
     app.state.edge = edge
     app.state.hub = hub
     app.state.readyz_lock = asyncio.Lock()

@@ -50,20 +50,25 @@ async def _keep(request: Request, call: Call, scope: str, epoch: int | None, sha
 
 
 @router.put(
-    "/blobs/{sha256}", status_code=204, summary="Upload a chunk of an input",
-    response_class=Response, responses={**WRITE, **problems(403)},
+    "/blobs/{sha256}",
+    status_code=204,
+    summary="Upload a chunk of an input",
+    response_class=Response,
+    responses={**WRITE, **problems(403)},
     openapi_extra=takes_bytes("a chunk of at most 4 MiB, or an index of at most 16 MiB"),
-)  # fmt: skip
+)
 async def put_own(request: Request, call: Upload, sha256: Sha) -> Response:
     """It is yours alone until a job of yours names it. Sending it again changes nothing."""
     return await _keep(request, call, call.party, None, sha256)
 
 
 @router.post(
-    "/blobs/missing", summary="Which chunks must I upload?", response_model=MissingView,
+    "/blobs/missing",
+    summary="Which chunks must I upload?",
+    response_model=MissingView,
     responses={**WRITE, **problems(403)},
     openapi_extra=takes(MissingRequest, "the chunks you have"),
-)  # fmt: skip
+)
 async def missing_own(call: Listing) -> Response:
     """Only your own uploads count: the answer tells nothing about anyone else's."""
     hashes = call.parse(MissingRequest).sha256
@@ -72,10 +77,13 @@ async def missing_own(call: Listing) -> Response:
 
 
 @router.put(
-    "/jobs/{job}/blobs/{sha256}", status_code=204, summary="Upload a chunk of a checkpoint",
-    response_class=Response, responses={**WRITE, **problems(403)},
+    "/jobs/{job}/blobs/{sha256}",
+    status_code=204,
+    summary="Upload a chunk of a checkpoint",
+    response_class=Response,
+    responses={**WRITE, **problems(403)},
     openapi_extra=takes_bytes("a chunk of at most 4 MiB, or an index of at most 16 MiB"),
-)  # fmt: skip
+)
 async def put_job(
     request: Request, call: Upload, job: JobRef, sha256: Sha, epoch: Epoch = None
 ) -> Response:
@@ -84,14 +92,16 @@ async def put_job(
 
 
 @router.get(
-    "/jobs/{job}/blobs/{sha256}", summary="Download a chunk", response_class=Response,
+    "/jobs/{job}/blobs/{sha256}",
+    summary="Download a chunk",
+    response_class=Response,
     responses={
         200: {"description": "the chunk", "content": {"application/octet-stream": {}}},
         **READ,
         **problems(403, 410),
     },
     openapi_extra=SIGNED,
-)  # fmt: skip
+)
 async def get_job(call: Reading, job: JobRef, sha256: Sha, epoch: Epoch = None) -> Response:
     """For the renter, the holder of the current epoch, and a successor that prepares."""
 
@@ -104,10 +114,12 @@ async def get_job(call: Reading, job: JobRef, sha256: Sha, epoch: Epoch = None) 
 
 
 @router.post(
-    "/jobs/{job}/blobs/missing", summary="Which chunks of a checkpoint must I upload?",
-    response_model=MissingView, responses={**WRITE, **problems(403)},
+    "/jobs/{job}/blobs/missing",
+    summary="Which chunks of a checkpoint must I upload?",
+    response_model=MissingView,
+    responses={**WRITE, **problems(403)},
     openapi_extra=takes(MissingRequest, "the checkpoint's chunks"),
-)  # fmt: skip
+)
 async def missing_job(call: Listing, job: JobRef, epoch: Epoch = None) -> Response:
     """Chunks that the job has already (an unchanged base model, say) move once."""
     hashes = call.parse(MissingRequest).sha256

@@ -54,9 +54,12 @@ class Edge:
         """Run a use-case in a thread. Raises Refusal 503 when too many wait already."""
         if self._waiting >= MAX_WAITING:
             raise Refusal(
-                503, "busy", "Busy", f"{self._waiting} requests wait already",
+                503,
+                "busy",
+                "Busy",
+                f"{self._waiting} requests wait already",
                 fix="send it again in a few seconds",
-            )  # fmt: skip
+            )
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()

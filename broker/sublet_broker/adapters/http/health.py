@@ -24,9 +24,10 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get(
-    "/readyz", summary="The broker can work",
+    "/readyz",
+    summary="The broker can work",
     responses={503: {"description": "`checks` says what is missing"}},
-)  # fmt: skip
+)
 async def readyz(edge: EdgeOf, request: Request) -> Response:
     """Database, blobs, match engine and loops. Without the match engine the broker matches by
     itself: it stays ready and says so."""

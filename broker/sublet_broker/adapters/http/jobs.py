@@ -29,10 +29,13 @@ After = Annotated[int, Query(ge=0, le=2**53 - 1, description="only what comes af
 
 
 @router.post(
-    "", status_code=201, summary="Submit a job", response_model=JobView,
+    "",
+    status_code=201,
+    summary="Submit a job",
+    response_model=JobView,
     responses={**WRITE, **problems(403)},
     openapi_extra=takes(SignedRequest, "a `job` document, signed by its renter"),
-)  # fmt: skip
+)
 async def submit(
     call: Sending,
     wait: Annotated[
@@ -69,27 +72,36 @@ async def job_view(call: Reading, job: JobRef) -> Response:
 
 
 @router.post(
-    "/{job}/cancel", summary="Cancel a job", response_model=JobView, responses=WRITE,
+    "/{job}/cancel",
+    summary="Cancel a job",
+    response_model=JobView,
+    responses=WRITE,
     openapi_extra=SIGNED,
-)  # fmt: skip
+)
 async def cancel(call: Sending, job: JobRef) -> Response:
     """It is asked to stop; what it used is settled and the rest of its budget released."""
     return await _order(call, lambda: call.edge.broker.intake.cancel(call.party, job))
 
 
 @router.post(
-    "/{job}/pause", summary="Pause a job", response_model=JobView, responses=WRITE,
+    "/{job}/pause",
+    summary="Pause a job",
+    response_model=JobView,
+    responses=WRITE,
     openapi_extra=SIGNED,
-)  # fmt: skip
+)
 async def pause(call: Sending, job: JobRef) -> Response:
     """It checkpoints, stops, and keeps what is left of its budget until it is resumed."""
     return await _order(call, lambda: call.edge.broker.intake.pause(call.party, job))
 
 
 @router.post(
-    "/{job}/resume", summary="Resume a paused job", response_model=JobView, responses=WRITE,
+    "/{job}/resume",
+    summary="Resume a paused job",
+    response_model=JobView,
+    responses=WRITE,
     openapi_extra=takes(ResumeRequest, "an `amendment` document raises the budget", required=False),
-)  # fmt: skip
+)
 async def resume(call: Sending, job: JobRef) -> Response:
     """It goes on from its newest durable checkpoint, on whichever machine fits."""
     amendment = call.parse(ResumeRequest).amendment if call.body else None
@@ -103,45 +115,62 @@ async def _order(call: Call, act: Callable[[], JobView]) -> Response:
 
 
 @router.get(
-    "/{job}/events", summary="What happened", response_model=EventsPage, responses=READ,
+    "/{job}/events",
+    summary="What happened",
+    response_model=EventsPage,
+    responses=READ,
     openapi_extra=SIGNED,
-)  # fmt: skip
+)
 async def events(call: Reading, job: JobRef, after: After = 0) -> Response:
     """The append-only history, oldest first; `next_after` continues it."""
     return await call.answer(lambda: call.edge.broker.views.events(call.party, job, after))
 
 
 @router.get(
-    "/{job}/checkpoints", summary="Checkpoints", response_model=CheckpointsPage, responses=READ,
+    "/{job}/checkpoints",
+    summary="Checkpoints",
+    response_model=CheckpointsPage,
+    responses=READ,
     openapi_extra=SIGNED,
-)  # fmt: skip
+)
 async def checkpoints(call: Reading, job: JobRef) -> Response:
     """Newest first, refused ones with the reason."""
     return await call.answer(lambda: call.edge.broker.views.checkpoints(call.party, job))
 
 
 @router.get(
-    "/{job}/statement", tags=["money"], summary="Every charge, with its receipt",
-    response_model=StatementView, responses=READ, openapi_extra=SIGNED,
-)  # fmt: skip
+    "/{job}/statement",
+    tags=["money"],
+    summary="Every charge, with its receipt",
+    response_model=StatementView,
+    responses=READ,
+    openapi_extra=SIGNED,
+)
 async def statement(call: Reading, job: JobRef) -> Response:
     """What was charged for which lease on which receipt, and what was held and released."""
     return await call.answer(lambda: call.edge.broker.views.statement(call.party, job))
 
 
 @router.get(
-    "/{job}/export", tags=["money"], summary="Everything needed to verify the bill offline",
-    responses=READ, openapi_extra=SIGNED,
-)  # fmt: skip
+    "/{job}/export",
+    tags=["money"],
+    summary="Everything needed to verify the bill offline",
+    responses=READ,
+    openapi_extra=SIGNED,
+)
 async def export(call: Reading, job: JobRef) -> Response:
     """All documents of the job with their log proofs (`sublet_contracts/export.py`)."""
     return await call.answer(lambda: call.edge.broker.views.export(call.party, job))
 
 
 @router.get(
-    "/{job}/receipts", tags=["money"], summary="Receipts", response_model=ReceiptsPage,
-    responses=READ, openapi_extra=SIGNED,
-)  # fmt: skip
+    "/{job}/receipts",
+    tags=["money"],
+    summary="Receipts",
+    response_model=ReceiptsPage,
+    responses=READ,
+    openapi_extra=SIGNED,
+)
 async def receipts(
     call: Reading,
     job: JobRef,

@@ -34,14 +34,16 @@ NDJSON = "application/x-ndjson"
 
 
 @router.get(
-    "/{job}/logs", summary="The job's output", response_class=Response,
+    "/{job}/logs",
+    summary="The job's output",
+    response_class=Response,
     responses={
         200: {"description": "one JobLogLine per line", "content": {NDJSON: {}}},
         **READ,
         **problems(429),
     },
     openapi_extra=SIGNED,
-)  # fmt: skip
+)
 async def logs(
     call: Reading,
     job: JobRef,

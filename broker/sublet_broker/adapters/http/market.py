@@ -31,9 +31,13 @@ async def info(edge: EdgeOf) -> BrokerInfo:
 
 
 @router.post(
-    "/keys", tags=["market"], summary="Introduce a party", response_model=PartyView,
-    responses=WRITE, openapi_extra=takes(SignedRequest, "a signed `key` document"),
-)  # fmt: skip
+    "/keys",
+    tags=["market"],
+    summary="Introduce a party",
+    response_model=PartyView,
+    responses=WRITE,
+    openapi_extra=takes(SignedRequest, "a signed `key` document"),
+)
 async def register(call: Sending) -> Response:
     """Once per party, before anything else; again with another name renames it."""
     envelope = call.parse(SignedRequest).envelope
@@ -41,9 +45,13 @@ async def register(call: Sending) -> Response:
 
 
 @router.get(
-    "/offers", tags=["market"], summary="What is on offer", response_model=OffersPage,
-    responses=READ, openapi_extra=SIGNED,
-)  # fmt: skip
+    "/offers",
+    tags=["market"],
+    summary="What is on offer",
+    response_model=OffersPage,
+    responses=READ,
+    openapi_extra=SIGNED,
+)
 async def offers(
     call: Reading,
     kind: Annotated[str, Query(max_length=16, description="gpu or cpu; empty: all")] = "",
@@ -54,9 +62,13 @@ async def offers(
 
 
 @router.post(
-    "/offers/match", tags=["market"], summary="What would this job get?", response_model=MatchView,
-    responses=WRITE, openapi_extra=takes(MatchRequest, "the parts of a job that matter"),
-)  # fmt: skip
+    "/offers/match",
+    tags=["market"],
+    summary="What would this job get?",
+    response_model=MatchView,
+    responses=WRITE,
+    openapi_extra=takes(MatchRequest, "the parts of a job that matter"),
+)
 async def match(call: Sending) -> Response:
     """The offers that fit; where there is none, which constraint fails and which to relax."""
     wanted = call.parse(MatchRequest)
@@ -64,18 +76,26 @@ async def match(call: Sending) -> Response:
 
 
 @router.get(
-    "/balance", tags=["money"], summary="Your account", response_model=BalanceView,
-    responses=READ, openapi_extra=SIGNED,
-)  # fmt: skip
+    "/balance",
+    tags=["money"],
+    summary="Your account",
+    response_model=BalanceView,
+    responses=READ,
+    openapi_extra=SIGNED,
+)
 async def balance(call: Reading) -> Response:
     """What is available, held and earned, with the newest transfers."""
     return await call.answer(lambda: call.edge.broker.views.balance(call.party))
 
 
 @router.get(
-    "/log", tags=["money"], summary="The log, and that it only grew", response_model=LogView,
-    responses=READ, openapi_extra=SIGNED,
-)  # fmt: skip
+    "/log",
+    tags=["money"],
+    summary="The log, and that it only grew",
+    response_model=LogView,
+    responses=READ,
+    openapi_extra=SIGNED,
+)
 async def log(
     call: Reading,
     since: Annotated[int, Query(ge=0, le=2**53 - 1, description="entries you have seen")] = 0,
@@ -86,19 +106,26 @@ async def log(
 
 
 @router.get(
-    "/earnings", tags=["money"], summary="What you have earned", response_model=EarningsView,
-    responses=READ, openapi_extra=SIGNED,
-)  # fmt: skip
+    "/earnings",
+    tags=["money"],
+    summary="What you have earned",
+    response_model=EarningsView,
+    responses=READ,
+    openapi_extra=SIGNED,
+)
 async def earnings(call: Reading) -> Response:
     """A provider's settled charges, and what running leases would bring now."""
     return await call.answer(lambda: call.edge.broker.views.earnings(call.party))
 
 
 @router.post(
-    "/deposits", tags=["money"], summary="Credit an account", response_model=BalanceView,
+    "/deposits",
+    tags=["money"],
+    summary="Credit an account",
+    response_model=BalanceView,
     responses={**WRITE, **problems(403)},
     openapi_extra=takes(SignedRequest, "a `deposit` document, signed by the operator's key"),
-)  # fmt: skip
+)
 async def deposit(call: Sending) -> Response:
     """Only the operator (the broker's own key) may."""
     envelope = call.parse(SignedRequest).envelope
@@ -108,10 +135,14 @@ async def deposit(call: Sending) -> Response:
 
 
 @router.post(
-    "/receipts/{receipt}/signature", tags=["money"], summary="Countersign a receipt",
-    status_code=204, response_class=Response, responses=WRITE,
+    "/receipts/{receipt}/signature",
+    tags=["money"],
+    summary="Countersign a receipt",
+    status_code=204,
+    response_class=Response,
+    responses=WRITE,
     openapi_extra=takes(SignedRequest, "the receipt with the renter's signature added"),
-)  # fmt: skip
+)
 async def countersign(call: Sending, receipt: Receipt) -> Response:
     """The renter agrees to the usage that the receipt states."""
     envelope = call.parse(SignedRequest).envelope

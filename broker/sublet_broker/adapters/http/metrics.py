@@ -20,18 +20,24 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Histogram(
-            "sublet_http_request_seconds", "Time to answer a request.",
-            ("method", "route", "status"), registry=self.registry,
-            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
-        )  # fmt: skip
-        self._messages = Counter(
-            "sublet_agent_messages", "Messages received from agents.", ("type",),
+            "sublet_http_request_seconds",
+            "Time to answer a request.",
+            ("method", "route", "status"),
             registry=self.registry,
-        )  # fmt: skip
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+        )
+        self._messages = Counter(
+            "sublet_agent_messages",
+            "Messages received from agents.",
+            ("type",),
+            registry=self.registry,
+        )
         self._matches = Histogram(
-            "sublet_match_seconds", "From standing in line to a lease.", registry=self.registry,
+            "sublet_match_seconds",
+            "From standing in line to a lease.",
+            registry=self.registry,
             buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 600, 3600),
-        )  # fmt: skip
+        )
         self._rendered: tuple[float, bytes] = (0.0, b"")
         self._lock = threading.Lock()
 

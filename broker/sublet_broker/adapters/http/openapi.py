@@ -148,9 +148,13 @@ def describe(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema:
         return app.openapi_schema
     document = get_openapi(
-        title=TITLE, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS,
+        title=TITLE,
+        version=app.version,
+        description=DESCRIPTION,
+        routes=app.routes,
+        tags=TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-    )  # fmt: skip
+    )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     models: tuple[type[BaseModel], ...] = (Problem, *_EXAMPLES)

@@ -32,9 +32,13 @@ class BodyTooLarge(Refusal):
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(
-            413, "too_large", "Too large", f"this call takes at most {limit_bytes} bytes",
-            field="body", fix="send less; files go up in chunks (the sublet client does it)",
-        )  # fmt: skip
+            413,
+            "too_large",
+            "Too large",
+            f"this call takes at most {limit_bytes} bytes",
+            field="body",
+            fix="send less; files go up in chunks (the sublet client does it)",
+        )
 
 
 class _Unread(Response):
@@ -73,9 +77,14 @@ def problem(
 ) -> Response:
     """Return a problem+json answer."""
     body = Problem(
-        type=f"urn:sublet:problem:{code}", title=title, status=status, detail=detail, code=code,
-        field=field, fix=fix,
-    )  # fmt: skip
+        type=f"urn:sublet:problem:{code}",
+        title=title,
+        status=status,
+        detail=detail,
+        code=code,
+        field=field,
+        fix=fix,
+    )
     return Response(body.model_dump_json(), status, headers, media_type=PROBLEM_JSON)
 
 
@@ -86,38 +95,54 @@ def as_refusal(error: Exception) -> Refusal | None:
             return error
         case RequestRefused():
             return Refusal(
-                401, "clock" if error.header == "Sublet-Time-Ms" else "not_authentic",
-                "Not authentic", f"{error.header}: {error}", field=error.header,
+                401,
+                "clock" if error.header == "Sublet-Time-Ms" else "not_authentic",
+                "Not authentic",
+                f"{error.header}: {error}",
+                field=error.header,
                 fix="sign the request as /docs says, with the key of the party that it names",
-            )  # fmt: skip
+            )
         case DocumentRefused():
             return Refusal(
-                422, "bad_document", "Document refused", str(error), field=error.field,
+                422,
+                "bad_document",
+                "Document refused",
+                str(error),
+                field=error.field,
                 fix="sign a corrected document",
-            )  # fmt: skip
+            )
         case StorageFailing():
             return Refusal(
-                507, "storage_failing", "The broker's disk can't be written",
+                507,
+                "storage_failing",
+                "The broker's disk can't be written",
                 "nothing that was stored before is lost; whether this was stored is not known",
                 fix="send it again later, with the same Idempotency-Key; its operator must look",
-            )  # fmt: skip
+            )
         case StorageFull():
             return Refusal(
-                507, "storage_full", "The broker's disk is full",
+                507,
+                "storage_full",
+                "The broker's disk is full",
                 "nothing was stored, and nothing that was stored before is lost",
                 fix="send it again later; the broker's operator must free some space",
-            )  # fmt: skip
+            )
         case StoreAway():
             return Refusal(
-                503, "database_away", "The broker's database is away",
+                503,
+                "database_away",
+                "The broker's database is away",
                 "it does not answer; nothing that was stored before is lost",
                 fix="send it again later, with the same Idempotency-Key",
-            )  # fmt: skip
+            )
         case MatcherAway():
             return Refusal(
-                503, "matcher_away", "Matching waits", "the match engine does not answer",
+                503,
+                "matcher_away",
+                "Matching waits",
+                "the match engine does not answer",
                 fix="queued jobs are matched when it is back; nothing needs to be sent again",
-            )  # fmt: skip
+            )
         case _:
             return None
 
@@ -137,9 +162,14 @@ def install(app: FastAPI) -> None:
         if refusal.status in (429, 503, 507):
             headers["Retry-After"] = "5"
         answer = problem(
-            refusal.status, refusal.code, refusal.title, refusal.detail,
-            field=refusal.field, fix=refusal.fix, headers=headers,
-        )  # fmt: skip
+            refusal.status,
+            refusal.code,
+            refusal.title,
+            refusal.detail,
+            field=refusal.field,
+            fix=refusal.fix,
+            headers=headers,
+        )
         return _Unread(answer) if isinstance(refusal, BodyTooLarge) else answer
 
     for kind in (Refusal, RequestRefused, DocumentRefused, StorageFull, StoreAway, MatcherAway):
@@ -152,9 +182,12 @@ def install(app: FastAPI) -> None:
             "incident %s: %s %s", incident, request.method, request.url.path[:200], exc_info=error
         )
         return problem(
-            500, "internal", "Our mistake", f"incident {incident} is in the broker's log",
+            500,
+            "internal",
+            "Our mistake",
+            f"incident {incident} is in the broker's log",
             fix="send it again with the same Idempotency-Key; tell the operator the incident",
-        )  # fmt: skip
+        )
 
     @app.exception_handler(HTTPException)
     async def routing(request: Request, error: HTTPException) -> Response:
@@ -178,9 +211,13 @@ def install(app: FastAPI) -> None:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
         return problem(
-            422, "invalid", "Not valid", f"{field}: {first['msg']}", field=field,
+            422,
+            "invalid",
+            "Not valid",
+            f"{field}: {first['msg']}",
+            field=field,
             fix="correct that field; /docs says what it takes",
-        )  # fmt: skip
+        )
 
 
 class Guard:
@@ -225,6 +262,10 @@ class Guard:
             told = status >= 400 or scope["method"] == "POST"
             level = logging.INFO if told else logging.DEBUG
             log.log(
-                level, "%s %s %d", scope["method"], scope["path"][:200], status,
+                level,
+                "%s %s %d",
+                scope["method"],
+                scope["path"][:200],
+                status,
                 extra={"status": status, "took_ms": round(took_s * 1000, 1), "route": address},
-            )  # fmt: skip
+            )

@@ -142,11 +142,19 @@ async def serve(
     """Serve until `stop` is set, then end in order: no new connections, agents told to come back,
     streams ended, loops' rounds finished. `on_stop` runs in a thread while the loops end."""
     config = uvicorn.Config(
-        build_app(edge, hub), lifespan="off", log_config=None, access_log=False,
-        server_header=False, proxy_headers=False, timeout_graceful_shutdown=GRACEFUL_S,
-        ws="websockets-sansio", ws_max_size=MAX_FRAME_BYTES, ws_per_message_deflate=False,
-        ws_ping_interval=20.0, ws_ping_timeout=20.0,
-    )  # fmt: skip
+        build_app(edge, hub),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACEFUL_S,
+        ws="websockets-sansio",
+        ws_max_size=MAX_FRAME_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=20.0,
+        ws_ping_timeout=20.0,
+    )
     server = _Uvicorn(config)
     await asyncio.to_thread(edge.broker.supervision.started)
     edge.loops.start()

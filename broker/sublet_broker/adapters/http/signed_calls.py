@@ -54,15 +54,23 @@ class Call:
             return model.model_validate_json(self.body)
         except EncodingError as error:
             raise Refusal(
-                400, "malformed", "Malformed", f"the body is {error}", field="body",
+                400,
+                "malformed",
+                "Malformed",
+                f"the body is {error}",
+                field="body",
                 fix="send one JSON object as /docs shows",
-            ) from error  # fmt: skip
+            ) from error
         except ValidationError as error:
             refused = refused_by_validation(error)
             raise Refusal(
-                422, "invalid", "Not valid", str(refused), field=refused.field or "body",
+                422,
+                "invalid",
+                "Not valid",
+                str(refused),
+                field=refused.field or "body",
                 fix="correct that field; /docs says what it takes",
-            ) from error  # fmt: skip
+            ) from error
 
     async def answer(self, act: Callable[[], BaseModel | None], status: int = 200) -> Response:
         """Run `act` once in a thread and return its view; a repetition gets the first answer."""
@@ -134,9 +142,13 @@ def check(request: Request, body: bytes, body_sha256: str) -> Call:
         if len(request.headers.getlist(header)) > 1:
             raise RequestRefused("stands twice", header)
     caller = authenticate(
-        request.headers, broker=edge.broker.party, method=request.method, target=target,
-        body_sha256=body_sha256, now_ms=edge.now_ms(),
-    )  # fmt: skip
+        request.headers,
+        broker=edge.broker.party,
+        method=request.method,
+        target=target,
+        body_sha256=body_sha256,
+        now_ms=edge.now_ms(),
+    )
     key = request.headers.get("Idempotency-Key", "")
     return Call(edge, caller, request.method, target, body, body_sha256, key)
 
@@ -157,9 +169,13 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                 parts.append(part)
     except TimeoutError as error:
         raise Refusal(
-            408, "too_slow", "Too slow", f"the body took longer than {BODY_TIMEOUT_S:.0f} s",
-            field="body", fix="send it again; smaller chunks go through slower lines",
-        ) from error  # fmt: skip
+            408,
+            "too_slow",
+            "Too slow",
+            f"the body took longer than {BODY_TIMEOUT_S:.0f} s",
+            field="body",
+            fix="send it again; smaller chunks go through slower lines",
+        ) from error
     except ClientDisconnect as error:
         raise Refusal(400, "gone", "Gone", "the client hung up", field="body") from error
     return b"".join(parts)

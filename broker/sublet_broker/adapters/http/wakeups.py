@@ -40,10 +40,12 @@ class Feeds:
         mine = self._per_party[party]
         if mine >= MAX_FOLLOWERS_PER_PARTY or self.followers >= MAX_FOLLOWERS:
             raise Refusal(
-                429, "too_many_streams", "Too many streams",
+                429,
+                "too_many_streams",
+                "Too many streams",
                 f"{mine} log streams of yours are open",
                 fix="close some, or ask without follow=true",
-            )  # fmt: skip
+            )
         event = asyncio.Event()
         self._per_party[party] += 1
         self._events.setdefault(job, set()).add(event)

@@ -95,9 +95,11 @@ class MemoryTransaction:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if not self._writable:
             self._store._unwatch(self)
             return
@@ -160,15 +162,17 @@ class MemoryTransaction:
         if after is not None:
             field, bound = after
             matching = [
-                fact for fact in matching
+                fact
+                for fact in matching
                 if (value := getattr(fact, field)) is not None and value > bound
-            ]  # fmt: skip
+            ]
         if before is not None:
             field, bound = before
             matching = [
-                fact for fact in matching
+                fact
+                for fact in matching
                 if (value := getattr(fact, field)) is not None and value < bound
-            ]  # fmt: skip
+            ]
         if len(matching) < 2:
             return cast("list[F]", matching[:limit])
 

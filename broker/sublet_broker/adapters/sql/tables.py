@@ -143,15 +143,20 @@ class LeaseRow(Row, table=True):
 
     __tablename__ = "lease"
     __table_args__ = (
-        Index("uq_lease_one_holder", "job", unique=True, sqlite_where=text("state <> 'closed'"),
-              postgresql_where=text("state <> 'closed'")),
+        Index(
+            "uq_lease_one_holder",
+            "job",
+            unique=True,
+            sqlite_where=text("state <> 'closed'"),
+            postgresql_where=text("state <> 'closed'"),
+        ),
         Index("uq_lease_job_epoch", "job", "epoch", unique=True),
         Index(None, "state"),
         Index(None, "provider", "state"),
         Index(None, "renter"),
         Index(None, "offer", "state"),
         CheckConstraint("hold_ucr >= 0 AND epoch >= 1", name="bounds"),
-    )  # fmt: skip
+    )
 
     id: Id
     job: Str

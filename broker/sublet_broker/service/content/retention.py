@@ -49,12 +49,14 @@ def claim(core: Core, work: Work, scope: str, sha256: str, size_bytes: int, limi
         total = work.tally(stored_in(scope), counted)
         if total > limit:
             raise Refusal(
-                413, "too_much_stored", "Too much stored",
+                413,
+                "too_much_stored",
+                "Too much stored",
                 f"{total - counted} bytes are kept for you here, and at most {limit} are taken "
                 f"(a file counts as {COUNTED_BYTES} at the least)",
                 fix="send less: fewer or smaller inputs, or a smaller checkpoint; what is not used "
                 f"goes by itself after {settings.keep_inputs_ms // 86_400_000} days",
-            )  # fmt: skip
+            )
     work.put(BlobFact(scope, sha256, size_bytes, work.now_ms, work.now_ms + stays_ms))
 
 
@@ -93,9 +95,12 @@ class Keeping:
             return
         gone = {c.id for c in old}
         _, trees = needed(
-            fact, accepted(fact.envelope, Job), [c for c in everything if c.id not in gone],
-            now_ms=look.now_ms, keep_ended_ms=settings.keep_ended_ms,
-        )  # fmt: skip
+            fact,
+            accepted(fact.envelope, Job),
+            [c for c in everything if c.id not in gone],
+            now_ms=look.now_ms,
+            keep_ended_ms=settings.keep_ended_ms,
+        )
         shared = self._content(trees)
         unneeded: dict[str, int] = {}
         for checkpoint in old:
@@ -117,9 +122,11 @@ class Keeping:
         nothing does. Return how much was looked at; less than ROWS_AT_ONCE: that was all."""
         with self._core.read() as look:
             rows = look.find(
-                BlobFact, before=("look_ms", look.now_ms + 1), order_by="look_ms",
+                BlobFact,
+                before=("look_ms", look.now_ms + 1),
+                order_by="look_ms",
                 limit=ROWS_AT_ONCE,
-            )  # fmt: skip
+            )
         by_scope: dict[str, list[BlobFact]] = {}
         for row in rows:
             by_scope.setdefault(row.scope, []).append(row)

@@ -132,9 +132,15 @@ def close(
     )
     work.put(closed)
     work.event(
-        "lease", lease.job, lease=lease.id, epoch=lease.epoch, before=lease.state,
-        after=closed.state, reason=reason, detail=closed.detail,
-    )  # fmt: skip
+        "lease",
+        lease.job,
+        lease=lease.id,
+        epoch=lease.epoch,
+        before=lease.state,
+        after=closed.state,
+        reason=reason,
+        detail=closed.detail,
+    )
     if run is None or not is_over(run):
         if run is not None:
             work.put_run(run, lost(run, reason, detail, work.now_ms))
@@ -178,11 +184,15 @@ def release_if_ended(work: Work, job: JobFact) -> None:
         work.post(
             [
                 ledger.Move(
-                    ledger.transfer_id("release", job.id), ledger.held(job.id),
-                    ledger.available(job.renter), left, job.id, f"job {job.state}: hold released",
+                    ledger.transfer_id("release", job.id),
+                    ledger.held(job.id),
+                    ledger.available(job.renter),
+                    left,
+                    job.id,
+                    f"job {job.state}: hold released",
                 )
             ]
-        )  # fmt: skip
+        )
         work.event("money", job.id, after="released", detail=f"{left} ucr go back to the renter")
 
 
@@ -258,10 +268,15 @@ def _settle(
     work.resolve(pending_of(lease.id), moves)
     work.tx.add(
         SettlementFact(
-            signed.id, lease.job, lease.id, lease.provider, lease.renter, work.now_ms,
+            signed.id,
+            lease.job,
+            lease.id,
+            lease.provider,
+            lease.renter,
+            work.now_ms,
             signed.envelope,
         )
-    )  # fmt: skip
+    )
     work.record(signed.id)
     work.tally(SETTLEMENTS, 1)
     work.tally(RECOVERIES, int(document.fault in (Fault.PROVIDER, Fault.BROKER)))
@@ -269,10 +284,16 @@ def _settle(
     chain = work.must(ChainFact, lease.id)
     work.put(replace(chain, state=step(CHAIN, chain.state, ChainState.SETTLED)))
     work.event(
-        "money", lease.job, lease=lease.id, epoch=lease.epoch, before=chain.state, after="settled",
-        reason=reason, detail=f"charged {decision.charged_ucr} ucr for "
+        "money",
+        lease.job,
+        lease=lease.id,
+        epoch=lease.epoch,
+        before=chain.state,
+        after="settled",
+        reason=reason,
+        detail=f"charged {decision.charged_ucr} ucr for "
         f"{decision.payable_device_ms} device-ms; {decision.lost_device_ms} device-ms are free",
-    )  # fmt: skip
+    )
     work.send(lease.provider, Settled(settlement=signed.envelope))
     spent = replace(
         job,

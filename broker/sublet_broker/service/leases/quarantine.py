@@ -12,9 +12,14 @@ def quarantine(work: Work, fact: CheckpointFact, detail: str) -> None:
     """Take a damaged checkpoint out of use."""
     work.put(quarantined(fact, detail))
     work.event(
-        "checkpoint", fact.job, lease=fact.lease, epoch=fact.epoch, before=fact.state,
-        after=CheckpointState.QUARANTINED, detail=detail,
-    )  # fmt: skip
+        "checkpoint",
+        fact.job,
+        lease=fact.lease,
+        epoch=fact.epoch,
+        before=fact.state,
+        after=CheckpointState.QUARANTINED,
+        detail=detail,
+    )
 
 
 def distrust_start(core: Core, work: Work, lease: LeaseFact) -> None:

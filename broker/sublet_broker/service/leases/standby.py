@@ -46,9 +46,13 @@ def prepare_successor(
     work.notice(provider, Prepare(job=job.envelope, checkpoint=start.envelope if start else None))
     work.touch_offer(provider)
     work.event(
-        "successor", job.id, lease=lease.id, epoch=lease.epoch, after="preparing",
+        "successor",
+        job.id,
+        lease=lease.id,
+        epoch=lease.epoch,
+        after="preparing",
         detail=f"{provider} prepares to take over",
-    )  # fmt: skip
+    )
     return work.put_run(run, replace(run, successor=provider))
 
 

@@ -112,8 +112,11 @@ class Scheduling:
                     continue
                 price = accepted(offer.envelope, Offer).price_ucr_per_device_hour
                 rank = (
-                    offer.provider != job.prefer, offer.provider in job.avoid, price, offer.id,
-                )  # fmt: skip
+                    offer.provider != job.prefer,
+                    offer.provider in job.avoid,
+                    price,
+                    offer.id,
+                )
                 if proposal.job not in ranked or rank < ranked[proposal.job][0]:
                     ranked[proposal.job] = (rank, proposal)
         return [proposal for _, proposal in ranked.values()]
@@ -155,30 +158,50 @@ class Scheduling:
     ) -> None:
         start = newest_durable(work, job.id)
         document = lease_document(
-            job, terms, offer.id, chosen, start, broker=self._core.party,
-            fee_bps=self._core.settings.fee_bps, now_ms=work.now_ms,
+            job,
+            terms,
+            offer.id,
+            chosen,
+            start,
+            broker=self._core.party,
+            fee_bps=self._core.settings.fee_bps,
+            now_ms=work.now_ms,
             answer_ms=self._core.settings.answer_ms,
-        )  # fmt: skip
+        )
         signed = sign_document(document, work.key)
         work.reserve(pending_of(signed.id), held(job.id), document.hold_ucr, signed.id)
         lease = LeaseFact(
-            id=signed.id, job=job.id, offer=offer.id, provider=offer.provider, renter=job.renter,
-            epoch=document.epoch, state=LeaseState.PROPOSED, device_ids=chosen,
+            id=signed.id,
+            job=job.id,
+            offer=offer.id,
+            provider=offer.provider,
+            renter=job.renter,
+            epoch=document.epoch,
+            state=LeaseState.PROPOSED,
+            device_ids=chosen,
             price_ucr_per_device_hour=document.price_ucr_per_device_hour,
-            fee_bps=document.fee_bps, hold_ucr=document.hold_ucr, start_step=document.start_step,
-            start_checkpoint=document.start_checkpoint, answer_by_ms=document.answer_by_ms,
-            proposed_ms=work.now_ms, proposed_stopwatch_ms=work.stopwatch_ms,
+            fee_bps=document.fee_bps,
+            hold_ucr=document.hold_ucr,
+            start_step=document.start_step,
+            start_checkpoint=document.start_checkpoint,
+            answer_by_ms=document.answer_by_ms,
+            proposed_ms=work.now_ms,
+            proposed_stopwatch_ms=work.stopwatch_ms,
             envelope=signed.envelope,
-        )  # fmt: skip
+        )
         work.add(lease)
         queued = job.state is JobState.QUEUED
         state = step(JOB, job.state, JobState.STARTING) if queued else job.state
         leased = replace(job, state=state, epoch=document.epoch, prefer="")
         work.put_job(job, leased, lease=lease.id)
         work.event(
-            "lease", job.id, lease=lease.id, epoch=lease.epoch, after=lease.state,
+            "lease",
+            job.id,
+            lease=lease.id,
+            epoch=lease.epoch,
+            after=lease.state,
             detail=f"{', '.join(chosen)} of {offer.provider}, from step {lease.start_step}",
-        )  # fmt: skip
+        )
         work.send(
             offer.provider,
             Assign(

@@ -101,9 +101,12 @@ class Billing:
         both = merge(fact.envelope, envelope)
         work.put(replace(fact, countersigned=True, envelope=both))
         work.event(
-            "receipt", job.id, lease=fact.lease, after="countersigned",
+            "receipt",
+            job.id,
+            lease=fact.lease,
+            after="countersigned",
             detail=f"receipt {fact.sequence} is signed by the renter too",
-        )  # fmt: skip
+        )
         settled = work.find(Settled, {"lease": fact.lease})
         chain = work.must(ChainFact, fact.lease)
         if settled and chain.head == fact.id:

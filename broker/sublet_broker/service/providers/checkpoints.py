@@ -68,22 +68,38 @@ class Evidence:
             if why is not None:
                 self._tell(work, lease, signed.id, document, durable=False, detail=why)
                 work.event(
-                    "checkpoint", job.id, lease=lease.id, epoch=lease.epoch, after="refused",
+                    "checkpoint",
+                    job.id,
+                    lease=lease.id,
+                    epoch=lease.epoch,
+                    after="refused",
                     detail=f"{document.kind} of step {document.step}: {why}",
-                )  # fmt: skip
+                )
                 return
             fact = CheckpointFact(
-                id=signed.id, job=job.id, lease=lease.id, epoch=lease.epoch, kind=document.kind,
-                step=document.step, state=CheckpointState.UPLOADED,
-                index_sha256=document.index_sha256, total_bytes=document.total_bytes,
-                cum_device_ms=document.cum_device_ms, created_ms=work.now_ms, envelope=envelope,
-            )  # fmt: skip
+                id=signed.id,
+                job=job.id,
+                lease=lease.id,
+                epoch=lease.epoch,
+                kind=document.kind,
+                step=document.step,
+                state=CheckpointState.UPLOADED,
+                index_sha256=document.index_sha256,
+                total_bytes=document.total_bytes,
+                cum_device_ms=document.cum_device_ms,
+                created_ms=work.now_ms,
+                envelope=envelope,
+            )
             work.tx.add(fact)
             work.record(signed.id)
             work.event(
-                "checkpoint", job.id, lease=lease.id, epoch=lease.epoch, after=fact.state,
+                "checkpoint",
+                job.id,
+                lease=lease.id,
+                epoch=lease.epoch,
+                after=fact.state,
                 detail=f"{document.kind} of step {document.step}, {document.total_bytes} bytes",
-            )  # fmt: skip
+            )
             self._verify(work, fact)
 
     def _why_refused(
@@ -163,9 +179,14 @@ class Evidence:
         document = accepted(fact.envelope, Checkpoint)
         self._tell(work, lease, fact.id, document, durable=durable, detail=after.detail)
         work.event(
-            "checkpoint", job.id, lease=lease.id, epoch=lease.epoch, before=fact.state,
-            after=after.state, detail=after.detail or f"{fact.kind} of step {fact.step}",
-        )  # fmt: skip
+            "checkpoint",
+            job.id,
+            lease=lease.id,
+            epoch=lease.epoch,
+            before=fact.state,
+            after=after.state,
+            detail=after.detail or f"{fact.kind} of step {fact.step}",
+        )
         if durable:
             pinned = job.hardware_class or _class_of(work, lease)
             outputs = fact.id if fact.kind == "outputs" else job.outputs
@@ -215,9 +236,12 @@ class Evidence:
                     raise NotYet(f"receipt {receipt.sequence} comes before what it rests on")
                 case _ if judgement.detail:
                     work.event(
-                        "refused", lease.job, lease=lease.id, epoch=lease.epoch,
+                        "refused",
+                        lease.job,
+                        lease=lease.id,
+                        epoch=lease.epoch,
                         detail=f"receipt {receipt.sequence}: {judgement.detail}",
-                    )  # fmt: skip
+                    )
                 case _:
                     pass  # Known, or too late: the lease was settled without it.
 
@@ -265,10 +289,15 @@ class Evidence:
             )
         )
         work.event(
-            "receipt", lease.job, lease=lease.id, epoch=lease.epoch, before=chain.state,
-            after=state, detail=f"receipt {receipt.sequence}: {receipt.cum_device_ms} device-ms, "
+            "receipt",
+            lease.job,
+            lease=lease.id,
+            epoch=lease.epoch,
+            before=chain.state,
+            after=state,
+            detail=f"receipt {receipt.sequence}: {receipt.cum_device_ms} device-ms, "
             f"{receipt.charge_ucr} ucr",
-        )  # fmt: skip
+        )
         if receipt.final:
             close_if_due(self._core, work, lease)
 
@@ -285,9 +314,15 @@ class Evidence:
         work.tally(RECEIPTS, 1)
         work.record(signed.id)
         work.event(
-            "receipt", lease.job, lease=lease.id, epoch=lease.epoch, before=chain.state,
-            after=ChainState.DISPUTED, reason=Reason.EVIDENCE_OF_FRAUD, detail=judgement.detail,
-        )  # fmt: skip
+            "receipt",
+            lease.job,
+            lease=lease.id,
+            epoch=lease.epoch,
+            before=chain.state,
+            after=ChainState.DISPUTED,
+            reason=Reason.EVIDENCE_OF_FRAUD,
+            detail=judgement.detail,
+        )
         if lease.state is LeaseState.CLOSED:
             work.put(replace(chain, evidence=(*chain.evidence, signed.id)))
             return
@@ -312,9 +347,15 @@ class Evidence:
 
 def _receipt_fact(work: Work, signed: Signed[Receipt], lease: LeaseFact) -> ReceiptFact:
     return ReceiptFact(
-        signed.id, lease.job, lease.id, signed.document.sequence, work.now_ms,
-        lease.renter in signed.envelope.signers, signed.envelope, work.stopwatch_ms,
-    )  # fmt: skip
+        signed.id,
+        lease.job,
+        lease.id,
+        signed.document.sequence,
+        work.now_ms,
+        lease.renter in signed.envelope.signers,
+        signed.envelope,
+        work.stopwatch_ms,
+    )
 
 
 def _class_of(work: Work, lease: LeaseFact) -> str:

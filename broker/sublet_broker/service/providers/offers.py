@@ -47,10 +47,15 @@ class Board:
                 latest = work.now_ms + self._core.settings.max_offer_ms
                 work.tx.add(
                     OfferFact(
-                        signed.id, provider, offer.sequence, pool_of(offer), True,
-                        min(offer.expires_ms, latest), signed.envelope,
+                        signed.id,
+                        provider,
+                        offer.sequence,
+                        pool_of(offer),
+                        True,
+                        min(offer.expires_ms, latest),
+                        signed.envelope,
                     )
-                )  # fmt: skip
+                )
                 work.put(replace(agent, offer=signed.id, offer_sequence=offer.sequence))
                 work.record(signed.id)
                 work.touch_offer(provider)

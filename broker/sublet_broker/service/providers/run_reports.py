@@ -194,18 +194,28 @@ class Reports:
         work.add(run)
         work.tx.add(ChainFact(lease.id, lease.job, ChainState.OPEN))
         work.event(
-            "lease", lease.job, lease=lease.id, epoch=lease.epoch, before=lease.state,
-            after=active.state, detail=f"step {lease.start_step}",
-        )  # fmt: skip
+            "lease",
+            lease.job,
+            lease=lease.id,
+            epoch=lease.epoch,
+            before=lease.state,
+            after=active.state,
+            detail=f"step {lease.start_step}",
+        )
 
     def prepared(self, party: str, message: Prepared) -> None:
         """Note whether a successor is ready; where it can't be, try another."""
         with self._core.work() as work:
             for run in work.find(RunFact, {"job": message.job, "successor": party}):
                 work.event(
-                    "successor", run.job, lease=run.id, epoch=run.epoch, before="preparing",
-                    after="ready" if message.ready else "unable", detail=message.detail,
-                )  # fmt: skip
+                    "successor",
+                    run.job,
+                    lease=run.id,
+                    epoch=run.epoch,
+                    before="preparing",
+                    after="ready" if message.ready else "unable",
+                    detail=message.detail,
+                )
                 if not message.ready:
                     lease = work.must(LeaseFact, run.id)
                     free = work.put_run(run, replace(run, successor=""))
@@ -245,16 +255,27 @@ class Reports:
             total_bytes += len(line.text.encode()) + 1
             work.put(
                 LogLineFact(
-                    lease.job, last, lease.id, lease.epoch, line.number, line.time_ms,
-                    line.stream, line.text, total_bytes,
+                    lease.job,
+                    last,
+                    lease.id,
+                    lease.epoch,
+                    line.number,
+                    line.time_ms,
+                    line.stream,
+                    line.text,
+                    total_bytes,
                 )
-            )  # fmt: skip
+            )
             work.told_jobs[lease.job] = None
             if last >= settings.max_job_logs or total_bytes >= settings.max_job_log_bytes:
                 work.event(
-                    "log", lease.job, lease=lease.id, epoch=lease.epoch, after="full",
+                    "log",
+                    lease.job,
+                    lease=lease.id,
+                    epoch=lease.epoch,
+                    after="full",
                     detail=f"{last} lines, {total_bytes} bytes: what comes later is not kept",
-                )  # fmt: skip
+                )
                 return None
         return LogsWanted(lease=lease.id, next_number=wanted)
 

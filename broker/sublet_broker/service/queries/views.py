@@ -108,17 +108,23 @@ class Views:
         if state:
             if state not in set(JobState):
                 raise invalid(
-                    "bad_state", "No such state", f"{state[:40]!r} is not a job's state",
-                    field="state", fix=f"one of {', '.join(JobState)}",
-                )  # fmt: skip
+                    "bad_state",
+                    "No such state",
+                    f"{state[:40]!r} is not a job's state",
+                    field="state",
+                    fix=f"one of {', '.join(JobState)}",
+                )
             where["state"] = JobState(state)
         if name:
             where["name"] = name
         with self._core.read() as look:
             found = look.find(
-                JobFact, where, order_by="submitted_ms", descending=True,
+                JobFact,
+                where,
+                order_by="submitted_ms",
+                descending=True,
                 limit=max(1, min(limit, MAX_JOBS)),
-            )  # fmt: skip
+            )
             return JobsPage(jobs=tuple(job_view(look, job) for job in found))
 
     def events(self, caller: str, ref: str, after: int = 0, limit: int = 500) -> EventsPage:
@@ -126,9 +132,12 @@ class Views:
         with self._core.read() as look:
             job = own_job(look, caller, ref)
             found = look.find(
-                EventFact, {"job": job.id}, after=("id", after), order_by="id",
+                EventFact,
+                {"job": job.id},
+                after=("id", after),
+                order_by="id",
                 limit=max(1, min(limit, MAX_EVENTS)),
-            )  # fmt: skip
+            )
         views = tuple(
             EventView(
                 id=e.id,
@@ -151,9 +160,12 @@ class Views:
         with self._core.read() as look:
             job = own_job(look, caller, ref)
             lines = look.find(
-                LogLineFact, {"job": job.id}, after=("id", after), order_by="id",
+                LogLineFact,
+                {"job": job.id},
+                after=("id", after),
+                order_by="id",
                 limit=max(1, min(limit, MAX_LINES)),
-            )  # fmt: skip
+            )
         return [
             JobLogLine(
                 cursor=line.id,
@@ -354,7 +366,10 @@ def _gauges(look: Work) -> list[Gauge]:
         Gauge("sublet_settlements_total", tally(SETTLEMENTS), "leases settled"),
         Gauge("sublet_ledger_debits_ucr", debits, "sum of all debits"),
         Gauge("sublet_ledger_credits_ucr", credits, "sum of all credits"),
-        Gauge("sublet_ledger_discrepancy_ucr", discrepancy,
-              "transfers against debits, credits and balances: 0, or the ledger is wrong"),
-    ]  # fmt: skip
+        Gauge(
+            "sublet_ledger_discrepancy_ucr",
+            discrepancy,
+            "transfers against debits, credits and balances: 0, or the ledger is wrong",
+        ),
+    ]
     return gauges

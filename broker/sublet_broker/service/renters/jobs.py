@@ -95,9 +95,12 @@ class Intake:
         """Credit an account. Only the operator may: whoever has the broker's key."""
         if caller != self._core.party:
             raise Refusal(
-                403, "not_operator", "Not the operator", "only the broker's own key may deposit",
+                403,
+                "not_operator",
+                "Not the operator",
+                "only the broker's own key may deposit",
                 fix="run sublet fund with --operator-key pointing to the broker's key file",
-            )  # fmt: skip
+            )
         try:
             signed = receive_document(self._core, envelope, Deposit, signed_by=(self._core.party,))
             with self._core.work() as work:
@@ -114,12 +117,15 @@ class Intake:
         work.post(
             [
                 ledger.Move(
-                    ledger.transfer_id("deposit", signed.id), ledger.WORLD,
-                    ledger.available(document.party), document.amount_ucr, signed.id,
+                    ledger.transfer_id("deposit", signed.id),
+                    ledger.WORLD,
+                    ledger.available(document.party),
+                    document.amount_ucr,
+                    signed.id,
                     document.memo or "deposit",
                 )
             ]
-        )  # fmt: skip
+        )
         work.tx.add(DepositFact(signed.id, document.party, signed.envelope))
         work.record(signed.id)
 
@@ -143,15 +149,21 @@ class Intake:
         )
         if work.get(PartyFact, document.renter) is None:
             raise Refusal(
-                403, "unknown_party", "Unknown party", "this key has not been introduced",
+                403,
+                "unknown_party",
+                "Unknown party",
+                "this key has not been introduced",
                 fix="the sublet client does it on first use; run any sublet command again",
-            )  # fmt: skip
+            )
         if work.tally(live_jobs_of(document.renter)) >= self._core.settings.max_live_jobs:
             raise Refusal(
-                429, "too_many_jobs", "Too many jobs",
+                429,
+                "too_many_jobs",
+                "Too many jobs",
                 f"{self._core.settings.max_live_jobs} of your jobs have not ended yet",
-                field="renter", fix="wait until some have ended, or cancel some",
-            )  # fmt: skip
+                field="renter",
+                fix="wait until some have ended, or cancel some",
+            )
         self._check_terms(document)
         job = JobFact(
             id=signed.id,
@@ -179,10 +191,12 @@ class Intake:
     def _check_terms(self, job: Job) -> None:
         if self._core.settings.image_policy == "digest" and not is_pinned(job.image):
             raise invalid(
-                "image_not_pinned", "Image not pinned",
+                "image_not_pinned",
+                "Image not pinned",
                 f"{job.image} is named by tag; this broker takes images by digest only",
-                field="image", fix="use name@sha256:... (docker inspect shows the digest)",
-            )  # fmt: skip
+                field="image",
+                fix="use name@sha256:... (docker inspect shows the digest)",
+            )
         least = minimum_budget_ucr(job.max_price_ucr_per_device_hour, job.resources.devices)
         for field, amount in (
             ("budget_ucr", job.budget_ucr),
@@ -190,11 +204,13 @@ class Intake:
         ):
             if amount < least:
                 raise invalid(
-                    "budget_too_small", "Budget too small",
+                    "budget_too_small",
+                    "Budget too small",
                     f"{field} is {credits_of(amount)}, and a minute of this job at its highest "
                     f"price costs {credits_of(least)}",
-                    field=field, fix=f"set a budget of at least {credits_of(least)}",
-                )  # fmt: skip
+                    field=field,
+                    fix=f"set a budget of at least {credits_of(least)}",
+                )
 
     def _check_market(self, work: Work, job: JobFact) -> None:
         told = explain(wish_of(job), load_offers(work.tx, work.now_ms))
@@ -202,28 +218,35 @@ class Intake:
             return
         if not told.considered:
             raise invalid(
-                "no_match", "No match", "no offer is open at the moment",
-                field="resources", fix="wait for an offer, or submit with --wait",
-            )  # fmt: skip
+                "no_match",
+                "No match",
+                "no offer is open at the moment",
+                field="resources",
+                fix="wait for an offer, or submit with --wait",
+            )
         failing = ", ".join(
             f"{name} ({count})"
             for name, count in sorted(told.failures.items(), key=lambda item: (-item[1], item[0]))
         )
         raise invalid(
-            "no_match", "No match",
+            "no_match",
+            "No match",
             f"none of {told.considered} open offers fits; they fail on: {failing}",
-            field=told.relax_field, fix=told.relax,
-        )  # fmt: skip
+            field=told.relax_field,
+            fix=told.relax,
+        )
 
     def _link_inputs(self, work: Work, job: JobFact, document: Job) -> list[BlobFact]:
         """Return its inputs' content, all of which must be the renter's."""
         total = sum(i.total_bytes for i in document.inputs)
         if total > self._core.settings.max_input_bytes:
             raise invalid(
-                "input_too_large", "Inputs too large",
+                "input_too_large",
+                "Inputs too large",
                 f"{total} bytes; at most {self._core.settings.max_input_bytes} are taken",
-                field="inputs", fix="leave out what the job does not read",
-            )  # fmt: skip
+                field="inputs",
+                fix="leave out what the job does not read",
+            )
         linked: dict[str, BlobFact] = {}
         for position, entry in enumerate(document.inputs):
             field = f"inputs.{position}"
@@ -236,15 +259,21 @@ class Intake:
                 raise _input_missing(field, entry.destination) from error
             except TreeRefused as error:
                 raise invalid(
-                    "input_refused", "Input refused", str(error), field=field,
+                    "input_refused",
+                    "Input refused",
+                    str(error),
+                    field=field,
                     fix="upload it with the sublet client",
-                ) from error  # fmt: skip
+                ) from error
             if index.total_bytes != entry.total_bytes:
                 raise invalid(
-                    "input_changed", "Input changed",
+                    "input_changed",
+                    "Input changed",
                     f"{entry.destination} was signed with {entry.total_bytes} bytes, its index "
-                    f"lists {index.total_bytes}", field=field, fix="submit again",
-                )  # fmt: skip
+                    f"lists {index.total_bytes}",
+                    field=field,
+                    fix="submit again",
+                )
             linked[mine.sha256] = mine
             chunks = index.chunks()
             have = {
@@ -266,18 +295,25 @@ class Intake:
             work.post(
                 [
                     ledger.Move(
-                        ledger.transfer_id("submit", cites), ledger.available(renter),
-                        ledger.held(job), amount_ucr, cites, memo,
+                        ledger.transfer_id("submit", cites),
+                        ledger.available(renter),
+                        ledger.held(job),
+                        amount_ucr,
+                        cites,
+                        memo,
                     )
                 ]
-            )  # fmt: skip
+            )
         except ledger.Overdrawn as error:
             raise Refusal(
-                402, "over_balance", "Not enough credit",
+                402,
+                "over_balance",
+                "Not enough credit",
                 f"the budget is {credits_of(amount_ucr)}, the balance is "
-                f"{credits_of(error.free_ucr)}", field="budget_ucr",
+                f"{credits_of(error.free_ucr)}",
+                field="budget_ucr",
                 fix="lower the budget, or ask the operator to run sublet fund",
-            ) from error  # fmt: skip
+            ) from error
 
     def cancel(self, caller: str, ref: str) -> JobView:
         """End a job: its run stops, what is left of its hold goes back."""
@@ -324,9 +360,11 @@ class Intake:
                 job = own_job(work, caller, ref)
                 if is_terminal(JOB, job.state):
                     raise conflict(
-                        "job_ended", "Ended", f"the job has ended: {job.state}",
+                        "job_ended",
+                        "Ended",
+                        f"the job has ended: {job.state}",
                         fix="submit it again as a new job",
-                    )  # fmt: skip
+                    )
                 if signed:
                     job = self._amend(work, job, signed)
                 self._resume(work, job, amended=signed is not None)
@@ -346,14 +384,16 @@ class Intake:
                 )
                 left = min(job.budget_ucr - job.settled_ucr, job.accept_ucr - job.accepted_ucr)
                 raise invalid(
-                    "budget_too_small", "Budget used up",
+                    "budget_too_small",
+                    "Budget used up",
                     f"{credits_of(max(0, left))} are left, a minute at the highest price costs "
-                    f"{credits_of(least)}", field="budget_ucr",
+                    f"{credits_of(least)}",
+                    field="budget_ucr",
                     fix=f"resume with a total budget of at least "
                     f"{credits_of(job.budget_ucr - max(0, left) + least)}"
                     if job.budget_ucr - job.settled_ucr < least
                     else "sign the job's receipts (sublet statement shows them), then resume",
-                )  # fmt: skip
+                )
             work.put_job(job, resumed(job, work.now_ms))
         elif not amended:
             raise conflict("not_paused", "Not paused", f"the job is {job.state}")
@@ -390,6 +430,9 @@ class Intake:
 
 def _input_missing(field: str, destination: str) -> Refusal:
     return invalid(
-        "input_missing", "Input missing", f"the content of {destination} is not here", field=field,
+        "input_missing",
+        "Input missing",
+        f"the content of {destination} is not here",
+        field=field,
         fix="upload it first; the sublet client does so on run",
-    )  # fmt: skip
+    )

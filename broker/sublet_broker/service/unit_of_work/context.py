@@ -182,9 +182,11 @@ class _Unit:
         return work
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool | None:  # fmt: skip
+    ) -> bool | None:
         try:
             return self._transaction.__exit__(kind, error, traceback)
         except (StorageFull, StoreAway):

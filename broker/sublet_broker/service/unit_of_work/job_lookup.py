@@ -18,9 +18,11 @@ def own_job(work: Work, caller: str, ref: str) -> JobFact:
         begun = [job for job in mine if job.id.startswith(ref)]
         if len(begun) > 1:
             raise conflict(
-                "ambiguous", "Ambiguous", f"{len(begun)} jobs begin with {ref}",
+                "ambiguous",
+                "Ambiguous",
+                f"{len(begun)} jobs begin with {ref}",
                 fix="give more digits of the job's id",
-            )  # fmt: skip
+            )
         if begun:
             return begun[0]
     named = [job for job in mine if job.name == ref]

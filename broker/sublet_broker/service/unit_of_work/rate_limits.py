@@ -36,6 +36,9 @@ class Quotas:
         if not self.take(what, party, limit, now_ms):
             whom = "from you" if party else "altogether"
             raise Refusal(
-                429, "too_many", "Too many", f"more than {limit} {what} in an hour {whom}",
+                429,
+                "too_many",
+                "Too many",
+                f"more than {limit} {what} in an hour {whom}",
                 fix="go on in the next hour; the operator may raise the broker's limit",
-            )  # fmt: skip
+            )

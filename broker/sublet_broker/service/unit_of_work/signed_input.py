@@ -76,6 +76,10 @@ def check_fresh(core: Core, now_ms: int, *, issued_ms: int, expires_ms: int | No
 def as_refusal(error: DocumentRefused) -> Refusal:
     """Return a refused document as the answer to a request."""
     return Refusal(
-        422, "document_refused", "Document refused", str(error), field=error.field,
+        422,
+        "document_refused",
+        "Document refused",
+        str(error),
+        field=error.field,
         fix="sign a new document with the sublet client, and check the clock and the key",
-    )  # fmt: skip
+    )

@@ -184,10 +184,18 @@ class Work:
         """Append to the history."""
         self.tx.add(
             EventFact(
-                self.tx.next("event"), self.now_ms, job, lease, epoch, kind, before, after, reason,
+                self.tx.next("event"),
+                self.now_ms,
+                job,
+                lease,
+                epoch,
+                kind,
+                before,
+                after,
+                reason,
                 detail[:2048],
             )
-        )  # fmt: skip
+        )
         self.told_jobs[job] = None
 
     def record(self, document: str) -> None:
@@ -239,9 +247,15 @@ class Work:
             if is_terminal(JOB, after.state):
                 self.tally(live_jobs_of(after.renter), -1)
             self.event(
-                "job", after.id, lease=lease, epoch=after.epoch, before=before.state,
-                after=after.state, reason=after.reason, detail=after.detail,
-            )  # fmt: skip
+                "job",
+                after.id,
+                lease=lease,
+                epoch=after.epoch,
+                before=before.state,
+                after=after.state,
+                reason=after.reason,
+                detail=after.detail,
+            )
         return after
 
     def put_run(self, before: RunFact, after: RunFact) -> RunFact:
@@ -251,14 +265,25 @@ class Work:
             self.touch_ended(after.id)
         if after.state is not before.state:
             self.event(
-                "run", after.job, lease=after.id, epoch=after.epoch, before=before.state,
-                after=after.state, reason=after.reason, detail=after.detail,
-            )  # fmt: skip
+                "run",
+                after.job,
+                lease=after.id,
+                epoch=after.epoch,
+                before=before.state,
+                after=after.state,
+                reason=after.reason,
+                detail=after.detail,
+            )
         if after.desired is not before.desired:
             self.event(
-                "order", after.job, lease=after.id, epoch=after.epoch, before=before.desired,
-                after=after.desired, reason=after.order_reason,
-            )  # fmt: skip
+                "order",
+                after.job,
+                lease=after.id,
+                epoch=after.epoch,
+                before=before.desired,
+                after=after.desired,
+                reason=after.order_reason,
+            )
         return after
 
     def post(self, moves: Sequence[ledger.Move]) -> None:

@@ -277,9 +277,12 @@ class DockerRunner:
 
     def _environment(self, spec: RunSpec) -> dict[str, str]:
         return runners.job_environment(
-            spec, checkpoint=runners.CHECKPOINT_PATH, inputs=runners.INPUTS_PATH,
-            helper=runners.HELPER_PATH, outputs=spec.outputs_path,
-        )  # fmt: skip
+            spec,
+            checkpoint=runners.CHECKPOINT_PATH,
+            inputs=runners.INPUTS_PATH,
+            helper=runners.HELPER_PATH,
+            outputs=spec.outputs_path,
+        )
 
     def _host_config(self, spec: RunSpec, volumes: tuple[str, ...]) -> dict[str, Any]:
         memory = spec.memory_bytes
@@ -429,9 +432,13 @@ def _status(container: Mapping[str, Any]) -> RunStatus:
             return RunStatus("exited", state.get("ExitCode"), error=error)
         case "exited" | "dead":
             return RunStatus(
-                "exited", state["ExitCode"], bool(state.get("OOMKilled")), started,
-                _milliseconds(state.get("FinishedAt")), error,
-            )  # fmt: skip
+                "exited",
+                state["ExitCode"],
+                bool(state.get("OOMKilled")),
+                started,
+                _milliseconds(state.get("FinishedAt")),
+                error,
+            )
     return RunStatus("running", started_ms=started)
 
 

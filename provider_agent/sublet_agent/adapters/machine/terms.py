@@ -102,10 +102,15 @@ def make_terms(
 def _devices(options: Options, host: HostFacts, say: Callable[[str], None]) -> tuple[Device, ...]:
     if options.cpu:
         memory = options.memory_bytes or host.memory_bytes
-        return (Device(
-            id="cpu", kind="cpu", name=host.cpu_name[:256], memory_bytes=memory,
-            hardware_class=_label(host.hardware_class),
-        ),)  # fmt: skip
+        return (
+            Device(
+                id="cpu",
+                kind="cpu",
+                name=host.cpu_name[:256],
+                memory_bytes=memory,
+                hardware_class=_label(host.hardware_class),
+            ),
+        )
     if options.devices == ("none",):
         say("--devices none: nothing is offered; runs that are there go on")
         return ()
@@ -121,8 +126,9 @@ def _devices(options: Options, host: HostFacts, say: Callable[[str], None]) -> t
                 f"--devices: no GPU {missing[0]} here; there are: "
                 + (", ".join(f"{n} ({g.uuid})" for n, g in enumerate(gpus)) or "none")
             )
-        gpus = [g for n, g in enumerate(gpus) if g.uuid in options.devices
-                or str(n) in options.devices]  # fmt: skip
+        gpus = [
+            g for n, g in enumerate(gpus) if g.uuid in options.devices or str(n) in options.devices
+        ]
     if not gpus:
         why = found.reasons[0] if found.reasons else "none was found"
         raise UsageError(f"no GPU to offer ({why}); pass --cpu to offer this machine's CPU instead")

@@ -83,9 +83,13 @@ class ProcessRunner:
             with (directory / "supervisor.log").open("ab") as log:
                 started = subprocess.run(
                     [sys.executable, "-m", _SUPERVISOR, str(directory)],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False, timeout=_START_S,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    check=False,
+                    timeout=_START_S,
                     start_new_session=True,
-                )  # fmt: skip
+                )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise runners.StartFailed(f"run {spec.run_id}: {error}") from error
         self._await_start(spec.run_id, directory, started.returncode)
@@ -127,9 +131,13 @@ class ProcessRunner:
         ended = _read(directory / "exit.json")
         if ended is not None:
             return RunStatus(
-                "exited", ended["exit_code"], ended["oom_killed"], ended["started_ms"],
-                ended["finished_ms"], ended["error"],
-            )  # fmt: skip
+                "exited",
+                ended["exit_code"],
+                ended["oom_killed"],
+                ended["started_ms"],
+                ended["finished_ms"],
+                ended["error"],
+            )
         if running is None:
             return RunStatus("created")
         if held:
@@ -200,9 +208,12 @@ class ProcessRunner:
             paths[spec.outputs_path] = str(spec.outputs_dir)
         outputs = None if spec.outputs_dir is None else str(spec.outputs_dir)
         own = runners.job_environment(
-            spec, checkpoint=str(spec.checkpoint_dir), inputs=str(spec.inputs_dir),
-            helper=str(spec.helper_dir), outputs=outputs,
-        )  # fmt: skip
+            spec,
+            checkpoint=str(spec.checkpoint_dir),
+            inputs=str(spec.inputs_dir),
+            helper=str(spec.helper_dir),
+            outputs=outputs,
+        )
         env = {k: os.environ[k] for k in ("HOME", "LANG", "TMPDIR") if k in os.environ}
         # There is no image: a job's `python3` is the one that runs this agent, with what is
         # installed beside it, whether its environment was activated or not.
@@ -213,12 +224,20 @@ class ProcessRunner:
         mark = secrets.token_hex(8)
         env.update({"CUDA_VISIBLE_DEVICES": gpus, process_tree.MARK: mark})
         return {
-            "owner": self._owner, "job_id": spec.job_id, "lease_id": spec.lease_id,
-            "epoch": spec.epoch, "image": spec.image, "mark": mark,
-            "command": [_on_host(part, paths) for part in spec.command], "env": env,
-            "checkpoint_dir": str(spec.checkpoint_dir), "memory_bytes": spec.memory_bytes,
-            "disk_bytes": spec.disk_bytes, "pids": spec.pids, "log_bytes": self._log_bytes,
-        }  # fmt: skip
+            "owner": self._owner,
+            "job_id": spec.job_id,
+            "lease_id": spec.lease_id,
+            "epoch": spec.epoch,
+            "image": spec.image,
+            "mark": mark,
+            "command": [_on_host(part, paths) for part in spec.command],
+            "env": env,
+            "checkpoint_dir": str(spec.checkpoint_dir),
+            "memory_bytes": spec.memory_bytes,
+            "disk_bytes": spec.disk_bytes,
+            "pids": spec.pids,
+            "log_bytes": self._log_bytes,
+        }
 
     def _directory(self, run_id: str) -> Path:
         if "/" in run_id or run_id in ("", ".", ".."):

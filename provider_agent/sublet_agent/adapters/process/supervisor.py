@@ -185,9 +185,12 @@ class Supervisor:
                 self._log.write("stdout" if stream == "stdout" else "stderr", _now_ms(), rest)
         self._log.flush(durable=True)
         ended = {
-            "exit_code": code, "oom_killed": self._oom, "error": self._error,
-            "started_ms": self._started_ms, "finished_ms": _now_ms(),
-        }  # fmt: skip
+            "exit_code": code,
+            "oom_killed": self._oom,
+            "error": self._error,
+            "started_ms": self._started_ms,
+            "finished_ms": _now_ms(),
+        }
         write_durably(self._directory / "exit.json", about | ended)
 
 

@@ -147,9 +147,15 @@ class Link:
     async def _converse(self) -> bool:
         self._was_live = False
         async with connect(
-            self._url, max_size=MAX_FRAME_BYTES, open_timeout=ANSWER_S, ping_interval=PING_S,
-            ping_timeout=SILENCE_S, close_timeout=2, compression=None, proxy=None,
-        ) as wire:  # fmt: skip
+            self._url,
+            max_size=MAX_FRAME_BYTES,
+            open_timeout=ANSWER_S,
+            ping_interval=PING_S,
+            ping_timeout=SILENCE_S,
+            close_timeout=2,
+            compression=None,
+            proxy=None,
+        ) as wire:
             session = AgentSession(
                 self._key,
                 instance=self._instance,
@@ -169,8 +175,10 @@ class Link:
                 self._was_live = True
                 self._changed(connected=True)
                 self._listener.joined(session.broker or "", session.broker_ahead_ms)
-                tasks = [asyncio.create_task(self._write(wire)),
-                         asyncio.create_task(self._resend())]  # fmt: skip
+                tasks = [
+                    asyncio.create_task(self._write(wire)),
+                    asyncio.create_task(self._resend()),
+                ]
                 self._listener.arrived(received.message)
                 async for frame in wire:
                     received, _ = session.receive(_bytes(frame), self._clock.now_ms())

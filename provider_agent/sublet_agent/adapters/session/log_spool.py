@@ -63,11 +63,16 @@ class Spool:
                 if size > MAX_BYTES and line.stream != "sublet":
                     dropped += 1
                     continue
-                run("INSERT INTO lines VALUES (?,?,?,?,?)",
-                    (lease, number, max(0, line.time_ms), line.stream, text))  # fmt: skip
+                run(
+                    "INSERT INTO lines VALUES (?,?,?,?,?)",
+                    (lease, number, max(0, line.time_ms), line.stream, text),
+                )
                 number += 1
-            run("UPDATE logs SET cursor=COALESCE(?, cursor), next=?, bytes=?, dropped=? "
-                "WHERE lease=?", (cursor, number, size, dropped, lease))  # fmt: skip
+            run(
+                "UPDATE logs SET cursor=COALESCE(?, cursor), next=?, bytes=?, dropped=? "
+                "WHERE lease=?",
+                (cursor, number, size, dropped, lease),
+            )
             run("COMMIT")
         except BaseException:
             if self._db.in_transaction:
@@ -106,10 +111,14 @@ class Spool:
     def confirm(self, lease: str, next_number: int) -> None:
         """The broker has all lines before this one: forget them."""
         run = self._db.execute
-        run("UPDATE logs SET confirmed=MAX(confirmed, MIN(next, ?)) WHERE lease=?",
-            (next_number, lease))  # fmt: skip
-        run("DELETE FROM lines WHERE lease=? AND number<"
-            "(SELECT confirmed FROM logs WHERE lease=?)", (lease, lease))  # fmt: skip
+        run(
+            "UPDATE logs SET confirmed=MAX(confirmed, MIN(next, ?)) WHERE lease=?",
+            (next_number, lease),
+        )
+        run(
+            "DELETE FROM lines WHERE lease=? AND number<(SELECT confirmed FROM logs WHERE lease=?)",
+            (lease, lease),
+        )
 
     def behind(self, lease: str) -> int:
         """Return how many lines the broker doesn't have yet."""

@@ -108,9 +108,14 @@ class Transfer:
         self, method: str, target: str, body: bytes, epoch: int | None, max_bytes: int
     ) -> bytes:
         headers = sign_request(
-            self._key, broker=self._broker(), method=method, target=target, body=body,
-            time_ms=self._now_ms(), nonce=os.urandom(16).hex(),
-        )  # fmt: skip
+            self._key,
+            broker=self._broker(),
+            method=method,
+            target=target,
+            body=body,
+            time_ms=self._now_ms(),
+            nonce=os.urandom(16).hex(),
+        )
         if epoch is not None:
             headers["Sublet-Epoch"] = str(epoch)
         if body:
