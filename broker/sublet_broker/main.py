@@ -20,8 +20,9 @@ import platformdirs
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from sublet_broker.adapters import log_format as logs
-from sublet_broker.adapters.blobs.file_blobs import DataFolder, FileBlobs, FolderInUse
+from sublet_broker.adapters.blobs.file_blobs import FileBlobs
 from sublet_broker.adapters.clock import SteadyClock, SystemEntropy
+from sublet_broker.adapters.data_folder import DataFolder, FolderInUse
 from sublet_broker.adapters.http.edge import Probe
 from sublet_broker.adapters.http.server import (
     CannotListen,

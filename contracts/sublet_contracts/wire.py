@@ -275,7 +275,7 @@ class ReceiptIssued(Message):
     receipt: Envelope = Field(description="signed by the provider")
 
 
-class Settled(Message):
+class SettlementNotice(Message):
     """The lease is closed and paid; its state may be deleted."""
 
     TYPE: ClassVar[str] = "settled"
@@ -354,7 +354,7 @@ MESSAGES: dict[str, type[Message]] = {
         CheckpointUploaded,
         CheckpointVerdict,
         ReceiptIssued,
-        Settled,
+        SettlementNotice,
         Logs,
         LogsWanted,
         Prepared,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sublet_agent.adapters.workspace.workspace import Workspace, folders
+from sublet_agent.adapters.workspace import folders
+from sublet_agent.adapters.workspace.workspace import Workspace
 from sublet_contracts.tree import TreeRefused
 from tests.agent.test_core import World
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sublet_agent.adapters.session.journal import Journal
-from sublet_broker.adapters.blobs.file_blobs import DataFolder
+from sublet_broker.adapters.data_folder import DataFolder
 from sublet_contracts.durable import make_folder
 from sublet_contracts.keys import SigningKey
 

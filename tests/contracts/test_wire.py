@@ -86,7 +86,7 @@ def messages() -> list[Message]:
             lease=LEASE_ID, epoch=2, checkpoint=CHECKPOINT_ID, kind="outputs", step=4, durable=True
         ),
         wire.ReceiptIssued(receipt=SIGNED["receipt"]),
-        wire.Settled(settlement=SIGNED["settlement"]),
+        wire.SettlementNotice(settlement=SIGNED["settlement"]),
         Logs(lease=LEASE_ID, epoch=2, lines=(line(0, "a"), line(1, "\x1b[31m\u2028 \U0001f600"))),
         wire.LogsWanted(lease=LEASE_ID, next_number=2),
         wire.Prepared(job=JOB_ID, ready=False, detail="no room"),

@@ -80,8 +80,8 @@ class Market(RuleBasedStateMachine):
 
     @rule(which=numbers, wish=st.sampled_from(("pause", "resume", "resume", "cancel")))
     def wish(self, which: int, wish: str) -> None:
-        intake = self.world.broker.intake
-        act = {"pause": intake.pause, "resume": intake.resume, "cancel": intake.cancel}[wish]
+        jobs = self.world.broker.jobs
+        act = {"pause": jobs.pause, "resume": jobs.resume, "cancel": jobs.cancel}[wish]
         try:
             act(self.renter.party, self.jobs[which % len(self.jobs)])
         except Refusal as error:

@@ -94,7 +94,7 @@ class Money(RuleBasedStateMachine):
         renter = self.renters[model.renter]
         try:
             total = model.budget_ucr + more
-            self.world.broker.intake.resume(renter.party, job, renter.amendment(job, total))
+            self.world.broker.jobs.resume(renter.party, job, renter.amendment(job, total))
         except Refusal:
             assert renter.view(job).budget_ucr == model.budget_ucr
             return
@@ -110,7 +110,7 @@ class Money(RuleBasedStateMachine):
             return
         renter = self.renters[self.jobs[job].renter]
         try:
-            self.world.broker.intake.cancel(renter.party, job)
+            self.world.broker.jobs.cancel(renter.party, job)
         except Refusal:
             return
         run = self.the_run()
@@ -198,15 +198,15 @@ class Money(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         self.world.audit()
-        views = self.world.broker.views
+        money = self.world.broker.money
         for name, renter in self.renters.items():
-            balance = views.balance(renter.party)
+            balance = money.balance(renter.party)
             mine = [m for m in self.jobs.values() if m.renter == name and not m.over]
             held = sum(m.budget_ucr - m.charged_ucr for m in mine)
             assert (balance.available_ucr, balance.held_ucr) == (self.available[name], held)
-        assert views.balance(self.agent.party).earned_ucr == self.earned
+        assert money.balance(self.agent.party).earned_ucr == self.earned
         for job, model in self.jobs.items():
-            statement = views.statement(self.renters[model.renter].party, job)
+            statement = money.statement(self.renters[model.renter].party, job)
             assert statement.charged_ucr == model.charged_ucr <= model.budget_ucr
             assert statement.lost_work_charged_ucr == 0
 

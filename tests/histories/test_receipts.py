@@ -168,7 +168,7 @@ class Chain(RuleBasedStateMachine):
         if mine:
             signed = mine[which % len(mine)]
             both = signed.envelope.countersigned(self.renter.key)
-            self.world.broker.billing.countersign(self.renter.party, signed.id, both)
+            self.world.broker.countersigning.countersign(self.renter.party, signed.id, both)
             self.cosigned.add(signed.id)
 
     # -- not honest --------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ class Chain(RuleBasedStateMachine):
                 reason=reason,
             )
         )
-        self.world.broker.billing.settle_due()
+        self.world.broker.settling.settle_due()
         self.is_closed(reason)
 
     @precondition(is_open)

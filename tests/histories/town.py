@@ -51,7 +51,7 @@ class Town(World):
         self.pass_ms(5_000)
         self.receipt = self.owner.receipt(run).id
         self.ended = self.anna.submit(name=SECRET + "-ended")
-        self.broker.intake.cancel(self.anna.party, self.ended)
+        self.broker.jobs.cancel(self.anna.party, self.ended)
         self.boris_job = self.boris.submit(name="boris-job")
         page = self.broker.views.checkpoints(self.anna.party, self.anna_job)
         self.index = page.checkpoints[0].index_sha256

@@ -13,7 +13,7 @@ from sublet_contracts.documents import sign_document
 from sublet_contracts.export import verify_export
 from sublet_contracts.reasons import Reason
 from sublet_contracts.session import SessionError
-from sublet_contracts.wire import Announce, Assign, Settled
+from sublet_contracts.wire import Announce, Assign, SettlementNotice
 from tests.http.fake_agent import FakeAgent, Run, lines_of
 from tests.http.world import WAIT_S, Party, World, signed_body, until
 
@@ -56,7 +56,7 @@ async def test_a_job_from_submission_to_settlement(world: World) -> None:
         assert (await run.checkpoint(2, b"result", kind="outputs")).durable
         await run.state("exited", reason=Reason.SUCCEEDED, exit_code=0)
         await run.receipt(final=Reason.SUCCEEDED)
-        await agent.wait_for(Settled)
+        await agent.wait_for(SettlementNotice)
         view = await state(renter, id, "succeeded")
         assert view["durable_step"] == 1
         statement = (await renter.get(f"/v1/jobs/{id}/statement")).json()
@@ -70,7 +70,7 @@ async def test_a_job_from_submission_to_settlement(world: World) -> None:
         assert [line["text"] for line in lines_of(log.text)] == ["step 1", "step 2"]
         export = await renter.get(f"/v1/jobs/{id}/export")
         verify_export(export.content, broker=world.id)
-        assert world.broker.views.audit() == []
+        assert world.broker.ledger_audit.breaches() == []
         metrics = (await world.http.get(world.url + "/metrics")).text
         assert "sublet_match_seconds_count 1.0" in metrics
         assert 'sublet_jobs{state="succeeded"} 1.0' in metrics

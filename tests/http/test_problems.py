@@ -147,7 +147,7 @@ async def test_a_database_that_is_away_is_waited_for(
         raise StoreAway("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.broker.views, "balance", away)
+        patch.setattr(world.broker.money, "balance", away)
         answer = await party.get("/v1/balance")
         assert (answer.status_code, answer.json()["code"]) == (503, "database_away")
         assert answer.headers["Retry-After"]
@@ -161,7 +161,7 @@ async def test_our_own_mistakes_tell_nothing(world: World, monkeypatch: pytest.M
     def broken(*_args: object) -> None:
         raise KeyError("/etc/secret")
 
-    monkeypatch.setattr(world.broker.views, "balance", broken)
+    monkeypatch.setattr(world.broker.money, "balance", broken)
     answer = await party.get("/v1/balance")
     assert answer.status_code == 500
     assert "secret" not in answer.text
@@ -235,7 +235,7 @@ async def test_ready_without_the_matcher() -> None:
 async def test_a_failing_loop_goes_on_and_is_seen(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = world.edge.loops.all["billing"]
+    loop = world.edge.loops.all["settling"]
     good, failed, worked = loop.work, asyncio.Event(), asyncio.Event()
     running_loop = asyncio.get_running_loop()
 
@@ -248,14 +248,14 @@ async def test_a_failing_loop_goes_on_and_is_seen(
         return good()
 
     monkeypatch.setattr(loop, "work", bad)
-    world.edge.loops.wake("billing")
+    world.edge.loops.wake("settling")
     await asyncio.wait_for(failed.wait(), 10)
     await until(lambda: bool(loop.error))
     answer = await world.http.get(world.url + "/readyz")
     assert answer.status_code == 503
-    assert "ZeroDivisionError" in answer.json()["checks"]["loop billing"]
+    assert "ZeroDivisionError" in answer.json()["checks"]["loop settling"]
     monkeypatch.setattr(loop, "work", fine)
-    world.edge.loops.wake("billing")
+    world.edge.loops.wake("settling")
     await asyncio.wait_for(worked.wait(), 10)
     await until(lambda: not loop.error)
     assert loop.failures >= 1

@@ -16,8 +16,10 @@ import httpx
 from sublet_broker.adapters.http.agent_socket import Hub
 from sublet_broker.adapters.http.edge import Edge, Probe
 from sublet_broker.adapters.http.server import bind, compose, serve, url_of
-from sublet_broker.adapters.memory.matcher import InProcessMatcher, InProcessVerifier, MemoryBlobs
+from sublet_broker.adapters.memory.blobs import MemoryBlobs
+from sublet_broker.adapters.memory.matcher import InProcessMatcher
 from sublet_broker.adapters.memory.store import MemoryStore
+from sublet_broker.adapters.memory.verifier import InProcessVerifier
 from sublet_broker.service.broker import Broker, Ports, Settings
 from sublet_contracts.auth import sign_request
 from sublet_contracts.documents import (

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from sublet_broker.market.facts import JobFact, OfferFact
-from sublet_broker.market.matching import Book, BookEntry, choose, explain, fits, wish_of
+from sublet_broker.market.matching import BookEntry, choose, explain, fits, requirements_of
 from sublet_broker.market.offers import pool_of
+from sublet_broker.market.order_book import OrderBook
 from sublet_contracts.documents import Job, Offer, Resources, sign_document
 from sublet_contracts.states import JobState
 from tests.service.world import BEGIN_MS, PRICE, gpu, key_named
@@ -92,7 +93,7 @@ def job(number: int = 0, **changes: object) -> JobFact:
 
 
 @pytest.mark.parametrize(
-    ("offer", "wish", "constraint"),
+    ("offer", "requirements", "constraint"),
     [
         ({"price_ucr_per_device_hour": PRICE + 1}, {}, "price"),
         ({"region": "moon"}, {"region": "home"}, "region"),
@@ -111,9 +112,9 @@ def job(number: int = 0, **changes: object) -> JobFact:
     ],
 )
 def test_each_constraint_fails_by_its_name(
-    offer: dict[str, object], wish: dict[str, object], constraint: str
+    offer: dict[str, object], requirements: dict[str, object], constraint: str
 ) -> None:
-    found = explain(wish_of(job(**wish)), [entry("alice", **offer)])
+    found = explain(requirements_of(job(**requirements)), [entry("alice", **offer)])
     assert found.failures == {constraint: 1}
     assert found.relax
     assert not found.some_offer_could
@@ -124,7 +125,7 @@ def test_the_cheapest_then_the_smallest_then_the_id_is_chosen() -> None:
     big = entry("big", price_ucr_per_device_hour=5, devices=(gpu("a"), gpu("b")))
     small = entry("small", price_ucr_per_device_hour=5)
     for entries in ([dear, big, small], [small, big, dear], [big, small, dear]):
-        match = choose(wish_of(job()), entries)
+        match = choose(requirements_of(job()), entries)
         assert match is not None
         assert match.offer == small.offer.id
 
@@ -132,11 +133,11 @@ def test_the_cheapest_then_the_smallest_then_the_id_is_chosen() -> None:
 def test_who_failed_the_job_is_avoided_and_who_prepared_is_preferred() -> None:
     cheap = entry("cheap", price_ucr_per_device_hour=5)
     dear = entry("dear")
-    book = Book(POOL)
+    book = OrderBook(POOL)
     book.put(cheap)
     book.put(dear)
-    shunned = replace(job(), avoid=(cheap.offer.provider,))
-    book.want(shunned)
+    avoided = replace(job(), avoid=(cheap.offer.provider,))
+    book.want(avoided)
     assert [m.offer for m in book.propose(BEGIN_MS)] == [dear.offer.id]
     book.drop(dear.offer.id)
     assert [m.offer for m in book.propose(BEGIN_MS)] == [cheap.offer.id]
@@ -146,7 +147,7 @@ def test_who_failed_the_job_is_avoided_and_who_prepared_is_preferred() -> None:
 
 
 def test_jobs_that_lost_their_machine_go_first_then_the_oldest() -> None:
-    book = Book(POOL)
+    book = OrderBook(POOL)
     book.put(entry("alice"))
     late, early = job(2), job(1)
     recovering = replace(job(3), state=JobState.RECOVERING)
@@ -160,7 +161,7 @@ def test_jobs_that_lost_their_machine_go_first_then_the_oldest() -> None:
 
 
 def test_a_batch_shares_a_machines_devices_and_never_gives_one_twice() -> None:
-    book = Book(POOL)
+    book = OrderBook(POOL)
     devices = tuple(gpu(f"GPU-{n}") for n in range(4))
     book.put(entry("alice", devices=devices))
     for number in range(3):
@@ -171,7 +172,7 @@ def test_a_batch_shares_a_machines_devices_and_never_gives_one_twice() -> None:
 
 
 def test_hopeless_wishes_hope_again_when_an_offer_changes() -> None:
-    book = Book(POOL)
+    book = OrderBook(POOL)
     full = replace(entry("alice"), free_device_ids=())
     book.put(full)
     book.want(job())
@@ -194,7 +195,7 @@ def test_the_same_facts_give_the_same_proposals_and_what_is_proposed_fits(seed: 
     jobs = [job(n, devices=draw.randrange(1, 4), price=draw.randrange(1, 20)) for n in range(60)]
     results = []
     for _ in range(2):
-        book = Book(POOL)
+        book = OrderBook(POOL)
         draw.shuffle(entries)
         draw.shuffle(jobs)
         for each in entries:
@@ -207,4 +208,4 @@ def test_the_same_facts_give_the_same_proposals_and_what_is_proposed_fits(seed: 
     facts = {wanted.id: wanted for wanted in jobs}
     for match in results[0]:
         offer = Offer.model_validate_json(offers[match.offer].offer.envelope.payload_bytes)
-        assert fits(wish_of(facts[match.job]), offer, match.device_ids) == []
+        assert fits(requirements_of(facts[match.job]), offer, match.device_ids) == []

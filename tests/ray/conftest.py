@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import pytest
 
-from sublet_broker.adapters.blobs.file_blobs import DataFolder, FileBlobs
+from sublet_broker.adapters.blobs.file_blobs import FileBlobs
+from sublet_broker.adapters.data_folder import DataFolder
 from sublet_broker.adapters.ray.engine import EngineConfig
 from sublet_broker.adapters.ray.ports import RayPorts
 from sublet_broker.adapters.sql.migrations import migrate

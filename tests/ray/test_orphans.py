@@ -12,14 +12,15 @@ import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from sublet_broker.adapters.blobs.file_blobs import DataFolder
+from sublet_broker.adapters.data_folder import DataFolder
 from sublet_broker.adapters.sql.migrations import migrate
 from tests.ray.conftest import LIMIT_S, eventually
 
 BROKER = """
 import sys
 from pathlib import Path
-from sublet_broker.adapters.blobs.file_blobs import DataFolder, FileBlobs
+from sublet_broker.adapters.data_folder import DataFolder
+from sublet_broker.adapters.blobs.file_blobs import FileBlobs
 from sublet_broker.adapters.sql.migrations import migrate
 from sublet_broker.adapters.ray.engine import EngineConfig
 from sublet_broker.adapters.ray.ports import RayPorts

@@ -27,7 +27,7 @@ class Counted:
         return self._settler.decide(cases) if self._settler else settle_batch(cases)
 
 
-def settled_by(settler: Settler | None) -> tuple[list[str], list[str], list[int]]:
+def cached_writer(settler: Settler | None) -> tuple[list[str], list[str], list[int]]:
     """Many runs end at once and never send their last receipt. Return the documents."""
     counted = Counted(settler)
     world = World(settler=counted)
@@ -58,7 +58,7 @@ def settled_by(settler: Settler | None) -> tuple[list[str], list[str], list[int]
             )
         )
     world.clock.ms += 60_000
-    closed = world.broker.billing.settle_due()
+    closed = world.broker.settling.settle_due()
     assert closed == LEASES
     world.audit()
     with world.store.snapshot() as tx:
@@ -68,8 +68,8 @@ def settled_by(settler: Settler | None) -> tuple[list[str], list[str], list[int]
 
 
 def test_a_batch_through_ray_gives_the_same_documents(ray_market: RayMarket) -> None:
-    here = settled_by(None)
-    there = settled_by(ray_market.ports.settler)
+    here = cached_writer(None)
+    there = cached_writer(ray_market.ports.settler)
     assert here[2] == there[2] == [LEASES]
     assert len(here[0]) == LEASES
     assert there[:2] == here[:2]

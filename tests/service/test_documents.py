@@ -71,16 +71,16 @@ class Scene:
         return type(newest)(**fields), self.agent.key
 
     def send(self, kind: str, envelope: Envelope) -> object:
-        intake = self.world.broker.intake
+        jobs = self.world.broker.jobs
         match kind:
             case "key":
-                return intake.register_key(envelope)
+                return self.world.broker.accounts.register_key(envelope)
             case "deposit":
-                return intake.deposit(self.world.key.party, envelope)
+                return self.world.broker.accounts.deposit(self.world.key.party, envelope)
             case "amendment":
-                return intake.resume(self.renter.party, self.job, envelope)
+                return jobs.resume(self.renter.party, self.job, envelope)
             case "submission":
-                return intake.submit(self.renter.party, envelope)
+                return jobs.submit(self.renter.party, envelope)
             case _:
                 return self.agent.tell(Announce(offer=envelope))
 
@@ -183,7 +183,7 @@ def test_a_deposit_is_the_operators_alone() -> None:
     scene = Scene.begin()
     document, _ = scene.deposit()
     with pytest.raises(Refusal) as caught:
-        scene.world.broker.intake.deposit(
+        scene.world.broker.accounts.deposit(
             scene.renter.party, sign_document(document, scene.renter.key).envelope
         )
     assert caught.value.status == 403
@@ -225,7 +225,7 @@ def test_a_receipt_takes_the_renters_signature_and_no_strangers() -> None:
     for key in strangers(2):
         crowded = crowded.countersigned(key)
     with pytest.raises(Refusal) as caught:
-        scene.world.broker.billing.countersign(scene.renter.party, receipt.id, crowded)
+        scene.world.broker.countersigning.countersign(scene.renter.party, receipt.id, crowded)
     assert caught.value.field == "signatures"
     assert scene.renter.cosign(scene.job) == 1
     scene.agent.exit(run, Reason.SUCCEEDED, 0)

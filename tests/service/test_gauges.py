@@ -12,7 +12,7 @@ from tests.service.world import World
 def figures(world: World) -> dict[str, int]:
     return {
         " ".join([gauge.name, *(value for _, value in gauge.labels)]): gauge.value
-        for gauge in world.broker.views.gauges()
+        for gauge in world.broker.metrics.gauges()
     }
 
 
@@ -52,4 +52,6 @@ def test_an_account_that_was_changed_behind_the_ledgers_back_is_found() -> None:
         account = tx.get(AccountFact, f"party:{renter.party}:available")
         assert account is not None
         tx.put(replace(account, credits_ucr=account.credits_ucr + 1))
-    assert any("the sum ledger:credits" in breach for breach in world.broker.views.audit())
+    assert any(
+        "the sum ledger:credits" in breach for breach in world.broker.ledger_audit.breaches()
+    )

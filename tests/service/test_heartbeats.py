@@ -99,7 +99,7 @@ def test_after_an_order_the_next_heartbeat_is_looked_at_whole() -> None:
     world, agent, renter, job = running()
     world.pass_ms(3_000)
     assert world.commits_of(3, agent) == 0
-    world.broker.intake.cancel(renter.party, job)
+    world.broker.jobs.cancel(renter.party, job)
     agent.obeys = False
     assert world.commits_of(1, agent) == 1
     world.pass_ms(60_000)
@@ -133,7 +133,7 @@ def test_a_sweep_looks_at_the_database_only_when_something_may_be_due() -> None:
     agent.beat()
     world.broker.supervision.sweep()
     assert looks_in(20) <= 3
-    world.broker.intake.cancel(renter.party, job)
+    world.broker.jobs.cancel(renter.party, job)
     assert looks_in(1) >= 1
 
 

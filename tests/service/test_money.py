@@ -19,8 +19,8 @@ def test_the_same_job_sent_twice_is_one_job_and_one_hold() -> None:
     world.agent("alice")
     renter = world.renter(credits_ucr=15_000_000)
     signed = renter.job(budget_ucr=10_000_000)
-    first = world.broker.intake.submit(renter.party, signed.envelope)
-    second = world.broker.intake.submit(renter.party, signed.envelope)
+    first = world.broker.jobs.submit(renter.party, signed.envelope)
+    second = world.broker.jobs.submit(renter.party, signed.envelope)
     assert first.id == second.id
     assert renter.balance_ucr() == 5_000_000
     world.audit()
@@ -88,13 +88,13 @@ def test_a_drained_budget_pauses_and_topping_up_resumes_from_the_durable_step() 
     assert view.state is JobState.PAUSED
     assert view.held_ucr == 100_000 - view.settled_ucr
     with pytest.raises(Refusal) as refused:
-        world.broker.intake.resume(renter.party, job)
+        world.broker.jobs.resume(renter.party, job)
     assert refused.value.code == "budget_too_small"
     with pytest.raises(Refusal):
-        world.broker.intake.resume(renter.party, job, renter.amendment(job, 90_000))
+        world.broker.jobs.resume(renter.party, job, renter.amendment(job, 90_000))
     amendment = renter.amendment(job, 300_000)
-    world.broker.intake.resume(renter.party, job, amendment)
-    world.broker.intake.resume(renter.party, job, amendment)  # twice is once
+    world.broker.jobs.resume(renter.party, job, amendment)
+    world.broker.jobs.resume(renter.party, job, amendment)  # twice is once
     world.settle_down()
     again = agent.the_run
     assert again.lease.start_step == 70
@@ -115,7 +115,7 @@ def test_pause_and_resume_keep_the_work() -> None:
     job = renter.run()
     run = agent.the_run
     world.pass_ms(20_000)
-    world.broker.intake.pause(renter.party, job)
+    world.broker.jobs.pause(renter.party, job)
     world.settle_down()
     assert [(o.desired, o.reason) for o in run.orders] == [("drain", Reason.PAUSED_BY_RENTER)]
     agent.durable(run, 40)
@@ -124,7 +124,7 @@ def test_pause_and_resume_keep_the_work() -> None:
     assert renter.view(job).state is JobState.PAUSED
     world.pass_ms(60_000)
     assert not agent.runs
-    world.broker.intake.resume(renter.party, job)
+    world.broker.jobs.resume(renter.party, job)
     world.settle_down()
     assert agent.the_run.lease.start_step == 40
     assert renter.view(job).settled_ucr == 20_000
@@ -137,8 +137,8 @@ def test_a_pause_that_is_taken_back_before_it_happened_goes_on() -> None:
     renter = world.renter()
     job = renter.run()
     run = agent.the_run
-    world.broker.intake.pause(renter.party, job)
-    world.broker.intake.resume(renter.party, job)
+    world.broker.jobs.pause(renter.party, job)
+    world.broker.jobs.resume(renter.party, job)
     world.settle_down()
     agent.exit(run, Reason.PAUSED_BY_RENTER, 75)
     world.settle_down()
@@ -170,7 +170,7 @@ def _recovering(world: World, renter: RenterDouble) -> str:
 
 def _paused(world: World, renter: RenterDouble) -> str:
     job = _recovering(world, renter)
-    world.broker.intake.pause(renter.party, job)
+    world.broker.jobs.pause(renter.party, job)
     return job
 
 
@@ -184,8 +184,8 @@ def test_a_job_can_be_cancelled_in_every_state(reach: object) -> None:
     state = renter.view(job).state
     assert state is JobState(reach.__name__.removeprefix("_"))
     settled = renter.view(job).settled_ucr
-    world.broker.intake.cancel(renter.party, job)
-    world.broker.intake.cancel(renter.party, job)
+    world.broker.jobs.cancel(renter.party, job)
+    world.broker.jobs.cancel(renter.party, job)
     world.settle_down()
     for run in list(agent.runs.values()):
         if run.orders:
@@ -197,7 +197,7 @@ def test_a_job_can_be_cancelled_in_every_state(reach: object) -> None:
     assert view.held_ucr == 0
     assert view.settled_ucr == settled
     with pytest.raises(Refusal):
-        world.broker.intake.resume(renter.party, job)
+        world.broker.jobs.resume(renter.party, job)
     world.audit()
 
 
@@ -208,7 +208,7 @@ def test_an_agent_that_does_not_stop_is_told_harder_and_then_given_up() -> None:
     renter = world.renter()
     job = renter.run()
     run = agent.the_run
-    world.broker.intake.cancel(renter.party, job)
+    world.broker.jobs.cancel(renter.party, job)
     world.pass_ms(31_000)
     assert [order.desired for order in run.orders] == ["drain", "stop"]
     world.pass_ms(32_000)
@@ -238,7 +238,7 @@ def test_two_histories_of_one_lease_are_kept_and_paid_up_to_where_they_agree() -
     run = agent.the_run
     _forked(world, agent)
     world.settle_down()
-    charge = world.broker.views.statement(renter.party, job).charges[0]
+    charge = world.broker.money.statement(renter.party, job).charges[0]
     assert charge.reason is Reason.EVIDENCE_OF_FRAUD
     assert charge.charged_ucr == 30_000
     assert run.id in agent.past  # told to stop
@@ -390,10 +390,10 @@ def test_receipts_beyond_what_the_job_accepts_wait_for_the_renters_signature() -
     assert renter.view(job).state is JobState.PAUSED
     assert "signature" in renter.view(job).says
     with pytest.raises(Refusal):
-        world.broker.intake.resume(renter.party, job)
+        world.broker.jobs.resume(renter.party, job)
     assert renter.cosign(job) == 1
     assert renter.cosign(job) == 0
-    world.broker.intake.resume(renter.party, job)
+    world.broker.jobs.resume(renter.party, job)
     world.settle_down()
     assert agent.the_run.lease.hold_ucr == 100_000
     agent.succeed(agent.the_run)
@@ -407,7 +407,7 @@ def test_only_the_operator_deposits_and_only_once() -> None:
     world = World()
     renter = world.renter(credits_ucr=0)
     with pytest.raises(Refusal) as refused:
-        world.broker.intake.deposit(renter.party, renter.job().envelope)
+        world.broker.accounts.deposit(renter.party, renter.job().envelope)
     assert refused.value.status == 403
     world.fund(renter.party, 5)
     world.fund(renter.party, 5)
@@ -425,5 +425,5 @@ def test_the_price_is_the_offers_and_the_fee_comes_out_of_it() -> None:
     world.settle_down()
     charged = 1_234_567 * 12_345 // 3_600_000
     assert renter.view(job).settled_ucr == charged
-    assert world.broker.views.earnings(agent.party).earned_ucr == charged - charged * 5 // 100
+    assert world.broker.money.earnings(agent.party).earned_ucr == charged - charged * 5 // 100
     world.audit()

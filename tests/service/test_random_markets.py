@@ -37,7 +37,7 @@ class Chance:
         act = self.draw.choice(
             (
                 self.submit,
-                self.wish,
+                self.requirements,
                 self.exit,
                 self.save,
                 self.save,
@@ -64,20 +64,20 @@ class Chance:
             changes["accept_receipts_up_to_ucr"] = 60_000
         self.jobs.append((renter, renter.submit(**changes)))
 
-    def wish(self) -> None:
+    def requirements(self) -> None:
         if self.jobs:
             renter, job = self.draw.choice(self.jobs)
-            intake = self.world.broker.intake
+            jobs = self.world.broker.jobs
             match self.draw.randrange(4):
                 case 0:
-                    intake.cancel(renter.party, job)
+                    jobs.cancel(renter.party, job)
                 case 1:
-                    intake.pause(renter.party, job)
+                    jobs.pause(renter.party, job)
                 case 2:
-                    intake.resume(renter.party, job)
+                    jobs.resume(renter.party, job)
                 case _:
                     total = renter.view(job).budget_ucr + 50_000
-                    intake.resume(renter.party, job, renter.amendment(job, total))
+                    jobs.resume(renter.party, job, renter.amendment(job, total))
 
     def sign(self) -> None:
         for renter, job in self.jobs:
@@ -168,7 +168,7 @@ class Chance:
             for renter, job in self.jobs:
                 renter.cosign(job)
                 try:
-                    self.world.broker.intake.resume(renter.party, job)
+                    self.world.broker.jobs.resume(renter.party, job)
                 except Refusal:
                     continue
 

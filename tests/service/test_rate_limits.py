@@ -58,7 +58,7 @@ def test_requests_of_one_party() -> None:
 
     def request() -> None:
         caller = Caller(renter.party, world.nonce(), world.now_ms)
-        world.broker.access.begin(caller, "POST", "/v1/jobs", "0" * 64, "")
+        world.broker.idempotency.begin(caller, "POST", "/v1/jobs", "0" * 64, "")
 
     for _ in range(3):
         request()
@@ -70,9 +70,9 @@ def test_requests_of_one_party() -> None:
 def test_a_strangers_requests_leave_no_row_and_are_not_replayed() -> None:
     world = World()
     stranger = Caller(key_named("stranger").party, world.nonce(), world.now_ms)
-    world.broker.access.begin(stranger, "POST", "/v1/parties", "0" * 64, "")
+    world.broker.idempotency.begin(stranger, "POST", "/v1/parties", "0" * 64, "")
     with pytest.raises(Refusal) as caught:
-        world.broker.access.begin(stranger, "POST", "/v1/parties", "0" * 64, "")
+        world.broker.idempotency.begin(stranger, "POST", "/v1/parties", "0" * 64, "")
     assert caught.value.code == "replayed"
     with world.store.snapshot() as tx:
         assert tx.count(NonceFact) == 0
@@ -85,7 +85,7 @@ def test_live_jobs_of_one_renter() -> None:
     first = renter.submit()
     renter.submit()
     assert too_many(renter.submit)
-    world.broker.intake.cancel(renter.party, first)
+    world.broker.jobs.cancel(renter.party, first)
     renter.submit()
     world.audit()
 
@@ -96,7 +96,7 @@ def test_offers_of_one_provider() -> None:
     alice.announce()
     alice.announce()
     assert too_many(alice.announce)
-    assert len(world.broker.board.offers().offers) == 1
+    assert len(world.broker.market.offers().offers) == 1
 
 
 def test_reports_beyond_the_quota_wait_and_nothing_is_lost() -> None:

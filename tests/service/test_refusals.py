@@ -60,7 +60,7 @@ def test_a_job_may_wait_for_a_machine_that_nobody_has_yet() -> None:
     renter = world.renter()
     signed = renter.job()
     assert refused(renter).code == "no_match"
-    world.broker.intake.submit(renter.party, signed.envelope, wait_for_offer=True)
+    world.broker.jobs.submit(renter.party, signed.envelope, wait_for_offer=True)
     agent = world.agent("alice")
     world.settle_down()
     assert agent.the_run.job_id == signed.id
@@ -70,7 +70,7 @@ def test_a_job_that_nobody_takes_expires_and_gets_its_money_back() -> None:
     world = World()
     renter = world.renter()
     signed = renter.job(expires_ms=world.now_ms + 60_000)
-    world.broker.intake.submit(renter.party, signed.envelope, wait_for_offer=True)
+    world.broker.jobs.submit(renter.party, signed.envelope, wait_for_offer=True)
     world.pass_ms(61_000)
     view = renter.view(signed.id)
     assert view.state is JobState.CANCELLED
@@ -106,11 +106,11 @@ def test_documents_of_another_broker_or_signer() -> None:
     mine = renter.job()
     forged = sign_document(mine.document, key_named("thief")).envelope
     with pytest.raises(Refusal) as caught:
-        world.broker.intake.submit(renter.party, forged)
+        world.broker.jobs.submit(renter.party, forged)
     assert caught.value.field == "signatures"
     broken = mine.envelope.model_copy(update={"payload": mine.envelope.payload[:-8] + "AAAAAAA="})
     with pytest.raises(Refusal):
-        world.broker.intake.submit(renter.party, Envelope.model_validate(broken.model_dump()))
+        world.broker.jobs.submit(renter.party, Envelope.model_validate(broken.model_dump()))
 
 
 def test_an_image_by_tag_where_policy_wants_a_digest() -> None:
@@ -134,18 +134,18 @@ def test_inputs_must_be_here_before_the_job() -> None:
         total_bytes=index.total_bytes,
     )
     assert refused(renter, inputs=(entry,)).code == "input_missing"
-    access = world.broker.access
-    access.put_blob(renter.party, renter.party, None, digest, raw)
+    blobs = world.broker.blobs
+    blobs.put(renter.party, renter.party, None, digest, raw)
     assert refused(renter, inputs=(entry,)).code == "input_missing"
-    (chunk,) = access.missing(renter.party, renter.party, None, list(chunks)).missing
+    (chunk,) = blobs.missing(renter.party, renter.party, None, list(chunks)).missing
     with pytest.raises(Refusal) as caught:
-        access.put_blob(renter.party, renter.party, None, chunk, b"changed meanwhile")
+        blobs.put(renter.party, renter.party, None, chunk, b"changed meanwhile")
     assert caught.value.code == "hash_mismatch"
-    access.put_blob(renter.party, renter.party, None, chunk, chunks[chunk])
+    blobs.put(renter.party, renter.party, None, chunk, chunks[chunk])
     job = renter.run(inputs=(entry,))
-    assert access.get_blob(agent.party, job, 1, chunk) == chunks[chunk]
+    assert blobs.get(agent.party, job, 1, chunk) == chunks[chunk]
     with pytest.raises(Refusal) as caught:
-        access.get_blob(agent.party, job, 2, chunk)
+        blobs.get(agent.party, job, 2, chunk)
     assert caught.value.code == "not_found"
 
 
@@ -162,22 +162,22 @@ def test_others_see_nothing_of_a_job() -> None:
         views.events,
         views.logs,
         views.checkpoints,
-        views.statement,
+        world.broker.money.statement,
         views.export,
         views.receipts,
     ):
         with pytest.raises(Refusal) as caught:
             look(other.party, job)
         assert caught.value.status == 404
-    for act in (world.broker.intake.cancel, world.broker.intake.pause):
+    for act in (world.broker.jobs.cancel, world.broker.jobs.pause):
         with pytest.raises(Refusal) as caught:
             act(other.party, job)
         assert caught.value.status == 404
     index = views.checkpoints(renter.party, job).checkpoints[0].index_sha256
     with pytest.raises(Refusal) as caught:
-        world.broker.access.get_blob(other.party, job, None, index)
+        world.broker.blobs.get(other.party, job, None, index)
     assert caught.value.status == 404
-    assert world.broker.access.missing(other.party, other.party, None, [index]).missing == (index,)
+    assert world.broker.blobs.missing(other.party, other.party, None, [index]).missing == (index,)
 
 
 def test_a_job_is_found_by_id_prefix_and_name() -> None:
@@ -195,33 +195,36 @@ def test_a_job_is_found_by_id_prefix_and_name() -> None:
 
 def test_a_request_counts_once() -> None:
     world = World()
-    access = world.broker.access
+    idempotency = world.broker.idempotency
     caller = Caller(world.renter().party, "b" * 32, world.now_ms)
-    assert access.begin(caller, "POST", "/v1/jobs", "c" * 64, "") is None
+    assert idempotency.begin(caller, "POST", "/v1/jobs", "c" * 64, "") is None
     with pytest.raises(Refusal) as caught:
-        access.begin(caller, "POST", "/v1/jobs", "c" * 64, "")
+        idempotency.begin(caller, "POST", "/v1/jobs", "c" * 64, "")
     assert caught.value.code == "replayed"
     world.restart_broker()
     with pytest.raises(Refusal):
-        world.broker.access.begin(caller, "POST", "/v1/jobs", "c" * 64, "")
+        world.broker.idempotency.begin(caller, "POST", "/v1/jobs", "c" * 64, "")
     read = Caller(caller.party, "d" * 32, world.now_ms)
-    assert access.begin(read, "GET", "/v1/jobs", "c" * 64, "") is None
+    assert idempotency.begin(read, "GET", "/v1/jobs", "c" * 64, "") is None
     with pytest.raises(Refusal):
-        access.begin(read, "GET", "/v1/jobs", "c" * 64, "")
+        idempotency.begin(read, "GET", "/v1/jobs", "c" * 64, "")
     world.clock.ms += 3_600_000
-    world.broker.access.forget_old()
-    assert world.broker.access.begin(caller, "POST", "/v1/jobs", "c" * 64, "") is None
+    world.broker.idempotency.forget_old()
+    assert world.broker.idempotency.begin(caller, "POST", "/v1/jobs", "c" * 64, "") is None
 
 
 def test_an_idempotency_key_gets_the_same_answer_and_no_other_request() -> None:
-    access = World().broker.access
+    idempotency = World().broker.idempotency
     party = "ed25519-" + "a" * 64
 
     def begin(nonce: str, body: str) -> Any:
-        return access.begin(Caller(party, nonce * 32, 0), "POST", "/v1/jobs", body * 64, "key")
+        caller = Caller(party, nonce * 32, 0)
+        return idempotency.begin(caller, "POST", "/v1/jobs", body * 64, "key")
 
     assert begin("1", "a") is None
-    access.finish(Caller(party, "1" * 32, 0), "POST", "/v1/jobs", "a" * 64, "key", 201, '{"id": 1}')
+    idempotency.finish(
+        Caller(party, "1" * 32, 0), "POST", "/v1/jobs", "a" * 64, "key", 201, '{"id": 1}'
+    )
     answer = begin("2", "a")
     assert (answer.status, answer.body) == (201, '{"id": 1}')
     with pytest.raises(Refusal) as caught:
@@ -236,9 +239,9 @@ def test_a_second_agent_with_the_same_key_replaces_the_first() -> None:
     agent.instance = "9" * 32
     agent.join()
     with pytest.raises(StaleInstance):
-        world.broker.agents.receive(agent.party, first, Heartbeat(runs=()))
-    world.broker.agents.left(agent.party, first)  # the old connection's end means nothing
-    assert world.broker.board.offers().offers[0].free_devices == 1
+        world.broker.sessions.receive(agent.party, first, Heartbeat(runs=()))
+    world.broker.sessions.left(agent.party, first)  # the old connection's end means nothing
+    assert world.broker.market.offers().offers[0].free_devices == 1
 
 
 def test_old_offers_and_withdrawals_change_nothing() -> None:
@@ -247,12 +250,12 @@ def test_old_offers_and_withdrawals_change_nothing() -> None:
     newest = agent.announce(price_ucr_per_device_hour=7)
     agent.sequence -= 2
     agent.announce(price_ucr_per_device_hour=5)
-    assert [offer.id for offer in world.broker.board.offers().offers] == [newest.id]
+    assert [offer.id for offer in world.broker.market.offers().offers] == [newest.id]
     agent.sequence = 2
     agent.withdraw()
     agent.sequence = 1
     agent.announce()
-    assert world.broker.board.offers().offers == ()
+    assert world.broker.market.offers().offers == ()
 
 
 def test_match_says_what_a_job_would_get() -> None:
@@ -261,10 +264,10 @@ def test_match_says_what_a_job_would_get() -> None:
     renter = world.renter()
     need = Resources(devices=1, device_kind="gpu", memory_bytes=10**9, disk_bytes=10**9)
     request = MatchRequest(resources=need, max_price_ucr_per_device_hour=400_000)
-    answer = world.broker.board.match(renter.party, request)
+    answer = world.broker.market.match(renter.party, request)
     assert (answer.offers, answer.considered, answer.failures) == ((), 1, {"price": 1})
     assert "raise --max-price by 0.05" in answer.relax
-    fits = world.broker.board.match(
+    fits = world.broker.market.match(
         renter.party, request.model_copy(update={"max_price_ucr_per_device_hour": PRICE})
     )
     assert len(fits.offers) == 1

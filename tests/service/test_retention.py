@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from sublet_broker.adapters.memory.matcher import MemoryBlobs
+from sublet_broker.adapters.memory.blobs import MemoryBlobs
 from sublet_broker.service.broker import Settings
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.documents import Input
@@ -23,9 +23,9 @@ def digest(data: bytes) -> str:
 def upload_input(renter: RenterDouble, content: bytes) -> Input:
     index, chunks = tree_of({"data.csv": content})
     raw = index.to_bytes()
-    access = renter.world.broker.access
+    blobs = renter.world.broker.blobs
     for sha256, data in [*chunks.items(), (digest(raw), raw)]:
-        access.put_blob(renter.party, renter.party, None, sha256, data)
+        blobs.put(renter.party, renter.party, None, sha256, data)
     return Input(
         destination="/data.csv",
         kind="file",
@@ -37,9 +37,9 @@ def upload_input(renter: RenterDouble, content: bytes) -> Input:
 def let_days_pass(world: World, days: float) -> None:
     """Only the sweeper runs meanwhile."""
     world.clock.ms += int(days * DAY_MS)
-    while world.broker.keeping.sweep():
+    while world.broker.retention.sweep():
         pass
-    while world.broker.keeping.sweep_files():
+    while world.broker.retention.sweep_files():
         pass
 
 
@@ -61,10 +61,10 @@ def test_an_upload_survives_the_deletion_of_the_same_content() -> None:
     world.broker = world._compose()
     renter = world.renter()
     RacingBlobs.races = 2
-    world.broker.access.put_blob(renter.party, renter.party, None, digest(b"same"), b"same")
+    world.broker.blobs.put(renter.party, renter.party, None, digest(b"same"), b"same")
     assert world.blobs.get(digest(b"same")) == b"same"
     assert (
-        world.broker.access.missing(renter.party, renter.party, None, [digest(b"same")]).missing
+        world.broker.blobs.missing(renter.party, renter.party, None, [digest(b"same")]).missing
         == ()
     )
 
@@ -99,8 +99,8 @@ def test_what_an_upload_in_progress_counts_on_is_not_pruned() -> None:
     # Step 5 holds again what step 1 held, and its upload is told that it is here.
     again, _ = tree_of({"model": b"first"})
     hashes = [digest(b"first"), digest(again.to_bytes())]
-    access = world.broker.access
-    assert access.missing(alice.party, run.job_id, run.lease.epoch, hashes).missing == ()
+    blobs = world.broker.blobs
+    assert blobs.missing(alice.party, run.job_id, run.lease.epoch, hashes).missing == ()
     world.pass_ms(1_000)
     alice.durable(run, 4)  # prunes step 1
     signed = alice.checkpoint(run, 5, content={"model": b"first"}, upload=False)
@@ -125,14 +125,14 @@ def finished() -> tuple[World, AgentDouble, RenterDouble, str]:
 def test_an_ended_job_keeps_its_outputs_and_last_checkpoint_for_a_week() -> None:
     world, _, renter, job = finished()
     let_days_pass(world, 6)
-    access = world.broker.access
+    blobs = world.broker.blobs
     for content in (b"weights", b"step 3"):
-        assert access.get_blob(renter.party, job, None, digest(content)) == content
+        assert blobs.get(renter.party, job, None, digest(content)) == content
     assert "sublet download" in renter.view(job).says
     assert digest(b"step 2") not in world.blobs.names()
     let_days_pass(world, 2)
     with pytest.raises(Refusal) as caught:
-        access.get_blob(renter.party, job, None, digest(b"weights"))
+        blobs.get(renter.party, job, None, digest(b"weights"))
     assert (caught.value.status, caught.value.code) == (410, "let_go")
     assert renter.view(job).says == "finished; its outputs are no longer kept"
     let_days_pass(world, 7)
@@ -148,9 +148,9 @@ def test_an_input_stays_while_a_live_job_uses_it() -> None:
     entry = upload_input(renter, b"rows")
     job = renter.submit(inputs=(entry,), expires_ms=world.now_ms + 100 * DAY_MS)
     let_days_pass(world, 30)
-    access = world.broker.access
-    assert access.missing(renter.party, renter.party, None, [digest(b"rows")]).missing == ()
-    world.broker.intake.cancel(renter.party, job)
+    blobs = world.broker.blobs
+    assert blobs.missing(renter.party, renter.party, None, [digest(b"rows")]).missing == ()
+    world.broker.jobs.cancel(renter.party, job)
     let_days_pass(world, 8)
     let_days_pass(world, 1)
     assert world.blobs.names() == []
@@ -161,7 +161,7 @@ def test_a_file_that_nobody_has_a_right_to_is_swept() -> None:
     renter = world.renter()
     upload_input(renter, b"rows")
     world.blobs.put(digest(b"orphan"), b"orphan")  # its upload was killed before its row
-    while world.broker.keeping.sweep_files():
+    while world.broker.retention.sweep_files():
         pass
     assert digest(b"orphan") not in world.blobs.names()
     assert digest(b"rows") in world.blobs.names()
@@ -172,22 +172,22 @@ def test_a_renter_and_a_job_have_room_for_so_much() -> None:
     world = World(Settings(max_renter_bytes=room, max_job_bytes=room))
     alice = world.agent("alice")
     renter = world.renter()
-    access = world.broker.access
+    blobs = world.broker.blobs
     for number in range(5):
         data = str(number).encode()
-        access.put_blob(renter.party, renter.party, None, digest(data), data)
+        blobs.put(renter.party, renter.party, None, digest(data), data)
     with pytest.raises(Refusal) as caught:
-        access.put_blob(renter.party, renter.party, None, digest(b"one more"), b"one more")
+        blobs.put(renter.party, renter.party, None, digest(b"one more"), b"one more")
     assert (caught.value.status, caught.value.code) == (413, "too_much_stored")
-    access.put_blob(renter.party, renter.party, None, digest(b"0"), b"0")  # it is here already
+    blobs.put(renter.party, renter.party, None, digest(b"0"), b"0")  # it is here already
     let_days_pass(world, 8)
-    access.put_blob(renter.party, renter.party, None, digest(b"one more"), b"one more")
+    blobs.put(renter.party, renter.party, None, digest(b"one more"), b"one more")
     alice.announce(expires_ms=world.now_ms + DAY_MS)
     job = renter.run()
     run = alice.the_run
     for number in range(5):
         data = str(number).encode()
-        access.put_blob(alice.party, job, run.lease.epoch, digest(data), data)
+        blobs.put(alice.party, job, run.lease.epoch, digest(data), data)
     with pytest.raises(Refusal) as caught:
-        access.put_blob(alice.party, job, run.lease.epoch, digest(b"more"), b"more")
+        blobs.put(alice.party, job, run.lease.epoch, digest(b"more"), b"more")
     assert caught.value.code == "too_much_stored"

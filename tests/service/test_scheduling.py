@@ -12,7 +12,7 @@ def test_an_offer_that_the_engine_read_by_itself_and_that_is_gone_holds_nobody_u
     and every job that it fitted was proposed for it again and again."""
     world = World()
     ghost = world.agent("alice", price_ucr_per_device_hour=100_000)
-    world.broker.core.ports.matcher.rebuild()
+    world.broker.context.ports.matcher.rebuild()
     ghost.withdraw()
     world.agent("bob", price_ucr_per_device_hour=900_000)
     renter = world.renter()

@@ -32,10 +32,10 @@ def test_a_job_runs_and_both_sides_are_settled_to_the_micro_credit() -> None:
     assert view.outputs is not None
     assert view.held_ucr == 0
     assert renter.balance_ucr() == 10_000_000 - 90_500
-    earned = world.broker.views.earnings(agent.party)
+    earned = world.broker.money.earnings(agent.party)
     assert earned.earned_ucr == 90_500 - 90_500 * 500 // 10_000
     assert len(agent.settled) == 1
-    statement = world.broker.views.statement(renter.party, job)
+    statement = world.broker.money.statement(renter.party, job)
     assert [charge.charged_ucr for charge in statement.charges] == [90_500]
     assert statement.released_ucr == 10_000_000 - 90_500
     world.audit()
@@ -66,7 +66,7 @@ def test_a_lost_machine_costs_only_what_is_durable_and_the_job_goes_on_elsewhere
     assert view.state is JobState.RUNNING
     assert view.recoveries == 1
     assert view.runs[0].reason is Reason.PROVIDER_LOST
-    charge = world.broker.views.statement(renter.party, job).charges[0]
+    charge = world.broker.money.statement(renter.party, job).charges[0]
     assert charge.fault is Fault.PROVIDER
     assert charge.cum_device_ms == 90_000
     assert charge.charged_ucr == 60_000
@@ -213,7 +213,7 @@ def test_a_job_is_matched_after_the_database_was_away(monkeypatch: pytest.Monkey
         raise StoreAway("away")
 
     for _ in range(3):
-        world.broker.billing.settle_due()
+        world.broker.settling.settle_due()
         agent.pump()
         with monkeypatch.context() as patch:
             patch.setattr(world.store, "snapshot", away)
@@ -374,7 +374,7 @@ def test_attempts_without_progress_pause_the_job() -> None:
     assert view.reason is Reason.NO_PROGRESS
     assert len(view.runs) == 5
     assert "resume" in view.says
-    world.broker.intake.resume(renter.party, job)
+    world.broker.jobs.resume(renter.party, job)
     world.settle_down()
     assert agent.the_run.lease.epoch == 6
     world.audit()
@@ -423,7 +423,7 @@ def test_an_export_verifies_offline_until_a_byte_is_flipped(flipped: bool) -> No
     first.receipt(run)
     first.die()
     world.pass_ms(22_000)
-    world.broker.intake.resume(renter.party, job, renter.amendment(job, 12_000_000))
+    world.broker.jobs.resume(renter.party, job, renter.amendment(job, 12_000_000))
     world.pass_ms(5_000)
     second.succeed(second.the_run)
     world.settle_down()

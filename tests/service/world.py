@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from sublet_broker.adapters.memory.matcher import InProcessMatcher, InProcessVerifier, MemoryBlobs
+from sublet_broker.adapters.memory.blobs import MemoryBlobs
+from sublet_broker.adapters.memory.matcher import InProcessMatcher
 from sublet_broker.adapters.memory.store import MemoryStore
+from sublet_broker.adapters.memory.verifier import InProcessVerifier
 from sublet_broker.service.broker import Broker, Ports, Settings
 from sublet_broker.service.errors import NotYet
 from sublet_broker.service.ports import Settler, Store
@@ -55,7 +57,7 @@ from sublet_contracts.wire import (
     ReceiptIssued,
     RunChanged,
     RunReport,
-    Settled,
+    SettlementNotice,
     Unprepare,
     Withdraw,
 )
@@ -167,7 +169,7 @@ class World:
         """One round of the broker's loops."""
         self.broker.supervision.verdicts()
         self.broker.supervision.sweep()
-        self.broker.billing.settle_due()
+        self.broker.settling.settle_due()
         self.broker.scheduling.tick()
 
     def settle_down(self, rounds: int = 6) -> None:
@@ -209,11 +211,11 @@ class World:
             nonce=self.nonce(),
             issued_ms=self.now_ms,
         )
-        self.broker.intake.deposit(self.key.party, sign_document(deposit, self.key).envelope)
+        self.broker.accounts.deposit(self.key.party, sign_document(deposit, self.key).envelope)
 
     def audit(self) -> None:
         """Every invariant holds."""
-        assert self.broker.views.audit() == []
+        assert self.broker.ledger_audit.breaches() == []
 
 
 class RenterDouble:
@@ -232,7 +234,7 @@ class RenterDouble:
             name=self.name,
             issued_ms=self.world.now_ms,
         )
-        self.world.broker.intake.register_key(sign_document(document, self.key).envelope)
+        self.world.broker.accounts.register_key(sign_document(document, self.key).envelope)
 
     def job(self, **changes: Any) -> Signed[Job]:
         resources = {
@@ -268,7 +270,7 @@ class RenterDouble:
 
     def submit(self, **changes: Any) -> str:
         signed = self.job(**changes)
-        return self.world.broker.intake.submit(self.party, signed.envelope).id
+        return self.world.broker.jobs.submit(self.party, signed.envelope).id
 
     def run(self, **changes: Any) -> str:
         """Submit a job and let it be leased."""
@@ -293,13 +295,13 @@ class RenterDouble:
     def cosign(self, job: str) -> int:
         page = self.world.broker.views.receipts(self.party, job, unsigned=True)
         for envelope in page.receipts:
-            self.world.broker.billing.countersign(
+            self.world.broker.countersigning.countersign(
                 self.party, envelope.id, envelope.countersigned(self.key)
             )
         return len(page.receipts)
 
     def balance_ucr(self) -> int:
-        return self.world.broker.views.balance(self.party).available_ucr
+        return self.world.broker.money.balance(self.party).available_ucr
 
 
 @dataclass
@@ -344,7 +346,7 @@ class AgentDouble:
         self.runs: dict[str, RunDouble] = {}
         self.past: dict[str, RunDouble] = {}
         self.prepared: list[str] = []
-        self.settled: list[Settled] = []
+        self.settled: list[SettlementNotice] = []
         self.waiting: list[Message] = []
         self.held_at_welcome: list[tuple[str, int]] = []
 
@@ -358,14 +360,14 @@ class AgentDouble:
             agent_version="test",
             issued_ms=self.world.now_ms,
         )
-        welcome = self.world.broker.agents.joined(proof)
+        welcome = self.world.broker.sessions.joined(proof)
         self.held_at_welcome = [(held.lease, held.epoch) for held in welcome.leases]
         self.connected = True
 
     def leave(self) -> None:
         """The connection breaks."""
         self.connected = False
-        self.world.broker.agents.left(self.party, self.instance)
+        self.world.broker.sessions.left(self.party, self.instance)
 
     def die(self) -> None:
         """kill -9 of the agent and its runs, without a word: the socket stays open for a while."""
@@ -403,7 +405,7 @@ class AgentDouble:
 
     def tell(self, message: Message) -> list[Message]:
         """Send a message now."""
-        return self.world.broker.agents.receive(self.party, self.instance, message)
+        return self.world.broker.sessions.receive(self.party, self.instance, message)
 
     def send(self, message: Message) -> None:
         """Send a reliable message: now if connected and taken, else again later."""
@@ -462,7 +464,7 @@ class AgentDouble:
                 self.ordered(message)
             case CheckpointVerdict():
                 self.judged(message)
-            case Settled():
+            case SettlementNotice():
                 self.settled.append(message)
             case _:
                 raise AssertionError(f"unexpected {message.TYPE}")
@@ -509,11 +511,11 @@ class AgentDouble:
         index, chunks = tree_of(content)
         raw = index.to_bytes()
         digest = hashlib.sha256(raw).hexdigest()
-        access = self.world.broker.access
-        missing = access.missing(self.party, run.job_id, run.lease.epoch, [*chunks, digest]).missing
+        blobs = self.world.broker.blobs
+        missing = blobs.missing(self.party, run.job_id, run.lease.epoch, [*chunks, digest]).missing
         for sha256, data in [*chunks.items(), (digest, raw)]:
             if sha256 in missing:
-                access.put_blob(self.party, run.job_id, run.lease.epoch, sha256, data)
+                blobs.put(self.party, run.job_id, run.lease.epoch, sha256, data)
         return digest, index.total_bytes
 
     def checkpoint(

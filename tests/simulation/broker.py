@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sublet_broker.adapters.clock import SteadyClock
-from sublet_broker.adapters.memory.matcher import InProcessVerifier
+from sublet_broker.adapters.memory.verifier import InProcessVerifier
 from sublet_broker.market.facts import LogEntryFact
 from sublet_broker.service.broker import Broker, Ports
 from sublet_broker.service.errors import NotYet, Refusal, StaleInstance
@@ -121,7 +121,7 @@ class Door:
         proof = self.session.proof
         assert proof is not None
         try:
-            welcome = self.host.call(self.host.broker.agents.joined, proof)
+            welcome = self.host.call(self.host.broker.sessions.joined, proof)
         except (BrokerAway, *UNKEPT):
             self.wire.close()
             return
@@ -141,7 +141,7 @@ class Door:
 
     def _take(self, message: Message, mid: str | None) -> None:
         host = self.host
-        agents = host.broker.agents
+        agents = host.broker.sessions
         try:
             replies = host.call(agents.receive, self.party, self.instance, message)
         except BrokerAway:
@@ -217,7 +217,7 @@ class Door:
             return
         del host.doors[self.party]
         try:
-            host.call(host.broker.agents.left, self.party, self.instance)
+            host.call(host.broker.sessions.left, self.party, self.instance)
         except (BrokerAway, Refusal, *UNKEPT):
             return  # The sweeper finds out by the silence.
 
@@ -299,13 +299,13 @@ class BrokerHost:
             if self.up:
                 self.die(5_000)
             return
-        market = ("scheduling", "billing", "verdicts")
+        market = ("scheduling", "settling", "verdicts")
         self._loops = {
             "scheduling": (self.broker.scheduling.tick, 2_000, ()),
             "supervision": (self.broker.supervision.sweep, 2_000, market),
             "verdicts": (self.broker.supervision.verdicts, 5_000, market),
-            "billing": (self.broker.billing.settle_due, 2_000, market),
-            "tidying": (self.broker.access.forget_old, 60_000, ()),
+            "settling": (self.broker.settling.settle_due, 2_000, market),
+            "tidying": (self.broker.idempotency.forget_old, 60_000, ()),
         }
         self._due = {}
         for name in self._loops:

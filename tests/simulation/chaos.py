@@ -407,10 +407,10 @@ class Chaos:
         )
         self._say(agent, RunChanged(lease=id, epoch=epoch, state="running", cum_device_ms=10**7))
         self._phantom_of(agent, id, lease.document["job"], epoch)
-        access = self.market.broker.broker.access
+        blobs = self.market.broker.broker.blobs
         try:
             self.market.broker.call(
-                access.put_blob, agent.party, lease.document["job"], epoch, "0" * 64, b"zombie"
+                blobs.put, agent.party, lease.document["job"], epoch, "0" * 64, b"zombie"
             )
         except Refusal as refusal:
             if refusal.code not in ("stale_epoch", "not_found"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from sublet.log_head import LogRewritten
 from sublet_agent.core.offers import Terms
-from sublet_broker.service.unit_of_work.context import Settings
+from sublet_broker.service.settings import Settings
 from sublet_contracts.documents import Device
 from sublet_contracts.keys import SigningKey
 from tests.simulation import shortcuts
@@ -206,7 +206,7 @@ class Market:
 
     def _look_from_outside(self) -> None:
         """What any party can check for itself at the end."""
-        found = self.broker.broker.views.audit()
+        found = self.broker.broker.ledger_audit.breaches()
         if found:
             raise Violation(f"the broker's own audit: {found[0]}")
         for renter in self.renters:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sublet.cosign import cosign
 from sublet.log_head import grown, head_of
 from sublet_broker.service.errors import Refusal
-from sublet_broker.service.renters.jobs import Intake
+from sublet_broker.service.renters.accounts import Accounts
+from sublet_broker.service.renters.jobs import Jobs
 from sublet_contracts.documents import (
     Amendment,
     Deposit,
@@ -80,7 +81,7 @@ class RenterHost:
             issued_ms=self.now_ms(),
         )
         signed = sign_document(introduction, self.key).envelope
-        self._insist(Intake.register_key, signed, then=self._introduced)
+        self._insist(Accounts.register_key, signed, then=self._introduced)
 
     def _introduced(self, answer: Any) -> None:
         if isinstance(answer, Refusal):
@@ -110,7 +111,7 @@ class RenterHost:
             if isinstance(answer, Refusal):
                 self._sign_anew(partial(self.fund, amount_ucr))
 
-        self._insist(Intake.deposit, operator, envelope, then=answered)
+        self._insist(Accounts.deposit, operator, envelope, then=answered)
 
     def _sign_anew(self, act: Callable[[], None]) -> None:
         """What the broker's clock calls signed in the future is signed again, a little later."""
@@ -148,7 +149,8 @@ class RenterHost:
     def _ask(self, act: Callable[..., Any], *what: Any, **named: Any) -> Any:
         """Let the broker that is up now do one of its intake's use-cases."""
         host = self.market.broker
-        return host.call(act, host.broker.intake, *what, **named)
+        room = getattr(host.broker, act.__qualname__.partition(".")[0].lower())  # jobs or accounts
+        return host.call(act, room, *what, **named)
 
     # -- jobs ---------------------------------------------------------------------------------
 
@@ -217,7 +219,7 @@ class RenterHost:
             if not isinstance(answer, Refusal):
                 self.jobs[signed.id] = signed
 
-        self._insist(Intake.submit, self.party, signed.envelope, wait_for_offer=True, then=sent)
+        self._insist(Jobs.submit, self.party, signed.envelope, wait_for_offer=True, then=sent)
 
     def repeat(self) -> None:
         """Send a job again, as a client does that has lost the answer."""
@@ -231,7 +233,7 @@ class RenterHost:
         if not self.documents:
             return
         try:
-            view = host.call(host.broker.views.balance, self.party)
+            view = host.call(host.broker.money.balance, self.party)
         except (BrokerAway, *UNKEPT):
             return
         budget = view.available_ucr * 3 // 4
@@ -256,7 +258,7 @@ class RenterHost:
 
     def _think_better(self, job: str) -> None:
         if job in self.jobs:
-            self._once(Intake.cancel, job)
+            self._once(Jobs.cancel, job)
 
     def act(self) -> None:
         """Change its mind about one of its jobs."""
@@ -266,11 +268,11 @@ class RenterHost:
         job = draw.choice(sorted(self.jobs))
         match draw.choice(("cancel", "pause", "pause", "resume", "resume", "raise")):
             case "cancel":
-                self._once(Intake.cancel, job)
+                self._once(Jobs.cancel, job)
             case "pause":
-                self._once(Intake.pause, job)
+                self._once(Jobs.pause, job)
             case "resume":
-                self._once(Intake.resume, job)
+                self._once(Jobs.resume, job)
             case "raise":
                 self._raise(job, draw.randint(1, 400_000))
 
@@ -295,7 +297,7 @@ class RenterHost:
             issued_ms=self.now_ms(),
         )
         envelope = sign_document(amendment, self.key).envelope
-        self._once(Intake.resume, job, envelope)
+        self._once(Jobs.resume, job, envelope)
 
     # -- watching -----------------------------------------------------------------------------
 
@@ -308,7 +310,7 @@ class RenterHost:
                 if self.generous or self.engine.happens(0.5):
                     self._raise(job, self.engine.draw_ms(50_000, 2_000_000))
                 else:
-                    self._once(Intake.resume, job)
+                    self._once(Jobs.resume, job)
         if self.engine.happens(0.1) and self.market.honest:
             self.check_log()
         self.engine.after(LOOK_MS, self._look)
@@ -331,7 +333,7 @@ class RenterHost:
                 return
             result = cosign(page, self.key, self.market.broker_key.party, signed.envelope)
             for envelope in result.signed:
-                host.call(host.broker.billing.countersign, self.party, envelope.id, envelope)
+                host.call(host.broker.countersigning.countersign, self.party, envelope.id, envelope)
         except (BrokerAway, Refusal, *UNKEPT):
             return
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sublet_broker.adapters.memory.matcher import MemoryBlobs
+from sublet_broker.adapters.memory.blobs import MemoryBlobs
 from sublet_broker.service.ports import BlobMissing
 from tests.simulation.faults import FAULTS, UnknownFault, parse_faults
 from tests.simulation.market import Market, Outcome, Plan, simulate

@@ -44,13 +44,11 @@ class Transfer:
 
     def _fetch(self, document: Checkpoint, epoch: int | None) -> tuple[int, str]:
         """Return the state in a checkpoint. Raises Refusal, TreeRefused, BrokerAway."""
-        access = self.host.market.broker.broker.access
-        index = parse_index(
-            access.get_blob(self.host.party, document.job, epoch, document.index_sha256)
-        )
+        blobs = self.host.market.broker.broker.blobs
+        index = parse_index(blobs.get(self.host.party, document.job, epoch, document.index_sha256))
         files = {
             f.path: b"".join(
-                access.get_blob(self.host.party, document.job, epoch, c.sha256) for c in f.chunks
+                blobs.get(self.host.party, document.job, epoch, c.sha256) for c in f.chunks
             )
             for f in index.files
         }
@@ -123,10 +121,10 @@ class Transfer:
         self.host.post(events.Uploaded(lease_id, kind, step, sha256, total))  # type: ignore[arg-type]
 
     def _put_all(self, job: str, epoch: int, index: bytes, chunks: dict[str, bytes]) -> bool:
-        access = self.host.market.broker.broker.access
-        for sha256 in access.missing(self.host.party, job, epoch, list(chunks)).missing:
-            access.put_blob(self.host.party, job, epoch, sha256, chunks[sha256])
-        access.put_blob(self.host.party, job, epoch, hashlib.sha256(index).hexdigest(), index)
+        blobs = self.host.market.broker.broker.blobs
+        for sha256 in blobs.missing(self.host.party, job, epoch, list(chunks)).missing:
+            blobs.put(self.host.party, job, epoch, sha256, chunks[sha256])
+        blobs.put(self.host.party, job, epoch, hashlib.sha256(index).hexdigest(), index)
         return True
 
     def prepare(self, job: object, checkpoint: object) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from sublet_broker.adapters.blobs.file_blobs import DataFolder, FileBlobs, FolderInUse
+from sublet_broker.adapters.blobs.file_blobs import FileBlobs
+from sublet_broker.adapters.data_folder import DataFolder, FolderInUse
 from sublet_broker.service.ports import BlobMissing, StorageFull
 
 DATA = b"weights" * 1000
@@ -256,7 +257,7 @@ def test_a_data_folder_has_one_broker(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from sublet_broker.adapters.blobs.file_blobs import DataFolder
+from sublet_broker.adapters.data_folder import DataFolder
 folder = DataFolder.open(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

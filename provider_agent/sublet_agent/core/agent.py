@@ -50,7 +50,7 @@ from sublet_contracts.wire import (
     Order,
     Prepare,
     Prepared,
-    Settled,
+    SettlementNotice,
     Unprepare,
     Welcome,
     Withdraw,
@@ -168,7 +168,7 @@ class AgentCore:
                 if machine:
                     machine.verdict(message, now_ms)
                     self._collect(machine)
-            case Settled():
+            case SettlementNotice():
                 self._settled(message)
             case Prepare():
                 if not self.draining:
@@ -264,7 +264,7 @@ class AgentCore:
         self._say(f"refused lease {short(lease_id)}: {why}")
         self._queue("", LeaseAnswer(lease=lease_id, signed=None, refusal=why[:256]))
 
-    def _settled(self, message: Settled) -> None:
+    def _settled(self, message: SettlementNotice) -> None:
         try:
             settled = open_document(message.settlement, Settlement, signed_by=(self.saved.broker,))
         except DocumentRefused as error:

@@ -23,7 +23,14 @@ VARIABLE = "SUBLET_GATE"
 AUTOCHECKPOINT_VARIABLE = "SUBLET_GATE_WAL_PAGES"
 """SQLite moves its write-ahead log into the database after so many pages; 1000 by itself."""
 LIMIT_S = 120.0
-PLUMBING = ("sql_store.py", "journal.py", "spool.py", "reserve.py", "database.py", "core.py")
+PLUMBING = (
+    "sql/store.py",
+    "sql/engine.py",
+    "unit_of_work/context.py",
+    "session/journal.py",
+    "session/log_spool.py",
+    "session/disk_reserve.py",
+)
 WRITING = ("INSERT", "UPDATE", "DELETE", "CREATE", "ALTER", "DROP")
 DEEPEST = 3
 
@@ -36,8 +43,8 @@ def _kind() -> str:
         return {"broker": "broker", "provide": "agent"}[found[0]] if found else ""
     line = " ".join(words)
     for mark, kind in (
-        ("process_supervisor", "supervisor"),
-        ("ray_host", "ray"),
+        ("adapters.process.supervisor", "supervisor"),
+        ("adapters.ray.host", "ray"),
         ("default_worker", "ray"),
         ("gated_job", "run"),
     ):
@@ -54,9 +61,13 @@ def _place() -> str:
     while frame is not None:
         file = frame.f_code.co_filename
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        ours = package.startswith("sublet") or file.endswith(("_supervisor.py", "training_job.py"))
+        ours = package.startswith("sublet") or file.endswith(
+            ("process/supervisor.py", "training_job.py")
+        )
         if ours and not file.endswith(PLUMBING):
-            names.append(f"{os.path.basename(file)[:-3]}.{frame.f_code.co_name.strip('<>')}")
+            room, name = os.path.split(file[:-3])
+            place = f"{os.path.basename(room)}/{name}.{frame.f_code.co_name.strip('<>')}"
+            names.append(place)
             for local in ("message", "event"):
                 told = frame.f_locals.get(local)
                 name = type(told).__name__

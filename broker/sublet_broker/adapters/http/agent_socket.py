@@ -84,7 +84,7 @@ class Hub:
             await websocket.close(TRY_LATER)
             return
         await websocket.accept()
-        nonce = self._edge.broker.core.ports.entropy.hex(16)
+        nonce = self._edge.broker.context.ports.entropy.hex(16)
         session = BrokerSession(self._edge.broker.party, nonce)
         connection = Connection(self._edge, websocket, session)
         try:
@@ -103,7 +103,7 @@ class Hub:
         lock = self._joining.setdefault(party, asyncio.Lock())
         async with lock:
             try:
-                welcome = await self._edge.call(self._edge.broker.agents.joined, proof)
+                welcome = await self._edge.call(self._edge.broker.sessions.joined, proof)
             except Refusal as refusal:
                 await connection.refuse(refusal)
                 return
@@ -131,7 +131,7 @@ class Hub:
             if self._edge.stopping.is_set():
                 return  # it was us: its runs go on, and it comes back to the next broker
             try:
-                await self._edge.call(self._edge.broker.agents.left, party, proof.instance)
+                await self._edge.call(self._edge.broker.sessions.left, party, proof.instance)
             except Refusal as refusal:
                 # The sweeper finds out by the silence.
                 log.warning("agent %s left, which could not be noted: %s", short(party), refusal)
@@ -216,7 +216,7 @@ class Connection:
             await asyncio.wait_for(self._websocket.close(code, why[:100]), SEND_S)
 
     async def _read(self) -> None:
-        silent_s = max(15.0, self._edge.broker.core.settings.heartbeat_ms * 5 / 1000)
+        silent_s = max(15.0, self._edge.broker.context.settings.heartbeat_ms * 5 / 1000)
         while True:
             received = await self._receive(silent_s)
             if received is None or not await self._take(received):
@@ -228,7 +228,7 @@ class Connection:
         """Let the use-cases act on a message. False: the conversation is over."""
         message, mid = received.message, received.mid
         self._edge.metrics.message(message.TYPE)
-        agents = self._edge.broker.agents
+        agents = self._edge.broker.sessions
         try:
             replies = await self._edge.call(agents.receive, self._party, self._instance, message)
         except NotYet as error:

@@ -36,14 +36,14 @@ Upload = Annotated[Call, Depends(announced)]
 
 
 async def _keep(request: Request, call: Call, scope: str, epoch: int | None, sha: str) -> Response:
-    access = call.edge.broker.access
-    limit = call.edge.broker.core.settings.max_blob_bytes
+    blobs = call.edge.broker.blobs
+    limit = call.edge.broker.context.settings.max_blob_bytes
     async with _uploads:
         data = await read_body(request, limit)
 
         def keep() -> None:
             call.admit()
-            access.put_blob(call.party, scope, epoch, sha, data)
+            blobs.put(call.party, scope, epoch, sha, data)
 
         await call.edge.call(keep)
     return Response(status_code=204)
@@ -72,8 +72,8 @@ async def put_own(request: Request, call: Upload, sha256: Sha) -> Response:
 async def missing_own(call: Listing) -> Response:
     """Only your own uploads count: the answer tells nothing about anyone else's."""
     hashes = call.parse(MissingRequest).sha256
-    access = call.edge.broker.access
-    return await call.answer(lambda: access.missing(call.party, call.party, None, hashes))
+    blobs = call.edge.broker.blobs
+    return await call.answer(lambda: blobs.missing(call.party, call.party, None, hashes))
 
 
 @router.put(
@@ -107,7 +107,7 @@ async def get_job(call: Reading, job: JobRef, sha256: Sha, epoch: Epoch = None) 
 
     def read() -> bytes:
         call.admit()
-        return call.edge.broker.access.get_blob(call.party, job, epoch, sha256)
+        return call.edge.broker.blobs.get(call.party, job, epoch, sha256)
 
     data = await call.edge.call(read)
     return Response(data, media_type="application/octet-stream")
@@ -123,5 +123,5 @@ async def get_job(call: Reading, job: JobRef, sha256: Sha, epoch: Epoch = None) 
 async def missing_job(call: Listing, job: JobRef, epoch: Epoch = None) -> Response:
     """Chunks that the job has already (an unchanged base model, say) move once."""
     hashes = call.parse(MissingRequest).sha256
-    access = call.edge.broker.access
-    return await call.answer(lambda: access.missing(call.party, job, epoch, hashes))
+    blobs = call.edge.broker.blobs
+    return await call.answer(lambda: blobs.missing(call.party, job, epoch, hashes))

@@ -74,7 +74,7 @@ class Edge:
 
     def now_ms(self) -> int:
         """Return the broker's time."""
-        return self.broker.core.ports.clock.now_ms()
+        return self.broker.context.ports.clock.now_ms()
 
     def wake_market(self) -> None:
         """Something may have changed what can be matched, verified or settled. Event loop only."""

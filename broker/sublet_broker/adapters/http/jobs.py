@@ -45,7 +45,7 @@ async def submit(
     """Holds the budget and queues the job. Its inputs must have been uploaded (`content`)."""
     envelope = call.parse(SignedRequest).envelope
     answer = await call.answer(
-        lambda: call.edge.broker.intake.submit(call.party, envelope, wait_for_offer=wait),
+        lambda: call.edge.broker.jobs.submit(call.party, envelope, wait_for_offer=wait),
         status=201,
     )
     call.edge.loops.wake("scheduling")
@@ -80,7 +80,7 @@ async def job_view(call: Reading, job: JobRef) -> Response:
 )
 async def cancel(call: Sending, job: JobRef) -> Response:
     """It is asked to stop; what it used is settled and the rest of its budget released."""
-    return await _order(call, lambda: call.edge.broker.intake.cancel(call.party, job))
+    return await _order(call, lambda: call.edge.broker.jobs.cancel(call.party, job))
 
 
 @router.post(
@@ -92,7 +92,7 @@ async def cancel(call: Sending, job: JobRef) -> Response:
 )
 async def pause(call: Sending, job: JobRef) -> Response:
     """It checkpoints, stops, and keeps what is left of its budget until it is resumed."""
-    return await _order(call, lambda: call.edge.broker.intake.pause(call.party, job))
+    return await _order(call, lambda: call.edge.broker.jobs.pause(call.party, job))
 
 
 @router.post(
@@ -105,7 +105,7 @@ async def pause(call: Sending, job: JobRef) -> Response:
 async def resume(call: Sending, job: JobRef) -> Response:
     """It goes on from its newest durable checkpoint, on whichever machine fits."""
     amendment = call.parse(ResumeRequest).amendment if call.body else None
-    return await _order(call, lambda: call.edge.broker.intake.resume(call.party, job, amendment))
+    return await _order(call, lambda: call.edge.broker.jobs.resume(call.party, job, amendment))
 
 
 async def _order(call: Call, act: Callable[[], JobView]) -> Response:
@@ -148,7 +148,7 @@ async def checkpoints(call: Reading, job: JobRef) -> Response:
 )
 async def statement(call: Reading, job: JobRef) -> Response:
     """What was charged for which lease on which receipt, and what was held and released."""
-    return await call.answer(lambda: call.edge.broker.views.statement(call.party, job))
+    return await call.answer(lambda: call.edge.broker.money.statement(call.party, job))
 
 
 @router.get(

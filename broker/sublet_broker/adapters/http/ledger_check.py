@@ -8,7 +8,7 @@ import logging
 import time
 
 from sublet_broker.service.broker import Broker
-from sublet_broker.service.queries.views import Gauge
+from sublet_broker.service.queries.gauges import Gauge
 
 log = logging.getLogger("sublet.audit")
 
@@ -30,7 +30,7 @@ class Audits:
         began_s = time.monotonic()
         if began_s < self._due_s:
             return
-        breaches = self._broker.views.audit()
+        breaches = self._broker.ledger_audit.breaches()
         for breach in breaches:
             log.error("the ledger is wrong: %s", breach)
         took_s = time.monotonic() - began_s

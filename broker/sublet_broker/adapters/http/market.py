@@ -41,7 +41,7 @@ async def info(edge: EdgeOf) -> BrokerInfo:
 async def register(call: Sending) -> Response:
     """Once per party, before anything else; again with another name renames it."""
     envelope = call.parse(SignedRequest).envelope
-    return await call.answer(lambda: call.edge.broker.intake.register_key(envelope))
+    return await call.answer(lambda: call.edge.broker.accounts.register_key(envelope))
 
 
 @router.get(
@@ -58,7 +58,7 @@ async def offers(
     region: Annotated[str, Query(max_length=64, description="empty: all")] = "",
 ) -> Response:
     """Open offers of connected machines, cheapest first."""
-    return await call.answer(lambda: call.edge.broker.board.offers(kind, region))
+    return await call.answer(lambda: call.edge.broker.market.offers(kind, region))
 
 
 @router.post(
@@ -72,7 +72,7 @@ async def offers(
 async def match(call: Sending) -> Response:
     """The offers that fit; where there is none, which constraint fails and which to relax."""
     wanted = call.parse(MatchRequest)
-    return await call.answer(lambda: call.edge.broker.board.match(call.party, wanted))
+    return await call.answer(lambda: call.edge.broker.market.match(call.party, wanted))
 
 
 @router.get(
@@ -85,7 +85,7 @@ async def match(call: Sending) -> Response:
 )
 async def balance(call: Reading) -> Response:
     """What is available, held and earned, with the newest transfers."""
-    return await call.answer(lambda: call.edge.broker.views.balance(call.party))
+    return await call.answer(lambda: call.edge.broker.money.balance(call.party))
 
 
 @router.get(
@@ -115,7 +115,7 @@ async def log(
 )
 async def earnings(call: Reading) -> Response:
     """A provider's settled charges, and what running leases would bring now."""
-    return await call.answer(lambda: call.edge.broker.views.earnings(call.party))
+    return await call.answer(lambda: call.edge.broker.money.earnings(call.party))
 
 
 @router.post(
@@ -129,7 +129,7 @@ async def earnings(call: Reading) -> Response:
 async def deposit(call: Sending) -> Response:
     """Only the operator (the broker's own key) may."""
     envelope = call.parse(SignedRequest).envelope
-    answer = await call.answer(lambda: call.edge.broker.intake.deposit(call.party, envelope))
+    answer = await call.answer(lambda: call.edge.broker.accounts.deposit(call.party, envelope))
     call.edge.wake_market()
     return answer
 
@@ -147,7 +147,7 @@ async def countersign(call: Sending, receipt: Receipt) -> Response:
     """The renter agrees to the usage that the receipt states."""
     envelope = call.parse(SignedRequest).envelope
     answer = await call.answer(
-        lambda: call.edge.broker.billing.countersign(call.party, receipt, envelope)
+        lambda: call.edge.broker.countersigning.countersign(call.party, receipt, envelope)
     )
-    call.edge.loops.wake("billing")
+    call.edge.loops.wake("settling")
     return answer

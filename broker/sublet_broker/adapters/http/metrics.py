@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from sublet_broker.service.queries.views import Gauge
+from sublet_broker.service.queries.gauges import Gauge
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 KEEP_S = 1.0

@@ -20,7 +20,7 @@ from sublet_broker.adapters.http.metrics import Metrics
 from sublet_broker.adapters.http.wakeups import Feeds
 from sublet_broker.service.broker import Broker
 from sublet_broker.service.content.retention import ROWS_AT_ONCE
-from sublet_broker.service.queries.views import Gauge
+from sublet_broker.service.queries.gauges import Gauge
 from sublet_contracts.wire import MAX_FRAME_BYTES
 
 log = logging.getLogger("sublet.broker")
@@ -124,7 +124,7 @@ def compose(broker: Broker, version: str, probes: Sequence[Probe] = ()) -> tuple
     hub = Hub(edge)
     broker.on_job = feeds.post
     broker.outbox.on_new = hub.wake
-    metrics.add_source(broker.views.gauges)
+    metrics.add_source(broker.metrics.gauges)
     metrics.add_source(audits.gauges)
     metrics.add_source(lambda: _own_gauges(edge, hub))
     return edge, hub
@@ -191,7 +191,7 @@ def _loops(broker: Broker, metrics: Metrics, audits: Audits) -> list[Loop]:
     swept = _Watch()
 
     def sweep() -> int:
-        if swept.silent_s() > max(LEAST_AWAY_S, broker.core.settings.unknown_after_ms / 1000):
+        if swept.silent_s() > max(LEAST_AWAY_S, broker.context.settings.unknown_after_ms / 1000):
             log.warning("this broker stood still for %.0f s: nobody is given up", swept.silent_s())
             broker.supervision.was_away()
         try:
@@ -201,23 +201,23 @@ def _loops(broker: Broker, metrics: Metrics, audits: Audits) -> list[Loop]:
         return 0
 
     def tidy() -> int:
-        broker.access.forget_old()
+        broker.idempotency.forget_old()
         for _ in range(SWEEPS_A_ROUND):
-            if broker.keeping.sweep() < ROWS_AT_ONCE:
+            if broker.retention.sweep() < ROWS_AT_ONCE:
                 break
-        broker.keeping.sweep_files()
+        broker.retention.sweep_files()
         return 0
 
     def audit() -> int:
         audits.work()
         return 0
 
-    market = ("scheduling", "verdicts", "billing")
+    market = ("scheduling", "verdicts", "settling")
     return [
         Loop("scheduling", tick, 0.5),
         Loop("supervision", sweep, 1.0, market),
         Loop("verdicts", broker.supervision.verdicts, 0.1, market),
-        Loop("billing", broker.billing.settle_due, 1.0, market),
+        Loop("settling", broker.settling.settle_due, 1.0, market),
         Loop("tidying", tidy, 60.0),
         Loop("auditing", audit, 5.0),
     ]

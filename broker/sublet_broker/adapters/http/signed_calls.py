@@ -76,7 +76,7 @@ class Call:
         """Run `act` once in a thread and return its view; a repetition gets the first answer."""
 
         def once() -> tuple[int, str]:
-            access = self.edge.broker.access
+            access = self.edge.broker.idempotency
             said = access.begin(self.caller, self.method, self.target, self.body_sha256, self.key)
             if said is not None:
                 return said.status, said.body
@@ -95,7 +95,7 @@ class Call:
 
     def admit(self) -> None:
         """For calls that answer with something else than a view: refuse a replay. In a thread."""
-        self.edge.broker.access.begin(
+        self.edge.broker.idempotency.begin(
             self.caller, self.method, self.target, self.body_sha256, self.key
         )
 

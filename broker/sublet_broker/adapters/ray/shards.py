@@ -11,8 +11,9 @@ from hashlib import sha256
 from typing import Generic, Literal, TypeVar
 
 from sublet_broker.market.facts import JobFact
-from sublet_broker.market.matching import Book, BookEntry
-from sublet_broker.service.leases.candidates import load_book
+from sublet_broker.market.matching import BookEntry
+from sublet_broker.market.order_book import OrderBook
+from sublet_broker.service.leases.candidates import load_order_book
 from sublet_broker.service.ports import Transaction
 
 SHARD_ANSWER_S = 5.0
@@ -79,10 +80,10 @@ class Shard:
         self.incarnation = incarnation
         self._number = number
         self._shards = shards
-        self._books: dict[str, Book] = {}
+        self._books: dict[str, OrderBook] = {}
         self._jobs: dict[str, JobFact] = {}
         # Whose offers have expired is judged again at each proposal, by the caller's clock.
-        entries, jobs = load_book(tx, now_ms)
+        entries, jobs = load_order_book(tx, now_ms)
         for job in jobs:
             self._want(job)
         for entry in entries:
@@ -130,7 +131,7 @@ class Shard:
             return
         book = self._books.get(pool)
         if book is None:
-            book = self._books[pool] = Book(pool)
+            book = self._books[pool] = OrderBook(pool)
             for job in self._jobs.values():
                 book.want(job)
             self._list_pools()

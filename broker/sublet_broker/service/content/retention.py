@@ -23,14 +23,13 @@ from itertools import islice
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.checkpointing import needed, superseded
 from sublet_broker.market.facts import BlobFact, CheckpointFact, JobFact
-from sublet_broker.service.errors import Refusal
+from sublet_broker.service.content.claims import release_claim
 from sublet_broker.service.ports import BlobMissing
-from sublet_broker.service.unit_of_work.context import Core
-from sublet_broker.service.unit_of_work.unit_of_work import Work
+from sublet_broker.service.unit_of_work.context import Context
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.documents import Job
 from sublet_contracts.tree import TreeRefused, parse_index
 
-COUNTED_BYTES = 65_536
 LOOK_AGAIN_MS = 6 * 3_600_000
 FILES_EVERY_MS = 24 * 3_600_000
 ROWS_AT_ONCE = 500
@@ -38,58 +37,20 @@ FILES_AT_ONCE = 64
 NAMES_AT_ONCE = 2_000
 
 
-def claim(core: Core, work: Work, scope: str, sha256: str, size_bytes: int, limit: int) -> None:
-    """Give a scope the right to content whose file is here. Raises Refusal 413 beyond `limit`."""
-    settings = core.settings
-    stays_ms = settings.upload_grace_ms
-    if work.get(JobFact, scope) is None:
-        stays_ms = settings.keep_inputs_ms
-    if work.get(BlobFact, scope, sha256) is None:
-        counted = counted_bytes(size_bytes)
-        total = work.tally(stored_in(scope), counted)
-        if total > limit:
-            raise Refusal(
-                413,
-                "too_much_stored",
-                "Too much stored",
-                f"{total - counted} bytes are kept for you here, and at most {limit} are taken "
-                f"(a file counts as {COUNTED_BYTES} at the least)",
-                fix="send less: fewer or smaller inputs, or a smaller checkpoint; what is not used "
-                f"goes by itself after {settings.keep_inputs_ms // 86_400_000} days",
-            )
-    work.put(BlobFact(scope, sha256, size_bytes, work.now_ms, work.now_ms + stays_ms))
-
-
-def let_go(work: Work, blob: BlobFact) -> None:
-    """Take a scope's right to content away. Its file goes later, if nobody else has one."""
-    work.tx.delete(BlobFact, blob.scope, blob.sha256)
-    work.tally(stored_in(blob.scope), -counted_bytes(blob.size_bytes))
-
-
-def stored_in(scope: str) -> str:
-    """Return the tally of the bytes that a scope's content counts for."""
-    return f"stored:{scope}"
-
-
-def counted_bytes(size_bytes: int) -> int:
-    """Return what content of this size counts for."""
-    return max(size_bytes, COUNTED_BYTES)
-
-
-class Keeping:
+class Retention:
     """What lets go of content."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._names: Iterator[str] | None = None
         self._files_due_ms = 0
 
     def prune(self, job: str) -> None:
         """Let go of the content of a job's older checkpoints, except what newer things share."""
-        settings = self._core.settings
-        with self._core.read() as look:
-            everything = look.find(CheckpointFact, {"job": job})
-            fact = look.must(JobFact, job)
+        settings = self._context.settings
+        with self._context.read() as snapshot:
+            everything = snapshot.find(CheckpointFact, {"job": job})
+            fact = snapshot.must(JobFact, job)
         old = superseded(everything, settings.keep_checkpoints)
         if not old:
             return
@@ -98,7 +59,7 @@ class Keeping:
             fact,
             accepted(fact.envelope, Job),
             [c for c in everything if c.id not in gone],
-            now_ms=look.now_ms,
+            now_ms=snapshot.now_ms,
             keep_ended_ms=settings.keep_ended_ms,
         )
         shared = self._content(trees)
@@ -107,23 +68,23 @@ class Keeping:
             for sha256 in self._content([checkpoint.index_sha256]) - shared:
                 unneeded[sha256] = max(checkpoint.created_ms, unneeded.get(sha256, 0))
         dropped: list[str] = []
-        with self._core.work() as work:
+        with self._context.work() as work:
             for checkpoint in old:
                 work.put(replace(work.must(CheckpointFact, checkpoint.id), kept=False))
             for sha256, created_ms in sorted(unneeded.items()):
                 blob = work.get(BlobFact, job, sha256)
                 if blob is not None and blob.claimed_ms <= created_ms:
-                    let_go(work, blob)
+                    release_claim(work, blob)
                     dropped.append(sha256)
         self._drop_files(dropped)
 
     def sweep(self) -> int:
         """Ask of the content that is due whether anything needs it still, and let go of what
         nothing does. Return how much was looked at; less than ROWS_AT_ONCE: that was all."""
-        with self._core.read() as look:
-            rows = look.find(
+        with self._context.read() as snapshot:
+            rows = snapshot.find(
                 BlobFact,
-                before=("look_ms", look.now_ms + 1),
+                before=("look_ms", snapshot.now_ms + 1),
                 order_by="look_ms",
                 limit=ROWS_AT_ONCE,
             )
@@ -135,13 +96,13 @@ class Keeping:
         return len(rows)
 
     def _sweep_scope(self, scope: str, due: list[BlobFact]) -> list[str]:
-        with self._core.read() as look:
-            job = look.get(JobFact, scope)
-            checkpoints = look.find(CheckpointFact, {"job": scope}) if job else []
-        keep, trees = self._needs(job, checkpoints, look.now_ms) if job else ([], [])
+        with self._context.read() as snapshot:
+            job = snapshot.get(JobFact, scope)
+            checkpoints = snapshot.find(CheckpointFact, {"job": scope}) if job else []
+        keep, trees = self._needs(job, checkpoints, snapshot.now_ms) if job else ([], [])
         shared = self._content(trees)
         dropped: list[str] = []
-        with self._core.work() as work:
+        with self._context.work() as work:
             for row in due:
                 blob = work.get(BlobFact, scope, row.sha256)
                 if blob is None or blob.look_ms > work.now_ms:
@@ -152,11 +113,11 @@ class Keeping:
                     until_ms = work.now_ms + LOOK_AGAIN_MS
                 else:
                     # A checkpoint that has come in since names what was claimed just now.
-                    until_ms = blob.claimed_ms + self._core.settings.upload_grace_ms
+                    until_ms = blob.claimed_ms + self._context.settings.upload_grace_ms
                 if until_ms > work.now_ms:
                     work.put(replace(blob, look_ms=until_ms))
                 else:
-                    let_go(work, blob)
+                    release_claim(work, blob)
                     dropped.append(blob.sha256)
             if job is not None and job.ended_ms is not None:
                 self._mark_gone(work, checkpoints, {c.id for c in keep})
@@ -166,16 +127,18 @@ class Keeping:
         self, job: JobFact, checkpoints: list[CheckpointFact], now_ms: int
     ) -> tuple[list[CheckpointFact], list[str]]:
         document = accepted(job.envelope, Job)
-        keep_ms = self._core.settings.keep_ended_ms
+        keep_ms = self._context.settings.keep_ended_ms
         return needed(job, document, checkpoints, now_ms=now_ms, keep_ended_ms=keep_ms)
 
-    def _mark_gone(self, work: Work, checkpoints: list[CheckpointFact], keep: set[str]) -> None:
+    def _mark_gone(
+        self, work: UnitOfWork, checkpoints: list[CheckpointFact], keep: set[str]
+    ) -> None:
         for checkpoint in checkpoints:
             if checkpoint.kept and checkpoint.id not in keep:
                 work.put(replace(work.must(CheckpointFact, checkpoint.id), kept=False))
 
-    def _renter_needs_until_ms(self, work: Work, blob: BlobFact) -> int:
-        until_ms = blob.claimed_ms + self._core.settings.keep_inputs_ms
+    def _renter_needs_until_ms(self, work: UnitOfWork, blob: BlobFact) -> int:
+        until_ms = blob.claimed_ms + self._context.settings.keep_inputs_ms
         if until_ms > work.now_ms:
             return until_ms
         for other in work.find(BlobFact, {"sha256": blob.sha256}):
@@ -188,16 +151,16 @@ class Keeping:
         """Look at some more of the files, once a day at all of them, and delete what no scope has:
         what a broker left that was killed between two steps. Return how many were looked at."""
         if self._names is None:
-            if self._core.ports.clock.now_ms() < self._files_due_ms:
+            if self._context.ports.clock.now_ms() < self._files_due_ms:
                 return 0
-            self._names = iter(self._core.ports.blobs.names())
+            self._names = iter(self._context.ports.blobs.names())
         names = list(islice(self._names, NAMES_AT_ONCE))
         if not names:
             self._names = None
-            self._files_due_ms = self._core.ports.clock.now_ms() + FILES_EVERY_MS
+            self._files_due_ms = self._context.ports.clock.now_ms() + FILES_EVERY_MS
             return 0
-        with self._core.read() as look:
-            had = {blob.sha256 for blob in look.find(BlobFact, {"sha256": tuple(names)})}
+        with self._context.read() as snapshot:
+            had = {blob.sha256 for blob in snapshot.find(BlobFact, {"sha256": tuple(names)})}
         self._drop_files(name for name in names if name not in had)
         return len(names)
 
@@ -205,10 +168,10 @@ class Keeping:
         """Delete the files that no scope has a right to."""
         rest = iter(hashes)
         while batch := list(islice(rest, FILES_AT_ONCE)):
-            with self._core.work() as work:
+            with self._context.work() as work:
                 for sha256 in batch:
                     if not work.find(BlobFact, {"sha256": sha256}, limit=1):
-                        self._core.ports.blobs.delete(sha256)
+                        self._context.ports.blobs.delete(sha256)
 
     def _content(self, indexes: Iterable[str]) -> set[str]:
         """Return the hashes of these trees' indexes and of all their chunks."""
@@ -216,7 +179,7 @@ class Keeping:
         for sha256 in indexes:
             found.add(sha256)
             try:
-                found.update(parse_index(self._core.ports.blobs.get(sha256)).chunks())
+                found.update(parse_index(self._context.ports.blobs.get(sha256)).chunks())
             except (BlobMissing, TreeRefused):
                 continue  # What has no readable index can't be restored and keeps nothing alive.
         return found

@@ -44,12 +44,12 @@ def load_offers(tx: Transaction, now_ms: int) -> list[BookEntry]:
     ]
 
 
-def stands_in_line(tx: Transaction, job: JobFact) -> bool:
+def is_queued(tx: Transaction, job: JobFact) -> bool:
     """Say whether the job wants a machine."""
     return wants_machine(job, tx.find(LeaseFact, {"job": job.id, "state": LIVE_LEASE}))
 
 
-def load_book(tx: Transaction, now_ms: int) -> tuple[list[BookEntry], list[JobFact]]:
+def load_order_book(tx: Transaction, now_ms: int) -> tuple[list[BookEntry], list[JobFact]]:
     """Return everything that shards hold: the offers, and the jobs in line."""
     waiting = tx.find(JobFact, {"state": (JobState.QUEUED, JobState.RECOVERING)})
-    return load_offers(tx, now_ms), [job for job in waiting if stands_in_line(tx, job)]
+    return load_offers(tx, now_ms), [job for job in waiting if is_queued(tx, job)]

@@ -14,24 +14,20 @@ from sublet_broker.market.facts import (
     LeaseFact,
     ReceiptFact,
     RunFact,
-    SettlementFact,
 )
 from sublet_broker.market.leasing import hold_ucr
 from sublet_broker.market.resuming import Ending, after
 from sublet_broker.market.running import is_over, judge_exit, lost
-from sublet_broker.market.settling import SettlementCase, SettlementDecision, decide
+from sublet_broker.market.settling import SettlementDecision
 from sublet_broker.service.leases.quarantine import distrust_start
-from sublet_broker.service.unit_of_work.context import Core
+from sublet_broker.service.leases.settlement import pending_of, settle
+from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.unit_of_work import (
-    LOST_DEVICE_MS,
-    RECOVERIES,
-    SETTLEMENTS,
-    Work,
+    UnitOfWork,
 )
-from sublet_contracts.documents import Job, Receipt, Settlement, sign_document
+from sublet_contracts.documents import Job, Receipt
 from sublet_contracts.reasons import MEANINGS, Fault, Next, Reason
 from sublet_contracts.states import (
-    CHAIN,
     JOB,
     LEASE,
     ChainState,
@@ -41,15 +37,12 @@ from sublet_contracts.states import (
     is_terminal,
     step,
 )
-from sublet_contracts.wire import Order, Settled
+from sublet_contracts.wire import Order
 
 
-def pending_of(lease: str) -> str:
-    """Return the id of the reservation that covers a lease."""
-    return ledger.transfer_id("hold", lease)
-
-
-def due(core: Core, work: Work, lease: LeaseFact, run: RunFact) -> tuple[Reason, str] | None:
+def due(
+    context: Context, work: UnitOfWork, lease: LeaseFact, run: RunFact
+) -> tuple[Reason, str] | None:
     """Return why a run that has exited can be closed now; None: something is still awaited.
 
     Awaited are the final receipt, and, where the job wants outputs, their verification. Each only
@@ -58,7 +51,7 @@ def due(core: Core, work: Work, lease: LeaseFact, run: RunFact) -> tuple[Reason,
     if run.state is not RunState.EXITED or run.reason is None:
         return None
     job = accepted(work.must(JobFact, lease.job).envelope, Job)
-    since_ms = max(run.ended_ms or 0, core.started_ms)
+    since_ms = max(run.ended_ms or 0, context.started_ms)
     reason, detail = run.reason, run.detail
     if reason is Reason.SUCCEEDED and job.outputs:
         outputs = work.find(CheckpointFact, {"lease": lease.id, "kind": "outputs"})
@@ -74,25 +67,27 @@ def due(core: Core, work: Work, lease: LeaseFact, run: RunFact) -> tuple[Reason,
     if chain.state is not ChainState.OPEN:
         return reason, detail
     at_once = MEANINGS[reason].next is Next.RETRY and MEANINGS[reason].fault is Fault.PROVIDER
-    wait_ms = core.settings.final_receipt_ms if at_once else job.patience_ms
+    wait_ms = context.settings.final_receipt_ms if at_once else job.patience_ms
     return (reason, detail) if work.now_ms >= since_ms + wait_ms else None
 
 
 def close_if_due(
-    core: Core, work: Work, lease: LeaseFact, decision: SettlementDecision | None = None
+    context: Context, work: UnitOfWork, lease: LeaseFact, decision: SettlementDecision | None = None
 ) -> bool:
     """Close the lease if its run has ended and nothing more is awaited."""
     run = work.get(RunFact, lease.id)
     if run is None or lease.state is not LeaseState.ACTIVE:
         return False
-    why = due(core, work, lease, run)
+    why = due(context, work, lease, run)
     if why is None:
         return False
-    close(core, work, lease, why[0], why[1], decision)
+    close(context, work, lease, why[0], why[1], decision)
     return True
 
 
-def give_up(core: Core, work: Work, lease: LeaseFact, reason: Reason, detail: str) -> None:
+def give_up(
+    context: Context, work: UnitOfWork, lease: LeaseFact, reason: Reason, detail: str
+) -> None:
     """Close a lost run's lease. A final receipt that came before counts as its word."""
     run = work.must(RunFact, lease.id)
     chain = work.must(ChainFact, lease.id)
@@ -103,12 +98,12 @@ def give_up(core: Core, work: Work, lease: LeaseFact, reason: Reason, detail: st
         whole = job.outputs is not None or not accepted(job.envelope, Job).outputs
         if said is not Reason.SUCCEEDED or whole:
             reason, detail = said, "its final receipt came before it fell silent"
-    close(core, work, lease, reason, detail)
+    close(context, work, lease, reason, detail)
 
 
 def close(
-    core: Core,
-    work: Work,
+    context: Context,
+    work: UnitOfWork,
     lease: LeaseFact,
     reason: Reason,
     detail: str,
@@ -122,7 +117,7 @@ def close(
     if lease.active_ms is None:
         work.resolve(pending_of(lease.id), ())
     else:
-        job, charged_ucr = _settle(core, work, job, lease, reason, decision)
+        job, charged_ucr = settle(context, work, job, lease, reason, decision)
     closed = replace(
         lease,
         state=step(LEASE, lease.state, LeaseState.CLOSED),
@@ -148,7 +143,7 @@ def close(
     elif run.successor:
         work.put(replace(run, successor=""))
     if reason is Reason.RESTORE_FAILED:
-        distrust_start(core, work, lease)
+        distrust_start(context, work, lease)
     ending = Ending(
         reason=reason,
         detail=detail,
@@ -159,7 +154,7 @@ def close(
         topped_up=hold_ucr(job) > lease.hold_ucr - charged_ucr,
     )
     before = work.must(JobFact, lease.job)
-    moved = after(job, ending, core.settings.patience, work.now_ms)
+    moved = after(job, ending, context.settings.patience, work.now_ms)
     work.put_job(before, moved, lease=lease.id)
     release_if_ended(work, moved)
     work.touch_offer(lease.provider)
@@ -167,7 +162,7 @@ def close(
         work.touch_offer(successor)
 
 
-def send_stop(work: Work, lease: LeaseFact, reason: Reason) -> None:
+def send_stop(work: UnitOfWork, lease: LeaseFact, reason: Reason) -> None:
     """Tell an agent to stop a run that is no longer wanted there."""
     work.send(
         lease.provider,
@@ -175,7 +170,7 @@ def send_stop(work: Work, lease: LeaseFact, reason: Reason) -> None:
     )
 
 
-def release_if_ended(work: Work, job: JobFact) -> None:
+def release_if_ended(work: UnitOfWork, job: JobFact) -> None:
     """Give back what is left of a job's hold once the job has ended."""
     if not is_terminal(JOB, job.state):
         return
@@ -196,109 +191,9 @@ def release_if_ended(work: Work, job: JobFact) -> None:
         work.event("money", job.id, after="released", detail=f"{left} ucr go back to the renter")
 
 
-def _progressed(work: Work, lease: LeaseFact) -> bool:
+def _progressed(work: UnitOfWork, lease: LeaseFact) -> bool:
     durable = work.find(
         CheckpointFact,
         {"lease": lease.id, "kind": "checkpoint", "state": CheckpointState.DURABLE},
     )
     return any(c.step > lease.start_step for c in durable)
-
-
-def case_of(core: Core, work: Work, lease: LeaseFact, reason: Reason) -> SettlementCase:
-    """Return what decides the lease's settlement."""
-    chain = work.must(ChainFact, lease.id)
-    case = SettlementCase(
-        lease=lease.id,
-        job=lease.job,
-        provider=lease.provider,
-        price_ucr_per_device_hour=lease.price_ucr_per_device_hour,
-        fee_bps=lease.fee_bps,
-        hold_ucr=lease.hold_ucr,
-        reason=reason,
-    )
-    if chain.head is None:
-        return case
-    head = work.must(ReceiptFact, chain.head)
-    receipt = accepted(head.envelope, Receipt)
-    return replace(
-        case,
-        receipt=head.id,
-        most_device_ms=core.settings.most_device_ms(lease, head.received_stopwatch_ms),
-        cum_device_ms=receipt.cum_device_ms,
-        durable_device_ms=receipt.durable_device_ms,
-        countersigned=head.countersigned,
-    )
-
-
-def _settle(
-    core: Core,
-    work: Work,
-    job: JobFact,
-    lease: LeaseFact,
-    reason: Reason,
-    decision: SettlementDecision | None,
-) -> tuple[JobFact, int]:
-    """Sign and post the settlement; return the job with what it has spent now, and the charge."""
-    case = case_of(core, work, lease, reason)
-    if decision is None or decision.lease != lease.id:
-        decision = decide(case)
-    document = Settlement(
-        broker=core.party,
-        job=lease.job,
-        lease=lease.id,
-        epoch=lease.epoch,
-        receipt=case.receipt,
-        reason=reason,
-        fault=MEANINGS[reason].fault,
-        accepted_by=decision.accepted_by,
-        cum_device_ms=decision.cum_device_ms,
-        payable_device_ms=decision.payable_device_ms,
-        lost_device_ms=decision.lost_device_ms,
-        charged_ucr=decision.charged_ucr,
-        fee_ucr=decision.fee_ucr,
-        provider_ucr=decision.provider_ucr,
-        transfers=decision.transfers,
-        issued_ms=work.now_ms,
-    )
-    signed = sign_document(document, work.key)
-    moves = [
-        ledger.Move(t.id, t.debit, t.credit, t.amount_ucr, signed.id, f"lease {lease.epoch}")
-        for t in decision.transfers
-    ]
-    work.resolve(pending_of(lease.id), moves)
-    work.tx.add(
-        SettlementFact(
-            signed.id,
-            lease.job,
-            lease.id,
-            lease.provider,
-            lease.renter,
-            work.now_ms,
-            signed.envelope,
-        )
-    )
-    work.record(signed.id)
-    work.tally(SETTLEMENTS, 1)
-    work.tally(RECOVERIES, int(document.fault in (Fault.PROVIDER, Fault.BROKER)))
-    work.tally(LOST_DEVICE_MS, decision.lost_device_ms)
-    chain = work.must(ChainFact, lease.id)
-    work.put(replace(chain, state=step(CHAIN, chain.state, ChainState.SETTLED)))
-    work.event(
-        "money",
-        lease.job,
-        lease=lease.id,
-        epoch=lease.epoch,
-        before=chain.state,
-        after="settled",
-        reason=reason,
-        detail=f"charged {decision.charged_ucr} ucr for "
-        f"{decision.payable_device_ms} device-ms; {decision.lost_device_ms} device-ms are free",
-    )
-    work.send(lease.provider, Settled(settlement=signed.envelope))
-    spent = replace(
-        job,
-        settled_ucr=job.settled_ucr + decision.charged_ucr,
-        accepted_ucr=job.accepted_ucr
-        + (decision.charged_ucr if decision.accepted_by == "job" else 0),
-    )
-    return spent, decision.charged_ucr

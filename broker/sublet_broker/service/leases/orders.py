@@ -2,14 +2,19 @@
 
 from sublet_broker.market.facts import LeaseFact, RunFact
 from sublet_broker.market.running import ordered
-from sublet_broker.service.unit_of_work.unit_of_work import Work
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import Desired
 from sublet_contracts.wire import Order
 
 
 def give_order(
-    work: Work, lease: LeaseFact, run: RunFact, desired: Desired, reason: Reason, grace_ms: int
+    work: UnitOfWork,
+    lease: LeaseFact,
+    run: RunFact,
+    desired: Desired,
+    reason: Reason,
+    grace_ms: int,
 ) -> RunFact:
     """Order a run to drain or stop, unless that was ordered before. Return it as it is now."""
     after = ordered(run, desired, reason, grace_ms, work.now_ms)

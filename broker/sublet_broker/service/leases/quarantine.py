@@ -3,12 +3,12 @@
 from sublet_broker.market.checkpointing import failed_twice, quarantined
 from sublet_broker.market.facts import CheckpointFact, LeaseFact
 from sublet_broker.service.ports import VerifyTask
-from sublet_broker.service.unit_of_work.context import Core
-from sublet_broker.service.unit_of_work.unit_of_work import Work
+from sublet_broker.service.unit_of_work.context import Context
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.states import CheckpointState
 
 
-def quarantine(work: Work, fact: CheckpointFact, detail: str) -> None:
+def quarantine(work: UnitOfWork, fact: CheckpointFact, detail: str) -> None:
     """Take a damaged checkpoint out of use."""
     work.put(quarantined(fact, detail))
     work.event(
@@ -22,7 +22,7 @@ def quarantine(work: Work, fact: CheckpointFact, detail: str) -> None:
     )
 
 
-def distrust_start(core: Core, work: Work, lease: LeaseFact) -> None:
+def distrust_start(context: Context, work: UnitOfWork, lease: LeaseFact) -> None:
     """After a lease couldn't restore its checkpoint: verify it again, or take it out of use."""
     fact = work.get(CheckpointFact, lease.start_checkpoint) if lease.start_checkpoint else None
     if fact is None or fact.state is not CheckpointState.DURABLE:
@@ -30,5 +30,5 @@ def distrust_start(core: Core, work: Work, lease: LeaseFact) -> None:
     if failed_twice(fact.id, work.find(LeaseFact, {"job": lease.job})):
         quarantine(work, fact, "two leases in a row could not restore it")
         return
-    task = VerifyTask(fact.id, fact.job, fact.index_sha256, core.settings.max_checkpoint_bytes)
-    work.tx.after_commit(lambda: core.ports.verifier.submit(task))
+    task = VerifyTask(fact.id, fact.job, fact.index_sha256, context.settings.max_checkpoint_bytes)
+    work.tx.after_commit(lambda: context.ports.verifier.submit(task))

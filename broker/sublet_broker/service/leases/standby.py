@@ -9,21 +9,21 @@ from dataclasses import replace
 
 from sublet_broker.market.checkpointing import resume_point
 from sublet_broker.market.facts import CheckpointFact, JobFact, LeaseFact, OfferFact, RunFact
-from sublet_broker.market.matching import choose, wish_of
+from sublet_broker.market.matching import choose, requirements_of
 from sublet_broker.service.leases.candidates import entry_of, load_offers
-from sublet_broker.service.unit_of_work.context import Core
-from sublet_broker.service.unit_of_work.unit_of_work import Work
+from sublet_broker.service.unit_of_work.context import Context
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.states import RunState
 from sublet_contracts.wire import Prepare, Unprepare
 
 
-def newest_durable(work: Work, job: str) -> CheckpointFact | None:
+def newest_durable(work: UnitOfWork, job: str) -> CheckpointFact | None:
     """Return the checkpoint from which the job would go on."""
     return resume_point(work.find(CheckpointFact, {"job": job, "kind": "checkpoint"}))
 
 
 def prepare_successor(
-    core: Core, work: Work, lease: LeaseFact, run: RunFact, *, without: str = ""
+    context: Context, work: UnitOfWork, lease: LeaseFact, run: RunFact, *, without: str = ""
 ) -> RunFact:
     """Choose a successor for a run that has fallen silent, if it has none. `without`: a provider
     that has said it can't."""
@@ -32,13 +32,13 @@ def prepare_successor(
     job = work.must(JobFact, lease.job)
     if job.wanted:
         return run
-    wish = replace(wish_of(job), avoid=(*job.avoid, lease.provider), prefer="")
+    requirements = replace(requirements_of(job), avoid=(*job.avoid, lease.provider), prefer="")
     entries = [
         entry_of(work.tx, entry.offer, job.id)
         for entry in load_offers(work.tx, work.now_ms)
         if entry.offer.provider not in (lease.provider, without) and entry.free_device_ids
     ]
-    match = choose(wish, entries)
+    match = choose(requirements, entries)
     if match is None:
         return run
     provider = work.must(OfferFact, match.offer).provider
@@ -56,18 +56,18 @@ def prepare_successor(
     return work.put_run(run, replace(run, successor=provider))
 
 
-def ask_again(work: Work, provider: str) -> None:
+def ask_again(work: UnitOfWork, provider: str) -> None:
     """Tell a provider that has just joined what it is to prepare: the first notice may be lost."""
     for run in work.find(RunFact, {"successor": provider}):
         _ask(work, provider, work.must(JobFact, run.job))
 
 
-def _ask(work: Work, provider: str, job: JobFact) -> None:
+def _ask(work: UnitOfWork, provider: str, job: JobFact) -> None:
     start = newest_durable(work, job.id)
     work.notice(provider, Prepare(job=job.envelope, checkpoint=start.envelope if start else None))
 
 
-def release_successor(work: Work, run: RunFact) -> None:
+def release_successor(work: UnitOfWork, run: RunFact) -> None:
     """Tell a successor that it isn't needed. The caller puts the run without it."""
     if run.successor:
         work.notice(run.successor, Unprepare(job=run.job))

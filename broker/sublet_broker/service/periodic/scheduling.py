@@ -13,13 +13,13 @@ from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import JobFact, LeaseFact, OfferFact, ShardFact
 from sublet_broker.market.leasing import lease_document, why_not_leased
 from sublet_broker.market.ledger import held
-from sublet_broker.market.matching import fits, wish_of
-from sublet_broker.service.leases.candidates import LIVE_LEASE, entry_of, open_offer, stands_in_line
-from sublet_broker.service.leases.closing import pending_of
+from sublet_broker.market.matching import fits, requirements_of
+from sublet_broker.service.leases.candidates import LIVE_LEASE, entry_of, is_queued, open_offer
+from sublet_broker.service.leases.settlement import pending_of
 from sublet_broker.service.leases.standby import newest_durable
 from sublet_broker.service.ports import MatcherAway, Proposal
-from sublet_broker.service.unit_of_work.context import Core
-from sublet_broker.service.unit_of_work.unit_of_work import Work
+from sublet_broker.service.unit_of_work.context import Context
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.documents import Job, Offer, sign_document
 from sublet_contracts.states import JOB, JobState, LeaseState, step
 from sublet_contracts.wire import Assign
@@ -30,8 +30,8 @@ BATCH = 32
 class Scheduling:
     """From proposals to leases."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._told: dict[str, tuple[str, str]] = {}
         """Per provider the offer (and its pool) that the engine has."""
         self.matcher_away = False
@@ -42,9 +42,9 @@ class Scheduling:
         """Let the engine match. Return how many leases were made. One caller at a time."""
         try:
             if self.matcher_away:
-                self._core.ports.matcher.rebuild()
+                self._context.ports.matcher.rebuild()
             self._tell_changes()
-            proposals = self._core.ports.matcher.propose(self._core.ports.clock.now_ms())
+            proposals = self._context.ports.matcher.propose(self._context.ports.clock.now_ms())
             self.matcher_away = False
         except MatcherAway:
             self.matcher_away = True
@@ -52,7 +52,7 @@ class Scheduling:
         best = self._best(proposals)
         made = 0
         for start in range(0, len(best), BATCH):
-            with self._core.work() as work:
+            with self._context.work() as work:
                 for proposal in best[start : start + BATCH]:
                     made += self._commit(work, proposal)
         if made:
@@ -61,7 +61,7 @@ class Scheduling:
 
     def _tell_changes(self) -> None:
         """Bring the engine up to date with what has changed."""
-        dirty = self._core.dirty
+        dirty = self._context.dirty
         providers, jobs = list(dirty.providers), list(dirty.jobs)
         if not providers and not jobs:
             return
@@ -70,44 +70,44 @@ class Scheduling:
         for job in jobs:
             dirty.jobs.pop(job, None)
         try:
-            with self._core.read() as look:
+            with self._context.read() as snapshot:
                 for provider in providers:
-                    self._tell_offer(look, provider)
+                    self._tell_offer(snapshot, provider)
                 for id in jobs:
-                    self._tell_job(look, id)
+                    self._tell_job(snapshot, id)
         except Exception:
             # Told again: once the engine has come back and rebuilt, or the database answers.
             dirty.providers.update(dict.fromkeys(providers))
             dirty.jobs.update(dict.fromkeys(jobs))
             raise
 
-    def _tell_offer(self, look: Work, provider: str) -> None:
-        matcher = self._core.ports.matcher
-        offer = open_offer(look.tx, provider, look.now_ms)
+    def _tell_offer(self, snapshot: UnitOfWork, provider: str) -> None:
+        matcher = self._context.ports.matcher
+        offer = open_offer(snapshot.tx, provider, snapshot.now_ms)
         told = self._told.get(provider)
         if told is not None and (offer is None or offer.id != told[0]):
             matcher.offer_gone(*told)
             del self._told[provider]
         if offer is not None:
             self._told[provider] = (offer.id, offer.pool)
-            matcher.offer_changed(entry_of(look.tx, offer))
+            matcher.offer_changed(entry_of(snapshot.tx, offer))
 
-    def _tell_job(self, look: Work, id: str) -> None:
-        job = look.get(JobFact, id)
-        if job is not None and stands_in_line(look.tx, job):
-            self._core.ports.matcher.job_queued(job)
+    def _tell_job(self, snapshot: UnitOfWork, id: str) -> None:
+        job = snapshot.get(JobFact, id)
+        if job is not None and is_queued(snapshot.tx, job):
+            self._context.ports.matcher.job_queued(job)
         else:
-            self._core.ports.matcher.job_gone(id)
+            self._context.ports.matcher.job_gone(id)
 
     def _best(self, proposals: list[Proposal]) -> list[Proposal]:
         """Return one proposal for each job, in the engine's order of jobs."""
         if not proposals:
             return []
         ranked: dict[str, tuple[tuple[bool, bool, int, str], Proposal]] = {}
-        with self._core.read() as look:
+        with self._context.read() as snapshot:
             for proposal in proposals:
-                job = look.get(JobFact, proposal.job)
-                offer = look.get(OfferFact, proposal.offer)
+                job = snapshot.get(JobFact, proposal.job)
+                offer = snapshot.get(OfferFact, proposal.offer)
                 if job is None or offer is None:
                     continue
                 price = accepted(offer.envelope, Offer).price_ucr_per_device_hour
@@ -121,7 +121,7 @@ class Scheduling:
                     ranked[proposal.job] = (rank, proposal)
         return [proposal for _, proposal in ranked.values()]
 
-    def _commit(self, work: Work, proposal: Proposal) -> bool:
+    def _commit(self, work: UnitOfWork, proposal: Proposal) -> bool:
         """Make a lease of a proposal, if it holds."""
         work.touch_job(proposal.job)
         shard = work.get(ShardFact, proposal.pool)
@@ -135,7 +135,7 @@ class Scheduling:
         if open_offer(work.tx, offer.provider, work.now_ms) != offer:
             # A shard that was rebuilt may have read an offer that nobody told of: nor would anybody
             # tell that it has gone, and it would hold up every job that it fits.
-            matcher = self._core.ports.matcher
+            matcher = self._context.ports.matcher
             work.tx.after_commit(lambda: matcher.offer_gone(offer.id, offer.pool))
             return False
         open_leases = work.tx.count(LeaseFact, {"job": job.id, "state": LIVE_LEASE})
@@ -148,13 +148,18 @@ class Scheduling:
         if len(set(chosen)) != asked or len(proposal.device_ids) != asked:
             return False
         terms = accepted(offer.envelope, Offer)
-        if fits(wish_of(job), terms, chosen):
+        if fits(requirements_of(job), terms, chosen):
             return False
         self._lease(work, job, offer, terms, chosen)
         return True
 
     def _lease(
-        self, work: Work, job: JobFact, offer: OfferFact, terms: Offer, chosen: tuple[str, ...]
+        self,
+        work: UnitOfWork,
+        job: JobFact,
+        offer: OfferFact,
+        terms: Offer,
+        chosen: tuple[str, ...],
     ) -> None:
         start = newest_durable(work, job.id)
         document = lease_document(
@@ -163,10 +168,10 @@ class Scheduling:
             offer.id,
             chosen,
             start,
-            broker=self._core.party,
-            fee_bps=self._core.settings.fee_bps,
+            broker=self._context.party,
+            fee_bps=self._context.settings.fee_bps,
             now_ms=work.now_ms,
-            answer_ms=self._core.settings.answer_ms,
+            answer_ms=self._context.settings.answer_ms,
         )
         signed = sign_document(document, work.key)
         work.reserve(pending_of(signed.id), held(job.id), document.hold_ucr, signed.id)

@@ -23,15 +23,15 @@ from sublet_broker.market.running import (
     nears_the_edge,
     silence_of,
 )
-from sublet_broker.service.content.retention import Keeping
+from sublet_broker.service.content.retention import Retention
 from sublet_broker.service.leases.closing import close, give_up, release_if_ended
 from sublet_broker.service.leases.orders import give_order
 from sublet_broker.service.leases.standby import prepare_successor
 from sublet_broker.service.ports import MatcherAway, VerifyResult
-from sublet_broker.service.providers.checkpoints import Evidence
-from sublet_broker.service.providers.offers import Board
-from sublet_broker.service.unit_of_work.context import Core
-from sublet_broker.service.unit_of_work.unit_of_work import Work
+from sublet_broker.service.providers.checkpoints import Checkpoints
+from sublet_broker.service.providers.offers import Offers
+from sublet_broker.service.unit_of_work.context import Context
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.documents import Job
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import Desired, JobState, LeaseState, RunState
@@ -49,11 +49,11 @@ LIVE_RUN = tuple(s for s in RunState if s not in (RunState.EXITED, RunState.LOST
 class Supervision:
     """The sweeper, and what follows from verification."""
 
-    def __init__(self, core: Core, board: Board, keeping: Keeping) -> None:
-        self._core = core
-        self._keeping = keeping
-        self._board = board
-        self._evidence = Evidence(core)
+    def __init__(self, context: Context, board: Offers, keeping: Retention) -> None:
+        self._context = context
+        self._retention = keeping
+        self._offers = board
+        self._checkpoints = Checkpoints(context)
         self._unjudged: dict[str, VerifyResult] = {}
         self._expires_ms = 0
         self._seen: object = None
@@ -66,26 +66,26 @@ class Supervision:
 
         To be called once, before agents may join.
         """
-        with self._core.work() as work:
-            self._core.started_ms = work.now_ms
+        with self._context.work() as work:
+            self._context.started_ms = work.now_ms
             # A commit at each start, whatever else there is: the clock doesn't go back behind it.
             work.put(CounterFact(STARTED, work.now_ms))
             for agent in work.find(AgentFact, {}):
                 if agent.connected:
                     work.put(replace(agent, connected=False))
                 work.touch_offer(agent.id)
-            self._forgive(work)
+            self._grant_grace(work)
             for lease in work.find(LeaseFact, {"state": LeaseState.ACTIVE}):
                 work.touch_ended(lease.id)  # Those that run are left out by the first look.
             for job in work.find(JobFact, {"state": (JobState.QUEUED, JobState.RECOVERING)}):
                 work.touch_job(job.id)
-        self._evidence.verify_all()
+        self._checkpoints.verify_all()
         try:
-            self._core.ports.matcher.rebuild()
+            self._context.ports.matcher.rebuild()
         except MatcherAway:
             pass  # It rebuilds by itself when it comes; queued jobs wait.
 
-    def _forgive(self, work: Work) -> None:
+    def _grant_grace(self, work: UnitOfWork) -> None:
         """Count everybody's silence from now."""
         until_ms = work.now_ms + self._grace_ms()
         for run in work.find(RunFact, {"state": LIVE_RUN}):
@@ -101,7 +101,7 @@ class Supervision:
             work.put(replace(lease, answer_by_ms=until_ms))
 
     def _grace_ms(self) -> int:
-        return max(self._core.settings.answer_ms, self._core.settings.unknown_after_ms)
+        return max(self._context.settings.answer_ms, self._context.settings.unknown_after_ms)
 
     def sweep(self) -> None:
         """Do what is due: silence, answers, orders, budgets' edges, expiry.
@@ -109,20 +109,22 @@ class Supervision:
         It begins with a period of grace for everyone where something could not be written since the
         last one: it may have been what they said. Raises StorageFull, StoreAway.
         """
-        if self._core.kept_out:
-            self._core.kept_out = False  # before it is read: what fails from now on sets it again
-            with self._core.work() as work:
-                self._forgive(work)
+        if self._context.writes_failed:
+            self._context.writes_failed = (
+                False  # before it is read: what fails from now on sets it again
+            )
+            with self._context.work() as work:
+                self._grant_grace(work)
         self._sweep()
 
     def was_away(self) -> None:
         """Have the next sweep begin with a period of grace for everyone: the broker itself stood
         still, and what was said meanwhile has still to be read."""
-        self._core.kept_out = True
+        self._context.writes_failed = True
 
     def _sweep(self) -> None:
-        now_ms = self._core.ports.clock.now_ms()
-        if self._seen is not self._core.dirty.moved_by or now_ms >= self._quiet_until_ms:
+        now_ms = self._context.ports.clock.now_ms()
+        if self._seen is not self._context.dirty.last_run_change or now_ms >= self._quiet_until_ms:
             self._look()
         if now_ms >= self._expires_ms:
             self._sweep_expired()
@@ -130,46 +132,48 @@ class Supervision:
 
     def _look(self) -> None:
         """Look at all that lives, and do what is due with it."""
-        seen = self._core.dirty.moved_by  # before the look: what is put during it is looked at next
-        with self._core.read() as look:
-            proposed = look.find(LeaseFact, {"state": LeaseState.PROPOSED})
-            late = [lease.id for lease in proposed if look.now_ms >= lease.answer_by_ms]
-            runs = [run.id for run in look.tx.find(RunFact, {"state": LIVE_RUN})]
-            due = [run for run in runs if self._due(look, run)]
+        seen = (
+            self._context.dirty.last_run_change
+        )  # before the look: what is put during it is looked at next
+        with self._context.read() as snapshot:
+            proposed = snapshot.find(LeaseFact, {"state": LeaseState.PROPOSED})
+            late = [lease.id for lease in proposed if snapshot.now_ms >= lease.answer_by_ms]
+            runs = [run.id for run in snapshot.tx.find(RunFact, {"state": LIVE_RUN})]
+            due = [run for run in runs if self._due(snapshot, run)]
             quiet_until_ms = [lease.answer_by_ms for lease in proposed]
-            quiet_until_ms += [self._core.pulses.quiet_until(run) for run in runs]
+            quiet_until_ms += [self._context.heartbeats.quiet_until(run) for run in runs]
         self._seen = seen
-        self._quiet_until_ms = min(quiet_until_ms, default=look.now_ms + IDLE_LOOK_EVERY_MS)
+        self._quiet_until_ms = min(quiet_until_ms, default=snapshot.now_ms + IDLE_LOOK_EVERY_MS)
         self._each(late, self._unanswered)
         self._each(due, self._attend)
 
     def _sweep_expired(self) -> None:
         """Offers and jobs whose time is over. Nothing is leased on them meanwhile."""
-        with self._core.read() as look:
-            offers = self._board.expired(look)
+        with self._context.read() as snapshot:
+            offers = self._offers.expired(snapshot)
             jobs = [
                 job.id
-                for job in look.find(JobFact, {"state": JobState.QUEUED, "started_ms": None})
-                if accepted(job.envelope, Job).expires_ms <= look.now_ms
+                for job in snapshot.find(JobFact, {"state": JobState.QUEUED, "started_ms": None})
+                if accepted(job.envelope, Job).expires_ms <= snapshot.now_ms
             ]
-        self._board.expire(offers)
+        self._offers.expire(offers)
         self._each(jobs, self._expire)
 
-    def _each(self, ids: Iterable[str], act: Callable[[Work, str], None]) -> None:
+    def _each(self, ids: Iterable[str], act: Callable[[UnitOfWork, str], None]) -> None:
         for id in ids:
-            with self._core.work() as work:
+            with self._context.work() as work:
                 act(work, id)
 
-    def _unanswered(self, work: Work, id: str) -> None:
+    def _unanswered(self, work: UnitOfWork, id: str) -> None:
         lease = work.must(LeaseFact, id)
         if lease.state is LeaseState.PROPOSED and work.now_ms >= lease.answer_by_ms:
-            close(self._core, work, lease, Reason.LEASE_UNANSWERED, "")
+            close(self._context, work, lease, Reason.LEASE_UNANSWERED, "")
 
     def _silence(self, run: RunFact, job: Job, now_ms: int) -> RunState | None:
         return silence_of(
             run,
             now_ms=now_ms,
-            unknown_after_ms=self._core.settings.unknown_after_ms,
+            unknown_after_ms=self._context.settings.unknown_after_ms,
             patience_ms=job.patience_ms,
         )
 
@@ -179,32 +183,32 @@ class Supervision:
             lease,
             now_ms=now_ms,
             stop_grace_ms=job.stop_grace_ms,
-            margin_ms=self._core.settings.drain_margin_ms,
+            margin_ms=self._context.settings.drain_margin_ms,
         )
 
-    def _due(self, look: Work, id: str) -> bool:
-        now_ms = look.now_ms
-        if now_ms < self._core.pulses.quiet_until(id):
+    def _due(self, snapshot: UnitOfWork, id: str) -> bool:
+        now_ms = snapshot.now_ms
+        if now_ms < self._context.heartbeats.quiet_until(id):
             return False
-        run = look.must(RunFact, id)
-        job = accepted(look.must(JobFact, run.job).envelope, Job)
-        lease = look.must(LeaseFact, run.id)
+        run = snapshot.must(RunFact, id)
+        job = accepted(snapshot.must(JobFact, run.job).envelope, Job)
+        lease = snapshot.must(LeaseFact, run.id)
         if (
             self._silence(run, job, now_ms) is not None
             or (run.state is RunState.UNKNOWN and not run.successor)
             or is_overdue(run, now_ms)
-            or disobeys(run, now_ms, self._core.settings.stop_overdue_ms)
+            or disobeys(run, now_ms, self._context.settings.stop_overdue_ms)
             or self._nears_the_edge(run, lease, job, now_ms)
         ):
             return True
         if run.desired is Desired.RUN and not self._nears_the_edge(
             run, lease, job, now_ms + LOOK_EVERY_MS
         ):
-            silent_ms = min(self._core.settings.unknown_after_ms, job.patience_ms)
-            self._core.pulses.nothing_due(run.id, now_ms + LOOK_EVERY_MS, silent_ms)
+            silent_ms = min(self._context.settings.unknown_after_ms, job.patience_ms)
+            self._context.heartbeats.nothing_due(run.id, now_ms + LOOK_EVERY_MS, silent_ms)
         return False
 
-    def _attend(self, work: Work, id: str) -> None:
+    def _attend(self, work: UnitOfWork, id: str) -> None:
         run = work.must(RunFact, id)
         lease = work.must(LeaseFact, id)
         if lease.state is not LeaseState.ACTIVE:
@@ -214,31 +218,33 @@ class Supervision:
         if silence is RunState.LOST:
             self._lose(work, lease, run)
             return
-        if disobeys(run, work.now_ms, self._core.settings.stop_overdue_ms):
-            give_up(self._core, work, lease, Reason.PROVIDER_LOST, "it did not stop when it was to")
+        if disobeys(run, work.now_ms, self._context.settings.stop_overdue_ms):
+            give_up(
+                self._context, work, lease, Reason.PROVIDER_LOST, "it did not stop when it was to"
+            )
             return
         if silence is RunState.UNKNOWN:
             run = work.put_run(run, fell_silent(run, work.now_ms))
-        run = prepare_successor(self._core, work, lease, run)
+        run = prepare_successor(self._context, work, lease, run)
         if is_overdue(run, work.now_ms):
             reason = run.order_reason or Reason.CANCELLED
             give_order(work, lease, run, Desired.STOP, reason, 0)
         elif self._nears_the_edge(run, lease, job, work.now_ms):
             give_order(work, lease, run, Desired.DRAIN, Reason.BUDGET_EXHAUSTED, job.stop_grace_ms)
 
-    def _lose(self, work: Work, lease: LeaseFact, run: RunFact) -> None:
+    def _lose(self, work: UnitOfWork, lease: LeaseFact, run: RunFact) -> None:
         agent = work.get(AgentFact, lease.provider)
         # It has spoken since it named this run last.
         lives = (
             agent is not None
             and agent.connected
-            and self._core.pulses.last_seen_ms(agent) > run.last_seen_ms
+            and self._context.heartbeats.last_seen_ms(agent) > run.last_seen_ms
         )
         reason = Reason.RUN_VANISHED if lives else Reason.PROVIDER_LOST
         silent_ms = work.now_ms - run.last_seen_ms
-        give_up(self._core, work, lease, reason, f"silent for {silent_ms} ms")
+        give_up(self._context, work, lease, reason, f"silent for {silent_ms} ms")
 
-    def _expire(self, work: Work, id: str) -> None:
+    def _expire(self, work: UnitOfWork, id: str) -> None:
         job = work.must(JobFact, id)
         if job.state is JobState.QUEUED and job.started_ms is None:
             ended = ended_by_renter(job, JobState.CANCELLED, Reason.JOB_EXPIRED, work.now_ms)
@@ -251,20 +257,20 @@ class Supervision:
         The verifier tells each result once. Those that can't be written down now, as where the
         database is away, are kept for the next round: nobody else would ask for them again.
         """
-        for result in self._core.ports.verifier.collect():
+        for result in self._context.ports.verifier.collect():
             self._unjudged[result.checkpoint] = result
         failed: Exception | None = None
         judged = 0
         for result in tuple(self._unjudged.values()):
             try:
-                job = self._evidence.verdict(result)
+                job = self._checkpoints.verdict(result)
             except Exception as error:  # noqa: BLE001 - one must not hold up the others
                 failed = error
                 continue
             del self._unjudged[result.checkpoint]
             judged += 1
             if job is not None:
-                self._keeping.prune(job)
+                self._retention.prune(job)
         if failed is not None:
             raise failed
         return judged

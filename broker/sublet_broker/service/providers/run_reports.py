@@ -15,10 +15,10 @@ from sublet_broker.market.running import exited, heard, is_over, takes_logs
 from sublet_broker.service.errors import StaleInstance
 from sublet_broker.service.leases.closing import close, close_if_due, send_stop
 from sublet_broker.service.leases.standby import prepare_successor, release_successor
-from sublet_broker.service.unit_of_work.context import Core
+from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.heartbeats import with_figures
 from sublet_broker.service.unit_of_work.signed_input import merge, receive_document
-from sublet_broker.service.unit_of_work.unit_of_work import Work
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.documents import DocumentRefused, Lease
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.reasons import Reason
@@ -43,7 +43,7 @@ from sublet_contracts.wire import (
 )
 
 
-def current_agent(work: Work, party: str, instance: str) -> AgentFact:
+def current_agent(work: UnitOfWork, party: str, instance: str) -> AgentFact:
     """Return an agent, if that is its newest connection. Raises StaleInstance."""
     agent = work.get(AgentFact, party)
     if agent is None or agent.instance != instance:
@@ -51,19 +51,19 @@ def current_agent(work: Work, party: str, instance: str) -> AgentFact:
     return agent
 
 
-class Reports:
+class RunReports:
     """What agents say about their runs."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def heartbeat(self, party: str, instance: str, message: Heartbeat) -> None:
         """Note who lives. A run that isn't named isn't heard from. Raises StaleInstance."""
-        pulses = self._core.pulses
-        if pulses.beat(party, instance, message.runs, self._core.ports.clock.now_ms()):
+        heartbeats = self._context.heartbeats
+        if heartbeats.beat(party, instance, message.runs, self._context.ports.clock.now_ms()):
             return
         settled: list[RunFact] = []
-        with self._core.work() as work:
+        with self._context.work() as work:
             agent = current_agent(work, party, instance)
             work.put(replace(agent, connected=True, last_seen_ms=work.now_ms))
             if not agent.connected:
@@ -72,9 +72,9 @@ class Reports:
                 run = self._report(work, party, report)
                 if run is not None and run.state == report.state:
                     settled.append(run)
-        pulses.settle(party, settled, work.token)
+        heartbeats.settle(party, settled, work.token)
 
-    def _report(self, work: Work, party: str, report: RunReport) -> RunFact | None:
+    def _report(self, work: UnitOfWork, party: str, report: RunReport) -> RunFact | None:
         """Act on one line of a heartbeat; return the run if it lives."""
         lease = work.get(LeaseFact, report.lease)
         if lease is None or lease.provider != party:
@@ -87,13 +87,13 @@ class Reports:
         job = work.must(JobFact, lease.job)
         if run is None or is_over(run) or not is_held(lease, job, party, report.epoch):
             return None
-        self._core.pulses.follow(run, work.token)
+        self._context.heartbeats.follow(run, work.token)
         figures = with_figures(run, report, work.now_ms)
         return self._observed(work, job, lease, run, figures, RunState(report.state))
 
     def _observed(
         self,
-        work: Work,
+        work: UnitOfWork,
         job: JobFact,
         lease: LeaseFact,
         before: RunFact,
@@ -120,7 +120,7 @@ class Reports:
 
     def run_changed(self, party: str, message: RunChanged) -> None:
         """Note that a run entered a state."""
-        with self._core.work() as work:
+        with self._context.work() as work:
             lease = work.get(LeaseFact, message.lease)
             if lease is None or lease.provider != party:
                 return
@@ -142,9 +142,9 @@ class Reports:
             work.put_run(
                 run, exited(counted, reason, message.exit_code, message.detail, work.now_ms)
             )
-            close_if_due(self._core, work, lease)
+            close_if_due(self._context, work, lease)
 
-    def _note_notice(self, work: Work, run: RunFact, message: RunChanged) -> None:
+    def _note_notice(self, work: UnitOfWork, run: RunFact, message: RunChanged) -> None:
         """Keep the reason for a drain that the provider began by itself."""
         now = work.must(RunFact, run.id)
         if message.state == "draining" and message.reason and now.desired is Desired.RUN:
@@ -152,7 +152,7 @@ class Reports:
 
     def lease_answer(self, party: str, message: LeaseAnswer) -> None:
         """Take an agent's signature on a lease, or its refusal. Raises DocumentRefused."""
-        with self._core.work() as work:
+        with self._context.work() as work:
             lease = work.get(LeaseFact, message.lease)
             if lease is None or lease.provider != party:
                 raise DocumentRefused("it answers a lease that was not offered", "lease")
@@ -163,13 +163,13 @@ class Reports:
             if lease.state is LeaseState.ACTIVE:
                 return
             if message.signed is None:
-                close(self._core, work, lease, Reason.LEASE_REFUSED, message.refusal)
+                close(self._context, work, lease, Reason.LEASE_REFUSED, message.refusal)
             else:
                 self._activate(work, lease, message.signed)
 
-    def _activate(self, work: Work, lease: LeaseFact, envelope: Envelope) -> None:
-        parties = (self._core.party, lease.provider)
-        signed = receive_document(self._core, envelope, Lease, signed_by=parties)
+    def _activate(self, work: UnitOfWork, lease: LeaseFact, envelope: Envelope) -> None:
+        parties = (self._context.party, lease.provider)
+        signed = receive_document(self._context, envelope, Lease, signed_by=parties)
         if signed.id != lease.id:
             raise DocumentRefused("another lease was signed than the one offered", "signed")
         active = replace(
@@ -205,7 +205,7 @@ class Reports:
 
     def prepared(self, party: str, message: Prepared) -> None:
         """Note whether a successor is ready; where it can't be, try another."""
-        with self._core.work() as work:
+        with self._context.work() as work:
             for run in work.find(RunFact, {"job": message.job, "successor": party}):
                 work.event(
                     "successor",
@@ -220,7 +220,7 @@ class Reports:
                     lease = work.must(LeaseFact, run.id)
                     free = work.put_run(run, replace(run, successor=""))
                     work.touch_offer(party)
-                    prepare_successor(self._core, work, lease, free, without=party)
+                    prepare_successor(self._context, work, lease, free, without=party)
 
     def logs(self, party: str, message: Logs) -> LogsWanted:
         """Keep the lines that are next; return the number that is wanted after them.
@@ -229,20 +229,20 @@ class Reports:
         agent lets go of it.
         """
         end = LogsWanted(lease=message.lease, next_number=message.lines[-1].number + 1)
-        with self._core.work() as work:
+        with self._context.work() as work:
             lease = work.get(LeaseFact, message.lease)
             if lease is None or lease.provider != party or lease.epoch != message.epoch:
                 return end
             job = work.must(JobFact, lease.job)
             run = work.get(RunFact, lease.id)
-            late_ms = self._core.settings.late_logs_ms
+            late_ms = self._context.settings.late_logs_ms
             if not takes_logs(lease, job, run, now_ms=work.now_ms, late_ms=late_ms):
                 return end
             return self._keep_lines(work, lease, message) or end
 
-    def _keep_lines(self, work: Work, lease: LeaseFact, message: Logs) -> LogsWanted | None:
+    def _keep_lines(self, work: UnitOfWork, lease: LeaseFact, message: Logs) -> LogsWanted | None:
         """Append what is next; None: the job's log is full."""
-        settings = self._core.settings
+        settings = self._context.settings
         newest = work.find(LogLineFact, {"job": lease.job}, order_by="id", descending=True, limit=1)
         last, total_bytes = (newest[0].id, newest[0].total_bytes) if newest else (0, 0)
         if last >= settings.max_job_logs or total_bytes >= settings.max_job_log_bytes:
@@ -266,7 +266,7 @@ class Reports:
                     total_bytes,
                 )
             )
-            work.told_jobs[lease.job] = None
+            work.jobs_with_news[lease.job] = None
             if last >= settings.max_job_logs or total_bytes >= settings.max_job_log_bytes:
                 work.event(
                     "log",
@@ -279,7 +279,7 @@ class Reports:
                 return None
         return LogsWanted(lease=lease.id, next_number=wanted)
 
-    def _next_number(self, work: Work, lease: str) -> int:
+    def _next_number(self, work: UnitOfWork, lease: str) -> int:
         newest = work.find(
             LogLineFact, {"lease": lease}, order_by="number", descending=True, limit=1
         )

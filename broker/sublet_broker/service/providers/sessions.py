@@ -11,10 +11,11 @@ from sublet_broker.market.facts import AgentFact, LeaseFact, RunFact
 from sublet_broker.market.running import fell_silent, is_over
 from sublet_broker.service.leases.candidates import LIVE_LEASE
 from sublet_broker.service.leases.standby import ask_again, prepare_successor
-from sublet_broker.service.providers.checkpoints import Evidence
-from sublet_broker.service.providers.offers import Board
-from sublet_broker.service.providers.run_reports import Reports, current_agent
-from sublet_broker.service.unit_of_work.context import Core
+from sublet_broker.service.providers.checkpoints import Checkpoints
+from sublet_broker.service.providers.offers import Offers
+from sublet_broker.service.providers.receipts import Receipts
+from sublet_broker.service.providers.run_reports import RunReports, current_agent
+from sublet_broker.service.unit_of_work.context import Context
 from sublet_contracts.documents import DocumentRefused
 from sublet_contracts.session import SessionProof
 from sublet_contracts.states import LeaseState
@@ -36,23 +37,24 @@ from sublet_contracts.wire import (
 )
 
 
-class Agents:
+class Sessions:
     """The agents' side of the broker."""
 
-    def __init__(self, core: Core, board: Board) -> None:
-        self._core = core
-        self._board = board
-        self._reports = Reports(core)
-        self._evidence = Evidence(core)
+    def __init__(self, context: Context, board: Offers) -> None:
+        self._context = context
+        self._offers = board
+        self._reports = RunReports(context)
+        self._checkpoints = Checkpoints(context)
+        self._receipts = Receipts(context)
 
     def joined(self, proof: SessionProof) -> Welcome:
         """Take in an agent that has proven who it is. It replaces an earlier one of its key."""
-        self._core.outbox.drop_notices(proof.party)
-        with self._core.work() as work:
+        self._context.outbox.drop_notices(proof.party)
+        with self._context.work() as work:
             known = work.get(AgentFact, proof.party)
             if known is None:
-                most = self._core.settings.max_new_parties_an_hour
-                self._core.quotas.demand("new agents", "", most, work.now_ms)
+                most = self._context.settings.max_new_parties_an_hour
+                self._context.rate_limits.demand("new agents", "", most, work.now_ms)
             agent = known or AgentFact(proof.party, "", False, 0)
             work.put(
                 replace(agent, instance=proof.instance, connected=True, last_seen_ms=work.now_ms)
@@ -62,7 +64,7 @@ class Agents:
             )
             work.touch_offer(proof.party)
             ask_again(work, proof.party)
-        settings = self._core.settings
+        settings = self._context.settings
         return Welcome(
             heartbeat_ms=settings.heartbeat_ms,
             fee_bps=settings.fee_bps,
@@ -72,7 +74,7 @@ class Agents:
     def left(self, party: str, instance: str) -> None:
         """Note that a connection is gone. Its runs are unknown at once, so that successors prepare;
         they are lost by silence only."""
-        with self._core.work() as work:
+        with self._context.work() as work:
             agent = work.get(AgentFact, party)
             if agent is None or agent.instance != instance:
                 return
@@ -82,7 +84,7 @@ class Agents:
                 run = work.get(RunFact, lease.id)
                 if run is not None and not is_over(run):
                     silent = work.put_run(run, fell_silent(run, work.now_ms))
-                    prepare_successor(self._core, work, lease, silent)
+                    prepare_successor(self._context, work, lease, silent)
 
     def receive(self, party: str, instance: str, message: Message) -> list[Message]:
         """Act on an agent's message; return unreliable answers.
@@ -97,11 +99,11 @@ class Agents:
         self._check_instance(party, instance)
         match message:
             case Ack():
-                self._core.outbox.acked(party, message.mids)
+                self._context.outbox.acked(party, message.mids)
             case Announce():
-                self._board.announce(party, message.offer)
+                self._offers.announce(party, message.offer)
             case Withdraw():
-                self._board.withdraw(party, message.offer_sequence)
+                self._offers.withdraw(party, message.offer_sequence)
             case RunChanged():
                 self._reports.run_changed(party, message)
             case LeaseAnswer():
@@ -127,16 +129,16 @@ class Agents:
                 case LeaseAnswer():
                     self._reports.lease_answer(party, message)
                 case CheckpointUploaded():
-                    self._evidence.checkpoint(party, message.checkpoint)
+                    self._checkpoints.checkpoint(party, message.checkpoint)
                 case ReceiptIssued():
-                    self._evidence.receipt(party, message.receipt)
+                    self._receipts.receipt(party, message.receipt)
         except DocumentRefused as error:
-            with self._core.work() as work:
-                most = self._core.settings.max_remarks_an_hour
-                if not self._core.quotas.take("remarks", party, most, work.now_ms):
+            with self._context.work() as work:
+                most = self._context.settings.max_remarks_an_hour
+                if not self._context.rate_limits.take("remarks", party, most, work.now_ms):
                     return
                 work.event("refused", "", detail=f"{message.TYPE} of {party}: {error}")
 
     def _check_instance(self, party: str, instance: str) -> None:
-        with self._core.read() as look:
-            current_agent(look, party, instance)
+        with self._context.read() as snapshot:
+            current_agent(snapshot, party, instance)

@@ -14,7 +14,7 @@ from sublet_broker.market.facts import (
     SettlementFact,
 )
 from sublet_broker.service.queries.status_text import says
-from sublet_broker.service.unit_of_work.unit_of_work import Work
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.api import Charge, JobView, RunView
 from sublet_contracts.documents import Job, Offer, Settlement
 from sublet_contracts.reasons import MEANINGS, Fault
@@ -22,18 +22,18 @@ from sublet_contracts.rules import charge_ucr
 from sublet_contracts.states import CheckpointState, LeaseState, RunState
 
 
-def job_view(look: Work, job: JobFact) -> JobView:
+def job_view(snapshot: UnitOfWork, job: JobFact) -> JobView:
     """Return the job with all its runs."""
     document = accepted(job.envelope, Job)
-    leases = look.find(LeaseFact, {"job": job.id}, order_by="epoch")
-    runs = {run.id: run for run in look.find(RunFact, {"job": job.id})}
+    leases = snapshot.find(LeaseFact, {"job": job.id}, order_by="epoch")
+    runs = {run.id: run for run in snapshot.find(RunFact, {"job": job.id})}
     settled = {
         fact.lease: accepted(fact.envelope, Settlement)
-        for fact in look.find(SettlementFact, {"job": job.id})
+        for fact in snapshot.find(SettlementFact, {"job": job.id})
     }
-    durable = look.find(CheckpointFact, {"job": job.id, "state": CheckpointState.DURABLE})
+    durable = snapshot.find(CheckpointFact, {"job": job.id, "state": CheckpointState.DURABLE})
     views = tuple(
-        _run_view(look, lease, runs.get(lease.id), settled.get(lease.id), durable)
+        _run_view(snapshot, lease, runs.get(lease.id), settled.get(lease.id), durable)
         for lease in leases
     )
     newest = leases[-1] if leases else None
@@ -48,13 +48,15 @@ def job_view(look: Work, job: JobFact) -> JobView:
         renter=job.renter,
         state=job.state,
         reason=job.reason,
-        says=says(job, newest, run, look.now_ms, outputs_kept=outputs is not None and outputs.kept),
+        says=says(
+            job, newest, run, snapshot.now_ms, outputs_kept=outputs is not None and outputs.kept
+        ),
         image=document.image,
         command=document.command,
         resources=document.resources,
         max_price_ucr_per_device_hour=document.max_price_ucr_per_device_hour,
         budget_ucr=job.budget_ucr,
-        held_ucr=ledger.balance_ucr(look.get(AccountFact, ledger.held(job.id))),
+        held_ucr=ledger.balance_ucr(snapshot.get(AccountFact, ledger.held(job.id))),
         charged_ucr=job.settled_ucr + live_ucr,
         settled_ucr=job.settled_ucr,
         submitted_ms=job.submitted_ms,
@@ -79,15 +81,15 @@ def _recoveries(settled: dict[str, Settlement]) -> int:
 
 
 def _run_view(
-    look: Work,
+    snapshot: UnitOfWork,
     lease: LeaseFact,
     run: RunFact | None,
     settled: Settlement | None,
     durable: list[CheckpointFact],
 ) -> RunView:
-    offer = accepted(look.must(OfferFact, lease.offer).envelope, Offer)
-    party = look.get(PartyFact, lease.provider)
-    chain = look.get(ChainFact, lease.id)
+    offer = accepted(snapshot.must(OfferFact, lease.offer).envelope, Offer)
+    party = snapshot.get(PartyFact, lease.provider)
+    chain = snapshot.get(ChainFact, lease.id)
     reason = lease.reason or (run.reason if run else None)
     if settled is not None:
         cum, payable, charge = (
@@ -133,10 +135,10 @@ def _run_state(lease: LeaseFact, run: RunFact | None) -> RunState:
     return RunState.EXITED if lease.state is LeaseState.CLOSED else RunState.ASSIGNED
 
 
-def charge_of(look: Work, fact: SettlementFact) -> Charge:
+def charge_of(snapshot: UnitOfWork, fact: SettlementFact) -> Charge:
     """Return a settlement as a line of a statement."""
     document = accepted(fact.envelope, Settlement)
-    lease = look.must(LeaseFact, fact.lease)
+    lease = snapshot.must(LeaseFact, fact.lease)
     return Charge(
         time_ms=fact.settled_ms,
         lease=fact.lease,

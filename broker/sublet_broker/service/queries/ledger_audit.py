@@ -17,9 +17,10 @@ from sublet_broker.market.facts import (
     TallyFact,
     TransferFact,
 )
-from sublet_broker.service.content.retention import counted_bytes, stored_in
-from sublet_broker.service.leases.closing import pending_of
+from sublet_broker.service.content.claims import counted_bytes, stored_in
+from sublet_broker.service.leases.settlement import pending_of
 from sublet_broker.service.ports import Transaction
+from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.unit_of_work import (
     CREDITS,
     DEBITS,
@@ -35,6 +36,18 @@ from sublet_broker.service.unit_of_work.unit_of_work import (
 from sublet_contracts.documents import Settlement
 from sublet_contracts.reasons import Fault
 from sublet_contracts.states import JOB, LeaseState, is_terminal
+
+
+class LedgerAudit:
+    """The books, audited."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def breaches(self) -> list[str]:
+        """Return every invariant that doesn't hold: none. Reads the whole ledger."""
+        with self._context.read() as snapshot:
+            return audit(snapshot.tx)
 
 
 def audit(tx: Transaction) -> list[str]:

@@ -12,38 +12,35 @@ from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import (
     AmendmentFact,
     BlobFact,
-    DepositFact,
     JobFact,
     LeaseFact,
     PartyFact,
     RunFact,
 )
 from sublet_broker.market.leasing import affords_a_lease
-from sublet_broker.market.matching import explain, is_pinned, wish_of
+from sublet_broker.market.matching import explain, is_pinned, requirements_of
 from sublet_broker.market.resuming import ended_by_renter, resumed
-from sublet_broker.service.content.retention import claim
+from sublet_broker.service.content.claims import claim
 from sublet_broker.service.errors import Refusal, conflict, invalid
 from sublet_broker.service.leases.candidates import LIVE_LEASE, load_offers
 from sublet_broker.service.leases.closing import close, release_if_ended
 from sublet_broker.service.leases.orders import give_order
 from sublet_broker.service.ports import BlobMissing
 from sublet_broker.service.queries.views import Views
-from sublet_broker.service.unit_of_work.context import Core
+from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.job_lookup import own_job
 from sublet_broker.service.unit_of_work.signed_input import (
     as_refusal,
     check_fresh,
     receive_document,
 )
-from sublet_broker.service.unit_of_work.unit_of_work import Work, live_jobs_of
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork, live_jobs_of
 from sublet_contracts.amounts import credits_of
-from sublet_contracts.api import BalanceView, JobView, PartyView
+from sublet_contracts.api import JobView
 from sublet_contracts.documents import (
     Amendment,
-    Deposit,
     DocumentRefused,
     Job,
-    KeyDocument,
     Signed,
 )
 from sublet_contracts.envelope import Envelope
@@ -54,98 +51,30 @@ from sublet_contracts.states import JOB, Desired, JobState, LeaseState, is_termi
 from sublet_contracts.tree import TreeRefused, parse_index
 
 
-class Intake:
+class Jobs:
     """What renters and the operator ask for."""
 
-    def __init__(self, core: Core, views: Views) -> None:
-        self._core = core
+    def __init__(self, context: Context, views: Views) -> None:
+        self._context = context
         self._views = views
-
-    def register_key(self, envelope: Envelope) -> PartyView:
-        """Take up a party that introduces itself; again with a newer name: renamed."""
-        try:
-            signed = receive_document(self._core, envelope, KeyDocument)
-            with self._core.work() as work:
-                check_fresh(self._core, work.now_ms, issued_ms=signed.document.issued_ms)
-                return self._register(work, signed)
-        except DocumentRefused as error:
-            raise as_refusal(error) from error
-
-    def _register(self, work: Work, signed: Signed[KeyDocument]) -> PartyView:
-        document = signed.document
-        known = work.get(PartyFact, document.party)
-        settings, quotas = self._core.settings, self._core.quotas
-        if known is None:
-            quotas.demand("new parties", "", settings.max_new_parties_an_hour, work.now_ms)
-            renamed = True
-        else:
-            newer = accepted(known.envelope, KeyDocument).issued_ms < document.issued_ms
-            renamed = newer and known.name != document.name
-            if renamed:
-                most = settings.max_renames_an_hour
-                quotas.demand("new names", document.party, most, work.now_ms)
-        if known is None or renamed:
-            since_ms = known.since_ms if known else work.now_ms
-            known = PartyFact(document.party, document.name, since_ms, signed.envelope)
-            work.put(known)
-            work.record(signed.id)
-        return PartyView(party=known.id, name=known.name, since_ms=known.since_ms)
-
-    def deposit(self, caller: str, envelope: Envelope) -> BalanceView:
-        """Credit an account. Only the operator may: whoever has the broker's key."""
-        if caller != self._core.party:
-            raise Refusal(
-                403,
-                "not_operator",
-                "Not the operator",
-                "only the broker's own key may deposit",
-                fix="run sublet fund with --operator-key pointing to the broker's key file",
-            )
-        try:
-            signed = receive_document(self._core, envelope, Deposit, signed_by=(self._core.party,))
-            with self._core.work() as work:
-                self._deposit(work, signed)
-        except DocumentRefused as error:
-            raise as_refusal(error) from error
-        return self._views.balance(signed.document.party)
-
-    def _deposit(self, work: Work, signed: Signed[Deposit]) -> None:
-        document = signed.document
-        if work.get(DepositFact, signed.id) is not None:
-            return
-        check_fresh(self._core, work.now_ms, issued_ms=document.issued_ms)
-        work.post(
-            [
-                ledger.Move(
-                    ledger.transfer_id("deposit", signed.id),
-                    ledger.WORLD,
-                    ledger.available(document.party),
-                    document.amount_ucr,
-                    signed.id,
-                    document.memo or "deposit",
-                )
-            ]
-        )
-        work.tx.add(DepositFact(signed.id, document.party, signed.envelope))
-        work.record(signed.id)
 
     def submit(self, caller: str, envelope: Envelope, *, wait_for_offer: bool = False) -> JobView:
         """Accept a job, hold its budget. `wait_for_offer`: also where no machine would do now."""
         try:
-            signed = receive_document(self._core, envelope, Job, signed_by=(caller,))
+            signed = receive_document(self._context, envelope, Job, signed_by=(caller,))
             if signed.document.renter != caller:
                 raise DocumentRefused("the renter is not who sent it", "renter")
-            with self._core.work() as work:
+            with self._context.work() as work:
                 if work.get(JobFact, signed.id) is None:
                     self._accept(work, signed, wait_for_offer)
         except DocumentRefused as error:
             raise as_refusal(error) from error
         return self._views.job(caller, signed.id)
 
-    def _accept(self, work: Work, signed: Signed[Job], wait_for_offer: bool) -> None:
+    def _accept(self, work: UnitOfWork, signed: Signed[Job], wait_for_offer: bool) -> None:
         document = signed.document
         check_fresh(
-            self._core, work.now_ms, issued_ms=document.issued_ms, expires_ms=document.expires_ms
+            self._context, work.now_ms, issued_ms=document.issued_ms, expires_ms=document.expires_ms
         )
         if work.get(PartyFact, document.renter) is None:
             raise Refusal(
@@ -155,12 +84,12 @@ class Intake:
                 "this key has not been introduced",
                 fix="the sublet client does it on first use; run any sublet command again",
             )
-        if work.tally(live_jobs_of(document.renter)) >= self._core.settings.max_live_jobs:
+        if work.tally(live_jobs_of(document.renter)) >= self._context.settings.max_live_jobs:
             raise Refusal(
                 429,
                 "too_many_jobs",
                 "Too many jobs",
-                f"{self._core.settings.max_live_jobs} of your jobs have not ended yet",
+                f"{self._context.settings.max_live_jobs} of your jobs have not ended yet",
                 field="renter",
                 fix="wait until some have ended, or cancel some",
             )
@@ -182,14 +111,14 @@ class Intake:
         self._hold(work, job.renter, job.id, document.budget_ucr, signed.id, "hold")
         work.add_job(job)
         for blob in blobs:
-            room = self._core.settings.max_job_bytes
-            claim(self._core, work, job.id, blob.sha256, blob.size_bytes, room)
-            room = self._core.settings.max_renter_bytes
-            claim(self._core, work, job.renter, blob.sha256, blob.size_bytes, room)
+            room = self._context.settings.max_job_bytes
+            claim(self._context, work, job.id, blob.sha256, blob.size_bytes, room)
+            room = self._context.settings.max_renter_bytes
+            claim(self._context, work, job.renter, blob.sha256, blob.size_bytes, room)
         work.record(signed.id)
 
     def _check_terms(self, job: Job) -> None:
-        if self._core.settings.image_policy == "digest" and not is_pinned(job.image):
+        if self._context.settings.image_policy == "digest" and not is_pinned(job.image):
             raise invalid(
                 "image_not_pinned",
                 "Image not pinned",
@@ -212,8 +141,8 @@ class Intake:
                     fix=f"set a budget of at least {credits_of(least)}",
                 )
 
-    def _check_market(self, work: Work, job: JobFact) -> None:
-        told = explain(wish_of(job), load_offers(work.tx, work.now_ms))
+    def _check_market(self, work: UnitOfWork, job: JobFact) -> None:
+        told = explain(requirements_of(job), load_offers(work.tx, work.now_ms))
         if told.some_offer_could:
             return
         if not told.considered:
@@ -236,14 +165,14 @@ class Intake:
             fix=told.relax,
         )
 
-    def _link_inputs(self, work: Work, job: JobFact, document: Job) -> list[BlobFact]:
+    def _link_inputs(self, work: UnitOfWork, job: JobFact, document: Job) -> list[BlobFact]:
         """Return its inputs' content, all of which must be the renter's."""
         total = sum(i.total_bytes for i in document.inputs)
-        if total > self._core.settings.max_input_bytes:
+        if total > self._context.settings.max_input_bytes:
             raise invalid(
                 "input_too_large",
                 "Inputs too large",
-                f"{total} bytes; at most {self._core.settings.max_input_bytes} are taken",
+                f"{total} bytes; at most {self._context.settings.max_input_bytes} are taken",
                 field="inputs",
                 fix="leave out what the job does not read",
             )
@@ -254,7 +183,7 @@ class Intake:
             if mine is None:
                 raise _input_missing(field, entry.destination)
             try:
-                index = parse_index(self._core.ports.blobs.get(entry.index_sha256))
+                index = parse_index(self._context.ports.blobs.get(entry.index_sha256))
             except BlobMissing as error:
                 raise _input_missing(field, entry.destination) from error
             except TreeRefused as error:
@@ -281,13 +210,13 @@ class Intake:
                 for blob in work.find(BlobFact, {"scope": job.renter, "sha256": tuple(chunks)})
             }
             for sha256 in chunks:
-                if sha256 not in have or not self._core.ports.blobs.has(sha256):
+                if sha256 not in have or not self._context.ports.blobs.has(sha256):
                     raise _input_missing(field, entry.destination)
                 linked[sha256] = have[sha256]
         return [linked[sha256] for sha256 in sorted(linked)]
 
     def _hold(
-        self, work: Work, renter: str, job: str, amount_ucr: int, cites: str, memo: str
+        self, work: UnitOfWork, renter: str, job: str, amount_ucr: int, cites: str, memo: str
     ) -> None:
         if not amount_ucr:
             return
@@ -317,7 +246,7 @@ class Intake:
 
     def cancel(self, caller: str, ref: str) -> JobView:
         """End a job: its run stops, what is left of its hold goes back."""
-        with self._core.work() as work:
+        with self._context.work() as work:
             job = own_job(work, caller, ref)
             if not is_terminal(JOB, job.state):
                 self._end(work, job, "cancel", Reason.CANCELLED, JobState.CANCELLED)
@@ -325,7 +254,7 @@ class Intake:
 
     def pause(self, caller: str, ref: str) -> JobView:
         """Checkpoint the job and stop it, until it is resumed. Its hold stays."""
-        with self._core.work() as work:
+        with self._context.work() as work:
             job = own_job(work, caller, ref)
             if is_terminal(JOB, job.state):
                 raise conflict("job_ended", "Ended", f"the job has ended: {job.state}")
@@ -333,7 +262,9 @@ class Intake:
                 self._end(work, job, "pause", Reason.PAUSED_BY_RENTER, JobState.PAUSED)
         return self._views.job(caller, job.id)
 
-    def _end(self, work: Work, job: JobFact, wanted: str, reason: Reason, state: JobState) -> None:
+    def _end(
+        self, work: UnitOfWork, job: JobFact, wanted: str, reason: Reason, state: JobState
+    ) -> None:
         leases = work.find(LeaseFact, {"job": job.id, "state": LIVE_LEASE})
         if not leases:
             ended = ended_by_renter(job, state, reason, work.now_ms)
@@ -343,7 +274,7 @@ class Intake:
         job = work.put_job(job, replace(job, wanted=wanted))
         lease = leases[0]
         if lease.state is LeaseState.PROPOSED:
-            close(self._core, work, lease, reason, "")
+            close(self._context, work, lease, reason, "")
             return
         run = work.must(RunFact, lease.id)
         grace_ms = accepted(job.envelope, Job).stop_grace_ms
@@ -354,9 +285,9 @@ class Intake:
         that runs just gets the new bounds, from its next lease on."""
         try:
             signed = amendment and receive_document(
-                self._core, amendment, Amendment, signed_by=(caller,)
+                self._context, amendment, Amendment, signed_by=(caller,)
             )
-            with self._core.work() as work:
+            with self._context.work() as work:
                 job = own_job(work, caller, ref)
                 if is_terminal(JOB, job.state):
                     raise conflict(
@@ -372,7 +303,7 @@ class Intake:
             raise as_refusal(error) from error
         return self._views.job(caller, job.id)
 
-    def _resume(self, work: Work, job: JobFact, *, amended: bool) -> None:
+    def _resume(self, work: UnitOfWork, job: JobFact, *, amended: bool) -> None:
         if job.wanted == "pause":
             # It hasn't stopped yet: it will, and goes on right after.
             work.put_job(job, replace(job, wanted=""))
@@ -398,13 +329,13 @@ class Intake:
         elif not amended:
             raise conflict("not_paused", "Not paused", f"the job is {job.state}")
 
-    def _amend(self, work: Work, job: JobFact, signed: Signed[Amendment]) -> JobFact:
+    def _amend(self, work: UnitOfWork, job: JobFact, signed: Signed[Amendment]) -> JobFact:
         document = signed.document
         if work.get(AmendmentFact, signed.id) is not None:
             return job
         if document.job != job.id or document.renter != job.renter:
             raise DocumentRefused(f"it amends job {short(document.job)}", "job")
-        check_fresh(self._core, work.now_ms, issued_ms=document.issued_ms)
+        check_fresh(self._context, work.now_ms, issued_ms=document.issued_ms)
         if document.budget_ucr < job.budget_ucr:
             raise DocumentRefused(
                 f"the budget is {credits_of(job.budget_ucr)} already and can't be lowered",

@@ -30,16 +30,16 @@ _NOBODY = object()
 class _Agent:
     instance: str
     last_seen_ms: int
-    put_by: object
-    settled_by: object = _NOBODY
+    last_writer: object
+    cached_writer: object = _NOBODY
 
 
 @dataclass(slots=True)
 class _Run:
     provider: str
     job: str
-    put_by: object
-    settled_by: object = _NOBODY
+    last_writer: object
+    cached_writer: object = _NOBODY
     state: str = ""
     epoch: int = 0
     kept_ms: int = 0
@@ -50,8 +50,8 @@ class _Run:
     """Who had put it when it was looked at, before when nothing can be due with it, and after how
     long it counts as silent."""
 
-    def is_settled(self) -> bool:
-        return self.settled_by is self.put_by
+    def is_cached(self) -> bool:
+        return self.cached_writer is self.last_writer
 
 
 class _Figures(NamedTuple):
@@ -84,7 +84,7 @@ class _Figures(NamedTuple):
         return replace(run, **self._asdict())
 
 
-class Pulses:
+class Heartbeats:
     """The newest words of all agents."""
 
     def __init__(self) -> None:
@@ -95,7 +95,11 @@ class Pulses:
     def beat(self, party: str, instance: str, reports: Sequence[RunReport], now_ms: int) -> bool:
         """Take a heartbeat if it changes nothing but figures. False: it needs a transaction."""
         agent = self._agents.get(party)
-        if agent is None or agent.settled_by is not agent.put_by or agent.instance != instance:
+        if (
+            agent is None
+            or agent.cached_writer is not agent.last_writer
+            or agent.instance != instance
+        ):
             return False
         heard: list[tuple[_Run, _Figures]] = []
         for report in reports:
@@ -103,7 +107,7 @@ class Pulses:
             if (
                 run is None
                 or run.newest is None
-                or not run.is_settled()
+                or not run.is_cached()
                 or run.state != report.state
                 or run.epoch != report.epoch
                 or run.provider != party
@@ -141,8 +145,8 @@ class Pulses:
         run = self._runs.get(lease)
         if run is None or run.newest is None:
             return 0
-        put_by, look_ms, silence_ms = run.quiet
-        if put_by is not run.put_by:
+        last_writer, look_ms, silence_ms = run.quiet
+        if last_writer is not run.last_writer:
             return 0
         return min(look_ms, run.newest.last_seen_ms + silence_ms)
 
@@ -150,8 +154,8 @@ class Pulses:
         """Nothing is due with this run before then, unless something is put or it is silent for so
         long."""
         run = self._runs.get(lease)
-        if run is not None and run.is_settled():
-            run.quiet = (run.put_by, look_ms, silence_ms)
+        if run is not None and run.is_cached():
+            run.quiet = (run.last_writer, look_ms, silence_ms)
 
     # -- transactions -----------------------------------------------------------------------------
 
@@ -159,18 +163,18 @@ class Pulses:
         """A transaction puts a fact: what it is about is no longer settled."""
         match fact:
             case RunFact() | LeaseFact():
-                self._unsettle(fact.id, by)
+                self._stop_caching(fact.id, by)
             case JobFact():
-                self._unsettle(self._lease_of.get(fact.id, ""), by)
+                self._stop_caching(self._lease_of.get(fact.id, ""), by)
             case AgentFact():
                 self._agents[fact.id] = _Agent(fact.instance, fact.last_seen_ms, by)
             case _:
                 pass
 
-    def _unsettle(self, lease: str, by: object) -> None:
+    def _stop_caching(self, lease: str, by: object) -> None:
         run = self._runs.get(lease)
         if run is not None:
-            run.put_by = by
+            run.last_writer = by
 
     def forget(self, lease: str) -> None:
         """It is committed that this run is over, and no sooner: a transaction may fail, and then
@@ -190,13 +194,13 @@ class Pulses:
         goes on saying what it said."""
         agent = self._agents.get(party)
         if agent is not None:
-            agent.settled_by = by
+            agent.cached_writer = by
         for fact in runs:
             run = self._runs.get(fact.id)
-            if run is not None and run.put_by is by:
+            if run is not None and run.last_writer is by:
                 run.newest = _Figures.of(fact)
                 run.state, run.epoch, run.kept_ms = fact.state, fact.epoch, fact.last_seen_ms
-                run.settled_by = by
+                run.cached_writer = by
 
 
 def with_figures(run: RunFact, report: RunReport, now_ms: int) -> RunFact:

@@ -2,12 +2,12 @@
 
 from sublet_broker.market.facts import JobFact
 from sublet_broker.service.errors import conflict, not_found
-from sublet_broker.service.unit_of_work.unit_of_work import Work
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 
 SHORTEST_PREFIX = 8
 
 
-def own_job(work: Work, caller: str, ref: str) -> JobFact:
+def own_job(work: UnitOfWork, caller: str, ref: str) -> JobFact:
     """Return the caller's job with that id, unique prefix, or name (the newest). Raises Refusal:
     others' jobs are as absent as ones that never were."""
     exact = work.get(JobFact, ref)

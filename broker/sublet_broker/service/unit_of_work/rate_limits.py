@@ -8,13 +8,13 @@ anew, which costs nothing.
 
 from collections import OrderedDict
 
-from sublet_broker.service.errors import Refusal
+from sublet_broker.service.errors import NotYet, Refusal
 
 HOUR_MS = 3_600_000
 REMEMBERED = 100_000
 
 
-class Quotas:
+class RateLimits:
     """Counts of the present hour. Any thread may ask: two at one moment may count as one, which a
     bound against floods can bear."""
 
@@ -42,3 +42,8 @@ class Quotas:
                 f"more than {limit} {what} in an hour {whom}",
                 fix="go on in the next hour; the operator may raise the broker's limit",
             )
+
+    def defer(self, what: str, party: str, limit: int, now_ms: int) -> None:
+        """Count one more. Raises NotYet beyond `limit` an hour: its sender sends it again."""
+        if not self.take(what, party, limit, now_ms):
+            raise NotYet(f"more than {limit} {what} in an hour")

@@ -9,7 +9,7 @@ own clock.
 from typing import Any, TypeVar
 
 from sublet_broker.service.errors import Refusal
-from sublet_broker.service.unit_of_work.context import Core
+from sublet_broker.service.unit_of_work.context import Context
 from sublet_contracts.documents import (
     Document,
     DocumentRefused,
@@ -25,7 +25,7 @@ D = TypeVar("D", bound=Document)
 
 
 def receive_document(
-    core: Core,
+    context: Context,
     envelope: Envelope,
     kind: type[D],
     *,
@@ -39,10 +39,10 @@ def receive_document(
     signed = open_document(envelope, kind, signed_by=signed_by)
     parties = (*(signed_by or (author(signed.document),)), *also_by)
     refuse_strangers(envelope, parties)
-    broker: Any = getattr(signed.document, "broker", core.party)
-    if broker != core.party:
+    broker: Any = getattr(signed.document, "broker", context.party)
+    if broker != context.party:
         raise DocumentRefused(
-            f"it was signed for broker {short(broker)}, this is {short(core.party)}", "broker"
+            f"it was signed for broker {short(broker)}, this is {short(context.party)}", "broker"
         )
     return signed
 
@@ -66,10 +66,12 @@ def merge(envelope: Envelope, other: Envelope) -> Envelope:
         raise DocumentRefused(str(error), "signatures") from error
 
 
-def check_fresh(core: Core, now_ms: int, *, issued_ms: int, expires_ms: int | None = None) -> None:
+def check_fresh(
+    context: Context, now_ms: int, *, issued_ms: int, expires_ms: int | None = None
+) -> None:
     """Refuse a document from the future or past its end. Raises DocumentRefused."""
     check_time(
-        now_ms=now_ms, issued_ms=issued_ms, expires_ms=expires_ms, skew_ms=core.settings.skew_ms
+        now_ms=now_ms, issued_ms=issued_ms, expires_ms=expires_ms, skew_ms=context.settings.skew_ms
     )
 
 

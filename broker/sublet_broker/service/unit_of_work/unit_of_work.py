@@ -26,7 +26,7 @@ from sublet_broker.market.facts import (
 )
 from sublet_broker.market.running import is_over
 from sublet_broker.service.ports import Clock, Transaction
-from sublet_broker.service.unit_of_work.heartbeats import Pulses
+from sublet_broker.service.unit_of_work.heartbeats import Heartbeats
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import JOB, JobState, LeaseState, RunState, is_terminal
@@ -65,8 +65,8 @@ class Dirty:
     jobs: dict[str, None] = field(default_factory=dict)
     """and of these."""
     ended: dict[str, None] = field(default_factory=dict)
-    """Leases whose runs have exited: billing closes them."""
-    moved_by: object = None
+    """Leases whose runs have exited: settling closes them."""
+    last_run_change: object = None
     """The token of the last transaction that put a run or a lease: supervision looks at them."""
 
 
@@ -84,11 +84,11 @@ class _Accounts:
         return self._tx.get(PendingFact, id)
 
 
-class Work:
+class UnitOfWork:
     """A transaction, its time, and the acts that belong to it."""
 
     def __init__(
-        self, tx: Transaction, clock: Clock, key: SigningKey, dirty: Dirty, pulses: Pulses
+        self, tx: Transaction, clock: Clock, key: SigningKey, dirty: Dirty, heartbeats: Heartbeats
     ) -> None:
         self.tx = tx
         self._clock = clock
@@ -96,11 +96,11 @@ class Work:
         self._stopwatch_ms: int | None = None
         self.key = key
         self.accounts = _Accounts(tx)
-        self.told_jobs: dict[str, None] = {}
-        self.told_parties: dict[str, None] = {}
+        self.jobs_with_news: dict[str, None] = {}
+        self.parties_with_mail: dict[str, None] = {}
         self.notices: list[tuple[str, Message]] = []
         self._dirty = dirty
-        self._pulses = pulses
+        self._heartbeats = heartbeats
         self.token = object()
         """Tells what this transaction puts from what others do."""
         self.moves = False
@@ -124,7 +124,7 @@ class Work:
         """Return a fact; a run with what its agent said last."""
         fact = self.tx.get(kind, *key)
         if isinstance(fact, RunFact):
-            return cast(F, self._pulses.over(fact))
+            return cast(F, self._heartbeats.over(fact))
         return fact
 
     def must(self, kind: type[F], *key: str | int) -> F:
@@ -140,18 +140,18 @@ class Work:
         """Return facts (see ports.Transaction.find); runs with what their agents said last."""
         found = self.tx.find(kind, where, **options)
         if kind is RunFact:
-            return cast(list[F], [self._pulses.over(cast(RunFact, fact)) for fact in found])
+            return cast(list[F], [self._heartbeats.over(cast(RunFact, fact)) for fact in found])
         return found
 
     def put(self, fact: Fact) -> None:
         """Insert or replace a fact."""
         self.tx.put(fact)
-        self._pulses.put(fact, self.token)
+        self._heartbeats.put(fact, self.token)
         if isinstance(fact, RunFact | LeaseFact):
             self.moves = True
             over = is_over(fact) if isinstance(fact, RunFact) else fact.state is LeaseState.CLOSED
             if over:
-                self.tx.after_commit(partial(self._pulses.forget, fact.id))
+                self.tx.after_commit(partial(self._heartbeats.forget, fact.id))
 
     def add(self, fact: LeaseFact | RunFact) -> None:
         """Insert a lease or a run. Raises AlreadyThere."""
@@ -196,7 +196,7 @@ class Work:
                 detail[:2048],
             )
         )
-        self.told_jobs[job] = None
+        self.jobs_with_news[job] = None
 
     def record(self, document: str) -> None:
         """Append a document to the Merkle log: called once, when it is accepted."""
@@ -210,12 +210,12 @@ class Work:
                 f"b-{order}", order, recipient, message.TYPE, message.model_dump_json(), self.now_ms
             )
         )
-        self.told_parties[recipient] = None
+        self.parties_with_mail[recipient] = None
 
     def notice(self, recipient: str, message: Message) -> None:
         """Send an unreliable message after the commit."""
         self.notices.append((recipient, message))
-        self.told_parties[recipient] = None
+        self.parties_with_mail[recipient] = None
 
     def touch_offer(self, provider: str) -> None:
         """Note that what this provider has free, or its offer, is another now."""

@@ -1,0 +1,161 @@
+"""Blobs: content goes in and out, only for whom it concerns.
+
+Content is named by its hash but belongs to scopes: a renter's own, or a job's. A renter has his own
+scope and his jobs'. A provider has a job's scope while he holds its epoch; to read, also while he
+prepares to take it over. Whoever has no right to a blob learns nothing about it.
+"""
+
+from collections.abc import Iterable
+
+from sublet_broker.market.facts import (
+    BlobFact,
+    JobFact,
+    LeaseFact,
+    PartyFact,
+    RunFact,
+)
+from sublet_broker.service.content.claims import claim
+from sublet_broker.service.errors import Refusal, conflict, invalid, not_found
+from sublet_broker.service.leases.candidates import LIVE_LEASE
+from sublet_broker.service.ports import BlobMissing, StorageFull
+from sublet_broker.service.unit_of_work.context import Context
+from sublet_broker.service.unit_of_work.job_lookup import own_job
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
+from sublet_contracts.api import MissingView
+
+HASHES_AT_ONCE = 500
+
+
+class Blobs:
+    """Content, scope by scope."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def put(self, caller: str, scope: str, epoch: int | None, sha256: str, data: bytes) -> None:
+        """Keep content in a scope: the caller's party id, or a job (id, prefix, name)."""
+        if len(data) > self._context.settings.max_blob_bytes:
+            raise Refusal(
+                413,
+                "too_large",
+                "Too large",
+                f"{len(data)} bytes; at most {self._context.settings.max_blob_bytes} are taken",
+                fix="the sublet client cuts files into chunks",
+            )
+        with self._context.read() as snapshot:
+            self._may_write(snapshot, caller, scope, epoch)
+        while True:
+            self._put_file(sha256, data)
+            with self._context.work() as work:
+                # The sweeper may have deleted it in between: then it is written anew.
+                if self._context.ports.blobs.has(sha256):
+                    key = self._may_write(work, caller, scope, epoch)
+                    claim(self._context, work, key, sha256, len(data), self._room(caller, key))
+                    return
+
+    def _room(self, caller: str, key: str) -> int:
+        settings = self._context.settings
+        return settings.max_renter_bytes if key == caller else settings.max_job_bytes
+
+    def _put_file(self, sha256: str, data: bytes) -> None:
+        try:
+            self._context.ports.blobs.put(sha256, data)
+        except ValueError as error:
+            raise invalid(
+                "hash_mismatch",
+                "Content differs",
+                str(error),
+                field="sha256",
+                fix="the file changed while it was sent, or was damaged on the way: send it again",
+            ) from error
+        except StorageFull as error:
+            raise Refusal(
+                507,
+                "storage_full",
+                "Broker's disk full",
+                "nothing was kept",
+                fix="tell the operator; then try again",
+            ) from error
+
+    def get(self, caller: str, scope: str, epoch: int | None, sha256: str) -> bytes:
+        """Return content of a scope that the caller may read."""
+        with self._context.read() as snapshot:
+            key = self._may_read(snapshot, caller, scope, epoch)
+            known = snapshot.get(BlobFact, key, sha256)
+            job = snapshot.get(JobFact, key)
+            if known is None and job is not None and job.ended_ms is not None:
+                days = self._context.settings.keep_ended_ms // 86_400_000
+                raise Refusal(
+                    410,
+                    "let_go",
+                    "No longer kept",
+                    f"a job's outputs and last checkpoint are kept for {days} days after its end",
+                    fix="run the job again",
+                )
+        if known is None:
+            raise not_found("blob", sha256)
+        try:
+            return self._context.ports.blobs.get(sha256)
+        except BlobMissing as error:
+            raise Refusal(
+                410,
+                "damaged",
+                "Content damaged",
+                f"{sha256[:10]} is no longer readable here",
+                fix="a job's older checkpoint is used by itself; outputs must be made again",
+            ) from error
+
+    def missing(
+        self, caller: str, scope: str, epoch: int | None, hashes: Iterable[str]
+    ) -> MissingView:
+        """Return which of `hashes` must be uploaded into the scope."""
+        asked = list(dict.fromkeys(hashes))
+        have: set[str] = set()
+        # Once where nothing is asked, too: whose scope it is is checked whatever comes.
+        for start in range(0, max(1, len(asked)), HASHES_AT_ONCE):
+            some = tuple(asked[start : start + HASHES_AT_ONCE])
+            with self._context.work() as work:
+                key = self._may_write(work, caller, scope, epoch)
+                for blob in work.find(BlobFact, {"scope": key, "sha256": some}):
+                    if self._context.ports.blobs.has(blob.sha256):
+                        # Whoever is told that it is here counts on it.
+                        size_bytes = blob.size_bytes
+                        claim(self._context, work, key, blob.sha256, size_bytes, size_bytes)
+                        have.add(blob.sha256)
+        return MissingView(missing=tuple(sha256 for sha256 in asked if sha256 not in have))
+
+    def _may_write(self, work: UnitOfWork, caller: str, scope: str, epoch: int | None) -> str:
+        """Return the scope's key. Raises Refusal."""
+        if scope == caller:
+            if work.get(PartyFact, caller) is None:
+                raise Refusal(
+                    403,
+                    "unknown_party",
+                    "Unknown party",
+                    "this key has not been introduced",
+                    fix="the sublet client does it on first use",
+                )
+            return caller
+        if epoch is None:
+            return own_job(work, caller, scope).id
+        return self._held_by(work, caller, scope, epoch)
+
+    def _may_read(self, work: UnitOfWork, caller: str, scope: str, epoch: int | None) -> str:
+        if work.find(RunFact, {"job": scope, "successor": caller}, limit=1):
+            return scope
+        return self._may_write(work, caller, scope, epoch)
+
+    def _held_by(self, work: UnitOfWork, caller: str, scope: str, epoch: int) -> str:
+        job = work.get(JobFact, scope)
+        mine = work.find(LeaseFact, {"job": scope, "provider": caller, "epoch": epoch})
+        if job is None or not mine:
+            raise not_found("job", scope)
+        if mine[0].state not in LIVE_LEASE or epoch != job.epoch:
+            raise conflict(
+                "stale_epoch",
+                "Stale epoch",
+                f"epoch {epoch} no longer holds the job; it is at {job.epoch}",
+                field="Sublet-Epoch",
+                fix="stop this run: the job has gone on elsewhere",
+            )
+        return job.id

@@ -1,0 +1,77 @@
+"""The market as it can be looked at: open offers, and what a job would get."""
+
+from sublet_broker.market.accepted import accepted
+from sublet_broker.market.matching import BookEntry, Requirements, explain
+from sublet_broker.service.leases.candidates import load_offers
+from sublet_broker.service.unit_of_work.context import Context
+from sublet_contracts.amounts import credits_of
+from sublet_contracts.api import MatchRequest, MatchView, OffersPage, OfferView
+from sublet_contracts.documents import Offer
+from sublet_contracts.rules import minimum_budget_ucr
+
+
+def _shows(offer: Offer, kind: str, region: str) -> bool:
+    kinds = {device.kind for device in offer.devices}
+    return (not kind or kind in kinds) and (not region or region == offer.region)
+
+
+def _offer_view(entry: BookEntry) -> OfferView:
+    offer = accepted(entry.offer.envelope, Offer)
+    return OfferView(
+        id=entry.offer.id,
+        provider=offer.provider,
+        name=offer.name,
+        devices=offer.devices,
+        free_devices=len(entry.free_device_ids),
+        price_ucr_per_device_hour=offer.price_ucr_per_device_hour,
+        cpu_millis=offer.cpu_millis,
+        memory_bytes=offer.memory_bytes,
+        disk_bytes=offer.disk_bytes,
+        region=offer.region,
+        runner=offer.runner,
+        egress=offer.egress,
+        expires_ms=entry.offer.expires_ms,
+    )
+
+
+class Market:
+    """What is on offer."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def offers(self, kind: str = "", region: str = "") -> OffersPage:
+        """Return the open offers, cheapest first."""
+        with self._context.read() as snapshot:
+            entries = load_offers(snapshot.tx, snapshot.now_ms)
+        shown = [
+            _offer_view(entry)
+            for entry in entries
+            if _shows(accepted(entry.offer.envelope, Offer), kind, region)
+        ]
+        shown.sort(key=lambda view: (view.price_ucr_per_device_hour, view.id))
+        return OffersPage(offers=tuple(shown))
+
+    def match(self, caller: str, request: MatchRequest) -> MatchView:
+        """Return what a job like this would get now, and where nothing fits, why."""
+        requirements = Requirements(
+            renter=caller,
+            resources=request.resources,
+            max_price_ucr_per_device_hour=request.max_price_ucr_per_device_hour,
+            image=request.image,
+            hardware_class=request.resources.hardware_class,
+        )
+        with self._context.read() as snapshot:
+            told = explain(requirements, load_offers(snapshot.tx, snapshot.now_ms))
+        relax = told.relax
+        least = minimum_budget_ucr(request.max_price_ucr_per_device_hour, request.resources.devices)
+        if told.fitting and 0 < request.budget_ucr < least:
+            relax = f"a minute costs up to {credits_of(least)}: raise --budget to at least that"
+        if not told.considered:
+            relax = "no offer is open at the moment"
+        return MatchView(
+            offers=tuple(_offer_view(entry) for entry in told.fitting),
+            considered=told.considered,
+            failures=dict(sorted(told.failures.items())),
+            relax=relax,
+        )
