@@ -27,6 +27,7 @@ Service = Literal[
     "atheris",
     "strace",
     "namespaces",
+    "promtool",
 ]
 """postgres: one that is there; postgres-server: the programs of one, to start it anew."""
 
@@ -77,6 +78,9 @@ def _missing(service: Service) -> str | None:
         case "registry":
             found = shutil.which("docker-registry")
             return None if found else "no docker-registry: apt-get install docker-registry"
+        case "promtool":
+            found = shutil.which("promtool")
+            return None if found else "no promtool: apt-get install prometheus"
         case "atheris":
             there = importlib.util.find_spec("atheris")
             return None if there else "no atheris (Linux on x86-64): pip install 'sublet[dev]'"
