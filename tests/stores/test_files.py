@@ -1,4 +1,7 @@
-"""Blobs in a folder: whole and durable or not there, whatever happens in between."""
+"""Blobs in a folder: whole and durable or not there, whatever happens in between.
+
+What they share with every other blob store is in test_blobs.py.
+"""
 
 from __future__ import annotations
 
@@ -49,12 +52,6 @@ def test_put_and_get(blobs: FileBlobs, tmp_path: Path) -> None:
     assert not blobs.has(NAME)
     with pytest.raises(BlobMissing):
         blobs.get(NAME)
-
-
-def test_an_empty_blob(blobs: FileBlobs) -> None:
-    name = hashlib.sha256(b"").hexdigest()
-    blobs.put(name, b"")
-    assert blobs.get(name) == b""
 
 
 def test_content_that_does_not_match_is_refused(blobs: FileBlobs, tmp_path: Path) -> None:
