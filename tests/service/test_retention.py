@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import pytest
 
 from sublet_broker.adapters.memory.blobs import MemoryBlobs
 from sublet_broker.service.broker import Settings
 from sublet_broker.service.errors import Refusal
+from sublet_broker.service.ports import StoreAway
+from sublet_broker.service.unit_of_work.pins import Pins
 from sublet_contracts.documents import Input
 from sublet_contracts.states import CheckpointState, JobState
 from tests.service.world import AgentDouble, RenterDouble, World, tree_of
@@ -44,29 +47,71 @@ def let_days_pass(world: World, days: float) -> None:
 
 
 class RacingBlobs(MemoryBlobs):
-    """The sweeper deletes a file between an upload's file and its row, as often as told."""
+    """The sweeper comes between an upload's file and its row, each time."""
 
-    races = 0
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+        self.swept = 0
+
+    def _sweep(self) -> None:
+        self._world.clock.ms += 2 * DAY_MS
+        while self._world.broker.retention.sweep_files():
+            self.swept += 1
 
     def put(self, sha256: str, data: bytes) -> None:
         super().put(sha256, data)
-        if self.races:
-            self.races -= 1
-            self.delete(sha256)
+        self._sweep()
+
+    def has(self, sha256: str) -> bool:
+        found = super().has(sha256)
+        self._sweep()
+        return found
 
 
 def test_an_upload_survives_the_deletion_of_the_same_content() -> None:
     world = World()
-    world.blobs = RacingBlobs()
+    world.blobs = racing = RacingBlobs(world)
     world.broker = world._compose()
     renter = world.renter()
-    RacingBlobs.races = 2
-    world.broker.blobs.put(renter.party, renter.party, None, digest(b"same"), b"same")
-    assert world.blobs.get(digest(b"same")) == b"same"
-    assert (
-        world.broker.blobs.missing(renter.party, renter.party, None, [digest(b"same")]).missing
-        == ()
-    )
+    blobs, same = world.broker.blobs, digest(b"same")
+    blobs.put(renter.party, renter.party, None, same, b"same")
+    assert racing.swept
+    assert blobs.get(renter.party, renter.party, None, same) == b"same"
+    assert blobs.missing(renter.party, renter.party, None, [same]).missing == ()
+    assert blobs.get(renter.party, renter.party, None, same) == b"same"
+
+
+def test_who_wants_what_is_being_deleted_waits_until_it_is_gone() -> None:
+    """And then writes it anew: it must not claim a file that is about to go."""
+    pins, order = Pins(), []
+    with pins.deleting(["one", "two"]) as taken:
+        assert list(taken) == ["one", "two"]
+        waiting = threading.Thread(target=lambda: _hold(pins, order))
+        waiting.start()
+        waiting.join(0.05)
+        order.append("deleted")
+    waiting.join(10)
+    assert order == ["deleted", "held"]
+    with pins.hold(["one"]), pins.hold(["one"]), pins.deleting(["one", "two"]) as taken:
+        assert list(taken) == ["two"]
+    with pins.deleting(["one"]) as taken:
+        assert list(taken) == ["one"]
+
+
+def _hold(pins: Pins, order: list[str]) -> None:
+    with pins.hold(["one"]):
+        order.append("held")
+
+
+def test_content_of_a_doubtful_commit_stays() -> None:
+    pins = Pins()
+    with pytest.raises(StoreAway), pins.hold(["one"]):
+        raise StoreAway
+    with pytest.raises(Refusal), pins.hold(["two"]):
+        raise Refusal(402, "x", "x", "x")
+    with pins.deleting(["one", "two"]) as taken:
+        assert list(taken) == ["two"]
 
 
 def test_pruning_one_jobs_checkpoint_leaves_anothers_content() -> None:

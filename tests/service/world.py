@@ -61,6 +61,7 @@ from sublet_contracts.wire import (
     Unprepare,
     Withdraw,
 )
+from tests.walls import Walls
 
 BEGIN_MS = 1_767_225_600_000
 PRICE = 3_600_000  # a micro-credit each device-ms
@@ -149,7 +150,7 @@ class World:
             key=self.key,
             settler=self.settler,
         )
-        return Broker(ports, self.settings)
+        return Broker(Walls().around(ports), self.settings)
 
     def restart_broker(self) -> None:
         """The broker dies and comes back on the same database; connections are gone."""

@@ -26,6 +26,7 @@ from tests.simulation.engine import BEGIN_MS, Crashed, Quartz
 from tests.simulation.network import Wire
 from tests.simulation.shards import SimMatcher, SimRay
 from tests.simulation.store import UNKEPT, SimStore
+from tests.walls import Walls
 
 if TYPE_CHECKING:
     from tests.simulation.market import Market
@@ -275,14 +276,16 @@ class BrokerHost:
         self.blobs = SimBlobs(self.disk)
         verifier = SimVerifier(self.market, self.blobs, lambda: self._wake_of(number, "verdicts"))
         self.broker = Broker(
-            Ports(
-                store=self.store,
-                blobs=self.blobs,
-                clock=clock,
-                entropy=self.entropy,
-                matcher=self.matcher,
-                verifier=verifier,
-                key=self.market.broker_key,
+            Walls().around(
+                Ports(
+                    store=self.store,
+                    blobs=self.blobs,
+                    clock=clock,
+                    entropy=self.entropy,
+                    matcher=self.matcher,
+                    verifier=verifier,
+                    key=self.market.broker_key,
+                )
             ),
             self.market.settings,
         )

@@ -40,7 +40,7 @@ party ids that have been authenticated. A refusal is errors.Refusal; nothing has
     broker.market          offers(kind="", region="") -> OffersPage
                            match(caller, MatchRequest) -> MatchView
     broker.money           statement(caller, job) balance(caller) earnings(caller)
-    broker.metrics         gauges() -> list[Gauge]
+    broker.metrics         samples() -> list[Sample]
     broker.ledger_audit    breaches() -> list[str]         reads the whole ledger
     broker.on_job       Callable[[job id], None] | None  after commit: events or log lines are new
 """
@@ -50,14 +50,15 @@ from collections.abc import Callable
 from sublet_broker.service.content.blobs import Blobs
 from sublet_broker.service.content.retention import Retention
 from sublet_broker.service.idempotency import Idempotency
+from sublet_broker.service.leases.open_offers import OpenOffers
 from sublet_broker.service.periodic.scheduling import Scheduling
 from sublet_broker.service.periodic.settling import Settling
 from sublet_broker.service.periodic.supervision import Supervision
 from sublet_broker.service.providers.offers import Offers
 from sublet_broker.service.providers.sessions import Sessions
-from sublet_broker.service.queries.gauges import Metrics
 from sublet_broker.service.queries.ledger_audit import LedgerAudit
 from sublet_broker.service.queries.market import Market
+from sublet_broker.service.queries.metrics import MarketMetrics
 from sublet_broker.service.queries.money import Money
 from sublet_broker.service.queries.views import Views
 from sublet_broker.service.renters.accounts import Accounts
@@ -78,26 +79,27 @@ class Broker:
         self.context = context
         self.party = ports.key.party
         self.outbox: Outbox = context.outbox
+        open_offers = OpenOffers(context)
 
         self.views = Views(context)
-        self.market = Market(context)
+        self.market = Market(context, open_offers)
         self.money = Money(context)
-        self.metrics = Metrics(context)
+        self.metrics = MarketMetrics(context)
         self.ledger_audit = LedgerAudit(context)
 
-        self.jobs = Jobs(context, self.views)
+        self.jobs = Jobs(context, self.views, open_offers)
         self.accounts = Accounts(context, self.money)
         self.countersigning = Countersigning(context)
 
         self.offers = Offers(context)
-        self.sessions = Sessions(context, self.offers)
+        self.sessions = Sessions(context, self.offers, open_offers)
 
         self.blobs = Blobs(context)
         self.retention = Retention(context)
         self.idempotency = Idempotency(context)
 
         self.scheduling = Scheduling(context)
-        self.supervision = Supervision(context, self.offers, self.retention)
+        self.supervision = Supervision(context, self.offers, self.retention, open_offers)
         self.settling = Settling(context)
 
     def stirred(self) -> list[str]:

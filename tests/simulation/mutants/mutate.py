@@ -75,6 +75,7 @@ def copy_tree(target: Path) -> None:
             dirs_exist_ok=True,
         )
     (target / "tests/__init__.py").touch()
+    shutil.copy(ROOT / "tests/walls.py", target / "tests/walls.py")
 
 
 def hunt(mutant: Mutant, seeds: int, hours: float) -> tuple[int | None, float, str]:

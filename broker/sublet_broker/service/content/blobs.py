@@ -14,7 +14,7 @@ from sublet_broker.market.facts import (
     PartyFact,
     RunFact,
 )
-from sublet_broker.service.content.claims import claim
+from sublet_broker.service.content.claims import HASHES_AT_ONCE, claim
 from sublet_broker.service.errors import Refusal, conflict, invalid, not_found
 from sublet_broker.service.leases.candidates import LIVE_LEASE
 from sublet_broker.service.ports import BlobMissing, StorageFull
@@ -22,8 +22,6 @@ from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.job_lookup import own_job
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.api import MissingView
-
-HASHES_AT_ONCE = 500
 
 
 class Blobs:
@@ -44,14 +42,11 @@ class Blobs:
             )
         with self._context.read() as snapshot:
             self._may_write(snapshot, caller, scope, epoch)
-        while True:
+        with self._context.pins.hold((sha256,)):
             self._put_file(sha256, data)
             with self._context.work() as work:
-                # The sweeper may have deleted it in between: then it is written anew.
-                if self._context.ports.blobs.has(sha256):
-                    key = self._may_write(work, caller, scope, epoch)
-                    claim(self._context, work, key, sha256, len(data), self._room(caller, key))
-                    return
+                key = self._may_write(work, caller, scope, epoch)
+                claim(self._context, work, key, sha256, len(data), self._room(caller, key))
 
     def _room(self, caller: str, key: str) -> int:
         settings = self._context.settings
@@ -114,15 +109,24 @@ class Blobs:
         # Once where nothing is asked, too: whose scope it is is checked whatever comes.
         for start in range(0, max(1, len(asked)), HASHES_AT_ONCE):
             some = tuple(asked[start : start + HASHES_AT_ONCE])
+            with self._context.read() as snapshot:
+                key = self._may_write(snapshot, caller, scope, epoch)
+                rows = snapshot.find(BlobFact, {"scope": key, "sha256": some})
+            with self._context.pins.hold(row.sha256 for row in rows):
+                here = [row for row in rows if self._context.ports.blobs.has(row.sha256)]
+                self._claim_again(caller, scope, epoch, here)
+            have.update(row.sha256 for row in here)
+        return MissingView(missing=tuple(sha256 for sha256 in asked if sha256 not in have))
+
+    def _claim_again(
+        self, caller: str, scope: str, epoch: int | None, here: list[BlobFact]
+    ) -> None:
+        """Whoever is told that something is here counts on it."""
+        if here:
             with self._context.work() as work:
                 key = self._may_write(work, caller, scope, epoch)
-                for blob in work.find(BlobFact, {"scope": key, "sha256": some}):
-                    if self._context.ports.blobs.has(blob.sha256):
-                        # Whoever is told that it is here counts on it.
-                        size_bytes = blob.size_bytes
-                        claim(self._context, work, key, blob.sha256, size_bytes, size_bytes)
-                        have.add(blob.sha256)
-        return MissingView(missing=tuple(sha256 for sha256 in asked if sha256 not in have))
+                for row in here:
+                    claim(self._context, work, key, row.sha256, row.size_bytes, row.size_bytes)
 
     def _may_write(self, work: UnitOfWork, caller: str, scope: str, epoch: int | None) -> str:
         """Return the scope's key. Raises Refusal."""

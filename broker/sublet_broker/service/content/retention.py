@@ -4,9 +4,8 @@ Content is a file per hash, and a row for each scope that may use it. Rows come 
 with inputs that a job links, and go when nothing needs them; a file goes when its last row has.
 
 Rules:
-- A file is deleted inside a transaction that has seen that no row is left. Writers exclude one
-  another, and whoever adds a row makes sure in his own transaction that the file is there: so no
-  row ever stands without its file.
+- A file is deleted after a look that has seen that no row is left. Whoever adds a row pins the
+  content first (pins.py), and what is pinned isn't deleted: so no row ever stands without its file.
 - Uploading claims content, and so does being told that it is here already. What was claimed after
   the checkpoint it belonged to is not pruned with it: an upload in progress counts on it.
 - A job keeps its inputs, its newest checkpoints and its outputs while it lives. Once ended it keeps
@@ -115,7 +114,7 @@ class Retention:
                     # A checkpoint that has come in since names what was claimed just now.
                     until_ms = blob.claimed_ms + self._context.settings.upload_grace_ms
                 if until_ms > work.now_ms:
-                    work.put(replace(blob, look_ms=until_ms))
+                    work.put(replace(blob, look_ms=until_ms), before=blob)
                 else:
                     release_claim(work, blob)
                     dropped.append(blob.sha256)
@@ -165,13 +164,18 @@ class Retention:
         return len(names)
 
     def _drop_files(self, hashes: Iterable[str]) -> None:
-        """Delete the files that no scope has a right to."""
+        """Delete the files that no scope has a right to, and that nobody is about to claim."""
         rest = iter(hashes)
         while batch := list(islice(rest, FILES_AT_ONCE)):
-            with self._context.work() as work:
-                for sha256 in batch:
-                    if not work.find(BlobFact, {"sha256": sha256}, limit=1):
-                        self._context.ports.blobs.delete(sha256)
+            with self._context.pins.deleting(batch) as unpinned:
+                with self._context.read() as snapshot:
+                    unclaimed = [
+                        sha256
+                        for sha256 in unpinned
+                        if not snapshot.find(BlobFact, {"sha256": sha256}, limit=1)
+                    ]
+                for sha256 in unclaimed:
+                    self._context.ports.blobs.delete(sha256)
 
     def _content(self, indexes: Iterable[str]) -> set[str]:
         """Return the hashes of these trees' indexes and of all their chunks."""

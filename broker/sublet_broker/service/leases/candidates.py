@@ -1,4 +1,7 @@
-"""The book as the database has it: shards rebuild from it, the scheduler checks against it."""
+"""Who may be leased, as the database has it: shards rebuild from it, the scheduler checks by it."""
+
+from collections import defaultdict
+from collections.abc import Collection
 
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import AgentFact, JobFact, LeaseFact, OfferFact, RunFact
@@ -9,6 +12,7 @@ from sublet_broker.service.ports import Transaction
 from sublet_contracts.documents import Offer
 from sublet_contracts.states import JobState, LeaseState
 
+PROVIDERS_AT_ONCE = 200
 LIVE_LEASE = (LeaseState.PROPOSED, LeaseState.ACTIVE)
 
 
@@ -34,14 +38,46 @@ def entry_of(tx: Transaction, offer: OfferFact, for_job: str = "") -> BookEntry:
     return BookEntry(offer, free_devices(document, leases, held))
 
 
+def load_entries(
+    tx: Transaction, providers: Collection[str], now_ms: int
+) -> dict[str, BookEntry | None]:
+    """Return for each of these providers its offer with what is free of it; None: it has none that
+    can be leased. Five questions by key, however many they are."""
+    agents = tx.find(AgentFact, {"id": tuple(providers), "connected": True})
+    ids = tuple(agent.offer for agent in agents if agent.offer is not None)
+    offers = {
+        offer.provider: offer
+        for offer in tx.find(OfferFact, {"id": ids})
+        if offer.open and offer.expires_ms > now_ms
+    }
+    taken = defaultdict[str, list[LeaseFact]](list)
+    for lease in tx.find(LeaseFact, {"provider": tuple(offers), "state": LIVE_LEASE}):
+        taken[lease.provider].append(lease)
+    waiting = tx.find(RunFact, {"successor": tuple(offers)})
+    leases = {
+        lease.id: lease for lease in tx.find(LeaseFact, {"id": tuple(run.id for run in waiting)})
+    }
+    held = defaultdict[str, list[int]](list)
+    for run in waiting:
+        if run.id in leases:
+            held[run.successor].append(len(leases[run.id].device_ids))
+    entries: dict[str, BookEntry | None] = dict.fromkeys(providers)
+    for provider, offer in offers.items():
+        document = accepted(offer.envelope, Offer)
+        free = free_devices(document, taken[provider], held[provider])
+        entries[provider] = BookEntry(offer, free)
+    return entries
+
+
 def load_offers(tx: Transaction, now_ms: int) -> list[BookEntry]:
-    """Return all offers that can be leased, with what is free of them."""
-    connected = {a.id: a.offer for a in tx.find(AgentFact, {"connected": True})}
-    return [
-        entry_of(tx, offer)
-        for offer in tx.find(OfferFact, {"open": True})
-        if offer.expires_ms > now_ms and connected.get(offer.provider) == offer.id
-    ]
+    """Return all offers that can be leased, with what is free of them: for a start, never for one
+    request."""
+    connected = [agent.id for agent in tx.find(AgentFact, {"connected": True})]
+    entries: list[BookEntry] = []
+    for start in range(0, len(connected), PROVIDERS_AT_ONCE):
+        some = load_entries(tx, connected[start : start + PROVIDERS_AT_ONCE], now_ms)
+        entries += [entry for entry in some.values() if entry is not None]
+    return entries
 
 
 def is_queued(tx: Transaction, job: JobFact) -> bool:

@@ -1,20 +1,26 @@
 """Succession: while a run is silent, another machine gets ready for its job.
 
 The successor is told to pull the image and to restore the newest durable checkpoint, and its
-devices are kept back for it (book.entry_of). It costs a notice; a loss then costs only its
+devices are kept back for it (candidates.entry_of). It costs a notice; a loss then costs only its
 detection.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from sublet_broker.market.accepted import accepted
 from sublet_broker.market.checkpointing import resume_point
-from sublet_broker.market.facts import CheckpointFact, JobFact, LeaseFact, OfferFact, RunFact
-from sublet_broker.market.matching import choose, requirements_of
-from sublet_broker.service.leases.candidates import entry_of, load_offers
-from sublet_broker.service.unit_of_work.context import Context
+from sublet_broker.market.facts import CheckpointFact, JobFact, LeaseFact, RunFact
+from sublet_broker.market.matching import Requirements, fits, requirements_of
+from sublet_broker.service.leases.candidates import entry_of, open_offer
+from sublet_broker.service.leases.open_offers import OpenOffers
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
+from sublet_contracts.documents import Offer
 from sublet_contracts.states import RunState
 from sublet_contracts.wire import Prepare, Unprepare
+
+CANDIDATES = 5
+"""How many offers are looked at for a successor before the next sweep."""
 
 
 def newest_durable(work: UnitOfWork, job: str) -> CheckpointFact | None:
@@ -23,25 +29,28 @@ def newest_durable(work: UnitOfWork, job: str) -> CheckpointFact | None:
 
 
 def prepare_successor(
-    context: Context, work: UnitOfWork, lease: LeaseFact, run: RunFact, *, without: str = ""
+    open_offers: OpenOffers,
+    work: UnitOfWork,
+    lease: LeaseFact,
+    run: RunFact,
+    *,
+    without: str = "",
 ) -> RunFact:
     """Choose a successor for a run that has fallen silent, if it has none. `without`: a provider
-    that has said it can't."""
+    that has said it can't.
+
+    The offers in memory propose, and each that is looked at is judged by the facts once more. Where
+    none holds, the next sweep tries again.
+    """
     if run.successor or run.state is not RunState.UNKNOWN:
         return run
     job = work.must(JobFact, lease.job)
     if job.wanted:
         return run
     requirements = replace(requirements_of(job), avoid=(*job.avoid, lease.provider), prefer="")
-    entries = [
-        entry_of(work.tx, entry.offer, job.id)
-        for entry in load_offers(work.tx, work.now_ms)
-        if entry.offer.provider not in (lease.provider, without) and entry.free_device_ids
-    ]
-    match = choose(requirements, entries)
-    if match is None:
+    provider = _choose(open_offers, work, requirements, (lease.provider, without))
+    if provider is None:
         return run
-    provider = work.must(OfferFact, match.offer).provider
     start = newest_durable(work, job.id)
     work.notice(provider, Prepare(job=job.envelope, checkpoint=start.envelope if start else None))
     work.touch_offer(provider)
@@ -54,6 +63,20 @@ def prepare_successor(
         detail=f"{provider} prepares to take over",
     )
     return work.put_run(run, replace(run, successor=provider))
+
+
+def _choose(
+    open_offers: OpenOffers, work: UnitOfWork, requirements: Requirements, excluded: Sequence[str]
+) -> str | None:
+    for entry in open_offers.candidates(requirements, CANDIDATES + len(excluded)):
+        provider = entry.offer.provider
+        offer = open_offer(work.tx, provider, work.now_ms)
+        if provider in excluded or offer is None:
+            continue
+        terms = accepted(offer.envelope, Offer)
+        if not fits(requirements, terms, entry_of(work.tx, offer).free_device_ids):
+            return provider
+    return None
 
 
 def ask_again(work: UnitOfWork, provider: str) -> None:

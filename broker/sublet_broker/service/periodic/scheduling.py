@@ -13,8 +13,15 @@ from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import JobFact, LeaseFact, OfferFact, ShardFact
 from sublet_broker.market.leasing import lease_document, why_not_leased
 from sublet_broker.market.ledger import held
-from sublet_broker.market.matching import fits, requirements_of
-from sublet_broker.service.leases.candidates import LIVE_LEASE, entry_of, is_queued, open_offer
+from sublet_broker.market.matching import BookEntry, fits, requirements_of
+from sublet_broker.service.leases.candidates import (
+    LIVE_LEASE,
+    PROVIDERS_AT_ONCE,
+    entry_of,
+    is_queued,
+    load_entries,
+    open_offer,
+)
 from sublet_broker.service.leases.settlement import pending_of
 from sublet_broker.service.leases.standby import newest_durable
 from sublet_broker.service.ports import MatcherAway, Proposal
@@ -71,33 +78,47 @@ class Scheduling:
             dirty.jobs.pop(job, None)
         try:
             with self._context.read() as snapshot:
-                for provider in providers:
-                    self._tell_offer(snapshot, provider)
-                for id in jobs:
-                    self._tell_job(snapshot, id)
+                offers = self._read_offers(snapshot, providers)
+                queued = self._read_jobs(snapshot, jobs)
+            for provider, entry in offers.items():
+                self._tell_offer(provider, entry)
+            for id, queued_job in queued.items():
+                if queued_job is not None:
+                    self._context.ports.matcher.job_queued(queued_job)
+                else:
+                    self._context.ports.matcher.job_gone(id)
         except Exception:
             # Told again: once the engine has come back and rebuilt, or the database answers.
             dirty.providers.update(dict.fromkeys(providers))
             dirty.jobs.update(dict.fromkeys(jobs))
             raise
 
-    def _tell_offer(self, snapshot: UnitOfWork, provider: str) -> None:
+    def _read_offers(
+        self, snapshot: UnitOfWork, providers: list[str]
+    ) -> dict[str, BookEntry | None]:
+        entries: dict[str, BookEntry | None] = {}
+        for start in range(0, len(providers), PROVIDERS_AT_ONCE):
+            some = providers[start : start + PROVIDERS_AT_ONCE]
+            entries |= load_entries(snapshot.tx, some, snapshot.now_ms)
+        return entries
+
+    def _read_jobs(self, snapshot: UnitOfWork, jobs: list[str]) -> dict[str, JobFact | None]:
+        """Return those of these jobs that are queued; None: that one wants no machine."""
+        queued: dict[str, JobFact | None] = {}
+        for id in jobs:
+            job = snapshot.get(JobFact, id)
+            queued[id] = job if job is not None and is_queued(snapshot.tx, job) else None
+        return queued
+
+    def _tell_offer(self, provider: str, entry: BookEntry | None) -> None:
         matcher = self._context.ports.matcher
-        offer = open_offer(snapshot.tx, provider, snapshot.now_ms)
         told = self._told.get(provider)
-        if told is not None and (offer is None or offer.id != told[0]):
+        if told is not None and (entry is None or entry.offer.id != told[0]):
             matcher.offer_gone(*told)
             del self._told[provider]
-        if offer is not None:
-            self._told[provider] = (offer.id, offer.pool)
-            matcher.offer_changed(entry_of(snapshot.tx, offer))
-
-    def _tell_job(self, snapshot: UnitOfWork, id: str) -> None:
-        job = snapshot.get(JobFact, id)
-        if job is not None and is_queued(snapshot.tx, job):
-            self._context.ports.matcher.job_queued(job)
-        else:
-            self._context.ports.matcher.job_gone(id)
+        if entry is not None:
+            self._told[provider] = (entry.offer.id, entry.offer.pool)
+            matcher.offer_changed(entry)
 
     def _best(self, proposals: list[Proposal]) -> list[Proposal]:
         """Return one proposal for each job, in the engine's order of jobs."""

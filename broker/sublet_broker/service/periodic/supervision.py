@@ -25,6 +25,7 @@ from sublet_broker.market.running import (
 )
 from sublet_broker.service.content.retention import Retention
 from sublet_broker.service.leases.closing import close, give_up, release_if_ended
+from sublet_broker.service.leases.open_offers import OpenOffers
 from sublet_broker.service.leases.orders import give_order
 from sublet_broker.service.leases.standby import prepare_successor
 from sublet_broker.service.ports import MatcherAway, VerifyResult
@@ -49,10 +50,13 @@ LIVE_RUN = tuple(s for s in RunState if s not in (RunState.EXITED, RunState.LOST
 class Supervision:
     """The sweeper, and what follows from verification."""
 
-    def __init__(self, context: Context, board: Offers, keeping: Retention) -> None:
+    def __init__(
+        self, context: Context, offers: Offers, retention: Retention, open_offers: OpenOffers
+    ) -> None:
         self._context = context
-        self._retention = keeping
-        self._offers = board
+        self._retention = retention
+        self._offers = offers
+        self._open_offers = open_offers
         self._checkpoints = Checkpoints(context)
         self._unjudged: dict[str, VerifyResult] = {}
         self._expires_ms = 0
@@ -110,9 +114,8 @@ class Supervision:
         last one: it may have been what they said. Raises StorageFull, StoreAway.
         """
         if self._context.writes_failed:
-            self._context.writes_failed = (
-                False  # before it is read: what fails from now on sets it again
-            )
+            # Before it is read: what fails from now on sets it again.
+            self._context.writes_failed = False
             with self._context.work() as work:
                 self._grant_grace(work)
         self._sweep()
@@ -132,9 +135,8 @@ class Supervision:
 
     def _look(self) -> None:
         """Look at all that lives, and do what is due with it."""
-        seen = (
-            self._context.dirty.last_run_change
-        )  # before the look: what is put during it is looked at next
+        # Before the look: what is put during it is looked at next.
+        seen = self._context.dirty.last_run_change
         with self._context.read() as snapshot:
             proposed = snapshot.find(LeaseFact, {"state": LeaseState.PROPOSED})
             late = [lease.id for lease in proposed if snapshot.now_ms >= lease.answer_by_ms]
@@ -145,6 +147,8 @@ class Supervision:
         self._seen = seen
         self._quiet_until_ms = min(quiet_until_ms, default=snapshot.now_ms + IDLE_LOOK_EVERY_MS)
         self._each(late, self._unanswered)
+        if due:
+            self._open_offers.refresh()  # a successor may have to be chosen
         self._each(due, self._attend)
 
     def _sweep_expired(self) -> None:
@@ -225,7 +229,7 @@ class Supervision:
             return
         if silence is RunState.UNKNOWN:
             run = work.put_run(run, fell_silent(run, work.now_ms))
-        run = prepare_successor(self._context, work, lease, run)
+        run = prepare_successor(self._open_offers, work, lease, run)
         if is_overdue(run, work.now_ms):
             reason = run.order_reason or Reason.CANCELLED
             give_order(work, lease, run, Desired.STOP, reason, 0)

@@ -1,4 +1,4 @@
-"""The board: offers come, are replaced, withdrawn, and shown."""
+"""Offers come, are replaced, withdrawn, and expire."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ class Offers:
                 self._context.rate_limits.demand("offers", provider, most, work.now_ms)
                 self._close(work, agent.offer)
                 latest = work.now_ms + self._context.settings.max_offer_ms
-                work.tx.add(
+                work.add(
                     OfferFact(
                         signed.id,
                         provider,
@@ -72,7 +72,7 @@ class Offers:
     def _close(self, work: UnitOfWork, id: str | None) -> None:
         offer = work.get(OfferFact, id) if id else None
         if offer is not None and offer.open:
-            work.put(replace(offer, open=False))
+            work.put(replace(offer, open=False), before=offer)
 
     def expired(self, snapshot: UnitOfWork) -> list[OfferFact]:
         """Return the open offers whose time is over."""

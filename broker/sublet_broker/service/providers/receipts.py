@@ -14,7 +14,7 @@ from sublet_broker.service.errors import NotYet
 from sublet_broker.service.leases.closing import close, close_if_due
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.signed_input import refuse_strangers
-from sublet_broker.service.unit_of_work.unit_of_work import RECEIPTS, UnitOfWork
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.documents import (
     DocumentRefused,
     Receipt,
@@ -110,8 +110,7 @@ class Receipts:
         self, work: UnitOfWork, signed: Signed[Receipt], lease: LeaseFact, chain: ChainFact
     ) -> None:
         receipt = signed.document
-        work.tx.add(_receipt_fact(work, signed, lease))
-        work.tally(RECEIPTS, 1)
+        work.add(_receipt_fact(work, signed, lease))
         work.record(signed.id)
         state = step(CHAIN, chain.state, ChainState.SEALED) if receipt.final else chain.state
         work.put(
@@ -146,8 +145,7 @@ class Receipts:
         judgement: Judgement,
     ) -> None:
         """Keep both histories, go back to where they agree, and end the lease."""
-        work.tx.add(_receipt_fact(work, signed, lease))
-        work.tally(RECEIPTS, 1)
+        work.add(_receipt_fact(work, signed, lease))
         work.record(signed.id)
         work.event(
             "receipt",

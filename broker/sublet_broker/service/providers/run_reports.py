@@ -14,6 +14,7 @@ from sublet_broker.market.leasing import is_held
 from sublet_broker.market.running import exited, heard, is_over, takes_logs
 from sublet_broker.service.errors import StaleInstance
 from sublet_broker.service.leases.closing import close, close_if_due, send_stop
+from sublet_broker.service.leases.open_offers import OpenOffers
 from sublet_broker.service.leases.standby import prepare_successor, release_successor
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.heartbeats import with_figures
@@ -54,8 +55,9 @@ def current_agent(work: UnitOfWork, party: str, instance: str) -> AgentFact:
 class RunReports:
     """What agents say about their runs."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, open_offers: OpenOffers) -> None:
         self._context = context
+        self._open_offers = open_offers
 
     def heartbeat(self, party: str, instance: str, message: Heartbeat) -> None:
         """Note who lives. A run that isn't named isn't heard from. Raises StaleInstance."""
@@ -65,7 +67,8 @@ class RunReports:
         settled: list[RunFact] = []
         with self._context.work() as work:
             agent = current_agent(work, party, instance)
-            work.put(replace(agent, connected=True, last_seen_ms=work.now_ms))
+            seen = replace(agent, connected=True, last_seen_ms=work.now_ms)
+            work.put(seen, before=agent)
             if not agent.connected:
                 work.touch_offer(party)
             for report in message.runs:
@@ -205,6 +208,7 @@ class RunReports:
 
     def prepared(self, party: str, message: Prepared) -> None:
         """Note whether a successor is ready; where it can't be, try another."""
+        self._open_offers.refresh()
         with self._context.work() as work:
             for run in work.find(RunFact, {"job": message.job, "successor": party}):
                 work.event(
@@ -220,7 +224,7 @@ class RunReports:
                     lease = work.must(LeaseFact, run.id)
                     free = work.put_run(run, replace(run, successor=""))
                     work.touch_offer(party)
-                    prepare_successor(self._context, work, lease, free, without=party)
+                    prepare_successor(self._open_offers, work, lease, free, without=party)
 
     def logs(self, party: str, message: Logs) -> LogsWanted:
         """Keep the lines that are next; return the number that is wanted after them.

@@ -10,6 +10,7 @@ from dataclasses import replace
 from sublet_broker.market.facts import AgentFact, LeaseFact, RunFact
 from sublet_broker.market.running import fell_silent, is_over
 from sublet_broker.service.leases.candidates import LIVE_LEASE
+from sublet_broker.service.leases.open_offers import OpenOffers
 from sublet_broker.service.leases.standby import ask_again, prepare_successor
 from sublet_broker.service.providers.checkpoints import Checkpoints
 from sublet_broker.service.providers.offers import Offers
@@ -40,10 +41,11 @@ from sublet_contracts.wire import (
 class Sessions:
     """The agents' side of the broker."""
 
-    def __init__(self, context: Context, board: Offers) -> None:
+    def __init__(self, context: Context, offers: Offers, open_offers: OpenOffers) -> None:
         self._context = context
-        self._offers = board
-        self._reports = RunReports(context)
+        self._offers = offers
+        self._open_offers = open_offers
+        self._reports = RunReports(context, open_offers)
         self._checkpoints = Checkpoints(context)
         self._receipts = Receipts(context)
 
@@ -74,6 +76,7 @@ class Sessions:
     def left(self, party: str, instance: str) -> None:
         """Note that a connection is gone. Its runs are unknown at once, so that successors prepare;
         they are lost by silence only."""
+        self._open_offers.refresh()
         with self._context.work() as work:
             agent = work.get(AgentFact, party)
             if agent is None or agent.instance != instance:
@@ -84,7 +87,7 @@ class Sessions:
                 run = work.get(RunFact, lease.id)
                 if run is not None and not is_over(run):
                     silent = work.put_run(run, fell_silent(run, work.now_ms))
-                    prepare_successor(self._context, work, lease, silent)
+                    prepare_successor(self._open_offers, work, lease, silent)
 
     def receive(self, party: str, instance: str, message: Message) -> list[Message]:
         """Act on an agent's message; return unreliable answers.

@@ -1,8 +1,8 @@
 """The market as it can be looked at: open offers, and what a job would get."""
 
 from sublet_broker.market.accepted import accepted
-from sublet_broker.market.matching import BookEntry, Requirements, explain
-from sublet_broker.service.leases.candidates import load_offers
+from sublet_broker.market.matching import BookEntry, Requirements
+from sublet_broker.service.leases.open_offers import OpenOffers
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_contracts.amounts import credits_of
 from sublet_contracts.api import MatchRequest, MatchView, OffersPage, OfferView
@@ -35,18 +35,17 @@ def _offer_view(entry: BookEntry) -> OfferView:
 
 
 class Market:
-    """What is on offer."""
+    """What is on offer. Answers come from the offers in memory."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, open_offers: OpenOffers) -> None:
         self._context = context
+        self._open_offers = open_offers
 
     def offers(self, kind: str = "", region: str = "") -> OffersPage:
         """Return the open offers, cheapest first."""
-        with self._context.read() as snapshot:
-            entries = load_offers(snapshot.tx, snapshot.now_ms)
         shown = [
             _offer_view(entry)
-            for entry in entries
+            for entry in self._open_offers.all()
             if _shows(accepted(entry.offer.envelope, Offer), kind, region)
         ]
         shown.sort(key=lambda view: (view.price_ucr_per_device_hour, view.id))
@@ -61,8 +60,7 @@ class Market:
             image=request.image,
             hardware_class=request.resources.hardware_class,
         )
-        with self._context.read() as snapshot:
-            told = explain(requirements, load_offers(snapshot.tx, snapshot.now_ms))
+        told = self._open_offers.explain(requirements)
         relax = told.relax
         least = minimum_budget_ucr(request.max_price_ucr_per_device_hour, request.resources.devices)
         if told.fitting and 0 < request.budget_ucr < least:

@@ -1,4 +1,4 @@
-"""Intake: parties, deposits and jobs come in; the renter cancels, pauses and resumes.
+"""Jobs come in; their renter cancels, pauses and resumes them.
 
 A job is checked from the cheapest question to the dearest, and refused before anything is written:
 signature and time, image, budget, what the market has, inputs, balance. Then the whole budget is
@@ -18,15 +18,16 @@ from sublet_broker.market.facts import (
     RunFact,
 )
 from sublet_broker.market.leasing import affords_a_lease
-from sublet_broker.market.matching import explain, is_pinned, requirements_of
+from sublet_broker.market.matching import is_pinned, requirements_of
 from sublet_broker.market.resuming import ended_by_renter, resumed
 from sublet_broker.service.content.claims import claim
 from sublet_broker.service.errors import Refusal, conflict, invalid
-from sublet_broker.service.leases.candidates import LIVE_LEASE, load_offers
+from sublet_broker.service.leases.candidates import LIVE_LEASE
 from sublet_broker.service.leases.closing import close, release_if_ended
+from sublet_broker.service.leases.open_offers import OpenOffers
 from sublet_broker.service.leases.orders import give_order
-from sublet_broker.service.ports import BlobMissing
 from sublet_broker.service.queries.views import Views
+from sublet_broker.service.renters.inputs import Inputs
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.job_lookup import own_job
 from sublet_broker.service.unit_of_work.signed_input import (
@@ -34,7 +35,8 @@ from sublet_broker.service.unit_of_work.signed_input import (
     check_fresh,
     receive_document,
 )
-from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork, live_jobs_of
+from sublet_broker.service.unit_of_work.tallies import LIVE_JOBS
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.amounts import credits_of
 from sublet_contracts.api import JobView
 from sublet_contracts.documents import (
@@ -48,30 +50,57 @@ from sublet_contracts.keys import short
 from sublet_contracts.reasons import Reason
 from sublet_contracts.rules import minimum_budget_ucr
 from sublet_contracts.states import JOB, Desired, JobState, LeaseState, is_terminal
-from sublet_contracts.tree import TreeRefused, parse_index
 
 
 class Jobs:
-    """What renters and the operator ask for."""
+    """Jobs: submitted, cancelled, paused, resumed."""
 
-    def __init__(self, context: Context, views: Views) -> None:
+    def __init__(self, context: Context, views: Views, open_offers: OpenOffers) -> None:
         self._context = context
         self._views = views
+        self._open_offers = open_offers
+        self._inputs = Inputs(context)
 
     def submit(self, caller: str, envelope: Envelope, *, wait_for_offer: bool = False) -> JobView:
-        """Accept a job, hold its budget. `wait_for_offer`: also where no machine would do now."""
+        """Accept a job, hold its budget. `wait_for_offer`: also where no machine would do now.
+
+        The market and the content are asked before the transaction. What may have changed since
+        then is looked at again in it, but for the market: an offer may always go the next moment.
+        """
         try:
             signed = receive_document(self._context, envelope, Job, signed_by=(caller,))
             if signed.document.renter != caller:
                 raise DocumentRefused("the renter is not who sent it", "renter")
-            with self._context.work() as work:
-                if work.get(JobFact, signed.id) is None:
-                    self._accept(work, signed, wait_for_offer)
+            with self._context.read() as snapshot:
+                known = snapshot.get(JobFact, signed.id) is not None
+                job = None if known else self._admit(snapshot, signed)
+            if job is not None:
+                self._check_terms(signed.document)
+                if not wait_for_offer:
+                    self._check_market(job)
+                with self._inputs.found(signed.document) as blobs:
+                    self._accept(signed, blobs)
         except DocumentRefused as error:
             raise as_refusal(error) from error
         return self._views.job(caller, signed.id)
 
-    def _accept(self, work: UnitOfWork, signed: Signed[Job], wait_for_offer: bool) -> None:
+    def _accept(self, signed: Signed[Job], blobs: list[BlobFact]) -> None:
+        with self._context.work() as work:
+            if work.get(JobFact, signed.id) is not None:
+                return
+            job = self._admit(work, signed)
+            self._hold(work, job.renter, job.id, job.budget_ucr, signed.id, "hold")
+            work.add_job(job)
+            for blob in blobs:
+                room = self._context.settings.max_job_bytes
+                claim(self._context, work, job.id, blob.sha256, blob.size_bytes, room)
+                room = self._context.settings.max_renter_bytes
+                claim(self._context, work, job.renter, blob.sha256, blob.size_bytes, room)
+            work.record(signed.id)
+
+    def _admit(self, work: UnitOfWork, signed: Signed[Job]) -> JobFact:
+        """Return the job as it is queued. Raises DocumentRefused, Refusal: its time or its renter
+        is not right."""
         document = signed.document
         check_fresh(
             self._context, work.now_ms, issued_ms=document.issued_ms, expires_ms=document.expires_ms
@@ -84,7 +113,7 @@ class Jobs:
                 "this key has not been introduced",
                 fix="the sublet client does it on first use; run any sublet command again",
             )
-        if work.tally(live_jobs_of(document.renter)) >= self._context.settings.max_live_jobs:
+        if work.tally(LIVE_JOBS, document.renter) >= self._context.settings.max_live_jobs:
             raise Refusal(
                 429,
                 "too_many_jobs",
@@ -93,8 +122,7 @@ class Jobs:
                 field="renter",
                 fix="wait until some have ended, or cancel some",
             )
-        self._check_terms(document)
-        job = JobFact(
+        return JobFact(
             id=signed.id,
             renter=document.renter,
             name=document.name,
@@ -105,17 +133,6 @@ class Jobs:
             submitted_ms=work.now_ms,
             hardware_class=document.resources.hardware_class,
         )
-        if not wait_for_offer:
-            self._check_market(work, job)
-        blobs = self._link_inputs(work, job, document)
-        self._hold(work, job.renter, job.id, document.budget_ucr, signed.id, "hold")
-        work.add_job(job)
-        for blob in blobs:
-            room = self._context.settings.max_job_bytes
-            claim(self._context, work, job.id, blob.sha256, blob.size_bytes, room)
-            room = self._context.settings.max_renter_bytes
-            claim(self._context, work, job.renter, blob.sha256, blob.size_bytes, room)
-        work.record(signed.id)
 
     def _check_terms(self, job: Job) -> None:
         if self._context.settings.image_policy == "digest" and not is_pinned(job.image):
@@ -141,8 +158,11 @@ class Jobs:
                     fix=f"set a budget of at least {credits_of(least)}",
                 )
 
-    def _check_market(self, work: UnitOfWork, job: JobFact) -> None:
-        told = explain(requirements_of(job), load_offers(work.tx, work.now_ms))
+    def _check_market(self, job: JobFact) -> None:
+        requirements = requirements_of(job)
+        if self._open_offers.could(requirements):
+            return
+        told = self._open_offers.explain(requirements)
         if told.some_offer_could:
             return
         if not told.considered:
@@ -164,56 +184,6 @@ class Jobs:
             field=told.relax_field,
             fix=told.relax,
         )
-
-    def _link_inputs(self, work: UnitOfWork, job: JobFact, document: Job) -> list[BlobFact]:
-        """Return its inputs' content, all of which must be the renter's."""
-        total = sum(i.total_bytes for i in document.inputs)
-        if total > self._context.settings.max_input_bytes:
-            raise invalid(
-                "input_too_large",
-                "Inputs too large",
-                f"{total} bytes; at most {self._context.settings.max_input_bytes} are taken",
-                field="inputs",
-                fix="leave out what the job does not read",
-            )
-        linked: dict[str, BlobFact] = {}
-        for position, entry in enumerate(document.inputs):
-            field = f"inputs.{position}"
-            mine = work.get(BlobFact, job.renter, entry.index_sha256)
-            if mine is None:
-                raise _input_missing(field, entry.destination)
-            try:
-                index = parse_index(self._context.ports.blobs.get(entry.index_sha256))
-            except BlobMissing as error:
-                raise _input_missing(field, entry.destination) from error
-            except TreeRefused as error:
-                raise invalid(
-                    "input_refused",
-                    "Input refused",
-                    str(error),
-                    field=field,
-                    fix="upload it with the sublet client",
-                ) from error
-            if index.total_bytes != entry.total_bytes:
-                raise invalid(
-                    "input_changed",
-                    "Input changed",
-                    f"{entry.destination} was signed with {entry.total_bytes} bytes, its index "
-                    f"lists {index.total_bytes}",
-                    field=field,
-                    fix="submit again",
-                )
-            linked[mine.sha256] = mine
-            chunks = index.chunks()
-            have = {
-                blob.sha256: blob
-                for blob in work.find(BlobFact, {"scope": job.renter, "sha256": tuple(chunks)})
-            }
-            for sha256 in chunks:
-                if sha256 not in have or not self._context.ports.blobs.has(sha256):
-                    raise _input_missing(field, entry.destination)
-                linked[sha256] = have[sha256]
-        return [linked[sha256] for sha256 in sorted(linked)]
 
     def _hold(
         self, work: UnitOfWork, renter: str, job: str, amount_ucr: int, cites: str, memo: str
@@ -357,13 +327,3 @@ class Jobs:
             accept_ucr=document.accept_receipts_up_to_ucr,
         )
         return work.put_job(job, raised)
-
-
-def _input_missing(field: str, destination: str) -> Refusal:
-    return invalid(
-        "input_missing",
-        "Input missing",
-        f"the content of {destination} is not here",
-        field=field,
-        fix="upload it first; the sublet client does so on run",
-    )

@@ -21,6 +21,7 @@ from sublet_broker.service.ports import (
 from sublet_broker.service.settings import Settings
 from sublet_broker.service.unit_of_work.heartbeats import Heartbeats
 from sublet_broker.service.unit_of_work.outbox import Outbox
+from sublet_broker.service.unit_of_work.pins import Pins
 from sublet_broker.service.unit_of_work.rate_limits import RateLimits
 from sublet_broker.service.unit_of_work.unit_of_work import Dirty, UnitOfWork
 from sublet_contracts.keys import SigningKey
@@ -52,6 +53,7 @@ class Context:
         self.rate_limits = RateLimits()
         self.heartbeats = Heartbeats()
         self.dirty = Dirty()
+        self.pins = Pins()
         self.writes_failed = False
         """Something could not be written down, so maybe what an agent said of its runs: supervision
         must not count its silence before it could say that again."""

@@ -27,33 +27,17 @@ from sublet_broker.market.facts import (
 from sublet_broker.market.running import is_over
 from sublet_broker.service.ports import Clock, Transaction
 from sublet_broker.service.unit_of_work.heartbeats import Heartbeats
+from sublet_broker.service.unit_of_work.tallies import TALLIES_OF, Tally
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
-from sublet_contracts.states import JOB, JobState, LeaseState, RunState, is_terminal
+from sublet_contracts.states import LeaseState, RunState
 from sublet_contracts.wire import Message
 
 F = TypeVar("F", bound=Fact)
 
 
-MOVED, DEBITS, CREDITS = "ledger:moved", "ledger:debits", "ledger:credits"
-RECEIPTS, SETTLEMENTS = "receipts", "settlements"
-RECOVERIES, LOST_DEVICE_MS = "recoveries", "lost_device_ms"
-"""Names of tallies (TallyFact): what /metrics shows without adding anything up."""
-
-
-def jobs_in(state: JobState) -> str:
-    """Return the tally of the jobs in a state."""
-    return f"jobs:{state}"
-
-
-def live_jobs_of(renter: str) -> str:
-    """Return the tally of a renter's jobs that haven't ended."""
-    return f"live:{renter}"
-
-
-def balances_of(kind: str) -> str:
-    """Return the tally of the balances of one kind of account: available, held, earned ..."""
-    return f"ledger:{kind}"
+def _key_of(fact: Fact) -> tuple[str | int, ...]:
+    return tuple(getattr(fact, name) for name in fact.KEY)
 
 
 @dataclass
@@ -61,13 +45,20 @@ class Dirty:
     """What is to be looked at after commits. Ordered sets, filled by any thread."""
 
     providers: dict[str, None] = field(default_factory=dict)
-    """The scheduler tells the match engine of these,"""
+    """Providers of whose offers the scheduler has to tell the match engine."""
+    open_offers: dict[str, None] = field(default_factory=dict)
+    """Providers whose offers in memory (open_offers.py) have to be read anew."""
     jobs: dict[str, None] = field(default_factory=dict)
-    """and of these."""
+    """Jobs of which the scheduler has to tell the match engine."""
     ended: dict[str, None] = field(default_factory=dict)
     """Leases whose runs have exited: settling closes them."""
     last_run_change: object = None
     """The token of the last transaction that put a run or a lease: supervision looks at them."""
+
+    def offer_changed(self, provider: str) -> None:
+        """Note that a provider's offer, or what is free of it, is another now."""
+        self.providers[provider] = None
+        self.open_offers[provider] = None
 
 
 class _Accounts:
@@ -143,8 +134,10 @@ class UnitOfWork:
             return cast(list[F], [self._heartbeats.over(cast(RunFact, fact)) for fact in found])
         return found
 
-    def put(self, fact: Fact) -> None:
-        """Insert or replace a fact."""
+    def put(self, fact: F, *, before: F | None = None) -> None:
+        """Insert or replace a fact. `before`: as it stands in the database, where that is known."""
+        if type(fact) in TALLIES_OF:
+            self._keep_tallies(before or self.tx.get(type(fact), *_key_of(fact)), fact)
         self.tx.put(fact)
         self._heartbeats.put(fact, self.token)
         if isinstance(fact, RunFact | LeaseFact):
@@ -153,21 +146,40 @@ class UnitOfWork:
             if over:
                 self.tx.after_commit(partial(self._heartbeats.forget, fact.id))
 
-    def add(self, fact: LeaseFact | RunFact) -> None:
-        """Insert a lease or a run. Raises AlreadyThere."""
+    def add(self, fact: Fact) -> None:
+        """Insert a fact. Raises AlreadyThere."""
         self.tx.add(fact)
-        self.moves = True
+        self._keep_tallies(None, fact)
+        if isinstance(fact, RunFact | LeaseFact):
+            self.moves = True
 
-    def tally(self, id: str, change: int = 0) -> int:
-        """Change a sum that is kept, and return it. One that falls back to 0 is forgotten."""
-        known = self.tx.get(TallyFact, id)
-        value = (known.value if known else 0) + change
-        if value:
-            if change:
+    def delete(self, fact: Fact) -> None:
+        """Remove a fact, given as it stands in the database."""
+        self.tx.delete(type(fact), *_key_of(fact))
+        self._keep_tallies(fact, None)
+
+    def tally(self, tally: Tally[Any], group: str = "") -> int:
+        """Return a sum that is kept, as this transaction leaves it."""
+        known = self.tx.get(TallyFact, tally.id(group))
+        return known.value if known else 0
+
+    def _keep_tallies(self, before: F | None, after: F | None) -> None:
+        changes: dict[str, int] = {}
+        for fact, sign in ((before, -1), (after, 1)):
+            if fact is None:
+                continue
+            for tally in TALLIES_OF.get(type(fact), ()):
+                id, amount = tally.counts(fact)
+                changes[id] = changes.get(id, 0) + sign * amount
+        for id, change in changes.items():
+            if not change:
+                continue
+            known = self.tx.get(TallyFact, id)
+            value = (known.value if known else 0) + change
+            if value:
                 self.tx.put(TallyFact(id, value))
-        elif known is not None:
-            self.tx.delete(TallyFact, id)
-        return value
+            else:
+                self.tx.delete(TallyFact, id)
 
     def event(
         self,
@@ -219,7 +231,7 @@ class UnitOfWork:
 
     def touch_offer(self, provider: str) -> None:
         """Note that what this provider has free, or its offer, is another now."""
-        self.tx.after_commit(lambda: self._dirty.providers.__setitem__(provider, None))
+        self.tx.after_commit(partial(self._dirty.offer_changed, provider))
 
     def touch_job(self, job: str) -> None:
         """Note that this job may want a machine now, or want one no longer."""
@@ -231,21 +243,15 @@ class UnitOfWork:
 
     def add_job(self, job: JobFact) -> None:
         """Add a job that has just been accepted."""
-        self.tx.add(job)
-        self.tally(jobs_in(job.state), 1)
-        self.tally(live_jobs_of(job.renter), 1)
+        self.add(job)
         self.event("job", job.id, after=job.state, detail=f"{job.budget_ucr} ucr are held")
         self.touch_job(job.id)
 
     def put_job(self, before: JobFact, after: JobFact, *, lease: str = "") -> JobFact:
         """Replace a job, with an event if its state changes."""
-        self.put(after)
+        self.put(after, before=before)
         self.touch_job(after.id)
         if after.state is not before.state:
-            self.tally(jobs_in(before.state), -1)
-            self.tally(jobs_in(after.state), 1)
-            if is_terminal(JOB, after.state):
-                self.tally(live_jobs_of(after.renter), -1)
             self.event(
                 "job",
                 after.id,
@@ -303,13 +309,6 @@ class UnitOfWork:
 
     def _append_or_put(self, fact: Fact) -> None:
         if isinstance(fact, TransferFact):
-            self.tx.add(fact)
-            self.tally(MOVED, fact.amount_ucr)
+            self.add(fact)
         else:
-            if isinstance(fact, AccountFact):
-                before = self.tx.get(AccountFact, fact.id) or AccountFact(fact.id)
-                self.tally(DEBITS, fact.debits_ucr - before.debits_ucr)
-                self.tally(CREDITS, fact.credits_ucr - before.credits_ucr)
-                change = ledger.balance_ucr(fact) - ledger.balance_ucr(before)
-                self.tally(balances_of(fact.id.rsplit(":", 1)[-1]), change)
-            self.tx.put(fact)
+            self.put(fact)

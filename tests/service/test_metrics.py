@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sublet_broker.market.facts import AccountFact
+from sublet_broker.service.unit_of_work.tallies import CREDITS
 from sublet_contracts.reasons import Reason
 from tests.service.world import World
 
 
-def figures(world: World) -> dict[str, int]:
+def figures(world: World) -> dict[str, float]:
     return {
-        " ".join([gauge.name, *(value for _, value in gauge.labels)]): gauge.value
-        for gauge in world.broker.metrics.gauges()
+        " ".join([sample.metric.name, *sample.labels]): sample.value
+        for sample in world.broker.metrics.samples()
     }
 
 
@@ -23,8 +24,10 @@ def test_figures_follow_a_job_and_its_recovery() -> None:
     renter.run(budget_ucr=10_000_000)
     found = figures(world)
     assert found["sublet_jobs starting"] + found["sublet_jobs running"] == 1
-    assert found["sublet_ledger_ucr held"] == 10_000_000
-    assert found["sublet_ledger_ucr world"] == -50_000_000
+    assert found["sublet_offers_open"] == found["sublet_agents_connected"] == 1
+    assert found["sublet_leases_active"] == 1
+    assert found["sublet_ledger_balance_microcredits held"] == 10_000_000
+    assert found["sublet_ledger_balance_microcredits world"] == -50_000_000
     world.pass_ms(10_000)
     alice.durable(alice.the_run, 1)
     world.pass_ms(5_000)
@@ -37,11 +40,19 @@ def test_figures_follow_a_job_and_its_recovery() -> None:
     found = figures(world)
     assert found["sublet_jobs succeeded"] == 1
     assert found["sublet_jobs running"] == 0
+    assert found["sublet_agents_connected"] == 1
+    assert found["sublet_leases_active"] == 0
     assert found["sublet_recoveries_total"] == 1
-    assert found["sublet_lost_device_ms_total"] == 5_000
-    assert found["sublet_settlements_total"] == 2
-    assert found["sublet_ledger_discrepancy_ucr"] == 0
-    assert sum(v for name, v in found.items() if name.startswith("sublet_ledger_ucr ")) == 0
+    assert found["sublet_lost_device_seconds_total"] == 5
+    assert found["sublet_settlements_total run_killed"] == 1
+    assert found["sublet_settlements_total succeeded"] == 1
+    assert found["sublet_ledger_discrepancy_microcredits"] == 0
+    assert (
+        sum(
+            v for name, v in found.items() if name.startswith("sublet_ledger_balance_microcredits ")
+        )
+        == 0
+    )
     world.audit()
 
 
@@ -53,5 +64,5 @@ def test_an_account_that_was_changed_behind_the_ledgers_back_is_found() -> None:
         assert account is not None
         tx.put(replace(account, credits_ucr=account.credits_ucr + 1))
     assert any(
-        "the sum ledger:credits" in breach for breach in world.broker.ledger_audit.breaches()
+        f"the sum {CREDITS.name} " in breach for breach in world.broker.ledger_audit.breaches()
     )

@@ -1,0 +1,95 @@
+"""A job's inputs: content that its renter has uploaded, looked at before the job is accepted."""
+
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+
+from sublet_broker.market.facts import BlobFact
+from sublet_broker.service.content.claims import HASHES_AT_ONCE
+from sublet_broker.service.errors import Refusal, invalid
+from sublet_broker.service.ports import BlobMissing
+from sublet_broker.service.unit_of_work.context import Context
+from sublet_contracts.documents import Input, Job
+from sublet_contracts.tree import TreeIndex, TreeRefused, parse_index
+
+
+class Inputs:
+    """Finds what a job's inputs consist of."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    @contextmanager
+    def found(self, document: Job) -> Iterator[list[BlobFact]]:
+        """Give all content of the job's inputs, pinned for as long as the block lasts: commit the
+        job's claims inside of it. Not inside a unit of work. Raises Refusal: some of it isn't here,
+        or isn't the renter's."""
+        total = sum(entry.total_bytes for entry in document.inputs)
+        if total > self._context.settings.max_input_bytes:
+            raise invalid(
+                "input_too_large",
+                "Inputs too large",
+                f"{total} bytes; at most {self._context.settings.max_input_bytes} are taken",
+                field="inputs",
+                fix="leave out what the job does not read",
+            )
+        pins = self._context.pins
+        linked: dict[str, BlobFact] = {}
+        with ExitStack() as held:
+            for position, entry in enumerate(document.inputs):
+                field = f"inputs.{position}"
+                held.enter_context(pins.hold((entry.index_sha256,)))
+                found = self._rows(document.renter, (entry.index_sha256,))
+                if not found:
+                    raise _missing(field, entry)
+                chunks = self._index(field, entry).chunks()
+                held.enter_context(pins.hold(chunks))
+                found |= self._rows(document.renter, chunks)
+                for sha256 in chunks:
+                    if sha256 not in found or not self._context.ports.blobs.has(sha256):
+                        raise _missing(field, entry)
+                linked |= found
+            yield [linked[sha256] for sha256 in sorted(linked)]
+
+    def _rows(self, renter: str, hashes: Collection[str]) -> dict[str, BlobFact]:
+        asked = list(hashes)
+        rows: dict[str, BlobFact] = {}
+        with self._context.read() as snapshot:
+            for start in range(0, len(asked), HASHES_AT_ONCE):
+                some = tuple(asked[start : start + HASHES_AT_ONCE])
+                for row in snapshot.find(BlobFact, {"scope": renter, "sha256": some}):
+                    rows[row.sha256] = row
+        return rows
+
+    def _index(self, field: str, entry: Input) -> TreeIndex:
+        try:
+            index = parse_index(self._context.ports.blobs.get(entry.index_sha256))
+        except BlobMissing as error:
+            raise _missing(field, entry) from error
+        except TreeRefused as error:
+            raise invalid(
+                "input_refused",
+                "Input refused",
+                str(error),
+                field=field,
+                fix="upload it with the sublet client",
+            ) from error
+        if index.total_bytes != entry.total_bytes:
+            raise invalid(
+                "input_changed",
+                "Input changed",
+                f"{entry.destination} was signed with {entry.total_bytes} bytes, its index "
+                f"lists {index.total_bytes}",
+                field=field,
+                fix="submit again",
+            )
+        return index
+
+
+def _missing(field: str, entry: Input) -> Refusal:
+    return invalid(
+        "input_missing",
+        "Input missing",
+        f"the content of {entry.destination} is not here",
+        field=field,
+        fix="upload it first; the sublet client does so on run",
+    )
