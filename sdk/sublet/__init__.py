@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from sublet import ckpt as ckpt
     from sublet.client import Client as Client
     from sublet.client import Job as Job
-    from sublet.client import SubletError as SubletError
+    from sublet.errors import SubletError as SubletError
     from sublet.finetuning import finetune as finetune
     from sublet.running import run as run
 
 _HOMES = {
     "Client": "sublet.client",
     "Job": "sublet.client",
-    "SubletError": "sublet.http",
+    "SubletError": "sublet.errors",
     "finetune": "sublet.finetuning",
     "run": "sublet.running",
 }

@@ -7,24 +7,60 @@
 There is one implementation, the synchronous one; these methods run it in asyncio's default thread
 pool. So a hundred waiting jobs don't hold a hundred threads (`wait` and `logs` poll, and sleep in
 the event loop), but a cancelled upload or download stops being awaited, and its thread finishes.
+What asks the broker is awaited: `await client.broker` too. A method that is added to Client or Job
+and not here is an error on import.
 """
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import wraps
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sublet import client as sync
-from sublet import running
-from sublet.http import BrokerAway
+from sublet import finetuning, running
+from sublet.errors import BrokerAway
 from sublet_contracts.api import JobLogLine, JobView
-from sublet_contracts.states import JobState
+from sublet_contracts.keys import SigningKey
+from sublet_contracts.states import JOB, JobState, is_terminal
 
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
+C = TypeVar("C", bound=type)
+
+
+def _mirrors(original: type) -> Callable[[C], C]:
+    """Return the decorator of a class that has all public names of `original`."""
+
+    def checked(mirror: C) -> C:
+        missing = public_names(original) - public_names(mirror)
+        if missing:
+            raise TypeError(
+                f"{mirror.__name__} lacks {', '.join(sorted(missing))} of {original.__name__}"
+            )
+        return mirror
+
+    return checked
+
+
+def public_names(kind: type) -> set[str]:
+    """Return the names of a class's public methods and properties."""
+    return {name for name in vars(kind) if not name.startswith("_")}
+
+
+def _awaited_function(
+    function: Callable[P, sync.Job],
+) -> Callable[P, Coroutine[Any, Any, "AsyncJob"]]:
+    """Return the awaitable twin of a function that returns a job."""
+
+    @wraps(function)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> "AsyncJob":
+        return AsyncJob(await asyncio.to_thread(function, *args, **kwargs))
+
+    return call
 
 
 def _awaited(
@@ -51,11 +87,20 @@ def _awaited_job(
     return call
 
 
+@_mirrors(sync.Client)
 class AsyncClient:
-    """A party at a broker; see sublet.Client, whose arguments it takes. `sync` is that client."""
+    """A party at a broker; see sublet.Client. `sync` is that client."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.sync = sync.Client(*args, **kwargs)
+    def __init__(
+        self,
+        broker: str | None = None,
+        profile: str | None = None,
+        config_dir: Path | None = None,
+        key: SigningKey | None = None,
+        away_limit_s: float = 60.0,
+    ) -> None:
+        """Raises ConfigError, KeyRefused. Nothing is sent before the first call."""
+        self.sync = sync.Client(broker, profile, config_dir, key, away_limit_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,10 +118,26 @@ class AsyncClient:
         """This party's id."""
         return self.sync.party
 
-    async def run(self, **options: Any) -> "AsyncJob":
-        """Submit a job; the options are those of `sublet.run`. Raises as Client.run does."""
-        return AsyncJob(await asyncio.to_thread(lambda: self.sync.run(**options)))
+    @property
+    def broker(self) -> Awaitable[str]:
+        """The broker's id, to be awaited: the first time it is asked."""
+        return asyncio.to_thread(lambda: self.sync.broker)
 
+    def copy(self, away_limit_s: float | None = None) -> "AsyncClient":
+        """Return a client of the same party with connections of its own."""
+        return AsyncClient._of(self.sync.copy(away_limit_s))
+
+    @classmethod
+    def _of(cls, client: sync.Client) -> "AsyncClient":
+        made = cls.__new__(cls)
+        made.sync = client
+        return made
+
+    def handle(self, view: JobView) -> "AsyncJob":
+        """Return a handle for a job that has been looked up already."""
+        return AsyncJob(self.sync.handle(view))
+
+    run = _awaited_job(sync.Client.run)
     submit = _awaited_job(sync.Client.submit)
     job = _awaited_job(sync.Client.job)
     jobs = _awaited(sync.Client.jobs)
@@ -89,6 +150,7 @@ class AsyncClient:
     close = _awaited(sync.Client.close)
 
 
+@_mirrors(sync.Job)
 class AsyncJob:
     """One job; see sublet.Job. `sync` is that handle."""
 
@@ -97,6 +159,11 @@ class AsyncJob:
 
     def __repr__(self) -> str:
         return f"Async{self.sync!r}"
+
+    @property
+    def client(self) -> AsyncClient:
+        """The client that it was asked from."""
+        return AsyncClient._of(self.sync.client)
 
     @property
     def id(self) -> str:
@@ -121,15 +188,15 @@ class AsyncJob:
 
     async def wait(self, poll_s: float = sync.POLL_S) -> JobView:
         """Wait until it has ended or is paused, signing its receipts; can be cancelled."""
-        told: set[str] = set()
+        warned: set[str] = set()
         while True:
             try:
                 view = await self.view()
-                sync.warn_of((await self.cosign()).refused, told)
+                sync.warn_once((await self.cosign()).refused, warned)
             except BrokerAway:
                 await asyncio.sleep(poll_s)
                 continue
-            if view.state in sync.TERMINAL or view.state is JobState.PAUSED:
+            if is_terminal(JOB, view.state) or view.state is JobState.PAUSED:
                 return view
             await asyncio.sleep(poll_s)
 
@@ -137,7 +204,7 @@ class AsyncJob:
         """Yield its output's lines beyond cursor `after`; with `follow` until the job ends."""
         while True:
             # Asked first: what was written before the end is read after it.
-            ended = not follow or (await self.view()).state in sync.TERMINAL
+            ended = not follow or is_terminal(JOB, (await self.view()).state)
             for line in await asyncio.to_thread(self._lines, after):
                 after = line.cursor
                 yield line
@@ -159,7 +226,5 @@ class AsyncJob:
             stop.set()
 
 
-@wraps(running.run)
-async def run(**options: Any) -> AsyncJob:
-    """Submit a job; the options are those of `sublet.run`."""
-    return AsyncJob(await asyncio.to_thread(lambda: running.run(**options)))
+run = _awaited_function(running.run)
+finetune = _awaited_function(finetuning.finetune)

@@ -8,19 +8,22 @@ job.follow(); job.download("out/")
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 from urllib.parse import quote
 
 import httpx
 
 from sublet.config import ConfigError, Profile, broker_url
 from sublet.cosign import Cosigned, cosign
-from sublet.http import DISK_FULL, RETRIED_STATUS, BrokerAway, Link, SubletError, away
-from sublet.log_head import LogRewritten, grown, head_in, head_of
-from sublet.spec import Amount, JobSpec
+from sublet.errors import DISK_FULL, BrokerAway, SubletError, no_answer
+from sublet.http import RETRIED_STATUS, Link
+from sublet.log_head import LogRewritten, head_in, head_of, proven_growth
+from sublet.options import Amount, JobOptions
+from sublet.options_docs import with_options
+from sublet.spec import JobSpec
 from sublet.transfers import OnBytes, download_tree, upload_inputs
 from sublet.units import credits_to_ucr
 from sublet_contracts.api import (
@@ -41,7 +44,6 @@ from sublet_contracts.api import (
     ResumeRequest,
     SignedRequest,
     StatementView,
-    View,
 )
 from sublet_contracts.documents import (
     Amendment,
@@ -51,17 +53,17 @@ from sublet_contracts.documents import (
 )
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import SigningKey
-from sublet_contracts.states import JobState
+from sublet_contracts.states import JOB, JobState, is_terminal
 
-TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 POLL_S = 0.5
 
 
-class Nothing(View):
-    """An answer without a body."""
+Announce = Callable[[str, int], OnBytes]
+"""Called before something moves, with its name and how many bytes it has; returns what is told of
+each part that has moved."""
 
 
-def _silent(what: str, total_bytes: int) -> OnBytes:
+def _unannounced(what: str, total_bytes: int) -> OnBytes:
     return lambda count_bytes: None
 
 
@@ -114,10 +116,10 @@ class Client:
     def broker(self) -> str:
         """The broker's id; pinned when it's first seen. Raises ConfigError if it has changed."""
         if self._broker is None:
-            broker = self.link.info().broker
+            broker = self.link.broker_info().broker
             known = self.profile.pinned(self.url) == broker
             self.profile.pin(self.url, broker)
-            self.link.expect(broker)
+            self.link.sign_for(broker)
             self._broker = broker
             if not known:
                 self._introduce(broker)
@@ -141,27 +143,25 @@ class Client:
         self._introduce(broker)
         return self.link.call(method, path, kind, **options)
 
+    @with_options()
     def run(
         self,
+        image: str,
+        command: Sequence[str] = (),
         *,
-        wait_for_offer: bool = False,
-        announce: Callable[[str, int], OnBytes] = _silent,
-        **options: Any,
+        announce: Announce = _unannounced,
+        **options: Unpack[JobOptions],
     ) -> "Job":
-        """Submit a job; the options are those of `sublet.run`.
+        """Submit a job and return its handle at once; the budget is held from the account.
 
-        Raises UnitError and InputError, which name the option, and SubletError.
+        Raises UnitError and InputError, which name the option; SubletError with what the broker
+        refused, and BrokerAway.
         """
-        return self.submit(JobSpec(**options), wait_for_offer=wait_for_offer, announce=announce)
+        spec = JobSpec(image=image, command=command, **options)
+        return self.submit(spec, announce=announce)
 
-    def submit(
-        self,
-        spec: JobSpec,
-        *,
-        wait_for_offer: bool = False,
-        announce: Callable[[str, int], OnBytes] = _silent,
-    ) -> "Job":
-        """Send the inputs, sign the job, submit it."""
+    def submit(self, spec: JobSpec, *, announce: Announce = _unannounced) -> "Job":
+        """Send the inputs, sign the job, submit it. Raises as `run` does."""
         spec.document(renter=self.party, broker=self.broker, now_ms=_now_ms(), inputs=())
         inputs = upload_inputs(self.link, spec.inputs, announce)
         document = spec.document(
@@ -173,7 +173,7 @@ class Client:
             "/v1/jobs",
             JobView,
             body=SignedRequest(envelope=signed.envelope),
-            query={"wait": "true" if wait_for_offer else None},
+            query={"wait": "true" if spec.options["wait_for_offer"] else None},
         )
         return Job(self, view.id, view)
 
@@ -182,7 +182,7 @@ class Client:
         body = MatchRequest(
             resources=spec.resources(),
             max_price_ucr_per_device_hour=spec.max_price_ucr,
-            image=spec.image,
+            image=spec.options["image"],
             budget_ucr=spec.budget_ucr,
         )
         found: MatchView = self._call("POST", "/v1/offers/match", MatchView, body=body)
@@ -222,16 +222,18 @@ class Client:
         newest: Envelope | None = None
         for older in (seen, also):
             if older is not None:
-                newest = self._log_grown(older)
+                newest = self._log_grown_from(older)
         if newest is None:
             newest = self._log_since(0).tree_head
             head_of(newest, self.broker)
         self.profile.keep_head(self.broker, newest)
         return newest
 
-    def _log_grown(self, older: Envelope) -> Envelope:
+    def _log_grown_from(self, older: Envelope) -> Envelope:
         try:
-            return grown(self._log_since(head_of(older, self.broker).size), older, self.broker)
+            return proven_growth(
+                self._log_since(head_of(older, self.broker).size), older, self.broker
+            )
         except LogRewritten as error:
             heads = [head for head in (error.older, error.newer) if head is not None]
             path = self.profile.keep_evidence(f"log-{error.older.id[:10]}", heads)
@@ -261,7 +263,7 @@ class Client:
             issued_ms=_now_ms(),
         )
         link = Link(self.url, operator)
-        link.expect(self.broker)
+        link.sign_for(self.broker)
         try:
             body = SignedRequest(envelope=sign_document(deposit, operator).envelope)
             return link.call("POST", "/v1/deposits", BalanceView, body=body)
@@ -388,13 +390,13 @@ class Job:
                 if ended:
                     return
                 # Once it has ended, one more round reads what the stream had not brought yet.
-                ended = self.view().state in TERMINAL
+                ended = is_terminal(JOB, self.view().state)
             except SubletError as error:
                 if not follow or error.problem.status not in {*RETRIED_STATUS, DISK_FULL}:
                     raise
             except httpx.TransportError as error:
                 if not follow:
-                    raise away(self._client.url, str(error)) from error
+                    raise no_answer(self._client.url, str(error)) from error
             time.sleep(POLL_S)
 
     def wait(self, poll_s: float = POLL_S) -> JobView:
@@ -402,21 +404,19 @@ class Job:
 
         A receipt that doesn't add up is not signed, and a warning says why.
         """
-        told: set[str] = set()
+        warned: set[str] = set()
         while True:
             try:
                 view = self.view()
-                warn_of(self.cosign().refused, told)
+                warn_once(self.cosign().refused, warned)
             except BrokerAway:
                 time.sleep(poll_s)
                 continue
-            if view.state in TERMINAL or view.state is JobState.PAUSED:
+            if is_terminal(JOB, view.state) or view.state is JobState.PAUSED:
                 return view
             time.sleep(poll_s)
 
-    def download(
-        self, target: str | Path, announce: Callable[[str, int], OnBytes] = _silent
-    ) -> list[Path]:
+    def download(self, target: str | Path, announce: Announce = _unannounced) -> list[Path]:
         """Write its outputs below `target`; return the files. Raises SubletError, TreeRefused."""
         view = self.view()
         if view.outputs_index_sha256 is None:
@@ -440,12 +440,12 @@ class Job:
         return follow(self)
 
 
-def warn_of(refused: Iterable[str], told: set[str]) -> None:
-    """Warn of receipts that were not signed, each once: `told` keeps which."""
-    for refusal in refused:
-        if refusal not in told:
-            told.add(refusal)
-            warnings.warn(refusal, stacklevel=3)
+def warn_once(messages: Iterable[str], warned: set[str]) -> None:
+    """Warn of each message that isn't in `warned` yet, and add it there."""
+    for message in messages:
+        if message not in warned:
+            warned.add(message)
+            warnings.warn(message, stacklevel=3)
 
 
 def _now_ms() -> int:

@@ -12,28 +12,15 @@ from urllib.parse import urlencode
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from sublet_contracts.api import BrokerInfo, Problem
+from sublet.errors import no_answer, not_understood, refusal
+from sublet_contracts.api import BrokerInfo
 from sublet_contracts.auth import sign_request
 from sublet_contracts.keys import SigningKey
 
 M = TypeVar("M", bound=BaseModel)
 
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
-DISK_FULL = 507
 AWAY_LIMIT_S = 60.0
-
-
-class SubletError(Exception):
-    """What the broker refused, or why it couldn't be asked."""
-
-    def __init__(self, problem: Problem) -> None:
-        words = problem.detail + (f" — {problem.fix}" if problem.fix else "")
-        super().__init__(words)
-        self.problem = problem
-
-
-class BrokerAway(SubletError):
-    """The broker doesn't answer, or its disk is full: later it will, and nothing is lost."""
 
 
 class Link:
@@ -51,12 +38,12 @@ class Link:
         """Close its connections."""
         self._http.close()
 
-    def info(self) -> BrokerInfo:
+    def broker_info(self) -> BrokerInfo:
         """Ask the broker who it is."""
         return _parsed(self._until_answered(lambda: self._http.get("/v1/broker")), BrokerInfo)
 
-    def expect(self, broker: str) -> None:
-        """Sign for this broker from now on."""
+    def sign_for(self, broker: str) -> None:
+        """Address every signature to this broker from now on."""
         self._broker = broker
 
     def call(
@@ -92,10 +79,8 @@ class Link:
             return self._http.request(method, target, content=data or None, headers=headers)
 
         response = self._until_answered(attempt)
-        if response.status_code == DISK_FULL:
-            raise BrokerAway(_problem(response))
         if response.status_code >= 400:
-            raise SubletError(_problem(response))
+            raise refusal(response)
         return response
 
     @contextmanager
@@ -107,12 +92,12 @@ class Link:
         with self._http.stream("GET", target, headers=headers, timeout=timeout) as response:
             if response.status_code >= 400:
                 response.read()
-                raise SubletError(_problem(response))
+                raise refusal(response)
             yield (json.loads(line) for line in response.iter_lines() if line.strip())
 
     def _signed(self, method: str, target: str, data: bytes, key: str) -> dict[str, str]:
         if self._broker is None:
-            self._broker = self.info().broker
+            self._broker = self.broker_info().broker
         return sign_request(
             self.key,
             broker=self._broker,
@@ -134,27 +119,14 @@ class Link:
                 if response.status_code not in RETRIED_STATUS:
                     return response
                 why = f"answered {response.status_code}"
-                said = response.headers.get("Retry-After", "")
-                asked_s = float(said) if said.isdecimal() else 0.0
+                retry_after = response.headers.get("Retry-After", "")
+                asked_s = float(retry_after) if retry_after.isdecimal() else 0.0
             except httpx.TransportError as error:
                 why = str(error) or type(error).__name__
             if time.monotonic() + wait_s > deadline:
-                raise away(self.url, why)
+                raise no_answer(self.url, why)
             time.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(max(wait_s * 2, asked_s), 5.0)
-
-
-def away(url: str, why: str) -> BrokerAway:
-    """Return the error for a broker that doesn't answer."""
-    return BrokerAway(
-        Problem(
-            title="The broker doesn't answer",
-            status=503,
-            code="away",
-            detail=f"no answer from {url} ({why})",
-            fix="check the URL (SUBLET_BROKER) and whether the broker runs",
-        )
-    )
 
 
 def _target(path: str, query: Mapping[str, object] | None) -> str:
@@ -162,30 +134,10 @@ def _target(path: str, query: Mapping[str, object] | None) -> str:
     return path + ("?" + urlencode(chosen) if chosen else "")
 
 
-def _problem(response: httpx.Response) -> Problem:
-    try:
-        return Problem.model_validate_json(response.content)
-    except ValidationError:
-        return Problem(
-            title="Unexpected answer",
-            status=response.status_code,
-            code="unexpected",
-            detail=f"the broker answered {response.status_code}: {response.text[:200]}",
-        )
-
-
 def _parsed(response: httpx.Response, kind: type[M]) -> M:
     if response.status_code >= 400:
-        raise SubletError(_problem(response))
+        raise refusal(response)
     try:
         return kind.model_validate_json(response.content)
     except ValidationError as error:
-        raise SubletError(
-            Problem(
-                title="Unexpected answer",
-                status=response.status_code,
-                code="unexpected",
-                detail=f"the answer isn't a {kind.__name__}: {error.errors()[0]['msg']}",
-                fix="the broker may be newer or older than this client: pip install -U sublet",
-            )
-        ) from error
+        raise not_understood(response, kind.__name__, error) from error

@@ -8,7 +8,7 @@ with its signature, show it to anybody.
 
 from pydantic import ValidationError
 
-from sublet.http import SubletError
+from sublet.errors import SubletError
 from sublet_contracts.api import LogView, Problem
 from sublet_contracts.documents import DocumentRefused, TreeHead, open_document
 from sublet_contracts.envelope import Envelope
@@ -46,7 +46,7 @@ def head_in(export: bytes) -> Envelope:
         raise DocumentRefused(f"it isn't an export: {error.errors()[0]['msg']}", "") from error
 
 
-def grown(view: LogView, older: Envelope, broker: str) -> Envelope:
+def proven_growth(view: LogView, older: Envelope, broker: str) -> Envelope:
     """Return the log's newer head, if it is proven to extend `older`. Raises LogRewritten."""
     was = head_of(older, broker)
     try:

@@ -2,110 +2,91 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from decimal import Decimal
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Final, TypeVar, Unpack, cast
 
 from pydantic import ValidationError
 
-from sublet.units import (
-    UnitError,
-    cores_to_millis,
-    credits_to_ucr,
-    duration_ms,
-    parse_gpus,
-    size_bytes,
-)
+from sublet.options import OPTIONS, JobDescription, completed
+from sublet.units import UnitError, credits_to_ucr, duration_ms, parse_gpus, size_bytes
 from sublet_contracts.documents import Input, Job, Resources, refused_by_validation
 from sublet_contracts.encoding import MAX_DOCUMENT_BYTES, canonical_json
 
 D = TypeVar("D", Resources, Job)
-Amount = str | int | float | Decimal
 
 DEFAULT_MEMORY = {"gpu": "8GB", "cpu": "1GB"}
 
 
-@dataclass(frozen=True)
 class JobSpec:
-    """A job as a renter describes it; see `sublet.run` for the meaning and the defaults."""
+    """A job as a renter describes it: the options of sublet/options.py, with every default."""
 
-    image: str
-    command: Sequence[str]
-    max_price: Amount
-    budget: Amount
-    gpus: str | int = 1
-    checkpoint_every: str | int = "2m"
-    patience: str | int = "20s"
-    stop_grace: str | int = "30s"
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    outputs: str = ""
-    env: Mapping[str, str] = field(default_factory=dict)
-    name: str = ""
-    memory: str | int = ""
-    disk: str | int = "10GB"
-    cpus: Amount = 1
-    region: str = ""
-    hardware_class: str = ""
-    egress: bool = False
-    accept_receipts: Amount | None = None
-    start_within: str | int = "7d"
+    def __init__(self, **options: Unpack[JobDescription]) -> None:
+        """Raises TypeError if an option is missing or unknown; no value is looked at before it's
+        needed."""
+        self.options: Final = completed(options)
+
+    def __repr__(self) -> str:
+        given = ((k, v) for k, v in self.options.items() if v != OPTIONS[k].default)
+        return f"JobSpec({', '.join(f'{name}={value!r}' for name, value in given)})"
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Local path -> path in the container."""
+        return self.options["inputs"] or {}
+
+    @property
+    def max_price_ucr(self) -> int:
+        """The highest price, in ucr per device-hour. Raises UnitError."""
+        return credits_to_ucr(self.options["max_price"], "max_price")
+
+    @property
+    def budget_ucr(self) -> int:
+        """The budget in ucr. Raises UnitError."""
+        return credits_to_ucr(self.options["budget"], "budget")
 
     def resources(self) -> Resources:
         """Return what the job needs. Raises UnitError, which names the option."""
-        gpus = parse_gpus(self.gpus)
+        gpus = parse_gpus(self.options["gpus"])
+        memory = self.options["memory"] or DEFAULT_MEMORY[gpus.kind]
         return _checked(
             Resources,
+            **self._converted(Resources),
             devices=gpus.devices,
             device_kind=gpus.kind,
             device_memory_bytes=gpus.memory_bytes,
             device_name=gpus.name,
-            hardware_class=self.hardware_class,
-            cpu_millis=cores_to_millis(self.cpus),
-            memory_bytes=size_bytes(self.memory or DEFAULT_MEMORY[gpus.kind], "memory"),
-            disk_bytes=size_bytes(self.disk, "disk"),
-            region=self.region,
-            egress=self.egress,
+            memory_bytes=size_bytes(memory, "memory"),
         )
-
-    @property
-    def max_price_ucr(self) -> int:
-        """The highest price, in ucr per device-hour."""
-        return credits_to_ucr(self.max_price, "max_price")
-
-    @property
-    def budget_ucr(self) -> int:
-        """The budget in ucr."""
-        return credits_to_ucr(self.budget, "budget")
 
     def document(self, *, renter: str, broker: str, now_ms: int, inputs: tuple[Input, ...]) -> Job:
         """Return the document to sign. Raises UnitError, which names the field."""
-        accept = self.budget_ucr
-        if self.accept_receipts is not None:
-            accept = credits_to_ucr(self.accept_receipts, "accept_receipts")
+        accept_ucr = self.budget_ucr
+        if self.options["accept_receipts"] is not None:
+            accept_ucr = credits_to_ucr(self.options["accept_receipts"], "accept_receipts")
         job = _checked(
             Job,
+            **self._converted(Job),
             renter=renter,
             broker=broker,
             nonce=os.urandom(16).hex(),
-            name=self.name or default_name(self.image),
-            image=self.image,
-            command=tuple(self.command),
-            env=dict(self.env),
+            name=self.options["name"] or default_name(self.options["image"]),
             resources=self.resources(),
-            max_price_ucr_per_device_hour=self.max_price_ucr,
-            budget_ucr=self.budget_ucr,
-            checkpoint_interval_ms=duration_ms(self.checkpoint_every, "checkpoint_every"),
-            patience_ms=duration_ms(self.patience, "patience"),
-            stop_grace_ms=duration_ms(self.stop_grace, "stop_grace"),
             inputs=inputs,
-            outputs=self.outputs,
-            accept_receipts_up_to_ucr=accept,
+            accept_receipts_up_to_ucr=accept_ucr,
             issued_ms=now_ms,
-            expires_ms=now_ms + duration_ms(self.start_within, "start_within"),
+            expires_ms=now_ms + duration_ms(self.options["start_within"], "start_within"),
         )
         _check_size(job)
         return job
+
+    def _converted(self, kind: type[Resources] | type[Job]) -> dict[str, object]:
+        """Return the fields of `kind` that follow from one option each."""
+        values: Mapping[str, object] = cast(Mapping[str, object], self.options)
+        return {
+            option.fields[0]: option.convert(values[name], name)
+            for name, option in OPTIONS.items()
+            if option.convert is not None and option.fields[0] in kind.model_fields
+        }
 
 
 def default_name(image: str) -> str:

@@ -31,11 +31,11 @@ def credits_to_ucr(amount: str | int | float | Decimal, name: str) -> int:
     return _scaled(amount, UCR_PER_CREDIT, name, "finer than 0.000001")
 
 
-def cores_to_millis(cores: str | int | float | Decimal) -> int:
+def cores_to_millis(cores: str | int | float | Decimal, name: str = "cpus") -> int:
     """Return a number of cores as thousandths. Raises UnitError."""
-    millis = _scaled(cores, 1000, "cpus", "finer than 0.001")
+    millis = _scaled(cores, 1000, name, "finer than 0.001")
     if millis == 0:
-        raise UnitError("cpus: at least 0.001 of a core is needed")
+        raise UnitError(f"{name}: at least 0.001 of a core is needed")
     return millis
 
 

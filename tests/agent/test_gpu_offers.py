@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sublet.http import SubletError
+from sublet.errors import SubletError
 from tests.agent.nvml_stub import build
 from tests.e2e.bad_market import BadMarket
 

@@ -1,6 +1,6 @@
 """The link's times, against those of jobs."""
 
-from sublet.spec import JobSpec
+from sublet.options import OPTIONS
 from sublet.units import duration_ms
 from sublet_agent.adapters.session.link import BACKOFF_FIRST_S, BACKOFF_MOST_S, PING_S, SILENCE_S
 from sublet_contracts.documents import Job
@@ -10,7 +10,7 @@ JOIN_S = 1.5
 
 
 def test_a_dead_connection_is_replaced_within_the_default_patience() -> None:
-    patience_ms = duration_ms(JobSpec.__dataclass_fields__["patience"].default, "patience")
+    patience_ms = duration_ms(OPTIONS["patience"].default, "patience")
     # A ping goes out, no pong comes, a new connection is made, and the broker hears the agent.
     assert patience_ms > 1000 * (PING_S + SILENCE_S + BACKOFF_FIRST_S + JOIN_S)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sublet.demo.local import LocalMarketError
-from sublet.http import SubletError
+from sublet.errors import SubletError
 from tests.chaos.churn import Churn, ChurnFailed
 from tests.chaos.storms import STORMS
 from tests.chaos.strace import missing

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from sublet.http import BrokerAway
+from sublet.errors import BrokerAway
 from tests.chaos.churn import Say
 from tests.chaos.loop_disk import LoopDisk
 from tests.chaos.stage import Stage, Work

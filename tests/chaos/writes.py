@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from sublet.client import Client, Job
 from sublet.demo.local import LocalMarketError, LocalProcess
-from sublet.http import BrokerAway, SubletError
+from sublet.errors import BrokerAway, SubletError
 from sublet_agent.adapters.owner.control import NoAgent, ask_agent
 from sublet_contracts.api import JobView
 from tests.chaos.churn import FUNDS_CREDITS, PATIENCE, TIMES, Churn, ChurnFailed, Result, Say

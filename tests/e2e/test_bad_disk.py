@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from sublet.client import Job
-from sublet.http import SubletError
+from sublet.errors import SubletError
 from tests.e2e.bad_market import BadMarket
 from tests.small_disk import small_disk
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sublet.http import SubletError
+from sublet.errors import SubletError
 from sublet.spec import JobSpec
 from sublet.transfers import InputError, OnBytes
 from sublet.units import UnitError

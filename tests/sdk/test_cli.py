@@ -210,7 +210,7 @@ def test_a_broker_that_is_away_is_an_error_without_a_traceback(
     said = json.loads(capsys.readouterr().out)
     assert said["broker_answers"] is False
     assert Path(said["key"]).stat().st_mode & 0o777 == 0o600
-    monkeypatch.setattr("sublet.cli.options.AWAY_LIMIT_S", 0.3)
+    monkeypatch.setattr("sublet.cli.parser.AWAY_LIMIT_S", 0.3)
     assert main(["ps", "--broker", "http://127.0.0.1:9"]) == 1
     error = capsys.readouterr().err
     assert "no answer from http://127.0.0.1:9" in error

@@ -9,7 +9,7 @@ import pytest
 from sublet import aio
 from sublet.client import Client, Job
 from sublet.config import ConfigError
-from sublet.http import BrokerAway, SubletError
+from sublet.errors import BrokerAway, SubletError
 from sublet.running import run
 from sublet.terminal.follow import follow
 from sublet.transfers import InputError, OnBytes

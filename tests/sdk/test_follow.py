@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sublet.terminal.follow import Story, sparkline
+from sublet.terminal.follow import Changes, sparkline
 from sublet_contracts.api import JobView, RunView
 from sublet_contracts.documents import Resources
 from sublet_contracts.envelope import sign_payload
@@ -40,14 +40,14 @@ def job(state: JobState, *runs: RunView, **changes: Any) -> JobView:
 
 
 def test_a_recovery_is_told_in_words_and_once() -> None:
-    story = Story()
+    changes = Changes()
     healthy = job(JobState.RUNNING, run(1, "alice", step=40), durable_step=36)
-    assert list(story.tell(healthy)) == [
+    assert list(changes.since_last(healthy)) == [
         "alice takes the job at 0.40 per device-hour",
         "step 36 is durable",
     ]
     silent = run(1, "alice", step=40, run_state=RunState.UNKNOWN)
-    assert list(story.tell(job(JobState.RUNNING, silent, durable_step=36))) == [
+    assert list(changes.since_last(job(JobState.RUNNING, silent, durable_step=36))) == [
         "alice has gone silent at step 40; a successor is made ready"
     ]
     lost = run(
@@ -60,18 +60,18 @@ def test_a_recovery_is_told_in_words_and_once() -> None:
         cum_device_ms=40_000,
         payable_device_ms=36_000,
     )
-    told = list(story.tell(job(JobState.RECOVERING, lost, durable_step=36)))
+    told = list(changes.since_last(job(JobState.RECOVERING, lost, durable_step=36)))
     assert told[0].startswith("alice is lost at step 40: nothing was heard")
     assert told[1:] == ["recovering: so it is"]
     back = job(JobState.RUNNING, lost, run(2, "bob", start_step=36), durable_step=36)
-    assert list(story.tell(back)) == [
+    assert list(changes.since_last(back)) == [
         "bob goes on from step 36 at 0.40 per device-hour; the lost work (4.0 s) costs nothing"
     ]
-    assert list(story.tell(back)) == []
+    assert list(changes.since_last(back)) == []
 
 
 def test_a_pause_is_not_a_loss_and_costs_what_was_used() -> None:
-    story = Story()
+    changes = Changes()
     first = run(
         1,
         "alice",
@@ -81,7 +81,9 @@ def test_a_pause_is_not_a_loss_and_costs_what_was_used() -> None:
         cum_device_ms=9,
         payable_device_ms=9,
     )
-    told = " ".join(story.tell(job(JobState.RUNNING, first, run(2, "al\x1bice", start_step=8))))
+    told = " ".join(
+        changes.since_last(job(JobState.RUNNING, first, run(2, "al\x1bice", start_step=8)))
+    )
     assert "costs nothing" not in told
     assert "\x1b" not in told
 

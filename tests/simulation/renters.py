@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sublet.cosign import cosign
-from sublet.log_head import grown, head_of
+from sublet.log_head import head_of, proven_growth
 from sublet_broker.service.errors import Refusal
 from sublet_broker.service.renters.accounts import Accounts
 from sublet_broker.service.renters.jobs import Jobs
@@ -323,7 +323,7 @@ class RenterHost:
             view = self.market.broker.call(self.market.broker.broker.views.log, size)
         except (BrokerAway, *UNKEPT):
             return
-        self.head = grown(view, self.head, broker) if self.head else view.tree_head
+        self.head = proven_growth(view, self.head, broker) if self.head else view.tree_head
 
     def _cosign(self, job: str, signed: Signed[Job]) -> None:
         host = self.market.broker

@@ -4,8 +4,8 @@ import shutil
 import time
 from collections.abc import Sequence
 
-from sublet.cli.failing import SUCCEEDED
-from sublet.cli.options import Parser, a_job, client, with_broker, with_json
+from sublet.cli.errors import SUCCEEDED
+from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
 from sublet.terminal.text import ago, clip, credits, duration, paint, safe, size, state, table
 from sublet_contracts.api import JobView, RunView
 from sublet_contracts.keys import short
@@ -23,8 +23,8 @@ def ps(argv: Sequence[str]) -> int:
     parser.add_argument("--name", default="", help="only those of this name")
     parser.add_argument("--limit", type=int, default=100, metavar="N", help="default: 100")
     options = parser.parse_args(argv)
-    with client(options) as asker:
-        page = asker.jobs(state=options.state, name=options.name, limit=options.limit)
+    with open_client(options) as client:
+        page = client.jobs(state=options.state, name=options.name, limit=options.limit)
     every = options.all or options.state or options.name
     shown = [job for job in page.jobs if every or job.state not in _ENDED]
     if options.json:
@@ -67,10 +67,10 @@ def _steps(job: JobView) -> str:
 
 def inspect(argv: Sequence[str]) -> int:
     """Show a job."""
-    parser = a_job(with_json(with_broker(Parser("inspect", "All about a job."))))
+    parser = with_job(with_json(with_broker(Parser("inspect", "All about a job."))))
     options = parser.parse_args(argv)
-    with client(options) as asker:
-        job = asker.job(options.job)
+    with open_client(options) as client:
+        job = client.job(options.job)
         view = job.view()
         if options.json:
             print(view.model_dump_json(indent=2))
@@ -187,9 +187,9 @@ def _ask(verb: str, summary: str, argv: Sequence[str]) -> int:
     parser = with_json(with_broker(Parser(verb, summary)))
     parser.add_argument("jobs", metavar="JOB", nargs="+", help="id, its first 8 digits, or name")
     options = parser.parse_args(argv)
-    with client(options) as asker:
+    with open_client(options) as client:
         # All are looked up before any is touched: a typo in the last one stops nothing halfway.
-        for job in [asker.job(ref) for ref in options.jobs]:
+        for job in [client.job(ref) for ref in options.jobs]:
             view = job.cancel() if verb == "cancel" else job.pause()
             _show_change(view, options.json)
     return SUCCEEDED
@@ -197,13 +197,13 @@ def _ask(verb: str, summary: str, argv: Sequence[str]) -> int:
 
 def resume(argv: Sequence[str]) -> int:
     """Resume a job."""
-    parser = a_job(
+    parser = with_job(
         with_json(with_broker(Parser("resume", "Go on with a paused job, from where it was.")))
     )
     parser.add_argument("--budget", metavar="CREDITS", help="its new budget, in all")
     options = parser.parse_args(argv)
-    with client(options) as asker:
-        _show_change(asker.job(options.job).resume(budget=options.budget), options.json)
+    with open_client(options) as client:
+        _show_change(client.job(options.job).resume(budget=options.budget), options.json)
     return SUCCEEDED
 
 
@@ -216,15 +216,15 @@ def _show_change(view: JobView, as_json: bool) -> None:
 
 def download(argv: Sequence[str]) -> int:
     """Fetch outputs."""
-    parser = a_job(
+    parser = with_job(
         with_json(with_broker(Parser("download", "Fetch a job's outputs, each file checked.")))
     )
     parser.add_argument("target", metavar="DIR", nargs="?", help="default: ./NAME of the job")
     options = parser.parse_args(argv)
     from sublet.terminal.progress import announcing
 
-    with client(options) as asker:
-        job = asker.job(options.job)
+    with open_client(options) as client:
+        job = client.job(options.job)
         target = options.target or f"./{job.name}"
         with announcing() as announce:
             files = job.download(target, announce)

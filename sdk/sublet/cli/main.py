@@ -3,20 +3,20 @@
 import sys
 from importlib import import_module
 
-from sublet.cli.failing import ERROR, USAGE, CommandError, guarded, say
+from sublet.cli.errors import ERROR, USAGE, CommandError, guarded, say
 
 # name -> (module, function, what it does), in the order in which help tells them.
 RENTERS = {
     "run": ("sublet.cli.run", "run", "Run a container on somebody's GPU"),
     "ps": ("sublet.cli.jobs", "ps", "List your jobs"),
-    "logs": ("sublet.cli.watching", "logs", "Show a job's output; -f follows it"),
+    "logs": ("sublet.cli.logs", "logs", "Show a job's output; -f follows it"),
     "inspect": ("sublet.cli.jobs", "inspect", "Show all about a job"),
-    "wait": ("sublet.cli.watching", "wait", "Wait for a job; exits with its code"),
+    "wait": ("sublet.cli.wait", "wait", "Wait for a job; exits with its code"),
     "cancel": ("sublet.cli.jobs", "cancel", "End a job"),
     "pause": ("sublet.cli.jobs", "pause", "Checkpoint a job and stop it, for now"),
     "resume": ("sublet.cli.jobs", "resume", "Go on with a paused job, or raise its budget"),
     "download": ("sublet.cli.jobs", "download", "Fetch a job's outputs"),
-    "events": ("sublet.cli.watching", "events", "Show a job's history"),
+    "events": ("sublet.cli.logs", "events", "Show a job's history"),
     "finetune": ("sublet.cli.finetune", "finetune", "LoRA on a text classifier, as a preset"),
 }
 MONEY = {

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 
-from sublet.cli.options import Parser, client, with_broker, with_json
+from sublet.cli.parser import Parser, open_client, with_broker, with_json
 from sublet.terminal.text import clip, credits, memory, safe, table
 from sublet_contracts.api import OfferView
 from sublet_contracts.keys import short
@@ -16,12 +16,12 @@ def offers(argv: Sequence[str]) -> int:
     parser.add_argument("--kind", choices=("gpu", "cpu"), default="", help="only these devices")
     parser.add_argument("--region", default="", metavar="R", help="only machines there")
     options = parser.parse_args(argv)
-    with client(options) as asker:
-        page = asker.offers(kind=options.kind, region=options.region)
+    with open_client(options) as client:
+        page = client.offers(kind=options.kind, region=options.region)
     if options.json:
         print(page.model_dump_json(indent=2))
     elif not page.offers:
-        print("No offer is open. A machine joins with: sublet provide --broker", asker.url)
+        print("No offer is open. A machine joins with: sublet provide --broker", client.url)
     else:
         print(offers_table(page.offers))
     return 0
@@ -52,21 +52,21 @@ def whoami(argv: Sequence[str]) -> int:
     """Say who this user is to which broker. Works while the broker is away."""
     parser = with_json(with_broker(Parser("whoami", "Your party id, its key, and your broker.")))
     options = parser.parse_args(argv)
-    from sublet.http import BrokerAway
+    from sublet.errors import BrokerAway
 
-    with client(options, away_limit_s=1.0) as asker:
+    with open_client(options, away_limit_s=1.0) as client:
         broker: str | None
         began = time.monotonic()
         try:
-            broker, answers = asker.broker, True
+            broker, answers = client.broker, True
         except BrokerAway:
-            broker, answers = asker.profile.pinned(asker.url), False
+            broker, answers = client.profile.pinned(client.url), False
         took_ms = int((time.monotonic() - began) * 1000)
         said = {
-            "party": asker.party,
-            "profile": asker.profile.name,
-            "key": str(asker.profile.folder / "key"),
-            "broker_url": asker.url,
+            "party": client.party,
+            "profile": client.profile.name,
+            "key": str(client.profile.folder / "key"),
+            "broker_url": client.url,
             "broker": broker,
             "broker_answers": answers,
         }

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sublet.cli.options import Parser, a_job, client, with_broker, with_json
+from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
 from sublet.terminal.text import ago, clip, credits, duration, paint, safe, state, table
 from sublet_contracts.api import Charge, StatementView
 from sublet_contracts.keys import short
@@ -22,8 +22,8 @@ def balance(argv: Sequence[str]) -> int:
     parser = with_json(with_broker(Parser("balance", "Your account, in credits.")))
     parser.add_argument("--lines", type=int, default=10, metavar="N", help="latest transfers shown")
     options = parser.parse_args(argv)
-    with client(options) as asker:
-        view = asker.balance()
+    with open_client(options) as client:
+        view = client.balance()
     if options.json:
         print(view.model_dump_json(indent=2))
         return 0
@@ -54,12 +54,12 @@ def balance(argv: Sequence[str]) -> int:
 
 def statement(argv: Sequence[str]) -> int:
     """Show a job's charges."""
-    parser = a_job(
+    parser = with_job(
         with_json(with_broker(Parser("statement", "Every charge of a job, and what it rests on.")))
     )
     options = parser.parse_args(argv)
-    with client(options) as asker:
-        job = asker.job(options.job)
+    with open_client(options) as client:
+        job = client.job(options.job)
         view = job.statement()
         names = {run.lease: run.provider_name for run in job.view().runs}
     if options.json:
@@ -130,9 +130,9 @@ def fund(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--memo", default="", help="shown in the account")
     options = parser.parse_args(argv)
-    with client(options) as asker:
-        party = options.party or asker.party
-        view = asker.fund(party, options.amount, options.operator_key, memo=options.memo)
+    with open_client(options) as client:
+        party = options.party or client.party
+        view = client.fund(party, options.amount, options.operator_key, memo=options.memo)
     if options.json:
         print(view.model_dump_json(indent=2))
     else:

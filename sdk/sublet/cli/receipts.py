@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sublet.cli.failing import ERROR, USAGE, CommandError
-from sublet.cli.options import Parser, a_job, client, with_broker, with_json
+from sublet.cli.errors import ERROR, USAGE, CommandError
+from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
 from sublet.terminal.text import credits, duration, paint, safe
 from sublet_contracts.keys import short
 
@@ -29,11 +29,11 @@ def receipts(argv: Sequence[str]) -> int:
 
 def export(argv: Sequence[str]) -> int:
     """Print a job's evidence."""
-    parser = a_job(with_broker(Parser("receipts export", "A job's signed documents, as JSON.")))
+    parser = with_job(with_broker(Parser("receipts export", "A job's signed documents, as JSON.")))
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
     options = parser.parse_args(argv)
-    with client(options) as asker:
-        data = asker.job(options.job).export()
+    with open_client(options) as client:
+        data = client.job(options.job).export()
     if options.output:
         options.output.write_bytes(data)
     else:

@@ -26,7 +26,7 @@ from sublet.demo.outcome import Outcome
 from sublet.demo.plans import BUDGET, Plan, find_image, finetune_plan, quick_plan
 from sublet.demo.reference import Reference, same_content
 from sublet.demo.screen import ProviderRow, Scene, Stage, credits
-from sublet.http import SubletError
+from sublet.errors import SubletError
 from sublet_contracts.rules import UCR_PER_CREDIT
 
 if TYPE_CHECKING:

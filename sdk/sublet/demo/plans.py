@@ -51,7 +51,7 @@ def finetune_plan(cache: Path) -> Plan:
             gpus="cpu",
             image=image,
             name="movie-reviews",
-            run=client.run,
+            client=client,
             memory="4GB",
             disk="2GB",
             cpus=1,

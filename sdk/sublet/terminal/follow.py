@@ -1,8 +1,8 @@
-"""Following a job: what it does, in words and figures, until it ends.
+"""Following a job: what it does, in text and figures, until it ends.
 
-On a terminal a picture that stays at the bottom while the job's output scrolls above it; elsewhere
-plain lines (the job's output on stdout, what is said about it on stderr). Receipts are checked and
-signed meanwhile. The broker may be away for minutes: the job needs neither it nor this process.
+On a terminal its status stays at the bottom while the job's output scrolls above it; elsewhere
+plain lines (the job's output on stdout, notes about it on stderr). Receipts are checked and signed
+meanwhile. The broker may be away for minutes: the job needs neither it nor this process.
 """
 
 import sys
@@ -13,42 +13,78 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
 
-from sublet.http import BrokerAway, SubletError
+from sublet.cosign import Cosigned
+from sublet.errors import BrokerAway, SubletError
 from sublet.terminal.text import clip, credits, duration, safe
 from sublet_contracts.api import JobLogLine, JobView, RunView
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import MEANINGS, Fault, Next
-from sublet_contracts.states import JobState, RunState
+from sublet_contracts.states import JOB, JobState, RunState, is_terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from sublet.client import Job
 
 POLL_S = 0.5
 SIGN_EVERY_S = 2.0
 LAST_LINES_S = 3.0
 AWAY_S = 2.0
-ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 _SPARKS = "▁▂▃▄▅▆▇█"
+
+
+class FollowedJob(Protocol):
+    """What following asks of a job; sublet.Job has it. (The client knows this module, so this
+    module doesn't know the client.)"""
+
+    @property
+    def client(self) -> "FollowingClient":
+        """The client that it was asked from."""
+
+    def view(self) -> JobView:
+        """Ask the broker how it is."""
+
+    def cosign(self) -> Cosigned:
+        """Sign the receipts that add up."""
+
+    def logs(self, *, follow: bool = False) -> Iterator[JobLogLine]:
+        """Yield its output."""
+
+
+class FollowingClient(Protocol):
+    """What following asks of a client; sublet.Client has it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def copy(self, away_limit_s: float | None = None) -> "FollowingClient":
+        """Return a client with connections of its own."""
+
+    def handle(self, view: JobView) -> FollowedJob:
+        """Return a handle for a job."""
 
 
 class Screen(Protocol):
     """Where a job is shown."""
 
-    def line(self, line: JobLogLine) -> None:
+    def output(self, line: JobLogLine) -> None:
         """Show a line of its output."""
 
-    def say(self, words: str) -> None:
-        """Show something that happened."""
+    def note(self, text: str) -> None:
+        """Show something that happened to it."""
 
-    def picture(self, view: JobView, away_s: float) -> None:
-        """Show how it stands."""
+    def status(self, view: JobView, away_s: float) -> None:
+        """Show how it stands, and for how long the broker has been away (0: it's there)."""
 
 
-def follow(job: "Job", stop: threading.Event | None = None) -> JobView:
+def follow(job: FollowedJob, stop: threading.Event | None = None) -> JobView:
     """Show a job until it has ended or is paused; Ctrl-C, or `stop`, leaves it running.
 
     Returns how it stands then. Raises SubletError where the broker refuses.
@@ -56,112 +92,110 @@ def follow(job: "Job", stop: threading.Event | None = None) -> JobView:
     stop = stop or threading.Event()
     view = job.view()
     lines: SimpleQueue[JobLogLine] = SimpleQueue()
-    ended = threading.Event()
-    # A client of its own, which gives up early: the picture goes on while the broker is away.
-    with job.client.copy(away_limit_s=AWAY_S) as asker:
-        watched = asker.handle(view)
+    all_read = threading.Event()
+    # A client of its own, which gives up early: the status goes on while the broker is away.
+    with job.client.copy(away_limit_s=AWAY_S) as impatient:
         reader = threading.Thread(
-            target=_read_lines, args=(job.client.copy(), view, lines, ended, stop), daemon=True
+            target=_read_lines, args=(job.client.copy(), view, lines, all_read, stop), daemon=True
         )
         reader.start()
         with _screen() as screen:
             try:
-                view = _watch(watched, view, screen, lines, stop)
-                if view.state in ENDED:
-                    _last_lines(screen, lines, ended)
-                screen.picture(view, 0.0)
+                view = _watch(impatient.handle(view), view, screen, lines, stop)
+                if is_terminal(JOB, view.state):
+                    _show_last_output(screen, lines, all_read)
+                screen.status(view, 0.0)
             except KeyboardInterrupt:
                 stop.set()
-                screen.picture(view, 0.0)
-                screen.say(
+                screen.status(view, 0.0)
+                screen.note(
                     f"detached; the job goes on. Back: sublet logs -f {short(view.id)}  "
                     f"End it: sublet cancel {short(view.id)}"
                 )
                 return view
             finally:
                 stop.set()
-            for words in _farewell(view):
-                screen.say(words)
+            for text in _closing_notes(view):
+                screen.note(text)
     return view
 
 
 def _read_lines(
-    asker: object,
+    client: FollowingClient,
     view: JobView,
     lines: "SimpleQueue[JobLogLine]",
-    ended: threading.Event,
+    all_read: threading.Event,
     stop: threading.Event,
 ) -> None:
-    from sublet.client import Client
-
-    assert isinstance(asker, Client)
     try:
-        with asker:
-            for line in asker.handle(view).logs(follow=True):
+        with client:
+            for line in client.handle(view).logs(follow=True):
                 lines.put(line)
                 if stop.is_set():
                     return
     except SubletError:
-        # Refused, or away at the very end: the picture, which asks as well, says which.
+        # Refused, or away at the very end: the watching thread, which asks as well, says which.
         return
     finally:
-        ended.set()
+        all_read.set()
 
 
 def _watch(
-    job: "Job",
+    job: FollowedJob,
     view: JobView,
     screen: Screen,
     lines: "SimpleQueue[JobLogLine]",
     stop: threading.Event,
 ) -> JobView:
-    story = Story()
-    told: set[str] = set()
+    changes = Changes()
+    warned: set[str] = set()
     signed_at = 0.0
     away_since: float | None = None
     while True:
-        for words in story.tell(view):
-            screen.say(words)
-        over = view.state in ENDED or view.state is JobState.PAUSED
+        for text in changes.since_last(view):
+            screen.note(text)
+        over = is_terminal(JOB, view.state) or view.state is JobState.PAUSED
         try:
             if over or time.monotonic() - signed_at >= SIGN_EVERY_S:
                 signed_at = time.monotonic()
                 for refusal in job.cosign().refused:
-                    if refusal not in told:
-                        told.add(refusal)
-                        screen.say(f"warning: {refusal}")
+                    if refusal not in warned:
+                        warned.add(refusal)
+                        screen.note(f"warning: {refusal}")
             if over or stop.is_set():
                 return view
-            _drain(screen, lines, POLL_S)
+            _show_output(screen, lines, POLL_S)
             view = job.view()
             if away_since is not None:
-                screen.say(f"the broker is back after {duration(_ms_since(away_since))}")
+                screen.note(f"the broker is back after {duration(_ms_since(away_since))}")
             away_since = None
         except BrokerAway as away:
             if over:
                 return view
             if away_since is None:
                 away_since = time.monotonic()
-                screen.say(f"{away.problem.title}; the job goes on without it, asking again")
-            _drain(screen, lines, POLL_S)
-        screen.picture(view, time.monotonic() - away_since if away_since is not None else 0.0)
+                screen.note(f"{away.problem.title}; the job goes on without it, asking again")
+            _show_output(screen, lines, POLL_S)
+        screen.status(view, time.monotonic() - away_since if away_since is not None else 0.0)
 
 
-def _drain(screen: Screen, lines: "SimpleQueue[JobLogLine]", for_s: float) -> None:
-    """Show the lines that come within `for_s`."""
+def _show_output(screen: Screen, lines: "SimpleQueue[JobLogLine]", for_s: float) -> None:
+    """Show the lines that come within the next `for_s` seconds."""
     deadline = time.monotonic() + for_s
     while (left := deadline - time.monotonic()) > 0:
         try:
-            screen.line(lines.get(timeout=left))
+            screen.output(lines.get(timeout=left))
         except Empty:
             return
 
 
-def _last_lines(screen: Screen, lines: "SimpleQueue[JobLogLine]", ended: threading.Event) -> None:
+def _show_last_output(
+    screen: Screen, lines: "SimpleQueue[JobLogLine]", all_read: threading.Event
+) -> None:
     deadline = time.monotonic() + LAST_LINES_S
     while time.monotonic() < deadline:
-        over = ended.is_set()
-        _drain(screen, lines, 0.1)
+        over = all_read.is_set()
+        _show_output(screen, lines, 0.1)
         if over and lines.empty():
             return
 
@@ -171,15 +205,15 @@ def _ms_since(then_s: float) -> int:
 
 
 @dataclass
-class Story:
-    """Tells what has changed between two views of a job, once each. Pure."""
+class Changes:
+    """Says what has changed from one view of a job to the next, each change once. Pure."""
 
     _state: str = ""
-    _told: set[tuple[int, str]] = field(default_factory=set)
-    _durable: int = 0
+    _durable_step: int = 0
+    _said_of_runs: set[tuple[int, str]] = field(default_factory=set)
 
-    def tell(self, view: JobView) -> Iterator[str]:
-        """Yield what is new, in words."""
+    def since_last(self, view: JobView) -> Iterator[str]:
+        """Yield what is new, as text."""
         for index, run in enumerate(view.runs):
             before = view.runs[index - 1] if index else None
             yield from self._run(run, before)
@@ -190,9 +224,9 @@ class Story:
         ):
             yield f"{view.state}: {safe(view.says)}"
         self._state = view.state
-        if view.durable_step > self._durable:
+        if view.durable_step > self._durable_step:
             yield f"step {view.durable_step} is durable"
-        self._durable = max(self._durable, view.durable_step)
+        self._durable_step = max(self._durable_step, view.durable_step)
 
     def _run(self, run: RunView, before: RunView | None) -> Iterator[str]:
         name = _name(run)
@@ -212,9 +246,9 @@ class Story:
                 yield f"{name} {lost} at step {run.step}: {meaning.says}"
 
     def _new(self, run: RunView, what: str) -> bool:
-        fresh = (run.epoch, what) not in self._told
-        self._told.add((run.epoch, what))
-        return fresh
+        new = (run.epoch, what) not in self._said_of_runs
+        self._said_of_runs.add((run.epoch, what))
+        return new
 
 
 def _cost_of(lost: RunView) -> str:
@@ -229,7 +263,7 @@ def _name(run: RunView) -> str:
     return safe(run.provider_name) or short(run.provider)
 
 
-def _farewell(view: JobView) -> Iterator[str]:
+def _closing_notes(view: JobView) -> Iterator[str]:
     ref = short(view.id)
     yield (
         f"{safe(view.name)} {view.state}: {safe(view.says)}; charged {credits(view.charged_ucr)} "
@@ -244,40 +278,40 @@ def _farewell(view: JobView) -> Iterator[str]:
 @contextmanager
 def _screen() -> Iterator[Screen]:
     if not sys.stdout.isatty():
-        yield Plain()
+        yield PlainScreen()
         return
     from rich.console import Console
     from rich.live import Live
 
     console = Console(highlight=False)
     with Live(console=console, refresh_per_second=4, transient=False) as live:
-        yield Picture(live.update, lambda words, style: console.print(_text(words, style)))
+        yield LiveScreen(live.update, lambda text, style: console.print(_styled(text, style)))
 
 
-def _text(words: str, style: str) -> "RenderableType":
+def _styled(text: str, style: str) -> "RenderableType":
     from rich.text import Text
 
-    return Text(words, style=style)
+    return Text(text, style=style)
 
 
-class Plain:
+class PlainScreen:
     """Lines, for files and pipes."""
 
-    def line(self, line: JobLogLine) -> None:
+    def output(self, line: JobLogLine) -> None:
         """Write it where the job wrote it."""
         out = sys.stderr if line.stream == "stderr" else sys.stdout
         print(line.text, file=out, flush=True)
 
-    def say(self, words: str) -> None:
-        """Say it on stderr."""
-        print(f"sublet: {words}", file=sys.stderr, flush=True)
+    def note(self, text: str) -> None:
+        """Write it to stderr."""
+        print(f"sublet: {text}", file=sys.stderr, flush=True)
 
-    def picture(self, view: JobView, away_s: float) -> None:
-        """Lines have no picture."""
+    def status(self, view: JobView, away_s: float) -> None:
+        """Nothing: plain lines have no place that changes."""
 
 
-class Picture:
-    """The live picture of a terminal."""
+class LiveScreen:
+    """A terminal, with a status at its bottom that changes."""
 
     def __init__(
         self, update: Callable[["RenderableType"], None], print_: Callable[[str, str], None]
@@ -286,16 +320,16 @@ class Picture:
         self._print = print_
         self._losses: deque[tuple[int, float]] = deque(maxlen=240)
 
-    def line(self, line: JobLogLine) -> None:
-        """Let it scroll by above the picture."""
+    def output(self, line: JobLogLine) -> None:
+        """Let it scroll by above the status."""
         self._print(safe(line.text), "red" if line.stream == "stderr" else "")
 
-    def say(self, words: str) -> None:
+    def note(self, text: str) -> None:
         """Let it scroll by, set off from the job's own lines."""
-        style = "yellow" if words.startswith("warning") else "cyan"
-        self._print(f"● {words}", style)
+        style = "yellow" if text.startswith("warning") else "cyan"
+        self._print(f"● {text}", style)
 
-    def picture(self, view: JobView, away_s: float) -> None:
+    def status(self, view: JobView, away_s: float) -> None:
         """Draw how the job stands."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
@@ -327,7 +361,7 @@ class Picture:
         money = Text.assemble(
             (credits(view.charged_ucr), "bold"), f" of {credits(view.budget_ucr)} credits"
         )
-        if run is not None and view.state not in ENDED:
+        if run is not None and not is_terminal(JOB, view.state):
             price = credits(run.price_ucr_per_device_hour)
             money.append(f"  on {_name(run)} at {price} per device-hour", "dim")
         if view.recoveries:
@@ -341,9 +375,9 @@ class Picture:
         loss = view.metrics.get("loss")
         if loss is not None and (not self._losses or self._losses[-1][0] != view.step):
             self._losses.append((view.step, loss))
-        words = "  ".join(f"{safe(k)} {v:.4g}" for k, v in sorted(view.metrics.items()))
+        figures = "  ".join(f"{safe(k)} {v:.4g}" for k, v in sorted(view.metrics.items()))
         return Text.assemble(
-            clip(words, 60), "  ", (sparkline([value for _, value in self._losses]), "green")
+            clip(figures, 60), "  ", (sparkline([value for _, value in self._losses]), "green")
         )
 
 

@@ -4,7 +4,7 @@ import argparse
 import shutil
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sublet.cli.failing import USAGE, CommandError
+from sublet.cli.errors import USAGE, CommandError
 
 if TYPE_CHECKING:
     from sublet.client import Client
@@ -14,7 +14,7 @@ AWAY_LIMIT_S = 10.0
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse in this house's words: errors end in a fix, help fits the terminal."""
+    """argparse whose errors end in a fix and whose help fits the terminal."""
 
     def __init__(self, command: str, summary: str, **options: Any) -> None:
         epilog = options.pop("epilog", None)
@@ -56,13 +56,13 @@ def with_json(parser: Parser, what: str = "one JSON document, for scripts") -> P
     return parser
 
 
-def a_job(parser: Parser) -> Parser:
+def with_job(parser: Parser) -> Parser:
     """Add the job that a command is about."""
     parser.add_argument("job", metavar="JOB", help="its id, the id's first 8 digits, or its name")
     return parser
 
 
-def client(options: argparse.Namespace, away_limit_s: float | None = None) -> "Client":
+def open_client(options: argparse.Namespace, away_limit_s: float | None = None) -> "Client":
     """Return a Client by the options. Raises ConfigError, KeyRefused."""
     from sublet.client import Client
 

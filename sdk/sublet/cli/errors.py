@@ -7,35 +7,6 @@ from collections.abc import Callable
 SUCCEEDED, ERROR, USAGE = 0, 1, 2
 FAILED, UNFINISHED, NOT_FOUND, CANCELLED = 100, 101, 102, 103
 
-_OPTIONS = frozenset(
-    (
-        *("max_price", "budget", "gpus", "memory", "disk", "cpus", "region", "hardware_class"),
-        *(
-            "egress",
-            "input",
-            "outputs",
-            "env",
-            "name",
-            "checkpoint_every",
-            "patience",
-            "stop_grace",
-        ),
-    )
-)
-
-
-_FROM_OPTIONS = {
-    "budget_ucr": "budget",
-    "max_price_ucr_per_device_hour": "max_price",
-    "checkpoint_interval_ms": "checkpoint_every",
-    "patience_ms": "patience",
-    "stop_grace_ms": "stop_grace",
-    "cpu_millis": "cpus",
-    "memory_bytes": "memory",
-    "disk_bytes": "disk",
-    "inputs": "input",
-}
-
 
 class CommandError(Exception):
     """A command can't go on: `what` is wrong, its field first; `fix` says what to do."""
@@ -94,7 +65,8 @@ def expected(error: Exception) -> CommandError | None:
     """Return an expected error in this shape; None for a fault of this program."""
     # Imported here: by now whatever raised it has been imported anyway.
     from sublet.config import ConfigError
-    from sublet.http import SubletError
+    from sublet.errors import SubletError
+    from sublet.options import OPTIONS
     from sublet.transfers import InputError
     from sublet.units import UnitError
     from sublet_contracts.documents import DocumentRefused
@@ -111,7 +83,7 @@ def expected(error: Exception) -> CommandError | None:
     if isinstance(error, UnitError):
         what, _, fix = str(error).partition("; ")
         field, colon, rest = what.partition(":")
-        code = USAGE if field in _OPTIONS else ERROR
+        code = USAGE if field in OPTIONS and OPTIONS[field].flag else ERROR
         return CommandError(_option(field) + colon + rest, fix, code)
     if isinstance(error, InputError | ConfigError | KeyRefused | TreeRefused | DocumentRefused):
         what, _, fix = str(error).rpartition("; ")
@@ -123,5 +95,7 @@ def expected(error: Exception) -> CommandError | None:
 
 def _option(field: str) -> str:
     """Return the option that a document's field comes from; the field itself where none is."""
-    field = _FROM_OPTIONS.get(field, field)
-    return f"--{field.replace('_', '-')}" if field in _OPTIONS else field
+    from sublet.options import OPTIONS, option_of_field
+
+    option = OPTIONS.get(field) or option_of_field(field)
+    return option.flag if option is not None and option.flag else field

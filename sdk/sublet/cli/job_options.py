@@ -1,0 +1,78 @@
+"""A job's options as arguments of `sublet run` and `sublet finetune`, from sublet/options.py."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, cast
+
+from sublet.cli.errors import USAGE, CommandError
+from sublet.cli.parser import Parser
+from sublet.options import OPTIONS, JobOptions, Option
+from sublet.options_docs import meaning, preset_option
+
+
+def add_job_options(
+    parser: Parser, preset: Mapping[str, object] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Add an argument for each option that isn't positional; return the groups that they are in.
+
+    `preset`: the command's own defaults for some of them, for the help.
+    """
+    groups: dict[str, Any] = {}
+    for option in OPTIONS.values():
+        if option.positional:
+            continue
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        _add(groups[option.group], preset_option(option, preset))
+    return groups
+
+
+def _add(group: Any, option: Option) -> None:
+    flags = [option.short_flag, option.flag] if option.short_flag else [option.flag]
+    help_text = meaning(option).replace("%", "%%")
+    common: dict[str, Any] = {"dest": option.name, "help": help_text, "default": None}
+    if option.type is bool:
+        group.add_argument(*flags, action="store_true", **common)
+        return
+    if option.name in _PAIRS:
+        common["action"] = "append"
+    group.add_argument(*flags, required=option.required, metavar=option.metavar, **common)
+
+
+def given_options(arguments: argparse.Namespace) -> JobOptions:
+    """Return those of the added options that were given. Raises CommandError."""
+    given: dict[str, object] = {}
+    for name, option in OPTIONS.items():
+        value = None if option.positional else getattr(arguments, name)
+        if value is None:
+            continue
+        if name in _PAIRS:
+            value = dict(_PAIRS[name](pair, option.flag) for pair in value)
+        given[name] = value
+    return cast(JobOptions, given)
+
+
+def _input(pair: str, flag: str) -> tuple[str, str]:
+    source, colon, destination = pair.rpartition(":")
+    if not colon or not source or not destination.startswith("/"):
+        raise CommandError(
+            f"{flag}: {pair!r} is not SRC:DST", "write it like data.csv:/data/data.csv", USAGE
+        )
+    return source, destination
+
+
+def _env(pair: str, flag: str) -> tuple[str, str]:
+    name, equals, value = pair.partition("=")
+    if equals and name:
+        return name, value
+    if name in os.environ:
+        return name, os.environ[name]
+    raise CommandError(
+        f"{flag}: {pair!r} is neither K=V nor set here", "write it like -e SEED=17", USAGE
+    )
+
+
+_PAIRS: Mapping[str, Callable[[str, str], tuple[str, str]]] = {"inputs": _input, "env": _env}
+"""How an option that holds pairs is written, once for each pair."""

@@ -1,0 +1,64 @@
+"""What a broker refuses becomes an exception here, and so does a broker that doesn't answer."""
+
+import httpx
+from pydantic import ValidationError
+
+from sublet_contracts.api import Problem
+
+DISK_FULL = 507
+
+
+class SubletError(Exception):
+    """What the broker refused, or why it couldn't be asked."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail + (f" — {problem.fix}" if problem.fix else ""))
+        self.problem = problem
+
+
+class BrokerAway(SubletError):
+    """The broker doesn't answer, or its disk is full: later it will, and nothing is lost."""
+
+
+def refusal(response: httpx.Response) -> SubletError:
+    """Return the error that an answer of 400 or more stands for: its problem+json, if it has one.
+
+    A full disk is a BrokerAway. The body must have been read."""
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:
+        problem = _unexpected(
+            response.status_code,
+            f"the broker answered {response.status_code}: {response.text[:200]}",
+        )
+    return BrokerAway(problem) if response.status_code == DISK_FULL else SubletError(problem)
+
+
+def not_understood(response: httpx.Response, expected: str, error: ValidationError) -> SubletError:
+    """Return the error for an answer of success that isn't what was asked for."""
+    return SubletError(
+        _unexpected(
+            response.status_code,
+            f"the answer isn't a {expected}: {error.errors()[0]['msg']}",
+            "the broker may be newer or older than this client: pip install -U sublet",
+        )
+    )
+
+
+def no_answer(url: str, why: str) -> BrokerAway:
+    """Return the error for a broker that doesn't answer."""
+    return BrokerAway(
+        Problem(
+            title="The broker doesn't answer",
+            status=503,
+            code="away",
+            detail=f"no answer from {url} ({why})",
+            fix="check the URL (SUBLET_BROKER) and whether the broker runs",
+        )
+    )
+
+
+def _unexpected(status: int, detail: str, fix: str = "") -> Problem:
+    return Problem(
+        title="Unexpected answer", status=status, code="unexpected", detail=detail, fix=fix
+    )
