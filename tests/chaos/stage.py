@@ -286,12 +286,14 @@ class Stage(BadMarket):
         return sum(len(lines) for lines in printed.values())
 
     def _judge_audit(self) -> None:
-        audits = self.gauges()["sublet_ledger_audits"]
+        audits = self.gauges()["sublet_ledger_audits_total"]
         # One that had begun before may have read older books.
-        self.soon(lambda: self.gauges()["sublet_ledger_audits"] >= audits + 2, "two audits", 120)
+        self.soon(
+            lambda: self.gauges()["sublet_ledger_audits_total"] >= audits + 2, "two audits", 120
+        )
         gauges = self.gauges()
         assert gauges["sublet_ledger_breaches"] == 0
-        assert gauges["sublet_ledger_debits_ucr"] == gauges["sublet_ledger_credits_ucr"]
+        assert gauges["sublet_ledger_discrepancy_microcredits"] == 0
 
     # -- storms ------------------------------------------------------------------------------------
 

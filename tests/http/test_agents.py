@@ -72,7 +72,7 @@ async def test_a_job_from_submission_to_settlement(world: World) -> None:
         verify_export(export.content, broker=world.id)
         assert world.broker.ledger_audit.breaches() == []
         metrics = (await world.http.get(world.url + "/metrics")).text
-        assert "sublet_match_seconds_count 1.0" in metrics
+        assert "sublet_job_queue_wait_seconds_count 1.0" in metrics
         assert 'sublet_jobs{state="succeeded"} 1.0' in metrics
 
 

@@ -191,7 +191,7 @@ async def test_health_readiness_metrics_and_docs(world: World) -> None:
     assert ready.status_code == 200
     assert ready.json()["checks"]["loop scheduling"] == "ok"
     metrics = (await http.get(world.url + "/metrics")).text
-    for name in ("sublet_jobs{", "sublet_match_seconds_count", "sublet_ledger_"):
+    for name in ("sublet_jobs{", "sublet_job_queue_wait_seconds_count", "sublet_ledger_"):
         assert name in metrics
     document = (await http.get(world.url + "/openapi.json")).json()
     assert "/v1/jobs/{job}/logs" in document["paths"]

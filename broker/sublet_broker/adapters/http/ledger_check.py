@@ -7,8 +7,9 @@ length: it never takes more than a hundredth of a core.
 import logging
 import time
 
+from sublet_broker.adapters.http.metrics import LEDGER_AUDITS, LEDGER_BREACHES
 from sublet_broker.service.broker import Broker
-from sublet_broker.service.queries.gauges import Gauge
+from sublet_broker.service.unit_of_work.metrics import Sample
 
 log = logging.getLogger("sublet.audit")
 
@@ -17,7 +18,7 @@ SHARE = 100
 
 
 class Audits:
-    """Audits again and again. `work` is for one thread; `gauges` for any."""
+    """Audits again and again. `work` is for one thread; `samples` for any."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -37,9 +38,6 @@ class Audits:
         self._breaches, self._done = len(breaches), self._done + 1
         self._due_s = time.monotonic() + max(LEAST_PAUSE_S, SHARE * took_s)
 
-    def gauges(self) -> list[Gauge]:
+    def samples(self) -> list[Sample]:
         """Return what /metrics shows."""
-        return [
-            Gauge("ledger_audits", self._done, "Audits of the whole ledger since the start."),
-            Gauge("ledger_breaches", self._breaches, "Breaches that the last audit found: 0."),
-        ]
+        return [Sample(LEDGER_AUDITS, self._done), Sample(LEDGER_BREACHES, self._breaches)]

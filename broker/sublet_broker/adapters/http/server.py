@@ -16,11 +16,19 @@ from sublet_broker.adapters.http.app import build_app
 from sublet_broker.adapters.http.edge import Edge, Probe
 from sublet_broker.adapters.http.ledger_check import Audits
 from sublet_broker.adapters.http.loops import Loop, Loops
-from sublet_broker.adapters.http.metrics import Metrics
+from sublet_broker.adapters.http.metrics import (
+    AGENT_CONNECTIONS,
+    LOG_STREAMS,
+    LOOP_FAILURES,
+    LOOP_IN_TROUBLE,
+    LOOP_ROUNDS,
+    REQUESTS_IN_FLIGHT,
+    Metrics,
+)
 from sublet_broker.adapters.http.wakeups import Feeds
 from sublet_broker.service.broker import Broker
 from sublet_broker.service.content.retention import ROWS_AT_ONCE
-from sublet_broker.service.queries.gauges import Gauge
+from sublet_broker.service.unit_of_work.metrics import Sample
 from sublet_contracts.wire import MAX_FRAME_BYTES
 
 log = logging.getLogger("sublet.broker")
@@ -124,9 +132,9 @@ def compose(broker: Broker, version: str, probes: Sequence[Probe] = ()) -> tuple
     hub = Hub(edge)
     broker.on_job = feeds.post
     broker.outbox.on_new = hub.wake
-    metrics.add_source(broker.metrics.gauges)
-    metrics.add_source(audits.gauges)
-    metrics.add_source(lambda: _own_gauges(edge, hub))
+    metrics.add_source(broker.metrics.samples)
+    metrics.add_source(audits.samples)
+    metrics.add_source(lambda: _samples(edge, hub))
     return edge, hub
 
 
@@ -223,19 +231,17 @@ def _loops(broker: Broker, metrics: Metrics, audits: Audits) -> list[Loop]:
     ]
 
 
-def _own_gauges(edge: Edge, hub: Hub) -> list[Gauge]:
-    waiting = "Use-cases running or waiting for a thread."
-    gauges = [
-        Gauge("agent_connections", len(hub.connections), "Agents connected now."),
-        Gauge("log_streams", edge.feeds.followers, "Log streams open now."),
-        Gauge("requests_waiting", edge.waiting, waiting),
+def _samples(edge: Edge, hub: Hub) -> list[Sample]:
+    found = [
+        Sample(AGENT_CONNECTIONS, len(hub.connections)),
+        Sample(LOG_STREAMS, edge.feeds.followers),
+        Sample(REQUESTS_IN_FLIGHT, edge.waiting),
     ]
     for loop in edge.loops.all.values():
-        label = (("loop", loop.name),)
-        in_trouble = int(bool(loop.trouble()))
-        gauges += [
-            Gauge("loop_rounds", loop.rounds, "Rounds of the broker's own loops.", label),
-            Gauge("loop_failures", loop.failures, "Rounds that failed.", label),
-            Gauge("loop_in_trouble", in_trouble, "1: failing, waiting or stuck.", label),
+        label = (loop.name,)
+        found += [
+            Sample(LOOP_ROUNDS, loop.rounds, label),
+            Sample(LOOP_FAILURES, loop.failures, label),
+            Sample(LOOP_IN_TROUBLE, bool(loop.trouble()), label),
         ]
-    return gauges
+    return found

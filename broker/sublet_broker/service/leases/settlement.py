@@ -13,14 +13,9 @@ from sublet_broker.market.facts import (
 )
 from sublet_broker.market.settling import SettlementCase, SettlementDecision, decide
 from sublet_broker.service.unit_of_work.context import Context
-from sublet_broker.service.unit_of_work.unit_of_work import (
-    LOST_DEVICE_MS,
-    RECOVERIES,
-    SETTLEMENTS,
-    UnitOfWork,
-)
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.documents import Receipt, Settlement, sign_document
-from sublet_contracts.reasons import MEANINGS, Fault, Reason
+from sublet_contracts.reasons import MEANINGS, Reason
 from sublet_contracts.states import (
     CHAIN,
     ChainState,
@@ -96,7 +91,7 @@ def settle(
         for t in decision.transfers
     ]
     work.resolve(pending_of(lease.id), moves)
-    work.tx.add(
+    work.add(
         SettlementFact(
             signed.id,
             lease.job,
@@ -108,9 +103,6 @@ def settle(
         )
     )
     work.record(signed.id)
-    work.tally(SETTLEMENTS, 1)
-    work.tally(RECOVERIES, int(document.fault in (Fault.PROVIDER, Fault.BROKER)))
-    work.tally(LOST_DEVICE_MS, decision.lost_device_ms)
     chain = work.must(ChainFact, lease.id)
     work.put(replace(chain, state=step(CHAIN, chain.state, ChainState.SETTLED)))
     work.event(

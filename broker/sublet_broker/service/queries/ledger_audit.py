@@ -7,34 +7,19 @@ from sublet_broker.market import ledger
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import (
     AccountFact,
-    BlobFact,
     JobFact,
     LeaseFact,
     LogEntryFact,
     PendingFact,
-    ReceiptFact,
     SettlementFact,
     TallyFact,
     TransferFact,
 )
-from sublet_broker.service.content.claims import counted_bytes, stored_in
 from sublet_broker.service.leases.settlement import pending_of
 from sublet_broker.service.ports import Transaction
 from sublet_broker.service.unit_of_work.context import Context
-from sublet_broker.service.unit_of_work.unit_of_work import (
-    CREDITS,
-    DEBITS,
-    LOST_DEVICE_MS,
-    MOVED,
-    RECEIPTS,
-    RECOVERIES,
-    SETTLEMENTS,
-    balances_of,
-    jobs_in,
-    live_jobs_of,
-)
+from sublet_broker.service.unit_of_work.tallies import TALLIES_OF
 from sublet_contracts.documents import Settlement
-from sublet_contracts.reasons import Fault
 from sublet_contracts.states import JOB, LeaseState, is_terminal
 
 
@@ -60,28 +45,21 @@ def audit(tx: Transaction) -> list[str]:
     found += _pendings(pendings, leases)
     found += _charges(tx, leases)
     found += _jobs(tx, leases)
-    found += _tallies(tx, transfers)
+    found += _tallies(tx)
     return found
 
 
-def _tallies(tx: Transaction, transfers: list[TransferFact]) -> list[str]:
+def _tallies(tx: Transaction) -> list[str]:
     added: Counter[str] = Counter()
-    for account in tx.find(AccountFact):
-        added[DEBITS] += account.debits_ucr
-        added[CREDITS] += account.credits_ucr
-        added[balances_of(account.id.rsplit(":", 1)[-1])] += ledger.balance_ucr(account)
-    added[MOVED] = sum(transfer.amount_ucr for transfer in transfers)
-    for job in tx.find(JobFact):
-        added[jobs_in(job.state)] += 1
-        added[live_jobs_of(job.renter)] += not is_terminal(JOB, job.state)
-    for blob in tx.find(BlobFact):
-        added[stored_in(blob.scope)] += counted_bytes(blob.size_bytes)
-    for fact in tx.find(SettlementFact):
-        document = accepted(fact.envelope, Settlement)
-        added[SETTLEMENTS] += 1
-        added[RECOVERIES] += document.fault in (Fault.PROVIDER, Fault.BROKER)
-        added[LOST_DEVICE_MS] += document.lost_device_ms
-    added[RECEIPTS] = tx.count(ReceiptFact)
+    for kind, tallies in TALLIES_OF.items():
+        for tally in tallies:
+            if tally.is_count:
+                added[tally.id()] = tx.count(kind, tally.where)
+        sums = [tally for tally in tallies if not tally.is_count]
+        for fact in tx.find(kind) if sums else ():
+            for tally in sums:
+                id, amount = tally.counts(fact)
+                added[id] += amount
     kept = {tally.id: tally.value for tally in tx.find(TallyFact)}
     return [
         f"the sum {id} is kept as {kept.get(id, 0)}, and is {added.get(id, 0)}"
