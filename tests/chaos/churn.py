@@ -25,7 +25,7 @@ import httpx
 
 from sublet.client import Client, Job
 from sublet.demo.local import LocalMarket, LocalMarketError
-from sublet.http import BrokerAway
+from sublet.errors import BrokerAway
 from sublet_agent.adapters.process.tree import descendants
 from sublet_contracts.api import JobView
 from sublet_contracts.export import verify_export
@@ -442,8 +442,10 @@ class Churn:
             pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
             return {name: float(value) for name, value in pairs if "{" not in name}
 
-        seen = gauges()["sublet_ledger_audits"]
-        self.market.wait_for(lambda: gauges()["sublet_ledger_audits"] >= seen + 2, "two audits")
+        seen = gauges()["sublet_ledger_audits_total"]
+        self.market.wait_for(
+            lambda: gauges()["sublet_ledger_audits_total"] >= seen + 2, "two audits"
+        )
         if gauges()["sublet_ledger_breaches"]:
             self.result.problems.append("the broker's own audit found a breach")
 

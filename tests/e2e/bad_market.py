@@ -13,7 +13,7 @@ import pytest
 
 from sublet.client import Client, Job
 from sublet.demo.local import LocalMarket, LocalProcess
-from sublet.http import SubletError
+from sublet.errors import SubletError
 from sublet_contracts.api import JobView, Problem
 from sublet_contracts.export import verify_export
 from sublet_contracts.rules import charge_ucr
@@ -154,12 +154,12 @@ class BadMarket:
         assert balance.held_ucr == sum(job.held_ucr for job in jobs)
         spent = sum(job.settled_ucr for job in jobs)
         assert balance.available_ucr + balance.held_ucr + spent == FUNDS_CREDITS * 1_000_000
-        audits = self.gauges()["sublet_ledger_audits"]
+        audits = self.gauges()["sublet_ledger_audits_total"]
         # One that had begun before may have read older books.
-        self.soon(lambda: self.gauges()["sublet_ledger_audits"] >= audits + 2, "two audits", 60)
+        self.soon(lambda: self.gauges()["sublet_ledger_audits_total"] >= audits + 2, "two audits", 60)
         gauges = self.gauges()
         assert gauges["sublet_ledger_breaches"] == 0
-        assert gauges["sublet_ledger_debits_ucr"] == gauges["sublet_ledger_credits_ucr"]
+        assert gauges["sublet_ledger_discrepancy_microcredits"] == 0
 
     def gauges(self) -> Mapping[str, float]:
         """Return the broker's metrics that have no labels."""
