@@ -32,7 +32,7 @@ S = TypeVar("S")
 C = TypeVar("C", bound=type)
 
 
-def _mirrors(original: type) -> Callable[[C], C]:
+def mirrors(original: type) -> Callable[[C], C]:
     """Return the decorator of a class that has all public names of `original`."""
 
     def checked(mirror: C) -> C:
@@ -87,7 +87,7 @@ def _awaited_job(
     return call
 
 
-@_mirrors(sync.Client)
+@mirrors(sync.Client)
 class AsyncClient:
     """A party at a broker; see sublet.Client. `sync` is that client."""
 
@@ -150,7 +150,7 @@ class AsyncClient:
     close = _awaited(sync.Client.close)
 
 
-@_mirrors(sync.Job)
+@mirrors(sync.Job)
 class AsyncJob:
     """One job; see sublet.Job. `sync` is that handle."""
 

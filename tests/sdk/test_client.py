@@ -121,6 +121,15 @@ def test_no_match_and_too_little_money_hold_nothing(market: SmallMarket) -> None
     assert (after.available_ucr, after.held_ucr) == (before.available_ucr, before.held_ucr)
 
 
+def test_a_job_that_wants_to_wait_is_queued_where_nobody_could_take_it(market: SmallMarket) -> None:
+    wanted = {**WISHES, "gpus": "8x80GB", "max_price": 1, "budget": 1, "name": "waits"}
+    job = market.client.run(image="local/python", command=["true"], wait_for_offer=True, **wanted)
+    try:
+        assert job.view().state == "queued"
+    finally:
+        job.cancel()
+
+
 def test_inputs_that_cannot_be_sent(market: SmallMarket, tmp_path: Path) -> None:
     jobs = len(market.client.jobs().jobs)
     common = {"image": "local/python", "command": ["true"], "max_price": 1, "budget": 1, **WISHES}
