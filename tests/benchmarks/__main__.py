@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [imports] [recovery] [reclaim]`: measure, print, judge.
+"""`python -m tests.benchmarks [imports] [recovery] [reclaim] [market_size]`: measure, print, judge.
 
 Exits with 1 when a limit doesn't hold, with 2 when a measurement could not be made. What was
 measured is written to build/bench.json, round by round.
@@ -17,19 +17,35 @@ from pathlib import Path
 from typing import Any
 
 from sublet.demo.local import LocalMarketError
-from tests.benchmarks import imports, recovery
+from tests.benchmarks import imports, market_size, recovery
 from tests.benchmarks.lane import Round, RoundFailed
 
-WHAT = ("imports", "recovery", "reclaim")
+WHAT = ("imports", "recovery", "reclaim", "market_size")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(WHAT)}; default: all")
-    parser.add_argument("--rounds", type=int, help="of each; default: 15, 20 and 10")
+    parser.add_argument("--rounds", type=int, help="of each; default: 15, 20, 10 and 2")
     parser.add_argument("--lanes", type=int, default=recovery.LANES, help="jobs at once")
     parser.add_argument("--runner", choices=("auto", "docker", "process"), default="auto")
+    parser.add_argument(
+        "--agents", type=int, default=market_size.LARGE, help="in market_size's large market"
+    )
+    parser.add_argument(
+        "--idle-beats",
+        type=int,
+        default=1,
+        metavar="N",
+        help="market_size: who runs nothing reports at every Nth heartbeat (real agents: 3)",
+    )
+    parser.add_argument(
+        "--database",
+        default="",
+        metavar="URL",
+        help="market_size: a PostgreSQL server where databases can be made; default: SQLite",
+    )
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"), metavar="FILE")
     options = parser.parse_args(arguments)
     if unknown := set(options.what) - set(WHAT):
@@ -84,6 +100,26 @@ def _reclaim(options: argparse.Namespace) -> tuple[bool, Any]:
     return _shown(recovery.measure_reclaim(_say, rounds, options.runner, options.lanes))
 
 
+def _market_size(options: argparse.Namespace) -> tuple[bool, Any]:
+    rounds = options.rounds or market_size.ROUNDS
+    _say(f"market size: {rounds} markets each of {market_size.SMALL} and {options.agents} agents")
+    result = market_size.measure(
+        _say,
+        rounds,
+        large=options.agents,
+        database=options.database,
+        idle_beats=options.idle_beats,
+    )
+    for line in market_size.report(result):
+        _say(line)
+    return result.holds, dataclasses.asdict(result) | {
+        "holds": result.holds,
+        "submissions_ratio": round(result.submissions_ratio, 3),
+        "p95_ratio": {p: round(result.p95_ratio(p), 3) for p in market_size.PHASES},
+        "thrown_out": dict(result.thrown_out),
+    }
+
+
 def _shown(result: recovery.Recoveries) -> tuple[bool, Any]:
     for line in recovery.report(result):
         _say(line)
@@ -117,6 +153,7 @@ _MEASURES: dict[str, Callable[[argparse.Namespace], tuple[bool, Any]]] = {
     "imports": _imports,
     "recovery": _recovery,
     "reclaim": _reclaim,
+    "market_size": _market_size,
 }
 
 if __name__ == "__main__":
