@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import sublet_broker.service
 from sublet_broker.market.facts import AccountFact
 from sublet_broker.service.unit_of_work.tallies import CREDITS
 from sublet_contracts.reasons import Reason
@@ -66,3 +69,14 @@ def test_an_account_that_was_changed_behind_the_ledgers_back_is_found() -> None:
     assert any(
         f"the sum {CREDITS.name} " in breach for breach in world.broker.ledger_audit.breaches()
     )
+
+
+def test_no_use_case_writes_around_the_unit_of_work() -> None:
+    root = Path(sublet_broker.service.__file__).parent
+    around = [
+        f"{path.relative_to(root)}: {found}"
+        for path in sorted(root.rglob("*.py"))
+        if path.parent.name != "unit_of_work"
+        for found in re.findall(r"tx\.(?:add|put|delete)\(.*", path.read_text())
+    ]
+    assert around == [], "tallies miss what is written like this: use work.add, put or delete"

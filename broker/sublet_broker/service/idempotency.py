@@ -94,7 +94,7 @@ class Idempotency:
         self._context.rate_limits.demand(
             "requests", caller.party, settings.max_requests_an_hour, work.now_ms
         )
-        work.tx.add(NonceFact(caller.party, caller.nonce, caller.time_ms))
+        work.add(NonceFact(caller.party, caller.nonce, caller.time_ms))
 
     def finish(
         self,
@@ -113,7 +113,7 @@ class Idempotency:
             digest = _digest(method, target, body_sha256)
             fact = AnswerFact(caller.party, idempotency_key, digest, status, body, work.now_ms)
             if work.get(AnswerFact, caller.party, idempotency_key) is None:
-                work.tx.add(fact)
+                work.add(fact)
 
     def forget_old(self) -> None:
         """Forget nonces that are too old to be accepted, and old answers."""
@@ -123,10 +123,10 @@ class Idempotency:
             work.put(CounterFact(TIDIED, work.now_ms))
             oldest = work.now_ms - 2 * MAX_REQUEST_SKEW_MS
             for nonce in work.find(NonceFact, before=("time_ms", oldest), limit=10_000):
-                work.tx.delete(NonceFact, nonce.party, nonce.nonce)
+                work.delete(nonce)
             oldest = work.now_ms - ANSWERS_KEPT_MS
             for answer in work.find(AnswerFact, before=("time_ms", oldest), limit=10_000):
-                work.tx.delete(AnswerFact, answer.party, answer.key)
+                work.delete(answer)
 
 
 def _digest(method: str, target: str, body_sha256: str) -> str:

@@ -77,7 +77,7 @@ class Checkpoints:
                 created_ms=work.now_ms,
                 envelope=envelope,
             )
-            work.tx.add(fact)
+            work.add(fact)
             work.record(signed.id)
             work.event(
                 "checkpoint",

@@ -195,7 +195,7 @@ class RunReports:
             step=lease.start_step,
         )
         work.add(run)
-        work.tx.add(ChainFact(lease.id, lease.job, ChainState.OPEN))
+        work.add(ChainFact(lease.id, lease.job, ChainState.OPEN))
         work.event(
             "lease",
             lease.job,

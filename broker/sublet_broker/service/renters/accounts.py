@@ -99,5 +99,5 @@ class Accounts:
                 )
             ]
         )
-        work.tx.add(DepositFact(signed.id, document.party, signed.envelope))
+        work.add(DepositFact(signed.id, document.party, signed.envelope))
         work.record(signed.id)

@@ -2,7 +2,8 @@
 
 Each is declared here once. The unit of work keeps it, the ledger audit adds it up anew, and
 /metrics shows it if it is a TallyMetric; none of them names it. So a new one is one declaration in
-TALLIES, and a scrape costs the same on a database of any size.
+TALLIES, and a scrape costs the same on a database of any size. It holds for every fact that is
+written through UnitOfWork (put, add, delete), which all use-cases do.
 """
 
 from collections.abc import Callable, Mapping

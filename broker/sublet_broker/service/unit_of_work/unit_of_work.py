@@ -194,7 +194,7 @@ class UnitOfWork:
         detail: str = "",
     ) -> None:
         """Append to the history."""
-        self.tx.add(
+        self.add(
             EventFact(
                 self.tx.next("event"),
                 self.now_ms,
@@ -212,7 +212,7 @@ class UnitOfWork:
 
     def record(self, document: str) -> None:
         """Append a document to the Merkle log: called once, when it is accepted."""
-        self.tx.add(LogEntryFact(self.tx.next("log") - 1, document))
+        self.add(LogEntryFact(self.tx.next("log") - 1, document))
 
     def send(self, recipient: str, message: Message) -> None:
         """Put a reliable message into the outbox."""
