@@ -75,6 +75,7 @@ class World:
 
     def do(self, event: events.Event) -> Step:
         step = self.core.handle(event, self.now)
+        assert not wanted(step, effects.Unexpected)
         self.steps.append(step)
         return step
 
@@ -246,10 +247,10 @@ def test_a_lease_not_signed_by_the_broker_is_refused() -> None:
 def test_strangers_and_unpinned_images_are_refused_where_the_owner_says_so() -> None:
     world = World(accepts=(OTHER.party,), image_policy="digest")
     _, step = world.assign(world.job())
-    assert "--trust" in only(step, LeaseAnswer).refusal
+    assert "accepts: " in only(step, LeaseAnswer).refusal
     world = World(image_policy="digest")
     _, step = world.assign(world.job())
-    assert "digest" in only(step, LeaseAnswer).refusal
+    assert "image: " in only(step, LeaseAnswer).refusal
 
 
 def test_devices_are_never_leased_twice() -> None:

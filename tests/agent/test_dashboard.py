@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sublet_agent.adapters.owner.dashboard import picture
-from sublet_agent.core.records import Phase
+from sublet_agent.core.run_phases import RunPhase
 from sublet_agent.core.status import DeviceStatus, HeldRun, Status
 from sublet_agent.core.words import credits, duration
 
@@ -45,7 +45,7 @@ def run(**changes: Any) -> HeldRun:
         epoch=2,
         job="0123456789abcdef" * 4,
         name="fine-tune",
-        phase=Phase.RUNNING,
+        phase=RunPhase.RUNNING,
         devices=("GPU-1f2e3d4c-5b6a",),
         step=120,
         total_steps=400,
@@ -118,7 +118,7 @@ def test_many_devices_are_counted_by_kind() -> None:
 
 
 def test_many_runs_leave_room_for_the_rest() -> None:
-    runs = tuple(run(phase=Phase.ENDED if n < 40 else Phase.RUNNING) for n in range(50))
+    runs = tuple(run(phase=RunPhase.ENDED if n < 40 else RunPhase.RUNNING) for n in range(50))
     lines = drawn(status(runs=runs), height=24)
     assert len(lines) < 24
     assert lines[-1].startswith("earned")

@@ -15,7 +15,8 @@ from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.effects import Step
 from sublet_agent.core.offers import Terms
-from sublet_agent.core.records import LIVE, Phase, RunRecord
+from sublet_agent.core.records import RunRecord
+from sublet_agent.core.run_phases import LIVE, RunPhase
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.session import AgentSession, SessionError
 from sublet_contracts.session import Phase as SessionPhase
@@ -25,6 +26,7 @@ from tests.simulation.doom import Doom
 from tests.simulation.engine import BEGIN_MS, Crashed, Quartz
 from tests.simulation.jobs import Container, Program, state_at
 from tests.simulation.journal import DiskFailed, SimJournal
+from tests.simulation.models import Violation
 from tests.simulation.network import Line, Wire
 from tests.simulation.transfer import Transfer
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 TICK_MS = 1_000
 CALM_TICK_MS = 3_000
 """Where nothing is about to end: heartbeats and receipts are due at their own intervals."""
-_CALM = (Phase.RUNNING, Phase.PULLING, Phase.RESTORING)
+_CALM = (RunPhase.RUNNING, RunPhase.PULLING, RunPhase.RESTORING)
 RESEND_MS = 5_000
 LOOK_MS = 2_000
 _TICK = events.Tick()
@@ -350,6 +352,8 @@ class AgentHost:
                 self._send(message)
             case effects.Say(text):
                 self.engine.say(f"{self.name}: {text}")
+            case effects.Unexpected(lease_id, text):
+                raise Violation(f"{self.name}: lease {lease_id[:10]}: {text}")
             case effects.Pull(lease_id):
                 self._later(draw(50, 3_000), lambda: self._pulled(lease_id))
             case effects.Restore(lease_id):
@@ -436,7 +440,7 @@ class AgentHost:
         container = self.containers.get(lease_id)
         if container is None:
             self.post(events.Vanished(lease_id))
-            if record.phase is Phase.STARTING:
+            if record.phase is RunPhase.STARTING:
                 return
             return
         told = self._told.setdefault(lease_id, set())

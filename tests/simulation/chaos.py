@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sublet_agent.core import events
 from sublet_agent.core.offers import read_assign
-from sublet_agent.core.records import LIVE, Phase
+from sublet_agent.core.run_phases import LIVE, RunPhase
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.documents import Checkpoint, Receipt, sign_document
 from sublet_contracts.reasons import Reason
@@ -422,7 +422,9 @@ class Chaos:
         agent = self._agent()
         if not (agent.up and agent.live):
             return
-        live = [m.record for m in agent.core.machines.values() if m.record.phase is Phase.RUNNING]
+        live = [
+            m.record for m in agent.core.machines.values() if m.record.phase is RunPhase.RUNNING
+        ]
         if live:
             agent.honest = False
             record = self.engine.random.choice(live)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sublet_agent.core import events
-from sublet_agent.core.records import Phase
+from sublet_agent.core.run_phases import RunPhase
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
 from sublet_contracts.reasons import Reason
@@ -60,7 +60,7 @@ class Transfer:
 
     def restore(self, lease_id: str) -> None:
         record = self.host._record(lease_id)
-        if record is None or record.phase is not Phase.RESTORING:
+        if record is None or record.phase is not RunPhase.RESTORING:
             return
         checkpoint = record.checkpoint
         if checkpoint is not None:
@@ -90,7 +90,7 @@ class Transfer:
 
     def upload(self, lease_id: str, kind: str, step: int) -> None:
         record = self.host._record(lease_id)
-        if record is None or record.phase is Phase.DISCARDED:
+        if record is None or record.phase is RunPhase.DISCARDED:
             return
         uploading = record.uploading
         if uploading is None or (uploading.kind, uploading.step) != (kind, step):

@@ -37,7 +37,8 @@ from sublet_agent.adapters.workspace.workspace import (
 )
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
-from sublet_agent.core.records import LIVE, RunRecord
+from sublet_agent.core.records import RunRecord
+from sublet_agent.core.run_phases import LIVE
 from sublet_agent.core.runner_port import (
     ImageNotPinned,
     ImageUnavailable,
@@ -49,6 +50,7 @@ from sublet_agent.core.runner_port import (
 )
 from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
 from sublet_contracts.envelope import Envelope
+from sublet_contracts.keys import short
 from sublet_contracts.reasons import Reason
 from sublet_contracts.tree import TreeRefused
 from sublet_contracts.wire import Logs, Message
@@ -184,6 +186,8 @@ class Shell:
                     self.link.send(message)
             case effects.Say(text):
                 self.say(text)
+            case effects.Unexpected(lease_id, text):
+                self.say(f"unexpected, please report it: lease {short(lease_id)}: {text}")
             case effects.Done():
                 self.done.set()
             case effects.Pull(lease_id):

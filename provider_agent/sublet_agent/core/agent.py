@@ -28,8 +28,9 @@ from sublet_agent.core.offers import (
     read_assign,
     refusal,
 )
-from sublet_agent.core.records import IssuedOffer, Phase, RunRecord, Saved
+from sublet_agent.core.records import IssuedOffer, RunRecord, Saved
 from sublet_agent.core.run import ORPHAN_MS, RunMachine
+from sublet_agent.core.run_phases import RunPhase
 from sublet_agent.core.words import credits
 from sublet_contracts.documents import (
     DocumentRefused,
@@ -133,7 +134,7 @@ class AgentCore:
                     if machine.advanced and not advanced:
                         # Somebody may be waiting for this step: it isn't left to the next beat.
                         self._beat(now_ms)
-                    if machine.changed and machine.record.phase is Phase.DISCARDED:
+                    if machine.changed and machine.record.phase is RunPhase.DISCARDED:
                         self._step.save.drop_messages_of.append(event.lease_id)
                     self._collect(machine)
         self._check_done()
@@ -146,7 +147,7 @@ class AgentCore:
         reports = [
             machine.report()
             for machine in self.machines.values()
-            if machine.record.phase not in (Phase.DISCARDED, Phase.ENDED)
+            if machine.record.phase not in (RunPhase.DISCARDED, RunPhase.ENDED)
         ]
         return Heartbeat(runs=tuple(reports[:64]))
 
@@ -187,10 +188,10 @@ class AgentCore:
             record = machine.record
             if (record.lease_id, record.lease.epoch) in held:
                 record.orphaned_ms = 0
-            elif record.phase is Phase.ENDED:
+            elif record.phase is RunPhase.ENDED:
                 # It ended in order and may be settled any moment: its settlement is on the way.
                 record.orphaned_ms = record.orphaned_ms or now_ms
-            elif record.phase is not Phase.DISCARDED:
+            elif record.phase is not RunPhase.DISCARDED:
                 self._say(f"lease {short(record.lease_id)} went elsewhere meanwhile: stopping it")
                 self._discard(machine)
             self._collect(machine)
@@ -239,7 +240,6 @@ class AgentCore:
             job_id=assigned.job.id,
             job=assigned.job.document,
             checkpoint=assigned.checkpoint.document if assigned.checkpoint else None,
-            accepted_ms=now_ms,
             durable_step=assigned.lease.document.start_step,
         )
         machine = RunMachine(record, self.key)
@@ -361,7 +361,7 @@ class AgentCore:
 
     def _collect(self, machine: RunMachine) -> None:
         record = machine.record
-        if machine.record.phase is Phase.DISCARDED and machine.changed:
+        if machine.record.phase is RunPhase.DISCARDED and machine.changed:
             machine.messages.clear()
         for message in machine.messages:
             self._queue(record.lease_id, message)

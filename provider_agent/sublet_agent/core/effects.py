@@ -137,6 +137,15 @@ class Say:
 
 
 @dataclass(frozen=True)
+class Unexpected:
+    """Something came that can't happen to a run in its phase (run_phases.py): a mistake of ours.
+    The run is left as it is; the owner's log says so, tests and the simulator fail."""
+
+    lease_id: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Done:
     """Everything is handed back: the agent may exit."""
 
@@ -159,6 +168,7 @@ Effect = (
     | SendLogs
     | LogLineOfOurs
     | Say
+    | Unexpected
     | Done
 )
 

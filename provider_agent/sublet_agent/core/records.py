@@ -4,41 +4,16 @@ A record is saved before any effect that rests on it is performed (see agent.py)
 outside has seen of us is on disk here.
 """
 
-from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sublet_agent.core.run_phases import RunPhase
 from sublet_contracts.documents import Checkpoint, Job, Lease
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.reasons import Reason
 
 UploadKind = Literal["checkpoint", "outputs"]
-
-
-class Phase(StrEnum):
-    """Where a run stands. Only forward:
-
-    pulling -> restoring -> starting -> running -> draining -> finishing -> ended
-    (any before finishing -> finishing or ended; any -> discarded, which sends nothing more)
-
-    finishing: the container has exited, its last checkpoint and outputs are moved off.
-    ended: exited and the final receipt are said; the settlement is awaited.
-    discarded: the lease has gone elsewhere; the run is being removed and nothing is sent of it.
-    """
-
-    PULLING = "pulling"
-    RESTORING = "restoring"
-    STARTING = "starting"
-    RUNNING = "running"
-    DRAINING = "draining"
-    FINISHING = "finishing"
-    ENDED = "ended"
-    DISCARDED = "discarded"
-
-
-LIVE = frozenset({Phase.STARTING, Phase.RUNNING, Phase.DRAINING})
-"""Phases in which a container may exist and run."""
 
 
 class _Record(BaseModel):
@@ -81,11 +56,9 @@ class RunRecord(_Record):
     job_id: str
     job: Job
     checkpoint: Checkpoint | None = None
-    phase: Phase = Phase.PULLING
+    phase: RunPhase = RunPhase.PULLING
     stop: Stop | None = None
-    accepted_ms: int
     started_ms: int | None = None
-    finished_ms: int | None = None
     exit_code: int | None = None
     cum_device_ms: int = 0
     reason: Reason | None = None
@@ -107,7 +80,6 @@ class RunRecord(_Record):
     receipt_id: str | None = None
     receipt_ms: int = 0
     receipt_cum_device_ms: int = -1
-    finishing_ms: int = 0
     orphaned_ms: int = 0
     """since when the broker no longer lists this ended lease; 0: it does"""
 
@@ -119,7 +91,7 @@ class RunRecord(_Record):
     @property
     def over(self) -> bool:
         """Whether its devices are free again."""
-        return self.phase in (Phase.ENDED, Phase.DISCARDED)
+        return self.phase in (RunPhase.ENDED, RunPhase.DISCARDED)
 
 
 class IssuedOffer(_Record):

@@ -1,4 +1,5 @@
-"""One run's machine: how a lease goes from signed to settled. Rules:
+"""One run: how a lease goes from signed to settled. Which phase follows is in run_phases.py, and
+every change of phase goes through that table; here is what is done on the way. Rules:
 
 1. The record changes first, is saved, and only then effects happen; every effect can be repeated,
    so `resume` after a kill -9 is: look at the phase, do its effect again.
@@ -9,6 +10,7 @@
    while), because durable work is paid work and the successor starts from it.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,7 +32,15 @@ from sublet_agent.core.events import (
     Vanished,
 )
 from sublet_agent.core.exit_reasons import reason_of_exit, words_of_exit
-from sublet_agent.core.records import LIVE, Awaiting, Phase, RunRecord, Stop, Uploading
+from sublet_agent.core.records import Awaiting, RunRecord, Stop, Uploading
+from sublet_agent.core.run_phases import (
+    LATE,
+    LIVE,
+    RunPhase,
+    Trigger,
+    UnexpectedTrigger,
+    next_phase,
+)
 from sublet_contracts.documents import Checkpoint, sign_document
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
@@ -47,13 +57,38 @@ VERDICT_WAIT_MS = 20_000
 MAX_REFUSALS = 3
 ORPHAN_MS = 60_000
 WIRE_STATES = {
-    Phase.PULLING: "pulling",
-    Phase.RESTORING: "restoring",
-    Phase.STARTING: "restoring",
-    Phase.RUNNING: "running",
-    Phase.DRAINING: "draining",
-    Phase.FINISHING: "draining",
-    Phase.ENDED: "exited",
+    RunPhase.PULLING: "pulling",
+    RunPhase.RESTORING: "restoring",
+    RunPhase.STARTING: "restoring",
+    RunPhase.RUNNING: "running",
+    RunPhase.DRAINING: "draining",
+    RunPhase.FINISHING: "draining",
+    RunPhase.ENDED: "exited",
+}
+_TOLD_ON_ENTRY = frozenset({RunPhase.RESTORING, RunPhase.RUNNING, RunPhase.DRAINING})
+"""Of finishing the broker isn't told: to it the run goes on until all is at its place, and then its
+end is told with its reason."""
+_ASKED_ON_ENTRY: Mapping[RunPhase, Callable[[str], do.Effect]] = {
+    RunPhase.PULLING: do.Pull,
+    RunPhase.RESTORING: do.Restore,
+    RunPhase.STARTING: do.Start,
+    RunPhase.FINISHING: do.ScanFinal,
+    RunPhase.DISCARDED: do.Remove,
+}
+"""What a phase waits for: asked for when it begins, and again after a restart of the agent."""
+_TRIGGERS: Mapping[type[Event], Trigger] = {
+    ImageReady: Trigger.IMAGE_READY,
+    Restored: Trigger.RESTORED,
+    PreparationFailed: Trigger.PREPARATION_FAILED,
+    Observed: Trigger.OBSERVED,
+    Vanished: Trigger.VANISHED,
+    CheckpointSeen: Trigger.CHECKPOINT_FOUND,
+    FinalScanned: Trigger.FOLDER_SCANNED,
+    Uploaded: Trigger.UPLOADED,
+    UploadFailed: Trigger.UPLOAD_FAILED,
+    Progressed: Trigger.PROGRESSED,
+    DiskUsed: Trigger.DISK_USED,
+    DiskFull: Trigger.DISK_FULL,
 }
 
 
@@ -73,28 +108,24 @@ class RunMachine:
 
     def handle(self, event: Event, now_ms: int) -> None:
         """Take an event of this run."""
-        if self.record.phase is Phase.DISCARDED:
+        if isinstance(event, UploadFailed) and event.stale:
+            self.discard()
+            return
+        trigger = _TRIGGERS[type(event)]
+        if not self._takes(trigger):
             return
         match event:
-            case ImageReady() if self.record.phase is Phase.PULLING:
-                self._enter(Phase.RESTORING)
-                self.effects.append(do.Restore(self.record.lease_id))
-            case Restored() if self.record.phase is Phase.RESTORING:
-                self._enter(Phase.STARTING)
-                self.effects.append(do.Start(self.record.lease_id))
-            case PreparationFailed() if self.record.phase in (
-                Phase.PULLING,
-                Phase.RESTORING,
-                Phase.STARTING,
-            ):
-                self._end(event.reason, event.detail, now_ms)
+            case ImageReady() | Restored():
+                self._enter(trigger)
+            case PreparationFailed():
+                self._end(trigger, event.reason, event.detail, now_ms)
             case Observed():
-                self._observed(event, now_ms)
+                self._observed(event)
             case Vanished():
-                self._vanished(now_ms)
+                self._vanished()
             case CheckpointSeen():
                 self._seen(event.step)
-            case FinalScanned() if self.record.phase is Phase.FINISHING:
+            case FinalScanned():
                 for step in event.steps:
                     self._seen(step)
                 if not event.finished:
@@ -109,13 +140,11 @@ class RunMachine:
                 self.progress = event
             case DiskUsed():
                 limit = self.record.job.resources.disk_bytes
-                if event.used_bytes > limit and self.record.phase in LIVE:
+                if event.used_bytes > limit:
                     says = f"{event.used_bytes} bytes on disk, {limit} were asked for"
                     self.stop("stop", Reason.DISK_LIMIT, 0, now_ms, says)
-            case DiskFull() if self.record.phase not in (Phase.FINISHING, Phase.ENDED):
+            case DiskFull():
                 self.stop("stop", Reason.PROVIDER_DISK_FULL, 0, now_ms, event.detail)
-            case _:
-                pass
 
     def tick(self, now_ms: int) -> None:
         """Time passes: deadlines, receipts, and the asks for a checkpoint."""
@@ -125,7 +154,7 @@ class RunMachine:
             if stop and not stop.killed and now_ms >= stop.deadline_ms:
                 stop.killed = self.changed = True
                 self.effects.append(do.Kill(record.lease_id))
-            if not stop and record.phase is Phase.RUNNING:
+            if not stop and record.phase is RunPhase.RUNNING:
                 if checkpoints.save_is_due(record, now_ms):
                     record.save_asked_ms = now_ms
                     self.changed = True
@@ -137,7 +166,7 @@ class RunMachine:
                     self.stop("drain", Reason.BUDGET_EXHAUSTED, left_ms, now_ms)
             if receipts.is_due(record, now_ms):
                 self._receipt(now_ms)
-        elif record.phase is Phase.FINISHING:
+        elif record.phase is RunPhase.FINISHING:
             self._finish(now_ms)
 
     def stop(
@@ -150,7 +179,7 @@ class RunMachine:
     ) -> None:
         """Ask the run to end: drain (checkpoint first) or stop. It only hardens."""
         record = self.record
-        if record.phase in (Phase.FINISHING, Phase.ENDED, Phase.DISCARDED):
+        if not self._takes(Trigger.STOP_ASKED):
             return
         before = record.stop
         deadline_ms = now_ms + grace_ms
@@ -166,11 +195,10 @@ class RunMachine:
             detail=says,
         )
         self.changed = True
-        if record.phase in (Phase.PULLING, Phase.RESTORING):
-            self._end(reason, says or "before it had started", now_ms)
+        if next_phase(record.phase, Trigger.STOP_ASKED) is RunPhase.ENDED:
+            self._end(Trigger.STOP_ASKED, reason, says or "before it had started", now_ms)
             return
-        if record.phase is Phase.RUNNING:
-            self._enter(Phase.DRAINING)
+        self._enter(Trigger.STOP_ASKED)
         self.effects.append(do.AskStop(record.lease_id))
         if grace_ms <= 0:
             record.stop.killed = True
@@ -178,6 +206,8 @@ class RunMachine:
 
     def verdict(self, verdict: CheckpointVerdict, now_ms: int) -> None:
         """Take the broker's word on an upload."""
+        if not self._takes(Trigger.VERDICT):
+            return
         record = self.record
         awaiting = record.awaiting.pop(verdict.checkpoint, None)
         if awaiting is None:
@@ -191,35 +221,24 @@ class RunMachine:
                 record.durable_checkpoint = verdict.checkpoint
                 record.durable_device_ms = awaiting.cum_device_ms
                 self.effects.append(do.AckStep(record.lease_id, awaiting.step))
-                if record.phase is not Phase.ENDED:
+                if record.phase is not RunPhase.ENDED:
                     self._receipt(now_ms)
                 self._tidy()
         else:
             self._refused(awaiting.kind, awaiting.step, verdict.detail)
-        if record.phase is Phase.FINISHING:
+        if record.phase is RunPhase.FINISHING:
             self._finish(now_ms)
 
     def resume(self, now_ms: int) -> None:
         """Do the phase's effects again, after a restart of the agent."""
         record = self.record
         lease_id = record.lease_id
-        match record.phase:
-            case Phase.PULLING:
-                self.effects.append(do.Pull(lease_id))
-            case Phase.RESTORING:
-                self.effects.append(do.Restore(lease_id))
-            case Phase.STARTING:
-                self.effects.append(do.Start(lease_id))
-            case Phase.RUNNING | Phase.DRAINING:
-                if record.stop:
-                    self.effects.append(do.AskStop(lease_id))
-            case Phase.FINISHING:
-                if not record.final_scanned:
-                    self.effects.append(do.ScanFinal(lease_id))
-            case Phase.DISCARDED:
-                self.effects.append(do.Remove(lease_id))
-            case Phase.ENDED:
-                pass
+        ask = _ASKED_ON_ENTRY.get(record.phase)
+        scanned = record.phase is RunPhase.FINISHING and record.final_scanned
+        if ask is not None and not scanned:
+            self.effects.append(ask(lease_id))
+        if record.stop and record.phase in (RunPhase.RUNNING, RunPhase.DRAINING):
+            self.effects.append(do.AskStop(lease_id))
         if record.stop and record.stop.killed and record.phase in LIVE:
             self.effects.append(do.Kill(lease_id))
         if record.uploading:
@@ -231,9 +250,8 @@ class RunMachine:
 
     def discard(self) -> None:
         """The lease has gone elsewhere: kill and forget, say nothing."""
-        if self.record.phase is not Phase.DISCARDED:
-            self._enter(Phase.DISCARDED)
-            self.effects.append(do.Remove(self.record.lease_id))
+        if self._takes(Trigger.LEASE_GONE):
+            self._enter(Trigger.LEASE_GONE)
 
     @property
     def advanced(self) -> bool:
@@ -258,13 +276,30 @@ class RunMachine:
 
     # -- how it goes on --------------------------------------------------------------------------
 
-    def _enter(self, phase: Phase) -> None:
-        before = WIRE_STATES.get(self.record.phase)
+    def _takes(self, trigger: Trigger) -> bool:
+        """Whether something is to be done about it. What can't happen is said, and left alone."""
+        try:
+            return next_phase(self.record.phase, trigger) is not LATE
+        except UnexpectedTrigger as error:
+            self.effects.append(do.Unexpected(self.record.lease_id, str(error)))
+            return False
+
+    def _enter(self, trigger: Trigger) -> None:
+        """Go on to the phase that the trigger leads to, if that is another one.
+
+        Raises UnexpectedTrigger: whoever calls this has asked `_takes`, or knows the phase.
+        """
+        before = self.record.phase
+        phase = next_phase(before, trigger)
+        if phase is LATE or phase is before:
+            return
         self.record.phase = phase
         self.changed = True
-        after = WIRE_STATES.get(phase)
-        if after and after != before and phase is not Phase.ENDED:
-            self.messages.append(self._changed(after))
+        if phase in _TOLD_ON_ENTRY and WIRE_STATES[phase] != WIRE_STATES[before]:
+            self.messages.append(self._changed(WIRE_STATES[phase]))
+        ask = _ASKED_ON_ENTRY.get(phase)
+        if ask is not None:
+            self.effects.append(ask(self.record.lease_id))
 
     def _changed(self, state: str) -> RunChanged:
         record = self.record
@@ -280,34 +315,27 @@ class RunMachine:
             }
         )
 
-    def _observed(self, seen: Observed, now_ms: int) -> None:
+    def _observed(self, seen: Observed) -> None:
         record = self.record
-        if record.phase not in LIVE:
-            return
         if record.started_ms is None:
             record.started_ms = seen.started_ms
             self.changed = True
         # Not saved by itself: the runner's clock says it again after a restart.
         record.cum_device_ms = metering.metered(record, seen.ran_ms)
-        if record.phase is Phase.STARTING:
-            self._enter(Phase.RUNNING)
-            if record.stop:
-                self._enter(Phase.DRAINING)
-                self.effects.append(do.AskStop(record.lease_id))
+        before = record.phase
+        self._enter(Trigger.OBSERVED)
+        if record.stop and before is RunPhase.STARTING:
+            self._enter(Trigger.STOP_ASKED)
+            self.effects.append(do.AskStop(record.lease_id))
         if seen.running:
             return
-        record.finished_ms = now_ms
-        record.finishing_ms = now_ms
         record.exit_code = seen.exit_code
         record.reason = reason_of_exit(seen.exit_code, seen.out_of_memory, record.stop)
         record.detail = (record.stop.detail if record.stop else "") or seen.detail
         if record.reason is Reason.JOB_FAILED:
             record.detail = record.detail or words_of_exit(seen.exit_code)
         record.outputs_wanted = record.reason is Reason.SUCCEEDED and bool(record.job.outputs)
-        # Not told to the broker yet: to it the run drains or runs until all is at its place.
-        record.phase = Phase.FINISHING
-        self.changed = True
-        self.effects.append(do.ScanFinal(record.lease_id))
+        self._enter(Trigger.EXITED)
 
     def _doubt_success(self) -> None:
         """Exit 0 of a script that was asked to stop and may not have finished: it goes on."""
@@ -319,17 +347,14 @@ class RunMachine:
         says = "it exited with 0 when asked to stop, and nothing says that it had finished"
         self.effects.append(do.LogLineOfOurs(record.lease_id, f"{says}: it is to go on"))
 
-    def _vanished(self, now_ms: int) -> None:
+    def _vanished(self) -> None:
         record = self.record
-        if record.phase is Phase.STARTING:
+        if record.phase is RunPhase.STARTING:
             self.effects.append(do.Start(record.lease_id))
-        elif record.phase in (Phase.RUNNING, Phase.DRAINING):
-            record.finishing_ms = now_ms
-            record.reason = Reason.RUN_VANISHED
-            record.detail = "the runner no longer knows this run"
-            record.phase = Phase.FINISHING
-            self.changed = True
-            self.effects.append(do.ScanFinal(record.lease_id))
+            return
+        record.reason = Reason.RUN_VANISHED
+        record.detail = "the runner no longer knows this run"
+        self._enter(Trigger.VANISHED)
 
     def _seen(self, step: int) -> None:
         record = self.record
@@ -346,7 +371,7 @@ class RunMachine:
     def _upload_next(self) -> bool:
         record = self.record
         step = checkpoints.next_upload(record)
-        if step is None or record.phase in (Phase.ENDED, Phase.DISCARDED):
+        if step is None or record.over:
             return False
         record.uploading = Uploading(kind="checkpoint", step=step, cum_device_ms=record.seen[step])
         self.changed = True
@@ -382,15 +407,12 @@ class RunMachine:
             self._upload_next()
         else:
             record.outputs_wanted = False
-        if record.phase is Phase.FINISHING:
+        if record.phase is RunPhase.FINISHING:
             self._finish(now_ms)
 
     def _upload_failed(self, event: UploadFailed, now_ms: int) -> None:
         record = self.record
         uploading = record.uploading
-        if event.stale:
-            self.discard()
-            return
         if uploading is None or (uploading.kind, uploading.step) != (event.kind, event.step):
             return
         record.uploading = None
@@ -405,7 +427,7 @@ class RunMachine:
         else:
             record.uploaded_step = max(record.uploaded_step, event.step)
             self._upload_next()
-        if record.phase is Phase.FINISHING:
+        if record.phase is RunPhase.FINISHING:
             self._finish(now_ms)
 
     def _refused(self, kind: str, step: int, detail: str) -> None:
@@ -431,7 +453,7 @@ class RunMachine:
             return
         if record.stop and record.stop.desired == "stop":
             assert record.reason is not None
-            self._end(record.reason, record.detail, now_ms)
+            self._end(Trigger.HANDED_OVER, record.reason, record.detail, now_ms)
             return
         if record.uploading is not None:
             return
@@ -449,13 +471,13 @@ class RunMachine:
         if any(now_ms - a.since_ms < VERDICT_WAIT_MS for a in waiting):
             return
         assert record.reason is not None
-        self._end(record.reason, record.detail, now_ms)
+        self._end(Trigger.HANDED_OVER, record.reason, record.detail, now_ms)
 
-    def _end(self, reason: Reason, detail: str, now_ms: int) -> None:
+    def _end(self, trigger: Trigger, reason: Reason, detail: str, now_ms: int) -> None:
         record = self.record
         record.reason, record.detail = reason, detail[:2048]
         record.uploading = None
-        self._enter(Phase.ENDED)
+        self._enter(trigger)
         self.messages.append(self._changed("exited"))
         self._receipt(now_ms, final=reason)
         # The devices are free from here on; nothing of a container may be left on them.

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sublet_agent.core.agent import AgentCore, devices_in_use
 from sublet_agent.core.metering import charge_ucr
-from sublet_agent.core.records import Phase
+from sublet_agent.core.run_phases import RunPhase
 from sublet_contracts.reasons import Reason
 from sublet_contracts.rules import fee_ucr
 
@@ -49,7 +49,7 @@ class HeldRun(_View):
     epoch: int
     job: str
     name: str
-    phase: Phase
+    phase: RunPhase
     devices: tuple[str, ...]
     step: int = Field(description="the newest step the job told of")
     total_steps: int = Field(description="0: the job doesn't say")
@@ -125,7 +125,7 @@ def _runs(core: AgentCore) -> tuple[HeldRun, ...]:
     found = []
     for machine in core.machines.values():
         record = machine.record
-        if record.phase is Phase.DISCARDED:
+        if record.phase is RunPhase.DISCARDED:
             continue
         report, charge = machine.report(), charge_ucr(record, record.cum_device_ms)
         found.append(

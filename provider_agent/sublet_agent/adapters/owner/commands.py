@@ -19,7 +19,7 @@ from sublet_agent.adapters.options import OwnerCommand, UsageError
 from sublet_agent.adapters.owner.control import NoAgent, ask_agent
 from sublet_agent.adapters.owner.dashboard import picture, safe
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
-from sublet_agent.core.records import Phase
+from sublet_agent.core.run_phases import RunPhase
 from sublet_agent.core.status import Status
 from sublet_agent.core.words import credits, duration
 from sublet_contracts.api import BrokerInfo, EarningsView
@@ -79,7 +79,7 @@ def _ask(command: OwnerCommand, asked: dict[str, Any]) -> Status:
 def _wait_until_free(command: OwnerCommand, status: Status) -> Status:
     """Follow a drain to its end: the devices are free once no run is left (or the agent is)."""
     last = ""
-    while any(run.phase is not Phase.ENDED for run in status.runs):
+    while any(run.phase is not RunPhase.ENDED for run in status.runs):
         words = ", ".join(f"{run.job[:8]} ({safe(run.name)}): {run.phase}" for run in status.runs)
         if words != last and not command.json:
             print(words, flush=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from sublet_agent.core.records import Phase
+from sublet_agent.core.run_phases import RunPhase
 from sublet_agent.core.status import DeviceStatus, HeldRun, Status
 from sublet_agent.core.words import credits, duration
 
@@ -18,10 +18,10 @@ _ID_LENGTH = 12
 _LEAST_NAME = 6
 _MOST_NAME = 24
 _STYLES = {
-    Phase.RUNNING: "green",
-    Phase.DRAINING: "yellow",
-    Phase.FINISHING: "yellow",
-    Phase.ENDED: "dim",
+    RunPhase.RUNNING: "green",
+    RunPhase.DRAINING: "yellow",
+    RunPhase.FINISHING: "yellow",
+    RunPhase.ENDED: "dim",
 }
 
 
@@ -158,7 +158,7 @@ def _table(status: Status, width: int, most: int) -> list[Text]:
     if not status.runs:
         return [_line("runs", "none")]
     # What still runs is above what only waits for its settlement.
-    runs = sorted(status.runs, key=lambda run: run.phase is Phase.ENDED)[:most]
+    runs = sorted(status.runs, key=lambda run: run.phase is RunPhase.ENDED)[:most]
     left = [_Column("job", [run.job[:_JOB_DIGITS] for run in runs])]
     right = [
         _Column("phase", [run.phase.value for run in runs]),
