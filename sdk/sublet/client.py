@@ -59,8 +59,8 @@ POLL_S = 0.5
 
 
 Announce = Callable[[str, int], OnBytes]
-"""Called before something moves, with its name and how many bytes it has; returns what is told of
-each part that has moved."""
+"""Called before something moves, with its name and its bytes; what it returns is called with the
+bytes of each part that has moved."""
 
 
 def _unannounced(what: str, total_bytes: int) -> OnBytes:

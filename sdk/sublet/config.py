@@ -52,36 +52,38 @@ class Profile:
 
     def pinned(self, url: str) -> str | None:
         """Return the broker id that was seen first at `url`."""
-        return self._brokers().get(url)
+        return self._pinned_brokers().get(url)
 
     def pin(self, url: str, broker: str) -> None:
         """Keep the broker's id. Raises ConfigError if `url` had another one before."""
-        brokers = self._brokers()
+        brokers = self._pinned_brokers()
         known = brokers.get(url)
         if known == broker:
             return
         if known is not None:
             raise ConfigError(
                 f"the broker at {url} is {broker[:18]}, and used to be {known[:18]}. If that is "
-                f"meant to be, remove its line from {self._file} and try again"
+                f"meant to be, remove its line from {self._brokers_file} and try again"
             )
-        self._write(self._file, {**brokers, url: broker})
+        self._write(self._brokers_file, {**brokers, url: broker})
 
     def pins(self) -> dict[str, str]:
         """Return every pinned broker: URL -> id. Raises ConfigError."""
-        return self._brokers()
+        return self._pinned_brokers()
 
     def seen_head(self, broker: str) -> Envelope | None:
         """Return the newest head of that broker's log that was seen. Raises ConfigError."""
-        value = self._read(self._heads).get(broker)
+        value = self._read(self._heads_file).get(broker)
         try:
             return Envelope.model_validate_json(json.dumps(value)) if value else None
         except ValidationError as error:
-            raise ConfigError(f"{self._heads}: not a log's head; remove that file") from error
+            raise ConfigError(f"{self._heads_file}: not a log's head; remove that file") from error
 
     def keep_head(self, broker: str, head: Envelope) -> None:
         """Keep a head of that broker's log."""
-        self._write(self._heads, {**self._read(self._heads), broker: head.model_dump(mode="json")})
+        self._write(
+            self._heads_file, {**self._read(self._heads_file), broker: head.model_dump(mode="json")}
+        )
 
     def keep_evidence(self, name: str, documents: Sequence[Envelope]) -> Path:
         """Write documents that prove something against somebody; return the file."""
@@ -90,15 +92,15 @@ class Profile:
         return path
 
     @property
-    def _file(self) -> Path:
+    def _brokers_file(self) -> Path:
         return self.folder / "brokers.json"
 
     @property
-    def _heads(self) -> Path:
+    def _heads_file(self) -> Path:
         return self.folder / "heads.json"
 
-    def _brokers(self) -> dict[str, str]:
-        return {key: str(value) for key, value in self._read(self._file).items()}
+    def _pinned_brokers(self) -> dict[str, str]:
+        return {key: str(value) for key, value in self._read(self._brokers_file).items()}
 
     def _read(self, file: Path) -> dict[str, Any]:
         try:

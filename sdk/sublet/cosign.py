@@ -32,7 +32,7 @@ class Cosigned:
 
 
 def cosign(page: ReceiptsPage, key: SigningKey, broker: str, job: Envelope) -> Cosigned:
-    """Return the page's receipts with the renter's signature, and what was refused, in words.
+    """Return the page's receipts with the renter's signature, and what was refused, as text.
 
     `job`: the document that this renter signed. Raises DocumentRefused if it isn't.
     """

@@ -27,7 +27,8 @@ def upload_inputs(
 ) -> tuple[Input, ...]:
     """Send each local file or folder; return what the job names. Only what the broker lacks moves.
 
-    `announce(what, total_bytes)` is called before each and returns what is told of progress.
+    `announce(what, total_bytes)` is called before each; what it returns is called with the
+    bytes of each part that has moved.
     Raises InputError, SubletError.
     """
     return tuple(

@@ -72,7 +72,7 @@ def size_bytes(text: str | int, name: str) -> int:
 
 @dataclass(frozen=True)
 class Gpus:
-    """A wish for devices."""
+    """The devices that a job asks for, all on one machine."""
 
     devices: int
     kind: str
@@ -81,7 +81,7 @@ class Gpus:
 
 
 def parse_gpus(text: str | int) -> Gpus:
-    """Return the wish in '1', '2x24GB', '1xA100' or 'cpu'. Raises UnitError."""
+    """Return what is asked for in '1', '2x24GB', '1xA100' or 'cpu'. Raises UnitError."""
     written = str(text).strip()
     if written.lower() == "cpu":
         return Gpus(1, "cpu")

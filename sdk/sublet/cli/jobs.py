@@ -85,7 +85,7 @@ def inspect(argv: Sequence[str]) -> int:
         _pair(
             "command", clip(safe(" ".join(view.command)) or "(the image's own)", _columns() - 12)
         ),
-        _pair("wants", wishes(view)),
+        _pair("wants", requirements_text(view)),
         _pair(
             "price",
             f"at most {credits(view.max_price_ucr_per_device_hour)} per device-hour",
@@ -118,19 +118,19 @@ def inspect(argv: Sequence[str]) -> int:
     return SUCCEEDED
 
 
-def wishes(view: JobView) -> str:
+def requirements_text(view: JobView) -> str:
     """Return what a job needs, in a line."""
     need = view.resources
     device = need.device_name or need.device_kind.upper().replace("ANY", "device")
-    words = [f"{need.devices}x {safe(device)}"]
+    parts = [f"{need.devices}x {safe(device)}"]
     if need.device_memory_bytes:
-        words[0] += f" of {size(need.device_memory_bytes)}"
-    words.append(f"{need.cpu_millis / 1000:g} cores")
-    words.append(f"{size(need.memory_bytes)} memory")
-    words.append(f"{size(need.disk_bytes)} disk")
-    words += [f"region {need.region}"] if need.region else []
-    words += ["network"] if need.egress else []
-    return ", ".join(words)
+        parts[0] += f" of {size(need.device_memory_bytes)}"
+    parts.append(f"{need.cpu_millis / 1000:g} cores")
+    parts.append(f"{size(need.memory_bytes)} memory")
+    parts.append(f"{size(need.disk_bytes)} disk")
+    parts += [f"region {need.region}"] if need.region else []
+    parts += ["network"] if need.egress else []
+    return ", ".join(parts)
 
 
 def _runs_table(runs: Sequence[RunView]) -> str:

@@ -25,7 +25,7 @@ from sublet.demo.local import LocalMarket
 from sublet.demo.outcome import Outcome
 from sublet.demo.plans import BUDGET, Plan, find_image, finetune_plan, quick_plan
 from sublet.demo.reference import Reference, same_content
-from sublet.demo.screen import ProviderRow, Scene, Stage, credits
+from sublet.demo.screen import ProviderRow, Screen, ScreenState, credits
 from sublet.errors import SubletError
 from sublet_contracts.rules import UCR_PER_CREDIT
 
@@ -48,25 +48,27 @@ class DemoFailed(RuntimeError):
 
 @dataclass
 class Loss:
-    """The loss of the machine, as it was seen."""
+    """The loss of the machine, as it was seen; times in seconds of the monotonic clock."""
 
-    at: float
+    killed_at_s: float
     step: int
-    victim: str
-    noticed: float | None = None
-    resumed: float | None = None
+    """Of the run, as its machine was killed."""
+    provider: str
+    noticed_at_s: float | None = None
+    resumed_at_s: float | None = None
     start_step: int = 0
+    """At which the run after it began."""
 
 
 @dataclass
 class Demo:
-    """One performance."""
+    """One run of the demo."""
 
     plan: Plan
     runner: str
     image: str
     market: LocalMarket
-    stage: Stage
+    screen: Screen
     seen_runs: set[str] = field(default_factory=set)
     job: "Job | None" = None
 
@@ -80,11 +82,12 @@ class Demo:
                 return "\n".join(["", "its last lines:", *(f"  {line}" for line in said)])
         return ""
 
-    def perform(self) -> tuple["Client", "Job", Loss, Reference]:
-        """Play the story up to the job's end. Raises DemoFailed, LocalMarketError, SubletError."""
+    def run(self) -> tuple["Client", "Job", Loss, Reference]:
+        """Run the market, and the job to its end. Raises DemoFailed, LocalMarketError and
+        SubletError."""
         import sublet
 
-        say = self.stage.say
+        say = self.screen.say
         client = sublet.Client(
             broker=self.market.url, config_dir=self.market.root / "config" / "sublet"
         )
@@ -109,7 +112,7 @@ class Demo:
         say(f"the renter's account is credited with {FUNDS} credits")
         job = self.job = self.plan.submit(client, self.image)
         view = job.view()
-        self.stage.scene.budget_ucr = view.budget_ucr
+        self.screen.state.budget_ucr = view.budget_ucr
         say(f"job {view.id[:10]} submitted; its budget of {BUDGET} credits is held")
         reference = Reference(
             self.market.root / "undisturbed",
@@ -131,7 +134,7 @@ class Demo:
     def _offers(self, client: "Client") -> bool:
         offers = client.offers().offers
         for offer in offers:
-            self.stage.scene.providers[offer.name] = ProviderRow(
+            self.screen.state.providers[offer.name] = ProviderRow(
                 offer.name, offer.devices[0].name, offer.price_ucr_per_device_hour
             )
         return len(offers) == len(PRICES)
@@ -144,72 +147,75 @@ class Demo:
                 raise DemoFailed(
                     f"the job {view.state} before its machine could be lost: {view.says}"
                 )
-            durable = self.stage.scene.durable_steps
-            victim = view.runs[-1].provider_name if view.runs else ""
+            durable = self.screen.state.durable_steps
+            provider = view.runs[-1].provider_name if view.runs else ""
             # Half-way to the next checkpoint, so that there is work to lose.
             enough = view.durable_step + self.plan.interval_steps // 2
-            if len(durable) >= CHECKPOINTS_BEFORE_KILL and self.market.last_step(victim) >= enough:
+            if (
+                len(durable) >= CHECKPOINTS_BEFORE_KILL
+                and self.market.last_step(provider) >= enough
+            ):
                 break
             time.sleep(POLL_S)
         else:
             raise DemoFailed("no second durable checkpoint in time")
-        agent = self.market.agents[victim]
-        at = time.monotonic()
+        agent = self.market.agents[provider]
+        killed_at_s = time.monotonic()
         agent.kill()
-        ended = self.market.kill_run(view.id, victim, self.runner)
+        ended = self.market.kill_run(view.id, provider, self.runner)
         if not ended:
             raise DemoFailed(
-                f"no process of the run was found on {victim}; nothing could be killed"
+                f"no process of the run was found on {provider}; nothing could be killed"
             )
-        step = max(self.market.last_step(victim), view.step)
-        self.stage.scene.providers[victim].state = "killed"
-        self.stage.say(f"kill -9: {victim}'s agent and the run itself, at step {step}")
-        return Loss(at, step, victim)
+        step = max(self.market.last_step(provider), view.step)
+        self.screen.state.providers[provider].state = "killed"
+        self.screen.say(f"kill -9: {provider}'s agent and the run itself, at step {step}")
+        return Loss(killed_at_s, step, provider)
 
     def _until_finished(self, job: "Job", loss: Loss) -> None:
         deadline = time.monotonic() + JOB_LIMIT_S
         while time.monotonic() < deadline:
             view = self._look(job)
             newest = view.runs[-1]
-            if loss.noticed is None and view.state != "running":
-                loss.noticed = time.monotonic()
-                self.stage.say(f"{loss.victim} is called lost; {view.says}")
-            if loss.resumed is None and newest.epoch > 1 and newest.step > newest.start_step:
-                loss.resumed = time.monotonic()
+            if loss.noticed_at_s is None and view.state != "running":
+                loss.noticed_at_s = time.monotonic()
+                self.screen.say(f"{loss.provider} is called lost; {view.says}")
+            if loss.resumed_at_s is None and newest.epoch > 1 and newest.step > newest.start_step:
+                loss.resumed_at_s = time.monotonic()
                 loss.start_step = newest.start_step
-                self.stage.scene.lost_work = "billed nothing"
-                self.stage.say(
+                self.screen.state.lost_work = "billed nothing"
+                self.screen.say(
                     f"{newest.provider_name} goes on from step {newest.start_step}, "
-                    f"{loss.resumed - loss.at:.1f} s after the kill"
+                    f"{loss.resumed_at_s - loss.killed_at_s:.1f} s after the kill"
                 )
             if view.state in TERMINAL:
-                self.stage.say(f"the job {view.state}: {view.says}")
+                self.screen.say(f"the job {view.state}: {view.says}")
                 return
             time.sleep(POLL_S)
         raise DemoFailed(f"the job did not finish within {JOB_LIMIT_S} s")
 
     def _look(self, job: "Job") -> "JobView":
         view = job.view()
-        scene = self.stage.scene
-        scene.job_state = str(view.state)
-        scene.charge_ucr = view.charged_ucr
-        if view.step != scene.step or not scene.losses:
-            scene.step, scene.total_steps = view.step, view.total_steps
+        state = self.screen.state
+        state.job_state = str(view.state)
+        state.charge_ucr = view.charged_ucr
+        if view.step != state.step or not state.losses:
+            state.step, state.total_steps = view.step, view.total_steps
             if "loss" in view.metrics:
-                scene.losses.append(view.metrics["loss"])
+                state.losses.append(view.metrics["loss"])
         for run in view.runs:
             if run.lease not in self.seen_runs:
                 self.seen_runs.add(run.lease)
-                self.stage.say(
+                self.screen.say(
                     f"lease {run.epoch}: {run.provider_name} at "
                     f"{credits(run.price_ucr_per_device_hour)} per device-hour"
                 )
-            row = scene.providers.get(run.provider_name)
+            row = state.providers.get(run.provider_name)
             if row and row.state != "killed":
                 row.state = str(run.run_state)
-        if view.durable_step and view.durable_step not in scene.durable_steps:
-            scene.durable_steps.append(view.durable_step)
-            self.stage.say(f"checkpoint at step {view.durable_step} is durable at the broker")
+        if view.durable_step and view.durable_step not in state.durable_steps:
+            state.durable_steps.append(view.durable_step)
+            self.screen.say(f"checkpoint at step {view.durable_step} is durable at the broker")
         job.cosign()
         return view
 
@@ -264,11 +270,11 @@ def _run(
     say(f"runner: {runner}" + (f" ({why})" if why else f", image {image[:19]}"))
     if runner == "process":
         say("the process runner isolates nothing: it serves this renter alone")
-    scene = Scene(title=plan.title, runner=runner, started=began)
-    with Stage(scene, console) as stage:
-        demo = Demo(plan, runner, image, market, stage)
+    state = ScreenState(title=plan.title, runner=runner, started=began)
+    with Screen(state, console) as screen:
+        demo = Demo(plan, runner, image, market, screen)
         try:
-            client, job, loss, reference = demo.perform()
+            client, job, loss, reference = demo.run()
             try:
                 return _judge(demo, client, job, loss, reference, why, began)
             finally:
@@ -311,8 +317,8 @@ def _judge(
         accuracy_after=metrics["accuracy_after"],
         steps_lost=max(loss.step - loss.start_step, 0),
         checkpoint_interval_steps=demo.plan.interval_steps,
-        recovery_seconds=round((loss.resumed or float("inf")) - loss.at, 2),
-        detection_seconds=round((loss.noticed or float("inf")) - loss.at, 2),
+        recovery_seconds=round((loss.resumed_at_s or float("inf")) - loss.killed_at_s, 2),
+        detection_seconds=round((loss.noticed_at_s or float("inf")) - loss.killed_at_s, 2),
         weights_identical=all(same.values()),
         charged_ucr=statement.charged_ucr,
         lost_work_charged_ucr=statement.lost_work_charged_ucr,

@@ -1,4 +1,4 @@
-"""What the demo shows: a live picture in a terminal, plain lines where there is none."""
+"""What the demo shows: a terminal's screen that changes, plain lines where there is none."""
 
 import time
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class ProviderRow:
 
 
 @dataclass
-class Scene:
+class ScreenState:
     """All that is on the screen."""
 
     title: str
@@ -78,12 +78,12 @@ class Scene:
         return time.monotonic() - self.started
 
 
-def render(scene: Scene) -> RenderableType:
-    """Return the picture of a scene."""
+def render(state: ScreenState) -> RenderableType:
+    """Return what the screen shows."""
     market = Table(box=None, expand=True, pad_edge=False)
     for heading in ("provider", "device", "price/h", "state"):
         market.add_column(heading, style="bold" if heading == "provider" else "")
-    for row in scene.providers.values():
+    for row in state.providers.values():
         market.add_row(
             row.name,
             row.device,
@@ -93,41 +93,41 @@ def render(scene: Scene) -> RenderableType:
     job = Table.grid(padding=(0, 2), expand=True)
     job.add_column(style="dim", width=11)
     job.add_column()
-    job.add_row("state", Text(scene.job_state, style=STATE_STYLES.get(scene.job_state, "")))
-    bar = ProgressBar(total=max(scene.total_steps, 1), completed=scene.step, width=40)
-    job.add_row("step", Group(bar, f"{scene.step} of {scene.total_steps or '?'}"))
-    if scene.losses:
-        job.add_row("loss", f"{sparkline(scene.losses)}  {scene.losses[-1]:.3f}")
-    durable = " ".join(str(step) for step in scene.durable_steps[-8:]) or "none yet"
+    job.add_row("state", Text(state.job_state, style=STATE_STYLES.get(state.job_state, "")))
+    bar = ProgressBar(total=max(state.total_steps, 1), completed=state.step, width=40)
+    job.add_row("step", Group(bar, f"{state.step} of {state.total_steps or '?'}"))
+    if state.losses:
+        job.add_row("loss", f"{sparkline(state.losses)}  {state.losses[-1]:.3f}")
+    durable = " ".join(str(step) for step in state.durable_steps[-8:]) or "none yet"
     job.add_row("durable at", durable)
-    job.add_row("cost", f"{credits(scene.charge_ucr)} of at most {credits(scene.budget_ucr)}")
-    job.add_row("lost work", scene.lost_work)
-    story = Text()
-    for at, event in scene.events[-9:]:
-        story.append(f"{at:6.1f} s  ", style="dim")
-        story.append(event + "\n")
-    story.rstrip()
+    job.add_row("cost", f"{credits(state.charge_ucr)} of at most {credits(state.budget_ucr)}")
+    job.add_row("lost work", state.lost_work)
+    events = Text()
+    for at, event in state.events[-9:]:
+        events.append(f"{at:6.1f} s  ", style="dim")
+        events.append(event + "\n")
+    events.rstrip()
     return Group(
         Panel(market, title="market", title_align="left", border_style="blue"),
-        Panel(job, title=scene.title, title_align="left", border_style="blue"),
-        Panel(story, title="what happens", title_align="left", border_style="blue"),
+        Panel(job, title=state.title, title_align="left", border_style="blue"),
+        Panel(events, title="what happens", title_align="left", border_style="blue"),
     )
 
 
-class Stage:
-    """Shows a scene while it lives. `say` adds a line to the story."""
+class Screen:
+    """Shows a state as it changes, between entering and leaving."""
 
-    def __init__(self, scene: Scene, console: Console) -> None:
-        self.scene = scene
+    def __init__(self, state: ScreenState, console: Console) -> None:
+        self.state = state
         self.console = console
         self._live = (
-            Live(get_renderable=self._picture, console=console, refresh_per_second=4)
+            Live(get_renderable=self._rendered, console=console, refresh_per_second=4)
             if console.is_terminal
             else None
         )
 
-    def _picture(self) -> RenderableType:
-        return render(self.scene)
+    def _rendered(self) -> RenderableType:
+        return render(self.state)
 
     def __enter__(self) -> Self:
         if self._live:
@@ -144,8 +144,8 @@ class Stage:
             self._live.stop()
 
     def say(self, event: str) -> None:
-        """Add a line to the story (where there is no terminal: print it)."""
-        at = self.scene.elapsed()
-        self.scene.events.append((at, event))
+        """Add a line to what has happened (where there is no terminal: print it)."""
+        at = self.state.elapsed()
+        self.state.events.append((at, event))
         if self._live is None:
             self.console.print(f"{at:6.1f} s  {event}", highlight=False, soft_wrap=True)
