@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tests.simulation.market import Market
 
 KEPT = 3
+ENDED = ("succeeded", "failed", "cancelled")
 FRUITLESS_LIMIT = 5
 
 _JOB = {
@@ -241,16 +242,23 @@ class Auditor:
                 self._quarantined(new.id, model)
         if model.kept and not new.kept:
             model.kept = False
-            newer = [
-                c
-                for id in self.of_job[model.document["job"]]
-                if (c := self.checkpoints[id]).kept
-                and c.state == "durable"
-                and c.document["kind"] == "checkpoint"
-                and (c.document["step"], c.document["epoch"])
-                >= (model.document["step"], model.document["epoch"])
-            ]
-            never(len(newer) < KEPT, f"a checkpoint was let go with {len(newer)} newer ones")
+            if state == "durable":
+                self._let_go(model)
+
+    def _let_go(self, model: CheckpointModel) -> None:
+        """Content that counted as durable is no longer kept: newer ones are."""
+        never(model.document["kind"] == "outputs", "outputs were let go before their time")
+        newer = [
+            c
+            for id in self.of_job[model.document["job"]]
+            if (c := self.checkpoints[id]).kept
+            and c.state == "durable"
+            and c.document["kind"] == "checkpoint"
+            and (c.document["step"], c.document["epoch"])
+            >= (model.document["step"], model.document["epoch"])
+        ]
+        least = 1 if self.jobs[model.document["job"]].state in ENDED else KEPT
+        never(len(newer) < least, f"a checkpoint was let go with {len(newer)} newer ones")
 
     def _durable(self, id: str, model: CheckpointModel) -> None:
         document = model.document
@@ -403,7 +411,7 @@ class Auditor:
             f"it says {new.settled_ucr} ucr, {model.charged_ucr} were charged",
         )
         held = self.ledger.held(new.id)
-        ended = model.state in ("succeeded", "failed", "cancelled")
+        ended = model.state in ENDED
         right = 0 if ended else model.budget_ucr - model.charged_ucr
         never(held != right, f"{held} ucr are held for a job that is {model.state}, not {right}")
         never(ended and bool(model.live), "a job has ended and is still leased")
@@ -444,7 +452,7 @@ class Auditor:
         `at_rest`: what may still be under way when the last job ends has had its time too.
         """
         for id, job in self.jobs.items():
-            ended = job.state in ("succeeded", "failed", "cancelled")
+            ended = job.state in ENDED
             name = self.market.names.get(id, id[:8])
             never(not ended, f"{name} is {job.state} long after the last fault")
             never(bool(job.live), f"{name} has ended and is still leased")

@@ -290,6 +290,7 @@ class BrokerHost:
             self.market.settings,
         )
         self.broker.outbox.on_new = self._new_for
+        self.blobs.sweep = self._sweep_files
         self.up = True
         self.doors = {}
         self.engine.say(f"broker starts (start {number})")
@@ -309,10 +310,17 @@ class BrokerHost:
             "verdicts": (self.broker.supervision.verdicts, 5_000, market),
             "settling": (self.broker.settling.settle_due, 2_000, market),
             "tidying": (self.broker.idempotency.forget_old, 60_000, ()),
+            "retention": (self.broker.retention.sweep, 60_000, ()),
         }
         self._due = {}
         for name in self._loops:
             self._plan(number, name, PAUSE_MS)
+
+    def _sweep_files(self) -> None:
+        """Look at all files at once: what no row names goes, unless somebody counts on it."""
+        self.broker.retention.begin_files()
+        while self.broker.retention.sweep_files():
+            pass
 
     def die(self, back_after_ms: int) -> None:
         """The process is gone; all that it had in memory too."""

@@ -96,6 +96,9 @@ class Chaos:
     def _agent(self) -> AgentHost:
         return self.engine.random.choice(self.market.agents)
 
+    def _sweeper(self) -> None:
+        self.market.broker.blobs.sweeps_in = self.engine.draw_ms(1, 12)
+
     # -- the network --------------------------------------------------------------------------
 
     def _break(self) -> None:

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -395,6 +396,9 @@ class SimBlobs(FileBlobs):
         self._sim = disk
         self.whole = disk.whole
         self.survives = disk.survives
+        self.sweeps_in = 0
+        """So many looks or writes from now the sweeper comes, as another thread would."""
+        self.sweep: Callable[[], object]
 
     @property
     def damaged(self) -> set[str]:
@@ -404,6 +408,18 @@ class SimBlobs(FileBlobs):
     def put(self, sha256: str, data: bytes) -> None:
         super().put(sha256, data)
         self._sim.damaged.discard(sha256)
+        self._meanwhile()
+
+    def has(self, sha256: str) -> bool:
+        found = super().has(sha256)
+        self._meanwhile()
+        return found
+
+    def _meanwhile(self) -> None:
+        if self.sweeps_in:
+            self.sweeps_in -= 1
+            if not self.sweeps_in:
+                self.sweep()
 
 
 def _path(sha256: str) -> str:

@@ -12,6 +12,7 @@ FAULTS: dict[str, str] = {
     "broker-full": "the broker's disk is full for a while: commits and uploads fail",
     "database": "the connection to the database breaks over a commit, made or not; or it is away",
     "bit-flip": "a blob in the broker's store is damaged",
+    "sweeper": "the sweeper of unclaimed files comes between an upload's file and its row",
     "power-cut": "the broker's machine loses power: its disk forgets what was not fsynced",
     "bad-fsync": "an fsync of the broker's fails, once: what it was to write is lost",
     "blackout": "the broker is away for minutes",

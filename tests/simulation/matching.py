@@ -158,12 +158,15 @@ class _Machine:
         self._free = free
 
     def suits(self, job: dict[str, Any], pinned: str) -> bool:
-        """Say whether a job would find here all that the simulated jobs ask for."""
+        """Say whether a job would find here all that it asks for. Every field of its resources is
+        read (tests/simulation/test_judges.py holds this model and the market's judge together)."""
         need, offer = job["resources"], self._offer
         classes: dict[str, int] = defaultdict(int)
         for device in self._free:
-            if need["device_kind"] in ("any", device["kind"]) and (
-                device["memory_bytes"] >= need["device_memory_bytes"]
+            if (
+                need["device_kind"] in ("any", device["kind"])
+                and device["memory_bytes"] >= need["device_memory_bytes"]
+                and need["device_name"].lower() in device["name"].lower()
             ):
                 classes[device["hardware_class"]] += 1
         asked = pinned or need["hardware_class"]
@@ -172,6 +175,9 @@ class _Machine:
             most >= need["devices"]
             and offer["price_ucr_per_device_hour"] <= job["max_price_ucr_per_device_hour"]
             and need["region"] in ("", offer["region"])
+            and (offer["egress"] or not need["egress"])
+            and (not offer["accepts"] or job["renter"] in offer["accepts"])
+            and (offer["image_policy"] == "any" or "@sha256:" in job["image"])
             and all(
                 offer[what] * need["devices"] >= need[what]
                 for what in ("cpu_millis", "memory_bytes", "disk_bytes")

@@ -366,6 +366,8 @@ class RenterHost:
         ]
         if not found:
             raise Violation(f"{document.name} succeeded and its outputs aren't there")
+        if found[0].index_sha256 in broker.blobs.damaged:
+            return  # What can't be read any more keeps nothing: its files went with the index.
         right = state_at(document.nonce, Program.of(document).steps).encode()
         sha256 = hashlib.sha256(right).hexdigest()
         if broker.blobs.whole(sha256) is None and sha256 not in broker.blobs.damaged:

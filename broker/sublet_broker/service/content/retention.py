@@ -146,13 +146,18 @@ class Retention:
                 return work.now_ms + LOOK_AGAIN_MS
         return until_ms
 
+    def begin_files(self) -> None:
+        """Have the next rounds of sweep_files look at all files, from the first on."""
+        self._names = iter(self._context.ports.blobs.names())
+
     def sweep_files(self) -> int:
         """Look at some more of the files, once a day at all of them, and delete what no scope has:
         what a broker left that was killed between two steps. Return how many were looked at."""
         if self._names is None:
             if self._context.ports.clock.now_ms() < self._files_due_ms:
                 return 0
-            self._names = iter(self._context.ports.blobs.names())
+            self.begin_files()
+            assert self._names is not None
         names = list(islice(self._names, NAMES_AT_ONCE))
         if not names:
             self._names = None
