@@ -144,7 +144,11 @@ def _sweep(town: Town) -> object:
     return town.world.broker.supervision.sweep()
 
 
-ACTS = (_submit, _refused, _match, _offers, _announce, _lease, _sweep, _lose)
+def _scrape(town: Town) -> object:
+    return town.world.broker.metrics.samples()
+
+
+ACTS = (_submit, _refused, _match, _offers, _announce, _lease, _sweep, _lose, _scrape)
 
 
 def test_no_use_case_asks_all_offers(monkeypatch: pytest.MonkeyPatch) -> None:
