@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sublet_contracts.keys import SigningKey
+from tests.agent.owners_command import provider
 from tests.agent.renter import Renter
 
 TRAINING = Path(__file__).parents[1] / "e2e" / "training_job.py"
@@ -77,20 +78,7 @@ class Place:
         self.agent.wait()
 
     def command(self, *arguments: str) -> dict[str, Any]:
-        found = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "import sys; from sublet_agent.main import provider_main; "
-                "sys.exit(provider_main(sys.argv[1:]))",
-                *arguments,
-                "--state",
-                str(self.state),
-                "--json",
-            ],
-            capture_output=True,
-            check=False,
-        )
+        found = provider(*arguments, "--state", str(self.state), "--json")
         return dict(json.loads(found.stdout)) if found.returncode == 0 else {}
 
     def submit(self, steps: int = 60, hold_at: int = 0, **changes: Any) -> str:

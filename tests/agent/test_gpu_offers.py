@@ -1,8 +1,11 @@
-"""`sublet provide --devices ...` as real processes: the driver's library is a stand-in, the agent,
-the broker and `sublet offers` are not.
+"""`sublet provide --devices ...`: which GPUs are offered, and as what.
+
+The choice is a pure function; one real agent, on a stand-in for the driver's library, shows that
+the market sees what was chosen.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,7 +17,12 @@ from typing import Any
 import pytest
 
 from sublet.errors import SubletError
+from sublet_agent.adapters.machine.nvml import Gpu, GpuProbe
+from sublet_agent.adapters.machine.terms import choose_gpus, device_of, make_terms
+from sublet_agent.adapters.options import UsageError, read_options
+from sublet_agent.adapters.process.runner import ProcessRunner
 from tests.agent.nvml_stub import build
+from tests.agent.owners_command import provider
 from tests.e2e.bad_market import BadMarket
 
 WHOLE = {
@@ -32,6 +40,67 @@ WHOLE = {
     "power_limit_mw": 400_000,
 }
 ALL = ["GPU-0", "GPU-1", "MIG-10", "MIG-12"]
+BROKER = ("--broker", "http://broker.example")
+
+
+def gpu(uuid: str) -> Gpu:
+    """A GPU of which the driver tells only the uuid."""
+    unknown = (field.name for field in dataclasses.fields(Gpu))
+    facts: dict[str, Any] = dict.fromkeys(unknown)
+    return Gpu(**facts | {"uuid": uuid, "name": "NVIDIA GPU", "hardware_class": "nvidia-gpu"})
+
+
+FOUND = GpuProbe(tuple(gpu(uuid) for uuid in ALL), ())
+
+
+@pytest.mark.parametrize(
+    ("option", "ids"),
+    [
+        ("all", ALL),
+        ("GPU-0", ["GPU-0"]),
+        ("2", ["MIG-10"]),
+        ("MIG-12,0", ["GPU-0", "MIG-12"]),
+        ("0,GPU-0", ["GPU-0"]),
+    ],
+)
+def test_named_ones_only(option: str, ids: list[str]) -> None:
+    wanted = read_options([*BROKER, "--devices", option]).devices
+    assert [chosen.uuid for chosen in choose_gpus(FOUND, wanted)] == ids
+
+
+@pytest.mark.parametrize(
+    ("option", "missing"),
+    [("GPU-7", "GPU-7"), ("0,GPU-7", "GPU-7"), ("GPU-7,0", "GPU-7"), ("4", "4")],
+)
+def test_one_that_is_not_there_and_those_that_are(option: str, missing: str) -> None:
+    wanted = read_options([*BROKER, "--devices", option]).devices
+    with pytest.raises(UsageError) as caught:
+        choose_gpus(FOUND, wanted)
+    assert str(caught.value) == (
+        f"--devices: no GPU {missing} here; there are: 0 (GPU-0), 1 (GPU-1), 2 (MIG-10), 3 (MIG-12)"
+    )
+
+
+def test_no_driver() -> None:
+    nothing = GpuProbe((), ("no NVIDIA GPU: NVML Shared Library Not Found",))
+    with pytest.raises(UsageError, match=r"no GPU to offer \(no NVIDIA GPU: .*pass --cpu"):
+        choose_gpus(nothing, ("all",))
+    with pytest.raises(UsageError, match="there are: none"):
+        choose_gpus(nothing, ("GPU-0",))
+
+
+def test_none_offers_nothing_and_says_that_runs_go_on(tmp_path: Path) -> None:
+    options = read_options([*BROKER, "--devices", "none", "--state", str(tmp_path)])
+    said: list[str] = []
+    terms = make_terms(options, ProcessRunner("owner", tmp_path), ("party",), said.append)
+    assert terms.devices == ()
+    assert said == ["--devices none: nothing is offered; runs that are there go on"]
+
+
+def test_what_the_driver_does_not_tell_is_left_open() -> None:
+    device = device_of(gpu("GPU-1"))
+    assert (device.name, device.memory_bytes) == ("NVIDIA GPU", 0)
+    assert device.compute_capability is device.ecc is device.power_limit_mw is None
 
 
 class Machine:
@@ -42,24 +111,12 @@ class Machine:
         self.state = world.market.root / region
         self.environment = {**os.environ, **world.market.environment, **environment}
 
-    def _sublet(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "sublet.cli.main", *arguments]
-
     def _provide(self, *arguments: str) -> list[str]:
-        return self._sublet(
-            "provide",
-            "--runner",
-            "process",
-            "--trust",
-            self.world.client.party,
-            "--state",
-            str(self.state),
-            "--region",
-            self.region,
-            "--name",
-            self.region,
-            *arguments,
-        )
+        return [
+            *(sys.executable, "-m", "sublet.cli.main", "provide", "--runner", "process"),
+            *("--trust", self.world.client.party, "--state", str(self.state)),
+            *("--region", self.region, "--name", self.region, *arguments),
+        ]
 
     @contextlib.contextmanager
     def provides(self, *arguments: str) -> Iterator[None]:
@@ -94,49 +151,28 @@ class Machine:
         assert done.stderr == ""
         return done.stdout.splitlines()[-1].split(" ", 1)[1]
 
-    def prints(self, *arguments: str) -> str:
-        done = subprocess.run(
-            self._sublet(*arguments),
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            check=False,
-        )
-        return done.stdout
-
     def status(self) -> dict[str, Any]:
-        text = self.prints("provider", "status", "--state", str(self.state), "--json")
+        text = provider("status", "--state", str(self.state), "--json").stdout
         return dict(json.loads(text)) if text else {}
 
     def devices(self) -> list[dict[str, Any]]:
-        """Return this machine's devices as `sublet offers --json` has them."""
-        offers = json.loads(self.prints("offers", "--json"))["offers"]
-        mine = [offer for offer in offers if offer["name"] == self.region]
-        return [device for offer in mine for device in offer["devices"]]
-
-    def offered(self) -> list[str]:
-        """Wait for the offer; return the ids of its devices."""
-        self.world.soon(self.devices, "the offer")
-        return [device["id"] for device in self.devices()]
+        """Return this machine's devices as the market has them."""
+        mine = [o for o in self.world.client.offers().offers if o.name == self.region]
+        return [device.model_dump() for offer in mine for device in offer.devices]
 
 
-@pytest.fixture
-def machine(world: BadMarket, request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
-    number = request.node.name.removeprefix("test_").replace("_", "-")[:30].rstrip("-")
-    return Machine(world, number, build(tmp_path))
-
-
-def test_all_gpus_with_their_facts(machine: Machine) -> None:
+def test_a_real_agent_offers_them_with_their_facts(world: BadMarket, tmp_path: Path) -> None:
+    machine = Machine(world, "all-gpus", build(tmp_path))
     with machine.provides("--price", "1.25"):
-        assert machine.offered() == ALL
-        whole, silent, part, _ = machine.devices()
+        world.soon(machine.devices, "the offer")
+        whole, silent, part, other = machine.devices()
+        assert [device["id"] for device in (whole, silent, part, other)] == ALL
         assert {key: whole[key] for key in WHOLE} == WHOLE
-        # What the driver doesn't tell is left open, not made up.
         assert (silent["name"], silent["memory_bytes"]) == ("NVIDIA GPU", 0)
         assert silent["compute_capability"] is silent["ecc"] is silent["power_limit_mw"] is None
         assert (part["mig"], part["memory_bytes"]) == (True, 10 * 2**30)
         # A person sees them, too: on the market, and at the machine.
-        table = machine.prints("offers")
+        table = world.market.command("offers")
         assert "1.25" in table
         assert "A100" in table
         status = machine.status()
@@ -144,7 +180,9 @@ def test_all_gpus_with_their_facts(machine: Machine) -> None:
         assert status["price_ucr_per_device_hour"] == 1_250_000
         refused_for_want_of_memory(machine)
     # Taken back with the agent.
-    machine.world.soon(lambda: not machine.devices(), "the market to be empty")
+    world.soon(lambda: not machine.devices(), "the market to be empty")
+    # And one that isn't there is refused before anything is offered.
+    assert machine.refuses("--devices", "0,GPU-7").startswith("error: --devices: no GPU GPU-7 here")
 
 
 def refused_for_want_of_memory(machine: Machine) -> None:
@@ -153,38 +191,3 @@ def refused_for_want_of_memory(machine: Machine) -> None:
         machine.world.python(machine.region, "pass", gpus="1x200GB", max_price="2.00")
     assert caught.value.problem.code == "no_match"
     assert caught.value.problem.fix
-
-
-@pytest.mark.parametrize(
-    ("wanted", "ids"),
-    [("GPU-0", ["GPU-0"]), ("2", ["MIG-10"]), ("MIG-12,0", ["GPU-0", "MIG-12"])],
-)
-def test_named_ones_only(world: BadMarket, tmp_path: Path, wanted: str, ids: list[str]) -> None:
-    machine = Machine(world, f"named-{wanted.lower().replace(',', '-')}", build(tmp_path))
-    with machine.provides("--devices", wanted):
-        assert machine.offered() == ids
-
-
-def test_none(machine: Machine) -> None:
-    with machine.provides("--devices", "none"):
-        assert machine.status()["devices"] == []
-        assert "nothing" in machine.prints("provider", "status", "--state", str(machine.state))
-        assert machine.devices() == []
-
-
-def test_one_that_is_not_there_and_those_that_are(machine: Machine) -> None:
-    for wanted in ("GPU-7", "0,GPU-7", "GPU-7,0"):
-        assert machine.refuses("--devices", wanted) == (
-            "error: --devices: no GPU GPU-7 here; there are: "
-            "0 (GPU-0), 1 (GPU-1), 2 (MIG-10), 3 (MIG-12)"
-        )
-    assert "no GPU 4 here" in machine.refuses("--devices", "4")
-
-
-def test_no_driver(world: BadMarket, tmp_path: Path) -> None:
-    (tmp_path / "libnvidia-ml.so.1").write_bytes(b"not a library")  # hides a real one, too
-    machine = Machine(world, "no-driver", {"LD_LIBRARY_PATH": str(tmp_path)})
-    error = machine.refuses()
-    assert "no NVIDIA GPU" in error
-    assert "pass --cpu" in error
-    assert "there are: none" in machine.refuses("--devices", "GPU-0")

@@ -22,9 +22,10 @@ import pytest
 from sublet.client import Job
 from sublet_agent.core.status import DeviceStatus, HeldRun, Status
 from sublet_agent.core.words import credits
-from sublet_agent.main import Signals
+from sublet_agent.main import Signals, main
 from sublet_contracts.api import Charge
 from sublet_contracts.keys import SigningKey
+from tests.agent.owners_command import Answer, provider
 from tests.e2e.bad_market import BadMarket
 
 GUIDE = Path(__file__).parents[2] / "provider_agent" / "README.md"
@@ -82,22 +83,8 @@ class Owner:
         self.world, self.name = world, name
         self.state = world.market.root / name
 
-    def asks(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "sublet.cli.main",
-                "provider",
-                *arguments,
-                "--state",
-                str(self.state),
-            ],
-            env={**os.environ, **self.world.market.environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def asks(self, *arguments: str) -> Answer:
+        return provider(*arguments, "--state", str(self.state))
 
     def reads(self, *arguments: str) -> dict[str, Any]:
         done = self.asks(*arguments, "--json")
@@ -106,13 +93,7 @@ class Owner:
         return dict(json.loads(done.stdout))
 
     def refused(self, *arguments: str) -> str:
-        """Run a command that can't work; with --json the error is an object, too."""
-        words, scripted = self.asks(*arguments), self.asks(*arguments, "--json")
-        assert (words.returncode, scripted.returncode) == (1, 1)
-        assert words.stdout == scripted.stdout == ""
-        error = json.loads(scripted.stderr)["error"]
-        assert words.stderr == f"error: {error}\n"
-        return str(error)
+        return refused(self.state, *arguments)
 
     def runs(self, finish: Path) -> Job:
         """Have a job run here until `finish` exists; return it with a durable step."""
@@ -122,6 +103,30 @@ class Owner:
         )
         self.world.until(job, lambda view: view.durable_step, "a durable step")
         return job
+
+
+def refused(state: Path, *arguments: str) -> str:
+    """Run a command that can't work; with --json the error is an object, too."""
+    words = provider(*arguments, "--state", str(state))
+    scripted = provider(*arguments, "--state", str(state), "--json")
+    assert (words.returncode, scripted.returncode) == (1, 1)
+    assert words.stdout == scripted.stdout == ""
+    error = json.loads(scripted.stderr)["error"]
+    assert words.stderr == f"error: {error}\n"
+    return str(error)
+
+
+def command(*arguments: str, **environment: str) -> Answer:
+    """Run `sublet ...` as people do: in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sublet.cli.main", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture
@@ -183,6 +188,7 @@ def test_status_and_earnings_as_json(owner: Owner, tmp_path: Path) -> None:
     # The same words for people.
     assert f"earned    {credits(earned_ucr)} credits in all" in owner.asks("status").stdout
     assert "succeeded" in owner.asks("earnings").stdout
+    assert command("provider", "earnings", "--state", str(owner.state)) == owner.asks("earnings")
 
     # Without the agent: its own word can't be had, the broker's books can.
     world.market.agents[owner.name].stop()
@@ -196,13 +202,20 @@ def test_status_and_earnings_as_json(owner: Owner, tmp_path: Path) -> None:
     assert (again["earned_ucr"], again["settled_leases"]) == (earned_ucr, 1)
 
 
-def test_a_folder_in_which_no_agent_has_ever_run(owner: Owner) -> None:
-    for command in ("status", "drain", "reclaim", "offer", "earnings"):
-        error = owner.refused(command)
-        assert str(owner.state) in error
-        assert "--state" in error
+@pytest.mark.parametrize("asked", ["status", "drain", "reclaim", "offer", "earnings"])
+def test_a_folder_in_which_no_agent_has_ever_run(asked: str, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    error = refused(state, asked)
+    assert str(state) in error
+    assert "--state" in error
     # Asking makes neither folder nor key.
-    assert not owner.state.exists()
+    assert not state.exists()
+
+
+def test_an_error_as_json_is_an_object_on_stderr(tmp_path: Path) -> None:
+    answer = command("provider", "status", "--state", str(tmp_path), "--json")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert str(tmp_path) in json.loads(answer.stderr)["error"]
 
 
 @pytest.mark.slow
@@ -262,27 +275,20 @@ def test_a_second_ctrl_c_leaves_and_a_start_takes_up(owner: Owner, tmp_path: Pat
 @pytest.mark.parametrize(
     "url", ["broker.example", "http://", "http://:8470", "http://host:99999", "http://host:x"]
 )
-def test_a_broker_that_can_be_none(url: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "sublet.cli.main",
-            "provide",
-            "--cpu",
-            "--broker",
-            url,
-            "--state",
-            str(tmp_path / "state"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 2
-    assert f"--broker {url!r}" in done.stderr
+def test_a_broker_that_can_be_none(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--cpu", "--broker", url, "--state", str(tmp_path / "state")])
+    assert caught.value.code == 2
+    assert f"--broker {url!r}" in capsys.readouterr().err
     assert not (tmp_path / "state").exists()
+
+
+def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
+    answer = command("provide", "--broker", "broker.example", "--state", str(tmp_path / "state"))
+    assert answer.returncode == 2
+    assert "--broker 'broker.example'" in answer.stderr
 
 
 def test_sigterm_while_it_starts_drains_too(tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import platformdirs
 
 from sublet_agent.adapters.machine.host import HostFacts, read_host
-from sublet_agent.adapters.machine.nvml import Gpu, probe
+from sublet_agent.adapters.machine.nvml import Gpu, GpuProbe, probe
 from sublet_agent.adapters.options import Options, UsageError
 from sublet_agent.core.offers import Terms
 from sublet_agent.core.runner_port import Runner, RunnerUnavailable
@@ -117,25 +117,30 @@ def _devices(options: Options, host: HostFacts, say: Callable[[str], None]) -> t
     found = probe()
     for reason in found.reasons:
         say(reason)
+    return tuple(device_of(gpu) for gpu in choose_gpus(found, options.devices))
+
+
+def choose_gpus(found: GpuProbe, wanted: Sequence[str]) -> list[Gpu]:
+    """Return the GPUs that the owner names, by uuid or by number from 0, in the driver's order;
+    ("all",): every one. Raises UsageError: one of them isn't here, or there is none at all."""
     gpus = list(found.gpus)
-    if options.devices != ("all",):
+    if tuple(wanted) != ("all",):
         known = {gpu.uuid for gpu in gpus} | {str(number) for number in range(len(gpus))}
-        missing = [wanted for wanted in options.devices if wanted not in known]
+        missing = [name for name in wanted if name not in known]
         if missing:
             raise UsageError(
                 f"--devices: no GPU {missing[0]} here; there are: "
                 + (", ".join(f"{n} ({g.uuid})" for n, g in enumerate(gpus)) or "none")
             )
-        gpus = [
-            g for n, g in enumerate(gpus) if g.uuid in options.devices or str(n) in options.devices
-        ]
+        gpus = [g for n, g in enumerate(gpus) if g.uuid in wanted or str(n) in wanted]
     if not gpus:
         why = found.reasons[0] if found.reasons else "none was found"
         raise UsageError(f"no GPU to offer ({why}); pass --cpu to offer this machine's CPU instead")
-    return tuple(_device(gpu) for gpu in gpus)
+    return gpus
 
 
-def _device(gpu: Gpu) -> Device:
+def device_of(gpu: Gpu) -> Device:
+    """Return a GPU as an offer names it; what the driver doesn't tell is left open."""
     return Device(
         id=gpu.uuid,
         kind="gpu",
