@@ -10,9 +10,10 @@ import pytest
 from sublet_broker.market.facts import JobFact, OfferFact
 from sublet_broker.market.matching import BookEntry, choose, explain, fits, requirements_of
 from sublet_broker.market.offers import pool_of
-from sublet_broker.market.order_book import OrderBook
+from sublet_broker.market.order_book import OrderBook, alike
 from sublet_contracts.documents import Job, Offer, Resources, sign_document
 from sublet_contracts.states import JobState
+from tests.contracts.varied import varied
 from tests.service.world import BEGIN_MS, PRICE, gpu, key_named
 
 BROKER = key_named("broker").party
@@ -134,38 +135,38 @@ def test_who_failed_the_job_is_avoided_and_who_prepared_is_preferred() -> None:
     cheap = entry("cheap", price_ucr_per_device_hour=5)
     dear = entry("dear")
     book = OrderBook(POOL)
-    book.put(cheap)
-    book.put(dear)
+    book.put_offer(cheap)
+    book.put_offer(dear)
     avoided = replace(job(), avoid=(cheap.offer.provider,))
-    book.want(avoided)
+    book.add_job(avoided)
     assert [m.offer for m in book.propose(BEGIN_MS)] == [dear.offer.id]
-    book.drop(dear.offer.id)
+    book.remove_offer(dear.offer.id)
     assert [m.offer for m in book.propose(BEGIN_MS)] == [cheap.offer.id]
-    book.put(dear)
-    book.want(replace(job(), prefer=dear.offer.provider))
+    book.put_offer(dear)
+    book.add_job(replace(job(), prefer=dear.offer.provider))
     assert [m.offer for m in book.propose(BEGIN_MS)] == [dear.offer.id]
 
 
 def test_jobs_that_lost_their_machine_go_first_then_the_oldest() -> None:
     book = OrderBook(POOL)
-    book.put(entry("alice"))
+    book.put_offer(entry("alice"))
     late, early = job(2), job(1)
     recovering = replace(job(3), state=JobState.RECOVERING)
     for each in (late, recovering, early):
-        book.want(each)
+        book.add_job(each)
     assert [m.job for m in book.propose(BEGIN_MS)] == [recovering.id]
-    book.forget(recovering.id)
+    book.remove_job(recovering.id)
     assert [m.job for m in book.propose(BEGIN_MS)] == [early.id]
-    book.want(replace(early, not_before_ms=BEGIN_MS + 1))
+    book.add_job(replace(early, not_before_ms=BEGIN_MS + 1))
     assert [m.job for m in book.propose(BEGIN_MS)] == [late.id]
 
 
 def test_a_batch_shares_a_machines_devices_and_never_gives_one_twice() -> None:
     book = OrderBook(POOL)
     devices = tuple(gpu(f"GPU-{n}") for n in range(4))
-    book.put(entry("alice", devices=devices))
+    book.put_offer(entry("alice", devices=devices))
     for number in range(3):
-        book.want(job(number, devices=2 if number == 0 else 1))
+        book.add_job(job(number, devices=2 if number == 0 else 1))
     matches = book.propose(BEGIN_MS)
     given = [device for match in matches for device in match.device_ids]
     assert len(given) == len(set(given)) == 4
@@ -174,10 +175,68 @@ def test_a_batch_shares_a_machines_devices_and_never_gives_one_twice() -> None:
 def test_hopeless_wishes_hope_again_when_an_offer_changes() -> None:
     book = OrderBook(POOL)
     full = replace(entry("alice"), free_device_ids=())
-    book.put(full)
-    book.want(job())
+    book.put_offer(full)
+    book.add_job(job())
     assert book.propose(BEGIN_MS) == []
-    book.put(entry("alice"))
+    book.put_offer(entry("alice"))
+    assert len(book.propose(BEGIN_MS)) == 1
+
+
+def test_jobs_that_differ_in_any_wish_are_not_alike() -> None:
+    asked = requirements_of(job())
+    for name, resources in varied(asked.resources):
+        other = replace(asked, resources=resources)
+        assert alike(other) != alike(asked), f"order_book.alike leaves out {name}"
+    for changed in (
+        replace(asked, max_price_ucr_per_device_hour=PRICE + 1),
+        replace(asked, image="train@sha256:" + "0" * 64),
+        replace(asked, pinned_class="rtx4090"),
+        replace(asked, avoid=("somebody",)),
+    ):
+        assert alike(changed) != alike(asked)
+    # These are no difference to any offer, or are looked at besides.
+    for same in (
+        replace(asked, image="other:latest"),
+        replace(asked, prefer="somebody"),
+        replace(asked, renter="somebody"),
+    ):
+        assert alike(same) == alike(asked)
+
+
+@pytest.mark.parametrize(
+    ("offer", "wish"),
+    [
+        ({}, {"devices": 2}),
+        ({}, {"device_memory_bytes": 80 * 10**9}),
+        ({}, {"device_name": "H100"}),
+        ({}, {"device_kind": "cpu"}),
+        ({}, {"cpu_millis": 10**6}),
+        ({}, {"memory_bytes": 10**15}),
+        ({}, {"disk_bytes": 10**15}),
+        ({}, {"egress": True}),
+        ({}, {"price": PRICE - 1}),
+        ({"image_policy": "digest"}, {"image": "train:latest"}),
+    ],
+)
+def test_a_wish_that_nothing_meets_holds_up_nobody_who_asks_for_less(
+    offer: dict[str, object], wish: dict[str, object]
+) -> None:
+    book = OrderBook(POOL)
+    book.put_offer(entry("alice", **offer))
+    hopeless, modest = job(1, **wish), job(2, image="train@sha256:" + "0" * 64)
+    book.add_job(hopeless)
+    assert book.propose(BEGIN_MS) == []
+    book.add_job(modest)
+    assert [m.job for m in book.propose(BEGIN_MS)] == [modest.id]
+
+
+def test_a_renter_whom_no_offer_serves_holds_up_nobody_else() -> None:
+    book = OrderBook(POOL)
+    book.put_offer(entry("alice", accepts=(key_named("renter").party,)))
+    stranger = replace(job(1), renter=key_named("stranger").party)
+    book.add_job(stranger)
+    assert book.propose(BEGIN_MS) == []
+    book.add_job(job(2))
     assert len(book.propose(BEGIN_MS)) == 1
 
 
@@ -199,9 +258,9 @@ def test_the_same_facts_give_the_same_proposals_and_what_is_proposed_fits(seed: 
         draw.shuffle(entries)
         draw.shuffle(jobs)
         for each in entries:
-            book.put(each)
+            book.put_offer(each)
         for wanted in jobs:
-            book.want(wanted)
+            book.add_job(wanted)
         results.append(book.propose(BEGIN_MS))
     assert results[0] == results[1]
     offers = {each.offer.id: each for each in entries}

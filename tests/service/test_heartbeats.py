@@ -8,7 +8,7 @@ from sublet_broker.adapters.memory.store import MemoryStore, MemoryTransaction
 from sublet_broker.market.facts import RunFact
 from sublet_broker.service.errors import StaleInstance
 from sublet_broker.service.ports import StorageFull
-from sublet_broker.service.unit_of_work.heartbeats import KEEP_MS
+from sublet_broker.service.unit_of_work.heartbeats import WRITE_EVERY_MS
 from sublet_contracts.states import JobState, RunState
 from tests.service.world import AgentDouble, RenterDouble, World
 
@@ -67,7 +67,7 @@ def test_figures_are_seen_at_once_and_written_seldom() -> None:
     assert world.commits_of(20, agent) <= 1
     (shown,) = renter.view(job).runs
     assert (shown.step, shown.last_seen_ms) == (7, world.now_ms)
-    assert world.commits_of(KEEP_MS // 1_000, agent) == 1
+    assert world.commits_of(WRITE_EVERY_MS // 1_000, agent) == 1
     assert stored(world, agent).step == 7
 
 

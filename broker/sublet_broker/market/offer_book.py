@@ -101,12 +101,12 @@ class OfferBook:
         known = self._unable.get(requirements)
         if known is not None and known[0] == self._version:
             return known[1]
-        told = explain(requirements, (e for e in self if e.offer.expires_ms > now_ms))
-        if not told.some_offer_could:
-            self._unable[requirements] = (self._version, told)
+        explanation = explain(requirements, (e for e in self if e.offer.expires_ms > now_ms))
+        if not explanation.some_offer_could:
+            self._unable[requirements] = (self._version, explanation)
             while len(self._unable) > REMEMBERED_ANSWERS:
                 self._unable.popitem(last=False)
-        return told
+        return explanation
 
     def candidates(self, requirements: Requirements, now_ms: int) -> Iterator[BookEntry]:
         """Yield the offers that fit and are free now, in the order in which the market chooses:

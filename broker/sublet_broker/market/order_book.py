@@ -2,6 +2,8 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
 
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import JobFact
@@ -11,14 +13,20 @@ from sublet_broker.market.matching import (
     Rank,
     Requirements,
     fits,
-    is_pinned,
     pick_devices,
     pool_may_hold,
     rank_of,
     requirements_of,
 )
 from sublet_contracts.documents import Offer
+from sublet_contracts.requirements import is_pinned
 from sublet_contracts.states import JobState
+
+Kind: TypeAlias = tuple[str, Requirements]
+"""Jobs of one kind would get the same here: the renter, where that matters, and the rest."""
+
+_PINNED = "@sha256:"
+"""Stands for every image that is pinned."""
 
 
 class OrderBook:
@@ -32,17 +40,18 @@ class OrderBook:
         self.pool = pool
         self._entries: dict[str, BookEntry] = {}
         self._ranks: list[Rank] = []
-        self._jobs: dict[str, tuple[JobFact, Requirements]] = {}
-        self._line: list[tuple[bool, int, str]] = []
+        self._jobs: dict[str, tuple[JobFact, Requirements, Requirements]] = {}
+        """Per job what it asks for, and the same as `alike` has it."""
+        self._queue: list[tuple[bool, int, str]] = []
         self._restricted_offers = 0
         """Offers that serve named renters only: without any, the renter makes no difference."""
-        self._unsatisfiable: set[tuple[object, ...]] = set()
-        """Kinds of wishes that nothing here meets, until an offer changes."""
+        self._unsatisfiable: set[Kind] = set()
+        """What nothing here meets, until an offer changes."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def put(self, entry: BookEntry) -> None:
+    def put_offer(self, entry: BookEntry) -> None:
         """Take up an offer, or what is free of it now."""
         if entry.offer.id not in self._entries:
             insort(self._ranks, rank_of(entry.offer))
@@ -50,71 +59,68 @@ class OrderBook:
         self._entries[entry.offer.id] = entry
         self._unsatisfiable.clear()
 
-    def drop(self, offer: str) -> None:
+    def remove_offer(self, offer: str) -> None:
         """Forget an offer."""
         entry = self._entries.pop(offer, None)
         if entry is not None:
             del self._ranks[bisect_left(self._ranks, rank_of(entry.offer))]
             self._restricted_offers -= bool(accepted(entry.offer.envelope, Offer).accepts)
 
-    def want(self, job: JobFact) -> None:
-        """Put a job in line (or replace what is known of it)."""
-        self.forget(job.id)
+    def add_job(self, job: JobFact) -> None:
+        """Queue a job (or replace what is known of it)."""
+        self.remove_job(job.id)
         requirements = requirements_of(job)
         if pool_may_hold(requirements, self.pool):
-            self._jobs[job.id] = (job, requirements)
-            insort(self._line, _place(job))
+            self._jobs[job.id] = (job, requirements, alike(requirements))
+            insort(self._queue, _place(job))
 
-    def forget(self, job: str) -> None:
-        """Take a job out of the line."""
+    def remove_job(self, job: str) -> None:
+        """Take a job out of the queue."""
         known = self._jobs.pop(job, None)
         if known is not None:
-            del self._line[bisect_left(self._line, _place(known[0]))]
+            del self._queue[bisect_left(self._queue, _place(known[0]))]
 
     def propose(self, now_ms: int) -> list[Match]:
-        """Return matches that don't get in each other's way, in the order of the line."""
+        """Return matches that don't get in each other's way, in the order of the queue."""
         batch: _Batch | None = None
         matches: list[Match] = []
-        for _, _, id in self._line:
-            job, requirements = self._jobs[id]
+        for _, _, id in self._queue:
+            job, requirements, like = self._jobs[id]
             if job.not_before_ms > now_ms:
                 continue
-            alike = self._alike(requirements)
-            if alike in self._unsatisfiable:
+            kind = (requirements.renter if self._restricted_offers else "", like)
+            if kind in self._unsatisfiable:
                 continue
             if batch is None:  # While nobody waits nothing is looked at.
                 batch = _Batch(self._ranks, self._entries, now_ms)
-            found = batch.take(requirements, alike)
+            found = batch.take(requirements, kind)
             if found is not None:
                 matches.append(Match(id, *found))
             elif not matches:
                 # Nothing was taken before it: it stays hopeless until an offer changes.
-                self._unsatisfiable.add(alike)
+                self._unsatisfiable.add(kind)
         return matches
 
     def due_ms(self, now_ms: int) -> int | None:
         """Return when the next job that has to wait yet may be proposed."""
-        later = [job.not_before_ms for job, _ in self._jobs.values() if job.not_before_ms > now_ms]
+        later = [
+            job.not_before_ms for job, _, _ in self._jobs.values() if job.not_before_ms > now_ms
+        ]
         return min(later, default=None)
 
-    def _alike(self, requirements: Requirements) -> tuple[object, ...]:
-        need = requirements.resources
-        return (
-            requirements.renter if self._restricted_offers else "",
-            requirements.max_price_ucr_per_device_hour,
-            is_pinned(requirements.image),
-            requirements.hardware_class,
-            requirements.avoid,
-            need.devices,
-            need.device_kind,
-            need.device_memory_bytes,
-            need.device_name,
-            need.cpu_millis,
-            need.memory_bytes,
-            need.disk_bytes,
-            need.region,
-            need.egress,
-        )
+
+def alike(requirements: Requirements) -> Requirements:
+    """Return what is the same for all jobs that would get the same: all that is asked for, less
+    what no offer can tell apart. Whatever is added to the requirements is in it by itself.
+
+    Whose job it is is left out too: it matters only where some offer serves named renters.
+    """
+    return replace(
+        requirements,
+        renter="",
+        image=_PINNED if is_pinned(requirements.image) else "",
+        prefer="",  # Looked at for each job by itself, before what all alike would get.
+    )
 
 
 class _Batch:
@@ -135,11 +141,9 @@ class _Batch:
         for position, rank in enumerate(ranks):
             if not self._free[position] or entries[rank[-1]].offer.expires_ms <= now_ms:
                 self._usable[position] = position + 1
-        self._ended: dict[tuple[object, ...], int] = {}
+        self._ended: dict[tuple[bool, Kind], int] = {}
 
-    def take(
-        self, requirements: Requirements, alike: tuple[object, ...]
-    ) -> tuple[str, tuple[str, ...]] | None:
+    def take(self, requirements: Requirements, kind: Kind) -> tuple[str, tuple[str, ...]] | None:
         """Return the offer and devices for a wish, and take them."""
         if requirements.prefer:
             for position in range(len(self._ranks)):
@@ -151,7 +155,7 @@ class _Batch:
                     if devices is not None:
                         return self._taken(position, devices)
         for avoided in (False, True) if requirements.avoid else (False,):
-            key = (avoided, *alike)
+            key = (avoided, kind)
             position = self._from(self._ended.get(key, 0))
             # The ranks begin with the price: beyond the highest there is nothing to find.
             while (
@@ -183,7 +187,8 @@ class _Batch:
         if len(free) < requirements.resources.devices:
             return None
         offer = accepted(self._entries[self._ranks[position][-1]].offer.envelope, Offer)
-        return None if fits(requirements, offer, free) else pick_devices(requirements, offer, free)
+        devices = pick_devices(requirements, offer, free)
+        return None if devices is None or fits(requirements, offer, devices) else devices
 
     def _taken(self, position: int, devices: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
         left = tuple(id for id in self._free[position] if id not in devices)

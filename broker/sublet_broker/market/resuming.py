@@ -142,7 +142,7 @@ def ended_by_renter(job: JobFact, state: JobState, reason: Reason, now_ms: int) 
 
 
 def resumed(job: JobFact, now_ms: int) -> JobFact:
-    """Return a paused job in line again."""
+    """Return a paused job as queued again."""
     waiting = JobState.QUEUED if job.started_ms is None else JobState.RECOVERING
     return replace(
         job,
@@ -156,6 +156,6 @@ def resumed(job: JobFact, now_ms: int) -> JobFact:
 
 
 def wants_machine(job: JobFact, leases: list[LeaseFact]) -> bool:
-    """Say whether the job stands in line. `leases`: those of the job that aren't closed."""
+    """Say whether the job is queued. `leases`: those of the job that aren't closed."""
     live = any(lease.state is not LeaseState.CLOSED for lease in leases)
     return job.state in (JobState.QUEUED, JobState.RECOVERING) and not job.wanted and not live

@@ -38,14 +38,14 @@ class InProcessMatcher:
         if book is None:
             book = self._books[pool] = OrderBook(pool)
             for job in self._jobs.values():
-                book.want(job)
-        book.put(entry)
+                book.add_job(job)
+        book.put_offer(entry)
 
     def offer_gone(self, offer: str, pool: str) -> None:
         """Forget an offer."""
         with self._lock:
             if pool in self._books:
-                self._books[pool].drop(offer)
+                self._books[pool].remove_offer(offer)
                 if not len(self._books[pool]):
                     del self._books[pool]
 
@@ -54,14 +54,14 @@ class InProcessMatcher:
         with self._lock:
             self._jobs[job.id] = job
             for book in self._books.values():
-                book.want(job)
+                book.add_job(job)
 
     def job_gone(self, job: str) -> None:
         """Take a job out of all lines."""
         with self._lock:
             self._jobs.pop(job, None)
             for book in self._books.values():
-                book.forget(job)
+                book.remove_job(job)
 
     def propose(self, now_ms: int) -> list[Proposal]:
         """Return what the books propose."""

@@ -116,14 +116,14 @@ class Shard:
         elif change.what == "offer_gone":
             book = self._books.get(change.pool)
             if book is not None:
-                book.drop(change.id)
+                book.remove_offer(change.id)
                 if not len(book):
                     del self._books[change.pool]
                     self._list_pools()
         else:
             self._jobs.pop(change.id, None)
             for book in self._books.values():
-                book.forget(change.id)
+                book.remove_job(change.id)
 
     def _put(self, entry: BookEntry) -> None:
         pool = entry.offer.pool
@@ -133,14 +133,14 @@ class Shard:
         if book is None:
             book = self._books[pool] = OrderBook(pool)
             for job in self._jobs.values():
-                book.want(job)
+                book.add_job(job)
             self._list_pools()
-        book.put(entry)
+        book.put_offer(entry)
 
     def _want(self, job: JobFact) -> None:
         self._jobs[job.id] = job
         for book in self._books.values():
-            book.want(job)
+            book.add_job(job)
 
 
 class ShardKeeper(Generic[A]):

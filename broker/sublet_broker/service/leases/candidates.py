@@ -86,6 +86,6 @@ def is_queued(tx: Transaction, job: JobFact) -> bool:
 
 
 def load_order_book(tx: Transaction, now_ms: int) -> tuple[list[BookEntry], list[JobFact]]:
-    """Return everything that shards hold: the offers, and the jobs in line."""
+    """Return everything that shards hold: the offers, and the queued jobs."""
     waiting = tx.find(JobFact, {"state": (JobState.QUEUED, JobState.RECOVERING)})
     return load_offers(tx, now_ms), [job for job in waiting if is_queued(tx, job)]

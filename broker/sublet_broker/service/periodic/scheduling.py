@@ -2,7 +2,7 @@
 
 A tick tells the match engine what has changed since the last one, asks it for proposals, and makes
 leases of those that still hold: the same `fits`, the shard's epoch, the devices still free, the job
-still in line. Of several proposals for one job (one from each pool) the best is taken. A proposal
+still queued. Of several proposals for one job (one from each pool) the best is taken. A proposal
 that doesn't hold costs nothing: the engine is told how things are.
 """
 
@@ -39,11 +39,11 @@ class Scheduling:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._told: dict[str, tuple[str, str]] = {}
+        self._known_offers: dict[str, tuple[str, str]] = {}
         """Per provider the offer (and its pool) that the engine has."""
         self.matcher_away = False
         self.waited_ms: deque[int] = deque(maxlen=1000)
-        """How long the latest leases' jobs stood in line."""
+        """How long the latest leases' jobs were queued."""
 
     def tick(self) -> int:
         """Let the engine match. Return how many leases were made. One caller at a time."""
@@ -112,12 +112,12 @@ class Scheduling:
 
     def _tell_offer(self, provider: str, entry: BookEntry | None) -> None:
         matcher = self._context.ports.matcher
-        told = self._told.get(provider)
-        if told is not None and (entry is None or entry.offer.id != told[0]):
-            matcher.offer_gone(*told)
-            del self._told[provider]
+        known = self._known_offers.get(provider)
+        if known is not None and (entry is None or entry.offer.id != known[0]):
+            matcher.offer_gone(*known)
+            del self._known_offers[provider]
         if entry is not None:
-            self._told[provider] = (entry.offer.id, entry.offer.pool)
+            self._known_offers[provider] = (entry.offer.id, entry.offer.pool)
             matcher.offer_changed(entry)
 
     def _best(self, proposals: list[Proposal]) -> list[Proposal]:

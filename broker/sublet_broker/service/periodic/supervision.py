@@ -143,7 +143,7 @@ class Supervision:
             runs = [run.id for run in snapshot.tx.find(RunFact, {"state": LIVE_RUN})]
             due = [run for run in runs if self._due(snapshot, run)]
             quiet_until_ms = [lease.answer_by_ms for lease in proposed]
-            quiet_until_ms += [self._context.heartbeats.quiet_until(run) for run in runs]
+            quiet_until_ms += [self._context.heartbeats.nothing_due_until(run) for run in runs]
         self._seen = seen
         self._quiet_until_ms = min(quiet_until_ms, default=snapshot.now_ms + IDLE_LOOK_EVERY_MS)
         self._each(late, self._unanswered)
@@ -192,7 +192,7 @@ class Supervision:
 
     def _due(self, snapshot: UnitOfWork, id: str) -> bool:
         now_ms = snapshot.now_ms
-        if now_ms < self._context.heartbeats.quiet_until(id):
+        if now_ms < self._context.heartbeats.nothing_due_until(id):
             return False
         run = snapshot.must(RunFact, id)
         job = accepted(snapshot.must(JobFact, run.job).envelope, Job)

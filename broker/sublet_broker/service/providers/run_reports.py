@@ -62,9 +62,9 @@ class RunReports:
     def heartbeat(self, party: str, instance: str, message: Heartbeat) -> None:
         """Note who lives. A run that isn't named isn't heard from. Raises StaleInstance."""
         heartbeats = self._context.heartbeats
-        if heartbeats.beat(party, instance, message.runs, self._context.ports.clock.now_ms()):
+        if heartbeats.take(party, instance, message.runs, self._context.ports.clock.now_ms()):
             return
-        settled: list[RunFact] = []
+        steady: list[RunFact] = []
         with self._context.work() as work:
             agent = current_agent(work, party, instance)
             seen = replace(agent, connected=True, last_seen_ms=work.now_ms)
@@ -74,8 +74,8 @@ class RunReports:
             for report in message.runs:
                 run = self._report(work, party, report)
                 if run is not None and run.state == report.state:
-                    settled.append(run)
-        heartbeats.settle(party, settled, work.token)
+                    steady.append(run)
+        heartbeats.mark_steady(party, steady, work.token)
 
     def _report(self, work: UnitOfWork, party: str, report: RunReport) -> RunFact | None:
         """Act on one line of a heartbeat; return the run if it lives."""
@@ -90,7 +90,7 @@ class RunReports:
         job = work.must(JobFact, lease.job)
         if run is None or is_over(run) or not is_held(lease, job, party, report.epoch):
             return None
-        self._context.heartbeats.follow(run, work.token)
+        self._context.heartbeats.track(run, work.token)
         figures = with_figures(run, report, work.now_ms)
         return self._observed(work, job, lease, run, figures, RunState(report.state))
 

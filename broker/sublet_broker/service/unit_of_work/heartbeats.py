@@ -1,17 +1,17 @@
-"""Pulses: what heartbeats say, kept in memory between the moments at which it is written down.
+"""Heartbeats, kept in memory between the moments at which they are written down.
 
 Most heartbeats change nothing but figures: when a run was heard from, its step, its device time. A
 commit for each would be most of what a broker writes, and nobody needs it: after a restart of the
 broker everyone has a period of grace, and says all of it again with the next heartbeat.
 
-- A run is *settled* once a heartbeat has gone through a transaction and found nothing else to
+- A run is *steady* once a heartbeat has gone through a transaction and found nothing else to
   change. From then on the same words are kept here, and laid over its fact wherever that is read.
-- Whoever puts the run's fact, its lease's or its job's unsettles it: the next heartbeat looks at
-  everything again. A transaction settles only what nobody has put since it did so itself.
-- Figures are written down every KEEP_MS, so that a restart loses sight of no more.
+- Whoever changes the run's fact, its lease's or its job's ends that: the next heartbeat looks at
+  everything again. A transaction makes steady only what nobody has changed since it did so itself.
+- Figures are written down every WRITE_EVERY_MS, so that a restart loses sight of no more.
 
-Any thread may call this, and none waits: whether something is settled is one comparison of who put
-it last with who settled it last, and figures are replaced as a whole.
+Any thread may call this, and none waits: whether a run is steady is one comparison of the
+transaction that changed it last with the one that made it steady, and figures are replaced whole.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from sublet_broker.market.facts import AgentFact, Fact, JobFact, LeaseFact, RunF
 from sublet_broker.market.running import is_over
 from sublet_contracts.wire import RunReport
 
-KEEP_MS = 30_000
+WRITE_EVERY_MS = 30_000
 _NOBODY = object()
 
 
@@ -31,7 +31,23 @@ class _Agent:
     instance: str
     last_seen_ms: int
     last_writer: object
-    cached_writer: object = _NOBODY
+    """The token of the transaction that changed the agent's fact last."""
+    steady_since: object = _NOBODY
+    """The token of the transaction that made it steady: it is, while both are the same."""
+
+
+class _Look(NamedTuple):
+    """What a look at a run has found: nothing is due with it for a while."""
+
+    writer: object
+    """Who had changed it last at that time: what is found holds until somebody else does."""
+    again_ms: int
+    """When to look again."""
+    silence_ms: int
+    """After how long without a heartbeat it counts as silent."""
+
+
+_NEVER_LOOKED = _Look(_NOBODY, 0, 0)
 
 
 @dataclass(slots=True)
@@ -39,19 +55,19 @@ class _Run:
     provider: str
     job: str
     last_writer: object
-    cached_writer: object = _NOBODY
+    """The token of the transaction that changed the run's fact, its lease's or its job's last."""
+    steady_since: object = _NOBODY
+    """The token of the transaction that made it steady: it is, while both are the same."""
     state: str = ""
     epoch: int = 0
-    kept_ms: int = 0
+    written_ms: int = 0
     newest: "_Figures | None" = None
-    over: tuple[RunFact, "_Figures", RunFact] | None = None
-    """A fact as it was read, the newest figures at that time, and what came of both."""
-    quiet: tuple[object, int, int] = (_NOBODY, 0, 0)
-    """Who had put it when it was looked at, before when nothing can be due with it, and after how
-    long it counts as silent."""
+    merged: tuple[RunFact, "_Figures", RunFact] | None = None
+    """A fact as it was read, the newest figures at that time, and both in one."""
+    look: _Look = _NEVER_LOOKED
 
-    def is_cached(self) -> bool:
-        return self.cached_writer is self.last_writer
+    def is_steady(self) -> bool:
+        return self.steady_since is self.last_writer
 
 
 class _Figures(NamedTuple):
@@ -92,12 +108,12 @@ class Heartbeats:
         self._runs: dict[str, _Run] = {}
         self._lease_of: dict[str, str] = {}
 
-    def beat(self, party: str, instance: str, reports: Sequence[RunReport], now_ms: int) -> bool:
+    def take(self, party: str, instance: str, reports: Sequence[RunReport], now_ms: int) -> bool:
         """Take a heartbeat if it changes nothing but figures. False: it needs a transaction."""
         agent = self._agents.get(party)
         if (
             agent is None
-            or agent.cached_writer is not agent.last_writer
+            or agent.steady_since is not agent.last_writer
             or agent.instance != instance
         ):
             return False
@@ -107,11 +123,11 @@ class Heartbeats:
             if (
                 run is None
                 or run.newest is None
-                or not run.is_cached()
+                or not run.is_steady()
                 or run.state != report.state
                 or run.epoch != report.epoch
                 or run.provider != party
-                or now_ms - run.kept_ms >= KEEP_MS
+                or now_ms - run.written_ms >= WRITE_EVERY_MS
             ):
                 return False
             heard.append((run, run.newest.after(report, now_ms)))
@@ -120,58 +136,57 @@ class Heartbeats:
             run.newest = newest
         return True
 
-    def over(self, run: RunFact) -> RunFact:
+    def with_newest(self, run: RunFact) -> RunFact:
         """Return a run as it was read, with the newest figures."""
         known = self._runs.get(run.id)
         newest = known.newest if known is not None else None
         if newest is None or newest.last_seen_ms <= run.last_seen_ms or is_over(run):
             return run
         assert known is not None
-        before = known.over
+        before = known.merged
         if before is not None and before[0] is run and before[1] is newest:
             return before[2]
-        over = newest.on(run)
-        known.over = (run, newest, over)
-        return over
+        merged = newest.on(run)
+        known.merged = (run, newest, merged)
+        return merged
 
     def last_seen_ms(self, agent: AgentFact) -> int:
         """Return when this agent was heard from last."""
         known = self._agents.get(agent.id)
         return max(agent.last_seen_ms, known.last_seen_ms if known else 0)
 
-    def quiet_until(self, lease: str) -> int:
-        """Return before when nothing can be due with this run: it was looked at, nothing has been
-        put of it since, and if it says no more it is silent then. 0: something may be."""
+    def nothing_due_until(self, lease: str) -> int:
+        """Return before when nothing can be due with this run: it was looked at, nothing of it has
+        changed since, and if it says no more it is silent then. 0: something may be."""
         run = self._runs.get(lease)
         if run is None or run.newest is None:
             return 0
-        last_writer, look_ms, silence_ms = run.quiet
-        if last_writer is not run.last_writer:
+        if run.look.writer is not run.last_writer:
             return 0
-        return min(look_ms, run.newest.last_seen_ms + silence_ms)
+        return min(run.look.again_ms, run.newest.last_seen_ms + run.look.silence_ms)
 
-    def nothing_due(self, lease: str, look_ms: int, silence_ms: int) -> None:
-        """Nothing is due with this run before then, unless something is put or it is silent for so
-        long."""
+    def nothing_due(self, lease: str, again_ms: int, silence_ms: int) -> None:
+        """Nothing is due with this run before `again_ms`, unless something of it changes or it is
+        silent for so long."""
         run = self._runs.get(lease)
-        if run is not None and run.is_cached():
-            run.quiet = (run.last_writer, look_ms, silence_ms)
+        if run is not None and run.is_steady():
+            run.look = _Look(run.last_writer, again_ms, silence_ms)
 
     # -- transactions -----------------------------------------------------------------------------
 
-    def put(self, fact: Fact, by: object) -> None:
-        """A transaction puts a fact: what it is about is no longer settled."""
+    def changed(self, fact: Fact, by: object) -> None:
+        """A transaction puts a fact: what it is about is no longer steady."""
         match fact:
             case RunFact() | LeaseFact():
-                self._stop_caching(fact.id, by)
+                self._no_longer_steady(fact.id, by)
             case JobFact():
-                self._stop_caching(self._lease_of.get(fact.id, ""), by)
+                self._no_longer_steady(self._lease_of.get(fact.id, ""), by)
             case AgentFact():
                 self._agents[fact.id] = _Agent(fact.instance, fact.last_seen_ms, by)
             case _:
                 pass
 
-    def _stop_caching(self, lease: str, by: object) -> None:
+    def _no_longer_steady(self, lease: str, by: object) -> None:
         run = self._runs.get(lease)
         if run is not None:
             run.last_writer = by
@@ -183,24 +198,24 @@ class Heartbeats:
         if run is not None:
             self._lease_of.pop(run.job, None)
 
-    def follow(self, run: RunFact, by: object) -> None:
+    def track(self, run: RunFact, by: object) -> None:
         """A transaction is about to put what a heartbeat says of this run."""
         if run.id not in self._runs:
             self._runs[run.id] = _Run(run.provider, run.job, by)
             self._lease_of[run.job] = run.id
 
-    def settle(self, party: str, runs: Sequence[RunFact], by: object) -> None:
+    def mark_steady(self, party: str, runs: Sequence[RunFact], by: object) -> None:
         """The transaction `by` is committed, and these runs need no other as long as their agent
         goes on saying what it said."""
         agent = self._agents.get(party)
         if agent is not None:
-            agent.cached_writer = by
+            agent.steady_since = by
         for fact in runs:
             run = self._runs.get(fact.id)
             if run is not None and run.last_writer is by:
                 run.newest = _Figures.of(fact)
-                run.state, run.epoch, run.kept_ms = fact.state, fact.epoch, fact.last_seen_ms
-                run.cached_writer = by
+                run.state, run.epoch, run.written_ms = fact.state, fact.epoch, fact.last_seen_ms
+                run.steady_since = by
 
 
 def with_figures(run: RunFact, report: RunReport, now_ms: int) -> RunFact:

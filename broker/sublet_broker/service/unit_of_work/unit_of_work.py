@@ -115,7 +115,7 @@ class UnitOfWork:
         """Return a fact; a run with what its agent said last."""
         fact = self.tx.get(kind, *key)
         if isinstance(fact, RunFact):
-            return cast(F, self._heartbeats.over(fact))
+            return cast(F, self._heartbeats.with_newest(fact))
         return fact
 
     def must(self, kind: type[F], *key: str | int) -> F:
@@ -131,7 +131,9 @@ class UnitOfWork:
         """Return facts (see ports.Transaction.find); runs with what their agents said last."""
         found = self.tx.find(kind, where, **options)
         if kind is RunFact:
-            return cast(list[F], [self._heartbeats.over(cast(RunFact, fact)) for fact in found])
+            return cast(
+                list[F], [self._heartbeats.with_newest(cast(RunFact, fact)) for fact in found]
+            )
         return found
 
     def put(self, fact: F, *, before: F | None = None) -> None:
@@ -139,7 +141,7 @@ class UnitOfWork:
         if type(fact) in TALLIES_OF:
             self._keep_tallies(before or self.tx.get(type(fact), *_key_of(fact)), fact)
         self.tx.put(fact)
-        self._heartbeats.put(fact, self.token)
+        self._heartbeats.changed(fact, self.token)
         if isinstance(fact, RunFact | LeaseFact):
             self.moves = True
             over = is_over(fact) if isinstance(fact, RunFact) else fact.state is LeaseState.CLOSED
