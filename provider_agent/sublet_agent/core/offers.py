@@ -1,6 +1,8 @@
 """Our offers, and which lease they allow: the agent's one moment of choice.
 
-A lease is signed only if every rule of `refusal` holds; afterwards no human is asked.
+A lease is signed only if every rule of `refusal` holds; afterwards no human is asked. Whether our
+machine meets what the job requires is judged as the broker judges it (contracts' requirements.py),
+by the job's and our own signed words, and by the very devices that the lease names.
 """
 
 from collections.abc import Iterable
@@ -18,6 +20,7 @@ from sublet_contracts.documents import (
     open_document,
 )
 from sublet_contracts.keys import short
+from sublet_contracts.requirements import required_by, shortfalls
 from sublet_contracts.wire import Assign
 
 OFFER_LIFE_MS = 900_000
@@ -133,45 +136,20 @@ def refusal(
         return "price: above what the job allows"
     if lease.epoch <= epochs.get(assigned.job.id, 0):
         return f"epoch: I have signed epoch {epochs[assigned.job.id]} of this job already"
-    unbounded = _outside(offer, lease, job)
-    if unbounded:
-        return unbounded
+    devices = {device.id: device for device in offer.devices}
+    if unknown := [id for id in lease.device_ids if id not in devices]:
+        return f"device_ids: {unknown[0]} is not in the offer"
+    if len(set(lease.device_ids)) != len(lease.device_ids) or (
+        len(lease.device_ids) != job.resources.devices
+    ):
+        return f"device_ids: the job asks for {job.resources.devices} different devices"
+    lacking = shortfalls(required_by(job), offer, [devices[id] for id in lease.device_ids])
+    if lacking:
+        return "; ".join(map(str, lacking))
     for record in runs:
         taken = set(record.lease.device_ids) & set(lease.device_ids)
         if taken and not record.over:
             return f"device_ids: {min(taken)} is leased under {short(record.lease_id)}"
     if lease.epoch == 1 and job.expires_ms <= now_ms:
         return "job: it has expired"
-    return ""
-
-
-def _outside(offer: Offer, lease: Lease, job: Job) -> str:
-    need = job.resources
-    devices = {device.id: device for device in offer.devices}
-    if len(set(lease.device_ids)) != len(lease.device_ids) or need.devices != len(lease.device_ids):
-        return f"device_ids: the job asks for {need.devices} different devices"
-    for device_id in lease.device_ids:
-        device = devices.get(device_id)
-        if device is None:
-            return f"device_ids: {device_id} is not in the offer"
-        if need.device_kind not in ("any", device.kind):
-            return f"resources.device_kind: {device_id} is a {device.kind}"
-        if need.hardware_class and need.hardware_class != device.hardware_class:
-            return f"resources.hardware_class: {device_id} is {device.hardware_class}"
-        if need.device_memory_bytes > device.memory_bytes:
-            return f"resources.device_memory_bytes: {device_id} has {device.memory_bytes}"
-    share = len(lease.device_ids)
-    for field, wanted, given in (
-        ("cpu_millis", need.cpu_millis, offer.cpu_millis * share),
-        ("memory_bytes", need.memory_bytes, offer.memory_bytes * share),
-        ("disk_bytes", need.disk_bytes, offer.disk_bytes * share),
-    ):
-        if wanted > given:
-            return f"resources.{field}: {wanted} asked, {given} offered"
-    if need.egress and not offer.egress:
-        return "resources.egress: jobs have no network here"
-    if offer.accepts and job.renter not in offer.accepts:
-        return f"renter: {short(job.renter)} is not among those I serve (--trust)"
-    if offer.image_policy == "digest" and "@sha256:" not in job.image:
-        return "image: only images pinned by digest (name@sha256:...) run here"
     return ""
