@@ -81,7 +81,7 @@ class RayEngine:
         return self._up.wait(timeout_s)
 
     def alive(self) -> bool:
-        """Say whether Ray answers, for /readyz and the gauges."""
+        """Say whether Ray answers, for /readyz."""
         return self._up.is_set()
 
     @property
