@@ -17,12 +17,18 @@ from weakref import WeakValueDictionary
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from sublet_broker.adapters.http.edge import Edge
-from sublet_broker.adapters.http.problems import as_refusal
+from sublet_broker.adapters.http.problems import STATUS, as_refusal
 from sublet_broker.service.errors import NotYet, Refusal, StaleInstance
 from sublet_broker.service.ports import StorageFull, StoreAway
 from sublet_contracts.documents import DocumentRefused
 from sublet_contracts.keys import short
-from sublet_contracts.session import BrokerSession, Received, SessionError, SessionProof
+from sublet_contracts.session import (
+    BrokerSession,
+    Received,
+    SessionCode,
+    SessionError,
+    SessionProof,
+)
 from sublet_contracts.wire import (
     MAX_FRAME_BYTES,
     Ack,
@@ -37,6 +43,8 @@ log = logging.getLogger("sublet.agents")
 JOIN_S = 15.0
 SEND_S = 20.0
 RESEND_S = 10.0
+BUSY_S = 1.0
+"""The outbox of an agent is looked at again after this where the broker could not do so."""
 WINDOW = 100
 MAX_STRANGERS = 256
 """Connections that haven't joined yet."""
@@ -73,7 +81,7 @@ class Hub:
     def _wake(self, party: str) -> None:
         connection = self.connections.get(party)
         if connection is not None:
-            connection.outgoing.set()
+            connection.has_mail()
 
     async def serve(self, websocket: WebSocket) -> None:
         """Speak with one agent until either side ends it."""
@@ -131,10 +139,10 @@ class Hub:
             if self._edge.stopping.is_set():
                 return  # it was us: its runs go on, and it comes back to the next broker
             try:
-                await self._edge.call(self._edge.broker.sessions.left, party, proof.instance)
-            except Refusal as refusal:
+                await self._edge.must_call(self._edge.broker.sessions.left, party, proof.instance)
+            except (StorageFull, StoreAway) as error:
                 # The sweeper finds out by the silence.
-                log.warning("agent %s left, which could not be noted: %s", short(party), refusal)
+                log.warning("agent %s left, which could not be noted: %s", short(party), error)
         log.info("agent %s left", short(party), extra={"party": party})
 
     async def goodbye(self) -> None:
@@ -161,6 +169,8 @@ class Connection:
         self._party = ""
         self._instance = ""
         self._final: tuple[str, str] | None = None
+        self._mail = True
+        """Something may wait in the outbox that hasn't been looked at: after a join, always."""
         self.outgoing = asyncio.Event()
 
     def begin(self, proof: SessionProof) -> None:
@@ -198,8 +208,7 @@ class Connection:
 
     async def refuse(self, refusal: Refusal) -> None:
         """Say why, and close."""
-        says = refusal.detail + (f"; {refusal.fix}" if refusal.fix else "")
-        await self._refuse(SessionError(refusal.code, says))
+        await self._refuse(SessionError(refusal.code, refusal.detail))
 
     def replaced_by(self, instance: str) -> None:
         """A newer connection of the party is there: the writer says so and ends this one."""
@@ -207,7 +216,12 @@ class Connection:
             self._final = ("", "")  # the same process again: this line is dead
         else:
             stale = StaleInstance()
-            self._final = (stale.code, f"{stale.detail}; {stale.fix}")
+            self._final = (stale.code, stale.detail)
+        self.outgoing.set()
+
+    def has_mail(self) -> None:
+        """Something is new in the outbox, or a notice."""
+        self._mail = True
         self.outgoing.set()
 
     async def end(self, code: int, why: str) -> None:
@@ -228,9 +242,11 @@ class Connection:
         """Let the use-cases act on a message. False: the conversation is over."""
         message, mid = received.message, received.mid
         self._edge.metrics.message(message.TYPE)
-        agents = self._edge.broker.sessions
+        sessions = self._edge.broker.sessions
+        if isinstance(message, Heartbeat) and sessions.steady(self._party, self._instance, message):
+            return True
         try:
-            replies = await self._edge.call(agents.receive, self._party, self._instance, message)
+            replies = await self._edge.call(sessions.receive, self._party, self._instance, message)
         except NotYet as error:
             log.debug("%s of %s comes again: %s", message.TYPE, short(self._party), error)
             return True
@@ -246,7 +262,7 @@ class Connection:
             return True
         except (Refusal, DocumentRefused) as error:
             refusal = as_refusal(error)
-            if refusal is None or refusal.status == 503:
+            if refusal is None or STATUS[refusal.code] == 503:
                 return True
             # It will never be right, so it is acknowledged: its sender need not keep it.
             log.warning("%s of agent %s refused: %s", message.TYPE, short(self._party), refusal)
@@ -260,6 +276,7 @@ class Connection:
         if isinstance(message, Ack):
             for done in message.mids:
                 self._sent.pop(done, None)
+            self._mail = True  # there may be more than the window held
         if replies or mid is not None or isinstance(message, Ack):
             self.outgoing.set()
         if not isinstance(message, (Ack, Heartbeat, Logs)):
@@ -268,7 +285,6 @@ class Connection:
 
     async def _write(self) -> None:
         outbox = self._edge.broker.outbox
-        loop = asyncio.get_running_loop()
         while True:
             self.outgoing.clear()
             if self._final is not None:
@@ -281,14 +297,28 @@ class Connection:
                 await self.send(self._replies.popleft())
             for notice in outbox.notices(self._party):
                 await self.send(notice)
-            waiting = await self._edge.call(outbox.pending, self._party, WINDOW)
-            self._sent = {mid: at for mid, _ in waiting if (at := self._sent.get(mid)) is not None}
-            for mid, message in waiting:
-                if loop.time() - self._sent.get(mid, -RESEND_S) >= RESEND_S:
-                    await self.send(message, mid)
-                    self._sent[mid] = loop.time()
+            again_s = await self._send_mail() if self._mail or self._sent else None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.outgoing.wait(), RESEND_S)
+                await asyncio.wait_for(self.outgoing.wait(), again_s)
+
+    async def _send_mail(self) -> float | None:
+        """Send what waits in the outbox. Return after how long to look again, whatever happens;
+        None: nothing waits, so nobody need be asked until something is new."""
+        loop = asyncio.get_running_loop()
+        self._mail = False
+        try:
+            waiting = await self._edge.call(self._edge.broker.outbox.pending, self._party, WINDOW)
+        except (Refusal, StoreAway) as error:
+            # A broker that can't look now is no reason to lose an agent.
+            log.debug("the outbox of %s waits: %s", short(self._party), error)
+            self._mail = True
+            return BUSY_S
+        self._sent = {mid: at for mid, _ in waiting if (at := self._sent.get(mid)) is not None}
+        for mid, message in waiting:
+            if loop.time() - self._sent.get(mid, -RESEND_S) >= RESEND_S:
+                await self.send(message, mid)
+                self._sent[mid] = loop.time()
+        return RESEND_S if waiting else None
 
     async def _say_last(self, code: str, detail: str) -> None:
         if code:
@@ -309,7 +339,9 @@ class Connection:
         frame: bytes = text.encode() if text is not None else event.get("bytes") or b""
         try:
             if len(frame) > MAX_FRAME_BYTES:
-                raise SessionError("bad_frame", f"{len(frame)} bytes; at most {MAX_FRAME_BYTES}")
+                raise SessionError(
+                    SessionCode.BAD_FRAME, f"{len(frame)} bytes; at most {MAX_FRAME_BYTES}"
+                )
             return self._session.receive(frame, self._edge.now_ms())
         except SessionError as error:
             log.info("agent %s refused: %s", short(self._party) or "(unknown)", error)

@@ -16,6 +16,7 @@ from sublet_broker.adapters.http.metrics import Metrics
 from sublet_broker.adapters.http.wakeups import Feeds
 from sublet_broker.service.broker import Broker
 from sublet_broker.service.errors import Refusal
+from sublet_contracts.problems import ProblemCode
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,15 +52,17 @@ class Edge:
     _waiting: int = 0
 
     async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a use-case in a thread. Raises Refusal 503 when too many wait already."""
+        """Run a use-case in a thread. Raises Refusal (busy) when too many wait."""
         if self._waiting >= MAX_WAITING:
             raise Refusal(
-                503,
-                "busy",
-                "Busy",
+                ProblemCode.BUSY,
                 f"{self._waiting} requests wait already",
-                fix="send it again in a few seconds",
+                waiting=self._waiting,
             )
+        return await self.must_call(function, *args, **kwargs)
+
+    async def must_call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Likewise, however many wait: for what has happened already and must be noted."""
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()

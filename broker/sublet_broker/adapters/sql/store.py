@@ -38,6 +38,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from sublet_broker.adapters.sql.codec import FactCodec, codec_of
 from sublet_broker.adapters.sql.engine import connect_engine
+from sublet_broker.adapters.sql.fifo_lock import FifoLock
 from sublet_broker.adapters.sql.tables import ROWS
 from sublet_broker.market.facts import CounterFact, Fact
 from sublet_broker.service.ports import (
@@ -246,7 +247,7 @@ class SqlStore:
         self._dialect = self._engine.dialect.name
         self._read_only = read_only
         self._kinds = {kind: _Kind(kind, self._dialect) for kind in ROWS}
-        self._lock = threading.Lock()
+        self._lock = FifoLock()
         self._writer: int | None = None
         self._stamps: Callable[[], Mapping[str, int]] | None = None
         insert = postgresql.insert if self._dialect == "postgresql" else sqlite.insert

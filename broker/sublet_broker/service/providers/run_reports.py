@@ -59,11 +59,17 @@ class RunReports:
         self._context = context
         self._open_offers = open_offers
 
+    def steady(self, party: str, instance: str, message: Heartbeat) -> bool:
+        """Take a heartbeat that changes nothing but figures: in memory, at once, waiting for
+        nobody. False: it needs `heartbeat`."""
+        now_ms = self._context.ports.clock.now_ms()
+        return self._context.heartbeats.take(party, instance, message.runs, now_ms)
+
     def heartbeat(self, party: str, instance: str, message: Heartbeat) -> None:
         """Note who lives. A run that isn't named isn't heard from. Raises StaleInstance."""
-        heartbeats = self._context.heartbeats
-        if heartbeats.take(party, instance, message.runs, self._context.ports.clock.now_ms()):
+        if self.steady(party, instance, message):
             return
+        heartbeats = self._context.heartbeats
         steady: list[RunFact] = []
         with self._context.work() as work:
             agent = current_agent(work, party, instance)

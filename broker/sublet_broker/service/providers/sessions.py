@@ -89,6 +89,11 @@ class Sessions:
                     silent = work.put_run(run, fell_silent(run, work.now_ms))
                     prepare_successor(self._open_offers, work, lease, silent)
 
+    def steady(self, party: str, instance: str, message: Heartbeat) -> bool:
+        """Take a heartbeat that changes nothing but figures, without a transaction: most are such.
+        It waits for nothing. False: nothing was done, hand it to `receive`."""
+        return self._reports.steady(party, instance, message)
+
     def receive(self, party: str, instance: str, message: Message) -> list[Message]:
         """Act on an agent's message; return unreliable answers.
 
