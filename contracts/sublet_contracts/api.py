@@ -32,11 +32,16 @@ body, same answer; another body, 409. Unknown fields in an answer are ignored by
 that a broker may be newer than it.
 """
 
+from enum import StrEnum
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from sublet_contracts.documents import Device, Resources
 from sublet_contracts.envelope import Envelope
+from sublet_contracts.problems import FactValue
 from sublet_contracts.reasons import Fault, Reason
+from sublet_contracts.requirements import Shortfall
 from sublet_contracts.states import CheckpointState, JobState, LeaseState, RunState
 
 
@@ -53,15 +58,18 @@ class Body(BaseModel):
 
 
 class Problem(View):
-    """RFC 9457, with `field` and `fix` besides."""
+    """RFC 9457, with `code`, `field` and `facts` besides; problems.py lists the codes and their
+    facts. What to do about it is not the broker's to say: a client knows its own commands."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str
-    code: str = Field(description="stable, for programs: no_match, over_balance, replayed ...")
+    code: str = Field(description="which refusal, stable, for programs; a newer broker has more")
     field: str = Field(default="", description="what in the request is wrong")
-    fix: str = Field(default="", description="what to do next")
+    facts: dict[str, FactValue] = Field(
+        default_factory=dict, description="what it rests on, for programs; by the code"
+    )
 
 
 class BrokerInfo(View):
@@ -130,7 +138,14 @@ class MatchView(View):
     offers: tuple[OfferView, ...]
     considered: int
     failures: dict[str, int] = Field(description="constraint -> offers that fail on it")
-    relax: str = Field(default="", description="the cheapest constraint to relax, in words")
+    relax: tuple[Shortfall, ...] = Field(
+        default=(),
+        description="all that the offer lacks that is nearest to fitting, hardest to change first",
+    )
+    least_budget_ucr: int = Field(
+        default=0,
+        description="what the budget must be at least, if the one asked is less; else 0",
+    )
 
 
 class MissingRequest(Body):
@@ -180,6 +195,19 @@ class RunView(View):
     ended_ms: int | None
 
 
+class NextStep(StrEnum):
+    """What a job waits for its renter to do. The words, with the commands, are the client's."""
+
+    NONE = "none"
+    DOWNLOAD_OUTPUTS = "download_outputs"
+    SIGN_RECEIPTS = "sign_receipts"
+    """Its charges wait for the renter's signature; after that it can be resumed."""
+    RAISE_BUDGET = "raise_budget"
+    READ_LOGS = "read_logs"
+    """It made no progress: its logs should say why; then it can be resumed."""
+    RESUME = "resume"
+
+
 class JobView(View):
     """A job as its renter sees it."""
 
@@ -188,7 +216,10 @@ class JobView(View):
     renter: str
     state: JobState
     reason: Reason | None
-    says: str = Field(description="the state in words, with what to do next if anything")
+    says: str = Field(description="the state in words")
+    next_step: Annotated[NextStep | str, Field(union_mode="left_to_right")] = Field(
+        default=NextStep.NONE, description="what it waits for; a newer broker may know others"
+    )
     image: str
     command: tuple[str, ...]
     resources: Resources

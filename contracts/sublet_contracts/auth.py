@@ -128,8 +128,7 @@ def authenticate(
     if abs(now_ms - time_ms) > MAX_REQUEST_SKEW_MS:
         raise RequestRefused(
             f"signed {abs(now_ms - time_ms) // 1000} s "
-            f"{'ago' if now_ms > time_ms else 'in the future'} by the broker's clock; "
-            "set the clock of the machine that sent it, or tell the operator if it is right",
+            f"{'ago' if now_ms > time_ms else 'in the future'} by the broker's clock",
             "Sublet-Time-Ms",
         )
     signature_text = headers.get("Sublet-Signature", "")

@@ -92,8 +92,21 @@ class SessionProof(Document):
     issued_ms: Issued
 
 
+class SessionCode(StrEnum):
+    """Why a session itself is refused. A broker refuses by problems.py's codes besides."""
+
+    CLOCK = "clock"
+    VERSION = "version"
+    OTHER_BROKER = "other_broker"
+    BAD_PROOF = "bad_proof"
+    BAD_FRAME = "bad_frame"
+    OUT_OF_TURN = "out_of_turn"
+
+
 class SessionError(Exception):
-    """The other side broke the protocol (or isn't who it should be). The session is closed."""
+    """The other side broke the protocol (or isn't who it should be). The session is closed.
+
+    `code`: a SessionCode, a ProblemCode, or what a newer peer knows; `detail`: what is so."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -128,7 +141,9 @@ class _Session:
     def _send(self, message: Message, mid: str | None = None) -> bytes:
         after = next_phase(self.phase, self.role, message)
         if after is None:
-            raise SessionError("out_of_turn", f"{message.TYPE} can't be sent while {self.phase}")
+            raise SessionError(
+                SessionCode.OUT_OF_TURN, f"{message.TYPE} can't be sent while {self.phase}"
+            )
         frame = encode_frame(message, mid)
         self.phase = after
         return frame
@@ -141,10 +156,12 @@ class _Session:
         try:
             message, mid = decode_frame(frame)
         except FrameRefused as error:
-            raise self._broken("bad_frame", str(error)) from error
+            raise self._broken(SessionCode.BAD_FRAME, str(error)) from error
         after = next_phase(self.phase, self.other, message)
         if after is None:
-            raise self._broken("out_of_turn", f"{message.TYPE} may not come while {self.phase}")
+            raise self._broken(
+                SessionCode.OUT_OF_TURN, f"{message.TYPE} may not come while {self.phase}"
+            )
         self.phase = after
         return Received(message, mid)
 
@@ -196,14 +213,15 @@ class BrokerSession(_Session):
     def _prove(self, join: Join, now_ms: int) -> SessionProof:
         if join.version != PROTOCOL_VERSION:
             raise SessionError(
-                "version", f"this broker speaks protocol {PROTOCOL_VERSION}; install that release"
+                SessionCode.VERSION,
+                f"this broker speaks protocol {PROTOCOL_VERSION}, the agent {join.version}",
             )
         try:
             proof = read_document(join.proof, SessionProof, signed_by=())
         except (DocumentRefused, TypeError) as error:
-            raise SessionError("bad_proof", str(error)) from error
+            raise SessionError(SessionCode.BAD_PROOF, str(error)) from error
         if proof.broker != self._broker or proof.nonce != self._nonce:
-            raise SessionError("bad_proof", "the proof was made for another connection")
+            raise SessionError(SessionCode.BAD_PROOF, "the proof was made for another connection")
         check_clock(proof.issued_ms, now_ms)
         return proof
 
@@ -241,13 +259,14 @@ class AgentSession(_Session):
     def _join(self, hello: Hello, now_ms: int) -> bytes:
         if self.broker is not None and hello.broker != self.broker:
             raise self._broken(
-                "other_broker",
+                SessionCode.OTHER_BROKER,
                 f"this is broker {short(hello.broker)}, not {short(self.broker)}, which this "
-                "agent's state folder belongs to; use another --state for another broker",
+                "agent's state folder belongs to",
             )
         if PROTOCOL_VERSION not in hello.versions:
             raise self._broken(
-                "version", f"the broker speaks protocol {list(hello.versions)}; update the agent"
+                SessionCode.VERSION,
+                f"the broker speaks protocol {list(hello.versions)}, this agent {PROTOCOL_VERSION}",
             )
         try:
             check_clock(now_ms, hello.time_ms)
@@ -273,8 +292,6 @@ def check_clock(agent_ms: int, broker_ms: int) -> None:
     if abs(skew_ms) > MAX_SKEW_MS:
         direction = "ahead of" if skew_ms > 0 else "behind"
         raise SessionError(
-            "clock",
-            f"this machine's clock is {abs(skew_ms) // 1000} s {direction} the broker's; "
-            "set it (timedatectl set-ntp true) and the agent reconnects by itself; "
-            "if it is right, tell the broker's operator",
+            SessionCode.CLOCK,
+            f"this machine's clock is {abs(skew_ms) // 1000} s {direction} the broker's",
         )

@@ -99,13 +99,13 @@ class Welcome(Message):
 
 
 class Refused(Message):
-    """The broker closes the connection and says why and what to do."""
+    """The broker closes the connection and says why."""
 
     TYPE: ClassVar[str] = "refused"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
 
-    code: Name = Field(description="for programs: clock, version, bad_proof ...")
-    detail: str = Field(max_length=1024, description="for people: what is wrong and what to do")
+    code: Name = Field(description="for programs: of session.py or problems.py")
+    detail: str = Field(max_length=1024, description="for people: what is wrong")
 
 
 class Ack(Message):

@@ -53,6 +53,7 @@ from sublet_contracts.documents import (
 )
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import SigningKey
+from sublet_contracts.problems import ProblemCode
 from sublet_contracts.states import JOB, JobState, is_terminal
 
 POLL_S = 0.5
@@ -137,7 +138,7 @@ class Client:
         try:
             return self.link.call(method, path, kind, **options)
         except SubletError as error:
-            if error.problem.code != "unknown_party":
+            if error.problem.code != ProblemCode.UNKNOWN_PARTY:
                 raise
         # A broker with a new database, or another machine's first call with this key.
         self._introduce(broker)
@@ -426,8 +427,8 @@ class Job:
                     status=404,
                     code="no_outputs",
                     detail=f"job {self.id[:10]} is {view.state} and has no outputs",
-                    fix="outputs come with success, where the job was run with outputs=",
-                )
+                ),
+                "outputs come with success, where the job was run with outputs=",
             )
         return download_tree(
             self._client.link, self.id, view.outputs_index_sha256, Path(target), announce

@@ -3,17 +3,19 @@
 import httpx
 from pydantic import ValidationError
 
+from sublet.fixes import fix_of
 from sublet_contracts.api import Problem
 
 DISK_FULL = 507
 
 
 class SubletError(Exception):
-    """What the broker refused, or why it couldn't be asked."""
+    """What the broker refused, or why it couldn't be asked; `fix`: what to do next, if anything."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.detail + (f" — {problem.fix}" if problem.fix else ""))
+    def __init__(self, problem: Problem, fix: str = "") -> None:
+        super().__init__(problem.detail + (f" — {fix}" if fix else ""))
         self.problem = problem
+        self.fix = fix
 
 
 class BrokerAway(SubletError):
@@ -31,7 +33,8 @@ def refusal(response: httpx.Response) -> SubletError:
             response.status_code,
             f"the broker answered {response.status_code}: {response.text[:200]}",
         )
-    return BrokerAway(problem) if response.status_code == DISK_FULL else SubletError(problem)
+    kind = BrokerAway if response.status_code == DISK_FULL else SubletError
+    return kind(problem, fix_of(problem))
 
 
 def not_understood(response: httpx.Response, expected: str, error: ValidationError) -> SubletError:
@@ -40,8 +43,8 @@ def not_understood(response: httpx.Response, expected: str, error: ValidationErr
         _unexpected(
             response.status_code,
             f"the answer isn't a {expected}: {error.errors()[0]['msg']}",
-            "the broker may be newer or older than this client: pip install -U sublet",
-        )
+        ),
+        "the broker may be newer or older than this client: pip install -U sublet",
     )
 
 
@@ -53,12 +56,10 @@ def no_answer(url: str, why: str) -> BrokerAway:
             status=503,
             code="away",
             detail=f"no answer from {url} ({why})",
-            fix="check the URL (SUBLET_BROKER) and whether the broker runs",
-        )
+        ),
+        "check the URL (SUBLET_BROKER) and whether the broker runs",
     )
 
 
-def _unexpected(status: int, detail: str, fix: str = "") -> Problem:
-    return Problem(
-        title="Unexpected answer", status=status, code="unexpected", detail=detail, fix=fix
-    )
+def _unexpected(status: int, detail: str) -> Problem:
+    return Problem(title="Unexpected answer", status=status, code="unexpected", detail=detail)

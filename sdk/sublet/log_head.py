@@ -26,8 +26,8 @@ class LogRewritten(SubletError):
                 status=502,
                 code="log_rewritten",
                 detail=f"the broker's log is not the one it signed before: {why}",
-                fix="sign and pay nothing more there; export what you can, and ask the operator",
-            )
+            ),
+            "sign and pay nothing more there; export what you can, and ask the operator",
         )
         self.older = older
         self.newer = newer

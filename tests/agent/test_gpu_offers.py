@@ -190,4 +190,4 @@ def refused_for_want_of_memory(machine: Machine) -> None:
     with pytest.raises(SubletError) as caught:
         machine.world.python(machine.region, "pass", gpus="1x200GB", max_price="2.00")
     assert caught.value.problem.code == "no_match"
-    assert caught.value.problem.fix
+    assert caught.value.fix

@@ -164,7 +164,7 @@ def proof(**change: object) -> SessionProof:
         (joined(proof(nonce=OTHER_NONCE)), "bad_proof", "made for another connection"),
         (joined(proof(broker=KEYS["stranger"].party)), "bad_proof", "made for another connection"),
         (joined(proof(), signer="stranger"), "bad_proof", "not signed by the provider"),
-        (joined(proof(), version=2), "version", "protocol 1; install that release"),
+        (joined(proof(), version=2), "version", "protocol 1, the agent 2"),
         (joined(proof(issued_ms=NOW_MS + 600_000)), "clock", "600 s ahead of the broker's"),
         (joined(proof(issued_ms=NOW_MS - 600_000)), "clock", "600 s behind the broker's"),
         (b'{"type":"join","mid":null,"body":{}}', "bad_frame", "proof"),
@@ -219,7 +219,6 @@ def test_an_agent_whose_clock_is_ten_minutes_off_learns_it_first(off_ms: int, wo
     with pytest.raises(SessionError, match=words) as error:
         agent.receive(broker.hello(NOW_MS), NOW_MS + off_ms)
     assert error.value.code == "clock"
-    assert "timedatectl" in error.value.detail
     assert agent.phase is Phase.CLOSED
     assert agent.broker is None
 
@@ -235,16 +234,16 @@ def test_a_clock_within_the_bound_is_accepted(off_ms: int) -> None:
 
 def test_an_agent_stays_with_its_broker() -> None:
     agent = agent_session(broker=KEYS["stranger"].party)
-    with pytest.raises(SessionError, match="use another --state") as error:
+    with pytest.raises(SessionError, match="state folder belongs to") as error:
         agent.receive(BrokerSession(BROKER, NONCE).hello(NOW_MS), NOW_MS)
     assert error.value.code == "other_broker"
     assert agent.phase is Phase.CLOSED
 
 
-def test_an_agent_that_is_too_old_is_told_to_update() -> None:
+def test_an_agent_that_is_too_old_is_told_what_is_spoken() -> None:
     agent = agent_session()
     hello = Hello(broker=BROKER, nonce=NONCE, versions=(2, 3), time_ms=NOW_MS)
-    with pytest.raises(SessionError, match="update the agent") as error:
+    with pytest.raises(SessionError, match=r"protocol \[2, 3\], this agent 1") as error:
         agent.receive(encode_frame(hello), NOW_MS)
     assert error.value.code == "version"
     assert agent.phase is Phase.CLOSED

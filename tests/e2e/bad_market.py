@@ -90,7 +90,7 @@ class BadMarket:
         with pytest.raises(SubletError) as caught:
             self.python(region, "pass", **changes)
         assert (self.client.balance().available_ucr, len(self.client.jobs().jobs)) == before
-        assert caught.value.problem.fix
+        assert caught.value.fix
         return caught.value.problem
 
     def until(
@@ -156,7 +156,9 @@ class BadMarket:
         assert balance.available_ucr + balance.held_ucr + spent == FUNDS_CREDITS * 1_000_000
         audits = self.gauges()["sublet_ledger_audits_total"]
         # One that had begun before may have read older books.
-        self.soon(lambda: self.gauges()["sublet_ledger_audits_total"] >= audits + 2, "two audits", 60)
+        self.soon(
+            lambda: self.gauges()["sublet_ledger_audits_total"] >= audits + 2, "two audits", 60
+        )
         gauges = self.gauges()
         assert gauges["sublet_ledger_breaches"] == 0
         assert gauges["sublet_ledger_discrepancy_microcredits"] == 0

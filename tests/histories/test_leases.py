@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from sublet_broker.adapters.http.problems import STATUS
 from sublet_broker.market.facts import (
     CheckpointFact,
     EventFact,
@@ -85,7 +86,7 @@ class Market(RuleBasedStateMachine):
         try:
             act(self.renter.party, self.jobs[which % len(self.jobs)])
         except Refusal as error:
-            if not 400 <= error.status < 500:
+            if not 400 <= STATUS[error.code] < 500:
                 raise
         self.world.settle_down(2)
 
@@ -208,7 +209,7 @@ class Market(RuleBasedStateMachine):
                 case _:
                     agent.receipt(run)
         except Refusal as error:
-            if error.status not in (404, 409):
+            if STATUS[error.code] not in (404, 409):
                 raise
         except NotYet as error:
             raise AssertionError("a zombie is asked to try again") from error

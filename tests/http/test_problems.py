@@ -1,4 +1,4 @@
-"""Every error is problem+json that names the field and says what to do; memory stays bounded."""
+"""Every error is problem+json with a code, its facts and the field; memory stays bounded."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from sublet_broker.adapters.http.edge import Probe
+from sublet_broker.adapters.http.problems import STATUS
 from sublet_broker.service.ports import StorageFull, StoreAway
 from sublet_contracts.api import Problem
+from sublet_contracts.problems import PROBLEMS, ProblemCode
 from tests.http.world import World, running, signed_body, until
 
 
@@ -21,7 +23,9 @@ async def test_unknown_address_and_method(world: World) -> None:
         assert answer.status_code == status
         assert answer.headers["content-type"] == "application/problem+json"
         problem = Problem.model_validate_json(answer.content)
-        assert problem.fix
+        assert problem.code in set(ProblemCode)
+        assert path in problem.detail
+        assert "fix" not in answer.json()  # What to do about it is the client's to say.
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,8 @@ async def test_a_blob_that_differs_from_its_name(world: World) -> None:
     headers = party.sign("PUT", target, data)
     changed = await world.http.put(world.url + target, content=b"changed", headers=headers)
     assert changed.status_code == 422
-    assert "again" in changed.json()["fix"]
+    assert changed.json()["code"] == "hash_mismatch"
+    assert changed.json()["facts"] == {"sha256": sha}
     stored = await party.call("PUT", target, data)
     assert stored.status_code == 204
     body = json.dumps({"sha256": [sha, "0" * 64]}).encode()
@@ -173,7 +178,7 @@ async def test_no_machine_fits_names_the_constraint(world: World) -> None:
     answer = await renter.post("/v1/jobs", renter.job())
     assert answer.status_code == 422
     assert answer.json()["code"] == "no_match"
-    assert answer.json()["fix"]
+    assert answer.json()["facts"] == {"considered": 0, "failures": {}, "shortfalls": []}
 
 
 async def test_budget_over_the_balance(world: World) -> None:
@@ -203,6 +208,10 @@ async def test_health_readiness_metrics_and_docs(world: World) -> None:
 
 async def test_openapi_is_complete(world: World) -> None:
     document = (await world.http.get(world.url + "/openapi.json")).json()
+    for code, kind in PROBLEMS.items():
+        facts = ", ".join(f"`{name}`" for name in kind.facts)
+        row = f"| `{code}` | {STATUS[code]} | {kind.title} | {facts} |\n"
+        assert row in document["info"]["description"]
     schemas = document["components"]["schemas"]
     text = json.dumps(document)
     for chunk in text.split('"#/components/schemas/')[1:]:

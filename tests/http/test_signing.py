@@ -16,7 +16,7 @@ async def test_unsigned_is_refused_with_the_header_that_is_missing(world: World)
     problem = answer.json()
     assert problem["field"] == "Sublet-Party"
     assert problem["status"] == 401
-    assert problem["fix"]
+    assert (problem["code"], problem["title"]) == ("not_authentic", "Not authentic")
 
 
 async def test_a_signed_request_is_served(world: World) -> None:

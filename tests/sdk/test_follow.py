@@ -3,7 +3,8 @@
 from typing import Any
 
 from sublet.terminal.follow import Changes, sparkline
-from sublet_contracts.api import JobView, RunView
+from sublet.terminal.next_steps import status_text
+from sublet_contracts.api import JobView, NextStep, RunView
 from sublet_contracts.documents import Resources
 from sublet_contracts.envelope import sign_payload
 from sublet_contracts.keys import SigningKey
@@ -86,6 +87,20 @@ def test_a_pause_is_not_a_loss_and_costs_what_was_used() -> None:
     )
     assert "costs nothing" not in told
     assert "\x1b" not in told
+
+
+def test_what_a_job_waits_for_is_told_as_a_command() -> None:
+    paused = job(JobState.PAUSED, says="paused: 0.02 of the budget are left")
+    assert status_text(paused) == "paused: 0.02 of the budget are left"
+    poor = paused.model_copy(update={"next_step": NextStep.RAISE_BUDGET})
+    assert status_text(poor) == (
+        "paused: 0.02 of the budget are left; sublet resume --budget TOTAL raises it and goes on"
+    )
+    assert list(Changes().since_last(poor)) == [f"paused: {status_text(poor)}"]
+    # A broker that is newer may wait for something that this client has no words for.
+    newer = JobView.model_validate({**paused.model_dump(), "next_step": "visit_us"})
+    assert newer.next_step == "visit_us"
+    assert status_text(newer) == paused.says
 
 
 def test_sparklines_leave_out_what_is_no_number() -> None:

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from sublet_broker.service.errors import Refusal
+from sublet_contracts.api import NextStep
 from sublet_contracts.export import verify_export
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import JobState
@@ -89,7 +90,7 @@ def test_a_drained_budget_pauses_and_topping_up_resumes_from_the_durable_step() 
     assert view.held_ucr == 100_000 - view.settled_ucr
     with pytest.raises(Refusal) as refused:
         world.broker.jobs.resume(renter.party, job)
-    assert refused.value.code == "budget_too_small"
+    assert refused.value.code == "budget_used_up"
     with pytest.raises(Refusal):
         world.broker.jobs.resume(renter.party, job, renter.amendment(job, 90_000))
     amendment = renter.amendment(job, 300_000)
@@ -388,9 +389,12 @@ def test_receipts_beyond_what_the_job_accepts_wait_for_the_renters_signature() -
     agent.exit(run, Reason.BUDGET_EXHAUSTED, 75)
     world.settle_down()
     assert renter.view(job).state is JobState.PAUSED
-    assert "signature" in renter.view(job).says
-    with pytest.raises(Refusal):
+    view = renter.view(job)
+    assert "signature" in view.says
+    assert view.next_step is NextStep.SIGN_RECEIPTS
+    with pytest.raises(Refusal) as refused:
         world.broker.jobs.resume(renter.party, job)
+    assert refused.value.code == "receipts_unsigned"
     assert renter.cosign(job) == 1
     assert renter.cosign(job) == 0
     world.broker.jobs.resume(renter.party, job)
@@ -408,7 +412,7 @@ def test_only_the_operator_deposits_and_only_once() -> None:
     renter = world.renter(credits_ucr=0)
     with pytest.raises(Refusal) as refused:
         world.broker.accounts.deposit(renter.party, renter.job().envelope)
-    assert refused.value.status == 403
+    assert refused.value.code == "not_operator"
     world.fund(renter.party, 5)
     world.fund(renter.party, 5)
     assert renter.balance_ucr() == 10

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from sublet_broker.service.errors import Refusal
+from sublet_contracts.api import NextStep
 from sublet_contracts.export import verify_export
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import JOB, is_terminal
@@ -185,7 +186,7 @@ def test_whatever_happens_the_books_are_right_and_the_evidence_verifies(seed: in
         view = renter.view(job)
         assert view.settled_ucr <= view.budget_ucr
         # Every job has ended, but for those that only money can move on: and they say so.
-        spent = is_terminal(JOB, view.state) or "--budget" in view.says
+        spent = is_terminal(JOB, view.state) or view.next_step is NextStep.RAISE_BUDGET
         assert spent, (view.state, view.reason, view.says)
         data = chance.world.broker.views.export(renter.party, job).model_dump_json().encode()
         verdict = verify_export(data, broker=chance.world.key.party)

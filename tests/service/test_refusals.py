@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from sublet.shortfalls import relax_text
 from sublet_broker.service.errors import Refusal, StaleInstance
 from sublet_contracts.api import MatchRequest
 from sublet_contracts.auth import Caller
 from sublet_contracts.documents import Input, Resources, sign_document
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.reasons import Reason
+from sublet_contracts.requirements import Constraint, Shortfall
+from sublet_contracts.rules import minimum_budget_ucr
 from sublet_contracts.states import CheckpointState, JobState
 from sublet_contracts.wire import Heartbeat
 from tests.service.world import PRICE, RenterDouble, World, gpu, key_named, tree_of
@@ -36,11 +39,14 @@ def test_a_gpu_that_nobody_offers_names_the_constraint_and_the_cheapest_way_out(
     error = refused(renter, max_price_ucr_per_device_hour=400_000)
     assert error.code == "no_match"
     assert "price (2)" in error.detail
-    assert "0.45" in error.fix
-    assert "raise --max-price by 0.05" in error.fix
+    assert error.facts == {
+        "considered": 2,
+        "failures": {"price": 2},
+        "shortfalls": [{"constraint": "price", "has": 450_000, "needs": 400_000}],
+    }
     error = refused(renter, resources={"device_memory_bytes": 80 * 10**9})
     assert error.field == "device_memory"
-    assert "24 GB" in error.fix
+    assert "--" not in error.detail  # The command line is the SDK's.
 
 
 def test_a_busy_machine_is_waited_for() -> None:
@@ -168,15 +174,15 @@ def test_others_see_nothing_of_a_job() -> None:
     ):
         with pytest.raises(Refusal) as caught:
             look(other.party, job)
-        assert caught.value.status == 404
+        assert caught.value.code == "not_found"
     for act in (world.broker.jobs.cancel, world.broker.jobs.pause):
         with pytest.raises(Refusal) as caught:
             act(other.party, job)
-        assert caught.value.status == 404
+        assert caught.value.code == "not_found"
     index = views.checkpoints(renter.party, job).checkpoints[0].index_sha256
     with pytest.raises(Refusal) as caught:
         world.broker.blobs.get(other.party, job, None, index)
-    assert caught.value.status == 404
+    assert caught.value.code == "not_found"
     assert world.broker.blobs.missing(other.party, other.party, None, [index]).missing == (index,)
 
 
@@ -266,11 +272,18 @@ def test_match_says_what_a_job_would_get() -> None:
     request = MatchRequest(resources=need, max_price_ucr_per_device_hour=400_000)
     answer = world.broker.market.match(renter.party, request)
     assert (answer.offers, answer.considered, answer.failures) == ((), 1, {"price": 1})
-    assert "raise --max-price by 0.05" in answer.relax
+    assert answer.relax == (Shortfall(Constraint.PRICE, 450_000, 400_000),)
+    assert relax_text(answer.relax).endswith("raise --max-price by 0.05")
     fits = world.broker.market.match(
         renter.party, request.model_copy(update={"max_price_ucr_per_device_hour": PRICE})
     )
     assert len(fits.offers) == 1
+    assert fits.least_budget_ucr == 0
+    poor = world.broker.market.match(
+        renter.party,
+        request.model_copy(update={"max_price_ucr_per_device_hour": PRICE, "budget_ucr": 1}),
+    )
+    assert poor.least_budget_ucr == minimum_budget_ucr(PRICE, 1)
 
 
 def test_logs_are_neither_repeated_nor_skipped() -> None:

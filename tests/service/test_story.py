@@ -6,6 +6,7 @@ import pytest
 
 from sublet_broker.service.errors import Refusal
 from sublet_broker.service.ports import StorageFull, StoreAway
+from sublet_contracts.api import NextStep
 from sublet_contracts.export import verify_export
 from sublet_contracts.reasons import Fault, Reason
 from sublet_contracts.states import JobState, LeaseState, RunState
@@ -373,7 +374,7 @@ def test_attempts_without_progress_pause_the_job() -> None:
     assert view.state is JobState.PAUSED
     assert view.reason is Reason.NO_PROGRESS
     assert len(view.runs) == 5
-    assert "resume" in view.says
+    assert view.next_step is NextStep.READ_LOGS
     world.broker.jobs.resume(renter.party, job)
     world.settle_down()
     assert agent.the_run.lease.epoch == 6

@@ -19,6 +19,7 @@ from sublet_broker.service.ports import (
     VerifyTask,
 )
 from sublet_contracts.documents import DocumentRefused
+from sublet_contracts.problems import ProblemCode
 from sublet_contracts.session import BrokerSession, SessionError
 from sublet_contracts.wire import Ack, Announce, Heartbeat, Join, Logs, Message
 from tests.simulation.disk import SimBlobs, SimDisk
@@ -39,6 +40,16 @@ T = TypeVar("T")
 
 class BrokerAway(Exception):
     """Nobody answers."""
+
+
+TROUBLES = {
+    ProblemCode.BUSY,
+    ProblemCode.MATCHER_AWAY,
+    ProblemCode.DATABASE_AWAY,
+    ProblemCode.STORAGE_FULL,
+    ProblemCode.STORAGE_FAILING,
+}
+"""Refusals for which the asker can do nothing but ask again later."""
 
 
 class SimVerifier(InProcessVerifier):
@@ -153,7 +164,7 @@ class Door:
             self.refuse(SessionError(stale.code, stale.detail))
             return
         except (Refusal, DocumentRefused) as error:
-            if isinstance(error, Refusal) and error.status in (503, 507):
+            if isinstance(error, Refusal) and error.code in TROUBLES:
                 return
             host.engine.say(f"broker refuses {message.TYPE} of {host.name(self.party)}: {error}")
             if isinstance(message, Announce):

@@ -23,7 +23,7 @@ from sublet_contracts.documents import (
 )
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.export import verify_export
-from tests.simulation.broker import BrokerAway
+from tests.simulation.broker import TROUBLES, BrokerAway
 from tests.simulation.engine import BEGIN_MS
 from tests.simulation.jobs import Program, state_at
 from tests.simulation.models import Violation
@@ -138,7 +138,7 @@ class RenterHost:
             again()
             return
         except Refusal as refusal:
-            if refusal.status >= 500:
+            if refusal.code in TROUBLES:
                 again()
                 return
             self.engine.say(f"{self.name} is told: {refusal}")

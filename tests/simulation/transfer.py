@@ -14,7 +14,7 @@ from sublet_broker.service.errors import Refusal
 from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
 from sublet_contracts.reasons import Reason
 from sublet_contracts.tree import TreeRefused, parse_index
-from tests.simulation.broker import BrokerAway
+from tests.simulation.broker import TROUBLES, BrokerAway
 from tests.simulation.jobs import checkpoint_files, tree
 from tests.simulation.store import UNKEPT
 
@@ -37,7 +37,7 @@ class Transfer:
         except (BrokerAway, OSError, *UNKEPT):
             self.host._later(self.host.engine.draw_ms(500, 8_000), again)
         except Refusal as refusal:
-            if refusal.status < 500:
+            if refusal.code not in TROUBLES:
                 raise
             self.host._later(self.host.engine.draw_ms(500, 8_000), again)
         return None

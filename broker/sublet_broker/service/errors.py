@@ -1,19 +1,24 @@
-"""Why a use-case says no. A Refusal becomes problem+json; NotYet leaves a message unacked."""
+"""Why a use-case says no. A Refusal becomes problem+json at the edge; NotYet leaves a message
+unacknowledged."""
+
+from sublet_contracts.problems import PROBLEMS, FactValue, ProblemCode
 
 
 class Refusal(Exception):
-    """The request is refused, nothing has changed. `status` is HTTP's; `fix`: what to do next."""
+    """The request is refused, nothing has changed.
+
+    `detail`: what is so, in a sentence, never what to do about it; `field`: what in the request is
+    wrong; `facts`: what it rests on, for programs, by the names that PROBLEMS lists for the code.
+    """
 
     def __init__(
-        self, status: int, code: str, title: str, detail: str, *, field: str = "", fix: str = ""
+        self, code: ProblemCode, detail: str, *, field: str = "", **facts: FactValue
     ) -> None:
-        super().__init__(f"{title}: {detail}")
-        self.status = status
+        super().__init__(f"{PROBLEMS[code].title}: {detail}")
         self.code = code
-        self.title = title
         self.detail = detail
         self.field = field
-        self.fix = fix
+        self.facts = facts
 
 
 class NotYet(Exception):
@@ -24,31 +29,10 @@ class StaleInstance(Refusal):
     """The message is of an agent process that another one with the same key has replaced."""
 
     def __init__(self) -> None:
-        super().__init__(
-            409,
-            "stale_instance",
-            "Replaced",
-            "another agent with this key has joined since",
-            fix="stop one of the two agents, or give one of them its own --state folder",
-        )
+        super().__init__(ProblemCode.STALE_INSTANCE, "another agent with this key has joined since")
 
 
 def not_found(what: str, ref: str) -> Refusal:
     """Return the refusal for something that isn't there, or isn't the caller's to see."""
-    return Refusal(
-        404,
-        "not_found",
-        "Not found",
-        f"you have no {what} {ref[:80]!r}",
-        fix="sublet ps lists your jobs",
-    )
-
-
-def conflict(code: str, title: str, detail: str, *, field: str = "", fix: str = "") -> Refusal:
-    """Return a 409."""
-    return Refusal(409, code, title, detail, field=field, fix=fix)
-
-
-def invalid(code: str, title: str, detail: str, *, field: str = "", fix: str = "") -> Refusal:
-    """Return a 422: understood, and not acceptable."""
-    return Refusal(422, code, title, detail, field=field, fix=fix)
+    shown = ref[:80]
+    return Refusal(ProblemCode.NOT_FOUND, f"you have no {what} {shown!r}", what=what, ref=shown)

@@ -5,7 +5,7 @@ Rules:
   is too old to be accepted anyway, before the request is acted upon: a crash in between refuses a
   replay, and the client asks again with a new nonce. For GET and PUT (which is by content) memory
   is enough, and for whoever has not introduced himself, who can do nothing else.
-- An idempotency key stands for one request: the same again is answered the same, another is 409.
+- An idempotency key stands for one request: the same again gets the same answer, another none.
 - Content is named by its hash but belongs to scopes: a renter's own, or a job's. A renter has his
   own scope and his jobs'. A provider has a job's scope while he holds its epoch; to read, also
   while he prepares to take it over. Whoever has no right to a blob learns nothing about it.
@@ -21,10 +21,11 @@ from sublet_broker.market.facts import (
     NonceFact,
     PartyFact,
 )
-from sublet_broker.service.errors import Refusal, conflict
+from sublet_broker.service.errors import Refusal
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.auth import MAX_REQUEST_SKEW_MS, Caller
+from sublet_contracts.problems import ProblemCode
 
 REMEMBERED_NONCES = 100_000
 ANSWERS_KEPT_MS = 24 * 3_600_000
@@ -66,12 +67,10 @@ class Idempotency:
             if known is None:
                 return None
             if known.request_sha256 != _digest(method, target, body_sha256):
-                raise conflict(
-                    "idempotency_mismatch",
-                    "Key used before",
+                raise Refusal(
+                    ProblemCode.IDEMPOTENCY_MISMATCH,
                     "this Idempotency-Key stands for another request",
                     field="Idempotency-Key",
-                    fix="use a new key for a new request",
                 )
             return Answer(known.status, known.body)
 
@@ -106,8 +105,9 @@ class Idempotency:
         status: int,
         body: str,
     ) -> None:
-        """Keep the answer to a request with an idempotency key. Failures of ours aren't kept."""
-        if not idempotency_key or status >= 500:
+        """Keep the answer to a request with an idempotency key, as the edge gave it. `status` is
+        kept and never read here; refusals and failures of ours aren't kept."""
+        if not idempotency_key:
             return
         with self._context.work() as work:
             digest = _digest(method, target, body_sha256)
@@ -135,10 +135,5 @@ def _digest(method: str, target: str, body_sha256: str) -> str:
 
 def _replayed() -> Refusal:
     return Refusal(
-        409,
-        "replayed",
-        "Replayed",
-        "this very request was received before",
-        field="Sublet-Nonce",
-        fix="sign the request again with a new nonce",
+        ProblemCode.REPLAYED, "this very request was received before", field="Sublet-Nonce"
     )

@@ -71,6 +71,7 @@ def expected(error: Exception) -> CommandError | None:
     from sublet.units import UnitError
     from sublet_contracts.documents import DocumentRefused
     from sublet_contracts.keys import KeyRefused
+    from sublet_contracts.problems import ProblemCode
     from sublet_contracts.tree import TreeRefused
 
     if isinstance(error, SubletError):
@@ -78,8 +79,8 @@ def expected(error: Exception) -> CommandError | None:
         option = _option(problem.field)
         detail = problem.detail.replace(problem.field, option) if problem.field else problem.detail
         field = f"{option}: " if option and not detail.startswith(option) else ""
-        missing = problem.status == 404 and problem.code in ("not_found", "unknown_job")
-        return CommandError(field + detail, problem.fix, NOT_FOUND if missing else ERROR)
+        missing = problem.code == ProblemCode.NOT_FOUND
+        return CommandError(field + detail, error.fix, NOT_FOUND if missing else ERROR)
     if isinstance(error, UnitError):
         what, _, fix = str(error).partition("; ")
         field, colon, rest = what.partition(":")

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from sublet.cli.errors import SUCCEEDED
 from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
-from sublet.terminal.text import ago, clip, credits, duration, paint, safe, size, state, table
+from sublet.terminal.next_steps import status_text
+from sublet.terminal.text import clip, paint, safe, state, table
+from sublet_contracts.amounts import format_ago, format_bytes, format_credits, format_duration
 from sublet_contracts.api import JobView, RunView
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import MEANINGS
@@ -50,9 +52,9 @@ def _jobs_table(jobs: Sequence[JobView], now_ms: int) -> str:
                 clip(safe(job.name), 15),
                 job.state,
                 _steps(job),
-                credits(job.charged_ucr) + " of " + credits(job.budget_ucr),
+                format_credits(job.charged_ucr) + " of " + format_credits(job.budget_ucr),
                 clip(safe(run.provider_name), 9) if on and run else "-",
-                ago(job.submitted_ms, now_ms),
+                format_ago(job.submitted_ms, now_ms),
             ]
         )
     heads = ("job", "name", "state", "step", "cost", "on", "age")
@@ -78,7 +80,7 @@ def inspect(argv: Sequence[str]) -> int:
         checkpoints = job.checkpoints().checkpoints
     now_ms = time.time_ns() // 1_000_000
     lines = [
-        f"{paint(safe(view.name), 'bold')}  {state(view.state)}: {safe(view.says)}",
+        f"{paint(safe(view.name), 'bold')}  {state(view.state)}: {status_text(view)}",
         "",
         _pair("job", view.id),
         _pair("image", clip(safe(view.image), _columns() - 12)),
@@ -88,27 +90,33 @@ def inspect(argv: Sequence[str]) -> int:
         _pair("wants", requirements_text(view)),
         _pair(
             "price",
-            f"at most {credits(view.max_price_ucr_per_device_hour)} per device-hour",
+            f"at most {format_credits(view.max_price_ucr_per_device_hour)} per device-hour",
         ),
         _pair(
             "budget",
-            f"{credits(view.budget_ucr)}, of which {credits(view.charged_ucr)} charged, "
-            f"{credits(view.held_ucr)} held",
+            f"{format_credits(view.budget_ucr)}, of which {format_credits(view.charged_ucr)} charged, "
+            f"{format_credits(view.held_ucr)} held",
         ),
-        _pair("submitted", ago(view.submitted_ms, now_ms)),
+        _pair("submitted", format_ago(view.submitted_ms, now_ms)),
     ]
     if view.step or view.total_steps:
         metrics = "".join(f", {safe(k)} {v:.4g}" for k, v in sorted(view.metrics.items()))
         lines.append(_pair("step", f"{_steps(view)} (durable: {view.durable_step}){metrics}"))
     if view.recoveries:
-        lost = duration(view.lost_device_ms)
+        lost = format_duration(view.lost_device_ms)
         lines.append(_pair("recovered", f"{_times(view.recoveries)}, {lost} of work lost"))
     if view.runs:
         lines += ["", _runs_table(view.runs)]
         lines += _endings(view.runs)
     if checkpoints:
         rows = [
-            [str(c.step), c.kind, c.state, size(c.total_bytes), ago(c.created_ms, now_ms)]
+            [
+                str(c.step),
+                c.kind,
+                c.state,
+                format_bytes(c.total_bytes),
+                format_ago(c.created_ms, now_ms),
+            ]
             for c in checkpoints[:5]
         ]
         lines += ["", table(("step", "kind", "state", "size", "made"), rows, right=(0, 3))]
@@ -124,10 +132,10 @@ def requirements_text(view: JobView) -> str:
     device = need.device_name or need.device_kind.upper().replace("ANY", "device")
     parts = [f"{need.devices}x {safe(device)}"]
     if need.device_memory_bytes:
-        parts[0] += f" of {size(need.device_memory_bytes)}"
+        parts[0] += f" of {format_bytes(need.device_memory_bytes)}"
     parts.append(f"{need.cpu_millis / 1000:g} cores")
-    parts.append(f"{size(need.memory_bytes)} memory")
-    parts.append(f"{size(need.disk_bytes)} disk")
+    parts.append(f"{format_bytes(need.memory_bytes)} memory")
+    parts.append(f"{format_bytes(need.disk_bytes)} disk")
     parts += [f"region {need.region}"] if need.region else []
     parts += ["network"] if need.egress else []
     return ", ".join(parts)
@@ -138,10 +146,10 @@ def _runs_table(runs: Sequence[RunView]) -> str:
         [
             str(run.epoch),
             clip(safe(run.provider_name) or short(run.provider), 14),
-            credits(run.price_ucr_per_device_hour),
+            format_credits(run.price_ucr_per_device_hour),
             f"{run.start_step}→{run.step}",
-            duration(run.cum_device_ms),
-            credits(run.charge_ucr),
+            format_duration(run.cum_device_ms),
+            format_credits(run.charge_ucr),
             run.reason or run.run_state,
         ]
         for run in runs
@@ -211,7 +219,7 @@ def _show_change(view: JobView, as_json: bool) -> None:
     if as_json:
         print(view.model_dump_json())
     else:
-        print(f"{safe(view.name)} ({short(view.id)}): {state(view.state)}, {safe(view.says)}")
+        print(f"{safe(view.name)} ({short(view.id)}): {state(view.state)}, {status_text(view)}")
 
 
 def download(argv: Sequence[str]) -> int:
@@ -234,5 +242,5 @@ def download(argv: Sequence[str]) -> int:
         print(json.dumps({"job": job.id, "files": [str(file) for file in files]}, indent=2))
         return SUCCEEDED
     for file in files:
-        print(f"{file}  {size(file.stat().st_size)}")
+        print(f"{file}  {format_bytes(file.stat().st_size)}")
     return SUCCEEDED

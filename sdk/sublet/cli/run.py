@@ -13,7 +13,8 @@ from sublet.cli.job_options import add_job_options, given_options
 from sublet.cli.parser import Parser, open_client, with_broker, with_json
 from sublet.options import OPTIONS
 from sublet.options_docs import meaning
-from sublet.terminal.text import credits, duration, paint, safe
+from sublet.terminal.text import paint, safe
+from sublet_contracts.amounts import format_credits, format_duration
 
 if TYPE_CHECKING:
     from sublet.client import Client, Job
@@ -145,7 +146,9 @@ def _show_terms(client: "Client", spec: "JobSpec") -> None:
         if more > 0:
             print(paint(f"and {more} more", "dim", sys.stderr), file=sys.stderr)
     elif not spec.options["wait_for_offer"]:
-        raise CommandError(no_match(found), found.relax or "queue it anyway with --wait")
+        from sublet.shortfalls import relax_text
+
+        raise CommandError(no_match(found), relax_text(found.relax) or "queue it with --wait")
     else:
         print(f"{no_match(found)}; it will wait for one that fits", file=sys.stderr)
     print("\n" + _cost(spec, found), file=sys.stderr)
@@ -161,7 +164,7 @@ def no_match(found: "MatchView") -> str:
 
 
 def _cost(spec: "JobSpec", found: "MatchView") -> str:
-    text = f"It costs at most {paint(credits(spec.budget_ucr), 'bold', sys.stderr)} credits in all."
+    text = f"It costs at most {paint(format_credits(spec.budget_ucr), 'bold', sys.stderr)} credits in all."
     if not found.offers:
         return text
     from sublet_contracts.rules import device_ms_within
@@ -170,7 +173,7 @@ def _cost(spec: "JobSpec", found: "MatchView") -> str:
     lasts_ms = device_ms_within(price * spec.resources().devices, spec.budget_ucr)
     if lasts_ms is None:
         return f"{text} The cheapest offer is free."
-    return f"{text} At the cheapest price that lasts {duration(lasts_ms)}."
+    return f"{text} At the cheapest price that lasts {format_duration(lasts_ms)}."
 
 
 def _confirm(yes: bool) -> None:

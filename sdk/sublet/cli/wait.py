@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sublet.cli.errors import exit_code
 from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
+from sublet.terminal.next_steps import status_text
 from sublet.terminal.text import paint, safe, state
 from sublet_contracts.keys import short
 
@@ -36,7 +37,7 @@ def wait(argv: Sequence[str]) -> int:
     if options.json:
         print(view.model_dump_json(indent=2))
     else:
-        print(f"{safe(view.name)} ({short(view.id)}): {state(view.state)}, {safe(view.says)}")
+        print(f"{safe(view.name)} ({short(view.id)}): {state(view.state)}, {status_text(view)}")
     return exit_code(view.state)
 
 

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from sublet.cosign import Cosigned
 from sublet.errors import BrokerAway, SubletError
-from sublet.terminal.text import clip, credits, duration, safe
+from sublet.terminal.next_steps import status_text
+from sublet.terminal.text import clip, safe
+from sublet_contracts.amounts import format_credits, format_duration
 from sublet_contracts.api import JobLogLine, JobView, RunView
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import MEANINGS, Fault, Next
@@ -167,7 +169,7 @@ def _watch(
             _show_output(screen, lines, POLL_S)
             view = job.view()
             if away_since is not None:
-                screen.note(f"the broker is back after {duration(_ms_since(away_since))}")
+                screen.note(f"the broker is back after {format_duration(_ms_since(away_since))}")
             away_since = None
         except BrokerAway as away:
             if over:
@@ -222,7 +224,7 @@ class Changes:
             JobState.PAUSED,
             JobState.RECOVERING,
         ):
-            yield f"{view.state}: {safe(view.says)}"
+            yield f"{view.state}: {status_text(view)}"
         self._state = view.state
         if view.durable_step > self._durable_step:
             yield f"step {view.durable_step} is durable"
@@ -231,7 +233,7 @@ class Changes:
     def _run(self, run: RunView, before: RunView | None) -> Iterator[str]:
         name = _name(run)
         if self._new(run, "leased"):
-            price = credits(run.price_ucr_per_device_hour)
+            price = format_credits(run.price_ucr_per_device_hour)
             if before is None:
                 yield f"{name} takes the job at {price} per device-hour"
             else:
@@ -256,7 +258,7 @@ def _cost_of(lost: RunView) -> str:
     lost_ms = lost.cum_device_ms - lost.payable_device_ms
     if lost.fault not in (Fault.PROVIDER, Fault.BROKER) or lost_ms <= 0:
         return ""
-    return f"; the lost work ({duration(lost_ms)}) costs nothing"
+    return f"; the lost work ({format_duration(lost_ms)}) costs nothing"
 
 
 def _name(run: RunView) -> str:
@@ -266,8 +268,8 @@ def _name(run: RunView) -> str:
 def _closing_notes(view: JobView) -> Iterator[str]:
     ref = short(view.id)
     yield (
-        f"{safe(view.name)} {view.state}: {safe(view.says)}; charged {credits(view.charged_ucr)} "
-        f"of {credits(view.budget_ucr)}"
+        f"{safe(view.name)} {view.state}: {status_text(view)}; charged {format_credits(view.charged_ucr)} "
+        f"of {format_credits(view.budget_ucr)}"
     )
     if view.state is JobState.PAUSED:
         yield f"go on: sublet resume {ref} [--budget CREDITS]"
@@ -341,10 +343,10 @@ class LiveScreen:
             (safe(view.name), "bold"),
             "  ",
             (view.state, _STYLES.get(view.state, "cyan")),
-            f"  {clip(safe(view.says), 60)}",
+            f"  {clip(status_text(view), 60)}",
         )
         if away_s:
-            head.append(f"  broker away for {duration(int(away_s * 1000))}", "yellow")
+            head.append(f"  broker away for {format_duration(int(away_s * 1000))}", "yellow")
         rows: list[RenderableType] = [Text("─" * 40, "dim"), head]
         if view.total_steps:
             bar = Table.grid(padding=(0, 1))
@@ -359,10 +361,11 @@ class LiveScreen:
         if view.metrics:
             rows.append(self._metrics(view))
         money = Text.assemble(
-            (credits(view.charged_ucr), "bold"), f" of {credits(view.budget_ucr)} credits"
+            (format_credits(view.charged_ucr), "bold"),
+            f" of {format_credits(view.budget_ucr)} credits",
         )
         if run is not None and not is_terminal(JOB, view.state):
-            price = credits(run.price_ucr_per_device_hour)
+            price = format_credits(run.price_ucr_per_device_hour)
             money.append(f"  on {_name(run)} at {price} per device-hour", "dim")
         if view.recoveries:
             money.append(f"  recovered {view.recoveries}x", "yellow")

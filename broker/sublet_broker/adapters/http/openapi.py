@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from sublet_broker.adapters.http.problems import PROBLEM_JSON
+from sublet_broker.adapters.http.problems import PROBLEM_JSON, STATUS
 from sublet_contracts.api import (
     MatchRequest,
     MissingRequest,
@@ -18,6 +18,7 @@ from sublet_contracts.api import (
     ResumeRequest,
     SignedRequest,
 )
+from sublet_contracts.problems import PROBLEMS
 
 TITLE = "sublet broker"
 
@@ -44,7 +45,12 @@ fields are in `contracts/README.md`.
 **Units.** Money is in micro-credits (`_ucr`; 1 credit = 1 000 000), time in milliseconds (`_ms`),
 sizes in bytes, usage in device-milliseconds.
 
-**Errors** are problem+json (RFC 9457) with a stable `code`, the `field` that is wrong and a `fix`.
+**Errors** are problem+json (RFC 9457) with a stable `code`, a `detail` that says what is so, the
+`field` that is wrong, and `facts` for programs. What to do next is the client's to say; where an
+answer did not come or is a 5xx, send a POST again with the same Idempotency-Key. The codes:
+
+| code | status | title | facts |
+|---|---|---|---|
 """
 
 TAGS = [
@@ -91,7 +97,7 @@ _SAYS = {
     404: "Not there, or not yours.",
     409: "It can't be done in this state; or the Idempotency-Key came with another body.",
     413: "Larger than this call takes, or more than is kept for one party; nothing was stored.",
-    422: "Understood and not acceptable; `field` says what, `fix` what to do.",
+    422: "Understood and not acceptable; `field` says what.",
     410: "No longer kept, or found damaged.",
     429: "More than one party may have or do in an hour; `detail` says what.",
     503: "Busy, or the match engine is away. Send it again.",
@@ -143,6 +149,15 @@ def _signed(extra: dict[str, Any]) -> dict[str, Any]:
 SIGNED: dict[str, Any] = _signed({})
 
 
+def _codes_table() -> str:
+    """Return the rows of all codes that a request can be refused with."""
+    return "".join(
+        f"| `{code}` | {STATUS[code]} | {kind.title} | "
+        f"{', '.join(f'`{name}`' for name in kind.facts)} |\n"
+        for code, kind in PROBLEMS.items()
+    )
+
+
 def describe(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document."""
     if app.openapi_schema:
@@ -150,7 +165,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(
         title=TITLE,
         version=app.version,
-        description=DESCRIPTION,
+        description=DESCRIPTION + _codes_table(),
         routes=app.routes,
         tags=TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},

@@ -1,11 +1,14 @@
-"""Every error as RFC 9457 problem+json: what, which field, what to do next. A 500 tells nothing."""
+"""Every error as RFC 9457 problem+json: which code, what, which field. A 500 tells nothing.
+
+STATUS is the one place that knows what HTTP calls a refusal; what to do about one, the client says.
+"""
 
 import asyncio
 import contextlib
 import logging
 import secrets
 import time
-from http import HTTPStatus
+from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +22,7 @@ from sublet_broker.service.ports import MatcherAway, StorageFailing, StorageFull
 from sublet_contracts.api import Problem
 from sublet_contracts.auth import RequestRefused
 from sublet_contracts.documents import DocumentRefused
+from sublet_contracts.problems import PROBLEMS, ProblemCode
 
 log = logging.getLogger("sublet.http")
 
@@ -26,18 +30,72 @@ PROBLEM_JSON = "application/problem+json"
 DISCARD_BYTES = 64 * 1024**2
 DISCARD_S = 5.0
 
+STATUS: dict[ProblemCode, int] = {
+    ProblemCode.NO_SUCH_ADDRESS: 404,
+    ProblemCode.METHOD: 405,
+    ProblemCode.MALFORMED: 400,
+    ProblemCode.INVALID: 422,
+    ProblemCode.TOO_LARGE: 413,
+    ProblemCode.TOO_SLOW: 408,
+    ProblemCode.GONE: 400,
+    ProblemCode.NOT_AUTHENTIC: 401,
+    ProblemCode.CLOCK: 401,
+    ProblemCode.REPLAYED: 409,
+    ProblemCode.IDEMPOTENCY_MISMATCH: 409,
+    ProblemCode.UNKNOWN_PARTY: 403,
+    ProblemCode.NOT_OPERATOR: 403,
+    ProblemCode.STALE_INSTANCE: 409,
+    ProblemCode.NOT_FOUND: 404,
+    ProblemCode.AMBIGUOUS: 409,
+    ProblemCode.BAD_STATE: 422,
+    ProblemCode.DOCUMENT_REFUSED: 422,
+    ProblemCode.IMAGE_NOT_PINNED: 422,
+    ProblemCode.BUDGET_TOO_SMALL: 422,
+    ProblemCode.OVER_BALANCE: 402,
+    ProblemCode.NO_MATCH: 422,
+    ProblemCode.JOB_ENDED: 409,
+    ProblemCode.NOT_PAUSED: 409,
+    ProblemCode.BUDGET_USED_UP: 422,
+    ProblemCode.RECEIPTS_UNSIGNED: 422,
+    ProblemCode.INPUT_MISSING: 422,
+    ProblemCode.INPUT_CHANGED: 422,
+    ProblemCode.INPUT_REFUSED: 422,
+    ProblemCode.INPUT_TOO_LARGE: 422,
+    ProblemCode.HASH_MISMATCH: 422,
+    ProblemCode.STALE_EPOCH: 409,
+    ProblemCode.LET_GO: 410,
+    ProblemCode.DAMAGED: 410,
+    ProblemCode.TOO_MANY: 429,
+    ProblemCode.TOO_MANY_JOBS: 429,
+    ProblemCode.TOO_MANY_STREAMS: 429,
+    ProblemCode.TOO_MUCH_STORED: 413,
+    ProblemCode.BUSY: 503,
+    ProblemCode.MATCHER_AWAY: 503,
+    ProblemCode.DATABASE_AWAY: 503,
+    ProblemCode.STORAGE_FULL: 507,
+    ProblemCode.STORAGE_FAILING: 507,
+    ProblemCode.INTERNAL: 500,
+}
+
+_HEADERS: dict[int, dict[str, str]] = {
+    401: {"WWW-Authenticate": 'Sublet realm="sublet broker"'},
+    413: {"Connection": "close"},
+    408: {"Connection": "close"},
+    429: {"Retry-After": "5"},
+    503: {"Retry-After": "5"},
+    507: {"Retry-After": "5"},
+}
+
 
 class BodyTooLarge(Refusal):
     """More bytes than the call takes; they were not read."""
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(
-            413,
-            "too_large",
-            "Too large",
+            ProblemCode.TOO_LARGE,
             f"this call takes at most {limit_bytes} bytes",
             field="body",
-            fix="send less; files go up in chunks (the sublet client does it)",
+            limit_bytes=limit_bytes,
         )
 
 
@@ -65,27 +123,24 @@ class _Unread(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-def problem(
-    status: int,
-    code: str,
-    title: str,
-    detail: str,
-    *,
-    field: str = "",
-    fix: str = "",
-    headers: dict[str, str] | None = None,
-) -> Response:
-    """Return a problem+json answer."""
+def answer_to(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a refusal as problem+json, with the headers that its status wants, and `headers`."""
+    status = STATUS[refusal.code]
     body = Problem(
-        type=f"urn:sublet:problem:{code}",
-        title=title,
+        type=f"urn:sublet:problem:{refusal.code}",
+        title=PROBLEMS[refusal.code].title,
         status=status,
-        detail=detail,
-        code=code,
-        field=field,
-        fix=fix,
+        detail=refusal.detail,
+        code=refusal.code,
+        field=refusal.field,
+        facts=refusal.facts,
     )
-    return Response(body.model_dump_json(), status, headers, media_type=PROBLEM_JSON)
+    return Response(
+        body.model_dump_json(),
+        status,
+        {**_HEADERS.get(status, {}), **(headers or {})},
+        media_type=PROBLEM_JSON,
+    )
 
 
 def as_refusal(error: Exception) -> Refusal | None:
@@ -93,56 +148,30 @@ def as_refusal(error: Exception) -> Refusal | None:
     match error:
         case Refusal():
             return error
+        case RequestRefused(header="Sublet-Time-Ms"):
+            return Refusal(ProblemCode.CLOCK, f"{error.header}: {error}", field=error.header)
         case RequestRefused():
-            return Refusal(
-                401,
-                "clock" if error.header == "Sublet-Time-Ms" else "not_authentic",
-                "Not authentic",
-                f"{error.header}: {error}",
-                field=error.header,
-                fix="sign the request as /docs says, with the key of the party that it names",
-            )
+            says = f"{error.header}: {error}"
+            return Refusal(ProblemCode.NOT_AUTHENTIC, says, field=error.header)
         case DocumentRefused():
-            return Refusal(
-                422,
-                "bad_document",
-                "Document refused",
-                str(error),
-                field=error.field,
-                fix="sign a corrected document",
-            )
+            return Refusal(ProblemCode.DOCUMENT_REFUSED, str(error), field=error.field)
         case StorageFailing():
             return Refusal(
-                507,
-                "storage_failing",
-                "The broker's disk can't be written",
+                ProblemCode.STORAGE_FAILING,
                 "nothing that was stored before is lost; whether this was stored is not known",
-                fix="send it again later, with the same Idempotency-Key; its operator must look",
             )
         case StorageFull():
             return Refusal(
-                507,
-                "storage_full",
-                "The broker's disk is full",
+                ProblemCode.STORAGE_FULL,
                 "nothing was stored, and nothing that was stored before is lost",
-                fix="send it again later; the broker's operator must free some space",
             )
         case StoreAway():
             return Refusal(
-                503,
-                "database_away",
-                "The broker's database is away",
+                ProblemCode.DATABASE_AWAY,
                 "it does not answer; nothing that was stored before is lost",
-                fix="send it again later, with the same Idempotency-Key",
             )
         case MatcherAway():
-            return Refusal(
-                503,
-                "matcher_away",
-                "Matching waits",
-                "the match engine does not answer",
-                fix="queued jobs are matched when it is back; nothing needs to be sent again",
-            )
+            return Refusal(ProblemCode.MATCHER_AWAY, "the match engine does not answer")
         case _:
             return None
 
@@ -154,22 +183,7 @@ def install(app: FastAPI) -> None:
         refusal = as_refusal(error)
         if refusal is None:
             raise error
-        headers: dict[str, str] = {}
-        if refusal.status == 401:
-            headers["WWW-Authenticate"] = 'Sublet realm="sublet broker"'
-        if refusal.status in (413, 408):
-            headers["Connection"] = "close"
-        if refusal.status in (429, 503, 507):
-            headers["Retry-After"] = "5"
-        answer = problem(
-            refusal.status,
-            refusal.code,
-            refusal.title,
-            refusal.detail,
-            field=refusal.field,
-            fix=refusal.fix,
-            headers=headers,
-        )
+        answer = answer_to(refusal)
         return _Unread(answer) if isinstance(refusal, BodyTooLarge) else answer
 
     for kind in (Refusal, RequestRefused, DocumentRefused, StorageFull, StoreAway, MatcherAway):
@@ -181,43 +195,34 @@ def install(app: FastAPI) -> None:
         log.error(
             "incident %s: %s %s", incident, request.method, request.url.path[:200], exc_info=error
         )
-        return problem(
-            500,
-            "internal",
-            "Our mistake",
-            f"incident {incident} is in the broker's log",
-            fix="send it again with the same Idempotency-Key; tell the operator the incident",
+        return answer_to(
+            Refusal(
+                ProblemCode.INTERNAL,
+                f"incident {incident} is in the broker's log",
+                incident=incident,
+            )
         )
 
     @app.exception_handler(HTTPException)
     async def routing(request: Request, error: HTTPException) -> Response:
         path = request.url.path[:200]
+        headers = error.headers or {}
         match error.status_code:
             case 404:
-                code, detail = "no_such_address", f"there is nothing at {path}"
-                fix = "see /docs for what there is; the client may be newer than the broker"
+                refusal = Refusal(ProblemCode.NO_SUCH_ADDRESS, f"there is nothing at {path}")
             case 405:
-                allowed = (error.headers or {}).get("Allow", "")
-                code, detail = "method", f"{request.method} is not for {path}"
-                fix = f"use {allowed}" if allowed else "see /docs"
-            case _:
-                code, detail, fix = "http", str(error.detail), "see /docs"
-        title = HTTPStatus(error.status_code).phrase
-        headers = dict(error.headers or {})
-        return problem(error.status_code, code, title, detail, fix=fix, headers=headers)
+                allowed = headers.get("Allow", "")
+                says = f"{request.method} is not for {path}"
+                refusal = Refusal(ProblemCode.METHOD, says, allowed=allowed)
+            case _:  # The router knows no others; whatever else the framework can't read is here.
+                refusal = Refusal(ProblemCode.MALFORMED, str(error.detail))
+        return answer_to(refusal, headers)
 
     @app.exception_handler(RequestValidationError)
     async def validation(_request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-        return problem(
-            422,
-            "invalid",
-            "Not valid",
-            f"{field}: {first['msg']}",
-            field=field,
-            fix="correct that field; /docs says what it takes",
-        )
+        return answer_to(Refusal(ProblemCode.INVALID, f"{field}: {first['msg']}", field=field))
 
 
 class Guard:

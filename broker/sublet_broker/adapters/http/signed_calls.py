@@ -21,6 +21,7 @@ from sublet_broker.service.errors import Refusal
 from sublet_contracts.auth import Caller, RequestRefused, authenticate
 from sublet_contracts.documents import refused_by_validation
 from sublet_contracts.encoding import EncodingError, parse_json
+from sublet_contracts.problems import ProblemCode
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -53,23 +54,11 @@ class Call:
             parse_json(self.body, max_bytes=max(1, len(self.body)))
             return model.model_validate_json(self.body)
         except EncodingError as error:
-            raise Refusal(
-                400,
-                "malformed",
-                "Malformed",
-                f"the body is {error}",
-                field="body",
-                fix="send one JSON object as /docs shows",
-            ) from error
+            raise Refusal(ProblemCode.MALFORMED, f"the body is {error}", field="body") from error
         except ValidationError as error:
             refused = refused_by_validation(error)
             raise Refusal(
-                422,
-                "invalid",
-                "Not valid",
-                str(refused),
-                field=refused.field or "body",
-                fix="correct that field; /docs says what it takes",
+                ProblemCode.INVALID, str(refused), field=refused.field or "body"
             ) from error
 
     async def answer(self, act: Callable[[], BaseModel | None], status: int = 200) -> Response:
@@ -169,15 +158,13 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                 parts.append(part)
     except TimeoutError as error:
         raise Refusal(
-            408,
-            "too_slow",
-            "Too slow",
+            ProblemCode.TOO_SLOW,
             f"the body took longer than {BODY_TIMEOUT_S:.0f} s",
             field="body",
-            fix="send it again; smaller chunks go through slower lines",
+            limit_ms=int(BODY_TIMEOUT_S * 1000),
         ) from error
     except ClientDisconnect as error:
-        raise Refusal(400, "gone", "Gone", "the client hung up", field="body") from error
+        raise Refusal(ProblemCode.GONE, "the client hung up", field="body") from error
     return b"".join(parts)
 
 

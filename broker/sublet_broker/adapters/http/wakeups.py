@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sublet_broker.service.errors import Refusal
+from sublet_contracts.problems import ProblemCode
 
 MAX_FOLLOWERS = 2_000
 MAX_FOLLOWERS_PER_PARTY = 64
@@ -36,15 +37,14 @@ class Feeds:
 
     @contextmanager
     def following(self, party: str, job: str) -> Iterator[asyncio.Event]:
-        """Give an event that is set whenever the job has news. Raises Refusal 429."""
+        """Give an event that is set whenever the job has news. Raises Refusal
+        (too_many_streams)."""
         mine = self._per_party[party]
         if mine >= MAX_FOLLOWERS_PER_PARTY or self.followers >= MAX_FOLLOWERS:
             raise Refusal(
-                429,
-                "too_many_streams",
-                "Too many streams",
-                f"{mine} log streams of yours are open",
-                fix="close some, or ask without follow=true",
+                ProblemCode.TOO_MANY_STREAMS,
+                f"{mine} log streams of yours are open, {self.followers} in all",
+                open_streams=mine,
             )
         event = asyncio.Event()
         self._per_party[party] += 1

@@ -15,13 +15,15 @@ from sublet_broker.market.facts import (
     RunFact,
 )
 from sublet_broker.service.content.claims import HASHES_AT_ONCE, claim
-from sublet_broker.service.errors import Refusal, conflict, invalid, not_found
+from sublet_broker.service.errors import Refusal, not_found
 from sublet_broker.service.leases.candidates import LIVE_LEASE
 from sublet_broker.service.ports import BlobMissing, StorageFull
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.job_lookup import own_job
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
+from sublet_contracts.amounts import format_bytes, format_duration
 from sublet_contracts.api import MissingView
+from sublet_contracts.problems import ProblemCode
 
 
 class Blobs:
@@ -32,13 +34,12 @@ class Blobs:
 
     def put(self, caller: str, scope: str, epoch: int | None, sha256: str, data: bytes) -> None:
         """Keep content in a scope: the caller's party id, or a job (id, prefix, name)."""
-        if len(data) > self._context.settings.max_blob_bytes:
+        limit_bytes = self._context.settings.max_blob_bytes
+        if len(data) > limit_bytes:
             raise Refusal(
-                413,
-                "too_large",
-                "Too large",
-                f"{len(data)} bytes; at most {self._context.settings.max_blob_bytes} are taken",
-                fix="the sublet client cuts files into chunks",
+                ProblemCode.TOO_LARGE,
+                f"it has {format_bytes(len(data))}; at most {format_bytes(limit_bytes)} are taken",
+                limit_bytes=limit_bytes,
             )
         with self._context.read() as snapshot:
             self._may_write(snapshot, caller, scope, epoch)
@@ -56,20 +57,13 @@ class Blobs:
         try:
             self._context.ports.blobs.put(sha256, data)
         except ValueError as error:
-            raise invalid(
-                "hash_mismatch",
-                "Content differs",
-                str(error),
-                field="sha256",
-                fix="the file changed while it was sent, or was damaged on the way: send it again",
+            raise Refusal(
+                ProblemCode.HASH_MISMATCH, str(error), field="sha256", sha256=sha256
             ) from error
         except StorageFull as error:
             raise Refusal(
-                507,
-                "storage_full",
-                "Broker's disk full",
-                "nothing was kept",
-                fix="tell the operator; then try again",
+                ProblemCode.STORAGE_FULL,
+                "nothing was stored, and nothing that was stored before is lost",
             ) from error
 
     def get(self, caller: str, scope: str, epoch: int | None, sha256: str) -> bytes:
@@ -79,13 +73,12 @@ class Blobs:
             known = snapshot.get(BlobFact, key, sha256)
             job = snapshot.get(JobFact, key)
             if known is None and job is not None and job.ended_ms is not None:
-                days = self._context.settings.keep_ended_ms // 86_400_000
+                kept_ms = self._context.settings.keep_ended_ms
                 raise Refusal(
-                    410,
-                    "let_go",
-                    "No longer kept",
-                    f"a job's outputs and last checkpoint are kept for {days} days after its end",
-                    fix="run the job again",
+                    ProblemCode.LET_GO,
+                    "a job's outputs and last checkpoint are kept for "
+                    f"{format_duration(kept_ms)} after its end",
+                    kept_ms=kept_ms,
                 )
         if known is None:
             raise not_found("blob", sha256)
@@ -93,11 +86,7 @@ class Blobs:
             return self._context.ports.blobs.get(sha256)
         except BlobMissing as error:
             raise Refusal(
-                410,
-                "damaged",
-                "Content damaged",
-                f"{sha256[:10]} is no longer readable here",
-                fix="a job's older checkpoint is used by itself; outputs must be made again",
+                ProblemCode.DAMAGED, f"{sha256[:10]} is no longer readable here", sha256=sha256
             ) from error
 
     def missing(
@@ -132,13 +121,7 @@ class Blobs:
         """Return the scope's key. Raises Refusal."""
         if scope == caller:
             if work.get(PartyFact, caller) is None:
-                raise Refusal(
-                    403,
-                    "unknown_party",
-                    "Unknown party",
-                    "this key has not been introduced",
-                    fix="the sublet client does it on first use",
-                )
+                raise Refusal(ProblemCode.UNKNOWN_PARTY, "this key has not been introduced")
             return caller
         if epoch is None:
             return own_job(work, caller, scope).id
@@ -155,11 +138,11 @@ class Blobs:
         if job is None or not mine:
             raise not_found("job", scope)
         if mine[0].state not in LIVE_LEASE or epoch != job.epoch:
-            raise conflict(
-                "stale_epoch",
-                "Stale epoch",
+            raise Refusal(
+                ProblemCode.STALE_EPOCH,
                 f"epoch {epoch} no longer holds the job; it is at {job.epoch}",
                 field="Sublet-Epoch",
-                fix="stop this run: the job has gone on elsewhere",
+                epoch=epoch,
+                current_epoch=job.epoch,
             )
         return job.id

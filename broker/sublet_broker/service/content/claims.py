@@ -13,6 +13,8 @@ from sublet_broker.service.unit_of_work.tallies import (
     counted_bytes,
 )
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
+from sublet_contracts.amounts import format_bytes
+from sublet_contracts.problems import ProblemCode
 
 HASHES_AT_ONCE = 500
 """How many hashes are asked of the database in one question."""
@@ -21,7 +23,8 @@ HASHES_AT_ONCE = 500
 def claim(
     context: Context, work: UnitOfWork, scope: str, sha256: str, size_bytes: int, limit: int
 ) -> None:
-    """Give a scope the right to content whose file is here. Raises Refusal 413 beyond `limit`."""
+    """Give a scope the right to content whose file is here. Raises Refusal (too_much_stored)
+    beyond `limit` bytes."""
     settings = context.settings
     stays_ms = settings.upload_grace_ms
     if work.get(JobFact, scope) is None:
@@ -32,13 +35,12 @@ def claim(
         stored = work.tally(STORED_BYTES, scope)
         if stored + counted_bytes(size_bytes) > limit:
             raise Refusal(
-                413,
-                "too_much_stored",
-                "Too much stored",
-                f"{stored} bytes are kept for you here, and at most {limit} are taken "
-                f"(a file counts as {COUNTED_BYTES} at the least)",
-                fix="send less: fewer or smaller inputs, or a smaller checkpoint; what is not used "
-                f"goes by itself after {settings.keep_inputs_ms // 86_400_000} days",
+                ProblemCode.TOO_MUCH_STORED,
+                f"{format_bytes(stored)} are kept for you here, and at most {format_bytes(limit)} "
+                f"are taken (a file counts as {format_bytes(COUNTED_BYTES)} at the least)",
+                stored_bytes=stored,
+                limit_bytes=limit,
+                unused_kept_ms=settings.keep_inputs_ms,
             )
         work.add(claimed)
     else:

@@ -13,7 +13,7 @@ from sublet_broker.market.facts import (
     RunFact,
     SettlementFact,
 )
-from sublet_broker.service.queries.status_text import says
+from sublet_broker.service.queries.status_text import next_step, says
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.api import Charge, JobView, RunView
 from sublet_contracts.documents import Job, Offer, Settlement
@@ -42,15 +42,15 @@ def job_view(snapshot: UnitOfWork, job: JobFact) -> JobView:
     durable_step = max((c.step for c in durable if c.kind == "checkpoint"), default=0)
     live_ucr = sum(v.charge_ucr for v in views if v.lease_state is not LeaseState.CLOSED)
     outputs = next((c for c in durable if c.id == job.outputs), None)
+    outputs_kept = outputs is not None and outputs.kept
     return JobView(
         id=job.id,
         name=job.name,
         renter=job.renter,
         state=job.state,
         reason=job.reason,
-        says=says(
-            job, newest, run, snapshot.now_ms, outputs_kept=outputs is not None and outputs.kept
-        ),
+        says=says(job, newest, run, snapshot.now_ms, outputs_kept=outputs_kept),
+        next_step=next_step(job, outputs_kept=outputs_kept),
         image=document.image,
         command=document.command,
         resources=document.resources,

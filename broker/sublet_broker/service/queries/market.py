@@ -4,7 +4,6 @@ from sublet_broker.market.accepted import accepted
 from sublet_broker.market.matching import BookEntry, Requirements
 from sublet_broker.service.leases.open_offers import OpenOffers
 from sublet_broker.service.unit_of_work.context import Context
-from sublet_contracts.amounts import credits_of
 from sublet_contracts.api import MatchRequest, MatchView, OffersPage, OfferView
 from sublet_contracts.documents import Offer
 from sublet_contracts.rules import minimum_budget_ucr
@@ -58,18 +57,15 @@ class Market:
             resources=request.resources,
             max_price_ucr_per_device_hour=request.max_price_ucr_per_device_hour,
             image=request.image,
-            hardware_class=request.resources.hardware_class,
         )
-        told = self._open_offers.explain(requirements)
-        relax = told.relax
-        least = minimum_budget_ucr(request.max_price_ucr_per_device_hour, request.resources.devices)
-        if told.fitting and 0 < request.budget_ucr < least:
-            relax = f"a minute costs up to {credits_of(least)}: raise --budget to at least that"
-        if not told.considered:
-            relax = "no offer is open at the moment"
+        explanation = self._open_offers.explain(requirements)
+        least_ucr = minimum_budget_ucr(
+            request.max_price_ucr_per_device_hour, request.resources.devices
+        )
         return MatchView(
-            offers=tuple(_offer_view(entry) for entry in told.fitting),
-            considered=told.considered,
-            failures=dict(sorted(told.failures.items())),
-            relax=relax,
+            offers=tuple(_offer_view(entry) for entry in explanation.fitting),
+            considered=explanation.considered,
+            failures=dict(sorted(explanation.failures.items())),
+            relax=explanation.relax,
+            least_budget_ucr=least_ucr if 0 < request.budget_ucr < least_ucr else 0,
         )

@@ -1,9 +1,10 @@
-"""A job's state in a sentence, with what to do next."""
+"""A job's state in a sentence, and what it waits for its renter to do."""
 
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import JobFact, LeaseFact, RunFact
 from sublet_broker.market.leasing import affords_a_lease
-from sublet_contracts.amounts import credits_of, span_of
+from sublet_contracts.amounts import format_credits, format_duration
+from sublet_contracts.api import NextStep
 from sublet_contracts.documents import Job
 from sublet_contracts.reasons import MEANINGS, Reason
 from sublet_contracts.states import JobState, LeaseState, RunState
@@ -33,16 +34,25 @@ def says(
         case JobState.PAUSED:
             return _paused(job)
         case JobState.SUCCEEDED:
-            if not job.outputs:
-                return "finished"
-            if not outputs_kept:
+            if job.outputs and not outputs_kept:
                 return "finished; its outputs are no longer kept"
-            return "finished; sublet download brings the outputs"
+            return "finished"
         case JobState.FAILED:
             reason = MEANINGS[job.reason].says if job.reason else "it failed"
             return f"{reason}{_also(job.detail)}"
         case JobState.CANCELLED:
             return MEANINGS[job.reason or Reason.CANCELLED].says
+
+
+def next_step(job: JobFact, *, outputs_kept: bool) -> NextStep:
+    """Return what the job waits for its renter to do."""
+    if job.state is JobState.SUCCEEDED and job.outputs and outputs_kept:
+        return NextStep.DOWNLOAD_OUTPUTS
+    if job.state is not JobState.PAUSED:
+        return NextStep.NONE
+    if _lacks_money(job):
+        return NextStep.SIGN_RECEIPTS if _waits_for_signature(job) else NextStep.RAISE_BUDGET
+    return NextStep.READ_LOGS if job.reason is Reason.NO_PROGRESS else NextStep.RESUME
 
 
 def _also(detail: str) -> str:
@@ -51,7 +61,7 @@ def _also(detail: str) -> str:
 
 def _waiting(what: str, job: JobFact, now_ms: int) -> str:
     if job.not_before_ms > now_ms:
-        return f"{what}; next attempt in {span_of(job.not_before_ms - now_ms)}"
+        return f"{what}; next attempt in {format_duration(job.not_before_ms - now_ms)}"
     return what
 
 
@@ -62,7 +72,7 @@ def _running(job: JobFact, run: RunFact | None, now_ms: int) -> str:
     if run is None:
         return "runs"
     if run.state is RunState.UNKNOWN:
-        silent = span_of(now_ms - run.last_seen_ms)
+        silent = format_duration(now_ms - run.last_seen_ms)
         ready = "; another machine prepares to take over" if run.successor else ""
         return f"the machine has been silent for {silent}{ready}"
     if run.state is RunState.DRAINING:
@@ -84,19 +94,24 @@ def _recovering(job: JobFact, lease: LeaseFact | None, run: RunFact | None, now_
 
 
 def _paused(job: JobFact) -> str:
-    if job.reason is Reason.BUDGET_EXHAUSTED or not affords_a_lease(
-        job, accepted(job.envelope, Job)
-    ):
-        left = max(0, job.budget_ucr - job.settled_ucr)
-        if job.accept_ucr - job.accepted_ucr < left:
-            return (
-                "paused: its charges wait for your signature; "
-                "sublet logs -f signs receipts, then sublet resume"
-            )
-        return (
-            f"paused: {credits_of(left)} of the budget are left; "
-            "sublet resume --budget TOTAL raises it and goes on"
-        )
+    if _lacks_money(job):
+        if _waits_for_signature(job):
+            return "paused: its charges wait for your signature"
+        return f"paused: {format_credits(_left_ucr(job))} of the budget are left"
     if job.reason is Reason.NO_PROGRESS:
-        return f"paused: no new checkpoint in {job.detail}; look at sublet logs, then sublet resume"
-    return "paused; sublet resume goes on from the last checkpoint"
+        return f"paused: no new checkpoint in {job.detail}"
+    return "paused"
+
+
+def _lacks_money(job: JobFact) -> bool:
+    return job.reason is Reason.BUDGET_EXHAUSTED or not affords_a_lease(
+        job, accepted(job.envelope, Job)
+    )
+
+
+def _left_ucr(job: JobFact) -> int:
+    return max(0, job.budget_ucr - job.settled_ucr)
+
+
+def _waits_for_signature(job: JobFact) -> bool:
+    return job.accept_ucr - job.accepted_ucr < _left_ucr(job)

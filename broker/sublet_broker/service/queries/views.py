@@ -11,7 +11,7 @@ from sublet_broker.market.facts import (
     LogLineFact,
     ReceiptFact,
 )
-from sublet_broker.service.errors import invalid
+from sublet_broker.service.errors import Refusal
 from sublet_broker.service.queries.export import Exporter, chain_receipts
 from sublet_broker.service.queries.job_view import job_view
 from sublet_broker.service.unit_of_work.context import Context
@@ -29,6 +29,7 @@ from sublet_contracts.api import (
     ReceiptsPage,
 )
 from sublet_contracts.export import Export
+from sublet_contracts.problems import ProblemCode
 from sublet_contracts.states import JobState
 
 MAX_JOBS = 1000
@@ -68,12 +69,11 @@ class Views:
         where: dict[str, object] = {"renter": caller}
         if state:
             if state not in set(JobState):
-                raise invalid(
-                    "bad_state",
-                    "No such state",
-                    f"{state[:40]!r} is not a job's state",
+                raise Refusal(
+                    ProblemCode.BAD_STATE,
+                    f"{state[:40]!r} is not a job's state; those are {', '.join(JobState)}",
                     field="state",
-                    fix=f"one of {', '.join(JobState)}",
+                    state=state[:40],
                 )
             where["state"] = JobState(state)
         if name:

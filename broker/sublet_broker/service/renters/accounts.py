@@ -23,6 +23,7 @@ from sublet_contracts.documents import (
     Signed,
 )
 from sublet_contracts.envelope import Envelope
+from sublet_contracts.problems import ProblemCode
 
 
 class Accounts:
@@ -65,13 +66,7 @@ class Accounts:
     def deposit(self, caller: str, envelope: Envelope) -> BalanceView:
         """Credit an account. Only the operator may: whoever has the broker's key."""
         if caller != self._context.party:
-            raise Refusal(
-                403,
-                "not_operator",
-                "Not the operator",
-                "only the broker's own key may deposit",
-                fix="run sublet fund with --operator-key pointing to the broker's key file",
-            )
+            raise Refusal(ProblemCode.NOT_OPERATOR, "only the broker's own key may deposit")
         try:
             signed = receive_document(
                 self._context, envelope, Deposit, signed_by=(self._context.party,)

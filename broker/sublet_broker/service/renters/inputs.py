@@ -5,10 +5,12 @@ from contextlib import ExitStack, contextmanager
 
 from sublet_broker.market.facts import BlobFact
 from sublet_broker.service.content.claims import HASHES_AT_ONCE
-from sublet_broker.service.errors import Refusal, invalid
+from sublet_broker.service.errors import Refusal
 from sublet_broker.service.ports import BlobMissing
 from sublet_broker.service.unit_of_work.context import Context
+from sublet_contracts.amounts import format_bytes
 from sublet_contracts.documents import Input, Job
+from sublet_contracts.problems import ProblemCode
 from sublet_contracts.tree import TreeIndex, TreeRefused, parse_index
 
 
@@ -23,14 +25,16 @@ class Inputs:
         """Give all content of the job's inputs, pinned for as long as the block lasts: commit the
         job's claims inside of it. Not inside a unit of work. Raises Refusal: some of it isn't here,
         or isn't the renter's."""
-        total = sum(entry.total_bytes for entry in document.inputs)
-        if total > self._context.settings.max_input_bytes:
-            raise invalid(
-                "input_too_large",
-                "Inputs too large",
-                f"{total} bytes; at most {self._context.settings.max_input_bytes} are taken",
+        total_bytes = sum(entry.total_bytes for entry in document.inputs)
+        limit_bytes = self._context.settings.max_input_bytes
+        if total_bytes > limit_bytes:
+            raise Refusal(
+                ProblemCode.INPUT_TOO_LARGE,
+                f"they have {format_bytes(total_bytes)}; at most {format_bytes(limit_bytes)} "
+                "are taken",
                 field="inputs",
-                fix="leave out what the job does not read",
+                total_bytes=total_bytes,
+                limit_bytes=limit_bytes,
             )
         pins = self._context.pins
         linked: dict[str, BlobFact] = {}
@@ -66,30 +70,27 @@ class Inputs:
         except BlobMissing as error:
             raise _missing(field, entry) from error
         except TreeRefused as error:
-            raise invalid(
-                "input_refused",
-                "Input refused",
-                str(error),
-                field=field,
-                fix="upload it with the sublet client",
+            raise Refusal(
+                ProblemCode.INPUT_REFUSED, str(error), field=field, destination=entry.destination
             ) from error
         if index.total_bytes != entry.total_bytes:
-            raise invalid(
-                "input_changed",
-                "Input changed",
+            # In bytes: what differs may be less than a size in words shows.
+            raise Refusal(
+                ProblemCode.INPUT_CHANGED,
                 f"{entry.destination} was signed with {entry.total_bytes} bytes, its index "
                 f"lists {index.total_bytes}",
                 field=field,
-                fix="submit again",
+                destination=entry.destination,
+                signed_bytes=entry.total_bytes,
+                listed_bytes=index.total_bytes,
             )
         return index
 
 
 def _missing(field: str, entry: Input) -> Refusal:
-    return invalid(
-        "input_missing",
-        "Input missing",
+    return Refusal(
+        ProblemCode.INPUT_MISSING,
         f"the content of {entry.destination} is not here",
         field=field,
-        fix="upload it first; the sublet client does so on run",
+        destination=entry.destination,
     )

@@ -18,10 +18,10 @@ from sublet_broker.market.facts import (
     RunFact,
 )
 from sublet_broker.market.leasing import affords_a_lease
-from sublet_broker.market.matching import is_pinned, requirements_of
+from sublet_broker.market.matching import requirements_of
 from sublet_broker.market.resuming import ended_by_renter, resumed
 from sublet_broker.service.content.claims import claim
-from sublet_broker.service.errors import Refusal, conflict, invalid
+from sublet_broker.service.errors import Refusal
 from sublet_broker.service.leases.candidates import LIVE_LEASE
 from sublet_broker.service.leases.closing import close, release_if_ended
 from sublet_broker.service.leases.open_offers import OpenOffers
@@ -37,7 +37,7 @@ from sublet_broker.service.unit_of_work.signed_input import (
 )
 from sublet_broker.service.unit_of_work.tallies import LIVE_JOBS
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
-from sublet_contracts.amounts import credits_of
+from sublet_contracts.amounts import format_credits
 from sublet_contracts.api import JobView
 from sublet_contracts.documents import (
     Amendment,
@@ -47,7 +47,9 @@ from sublet_contracts.documents import (
 )
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import short
+from sublet_contracts.problems import ProblemCode
 from sublet_contracts.reasons import Reason
+from sublet_contracts.requirements import is_pinned
 from sublet_contracts.rules import minimum_budget_ucr
 from sublet_contracts.states import JOB, Desired, JobState, LeaseState, is_terminal
 
@@ -106,21 +108,14 @@ class Jobs:
             self._context, work.now_ms, issued_ms=document.issued_ms, expires_ms=document.expires_ms
         )
         if work.get(PartyFact, document.renter) is None:
+            raise Refusal(ProblemCode.UNKNOWN_PARTY, "this key has not been introduced")
+        most = self._context.settings.max_live_jobs
+        if work.tally(LIVE_JOBS, document.renter) >= most:
             raise Refusal(
-                403,
-                "unknown_party",
-                "Unknown party",
-                "this key has not been introduced",
-                fix="the sublet client does it on first use; run any sublet command again",
-            )
-        if work.tally(LIVE_JOBS, document.renter) >= self._context.settings.max_live_jobs:
-            raise Refusal(
-                429,
-                "too_many_jobs",
-                "Too many jobs",
-                f"{self._context.settings.max_live_jobs} of your jobs have not ended yet",
+                ProblemCode.TOO_MANY_JOBS,
+                f"{most} of your jobs have not ended yet",
                 field="renter",
-                fix="wait until some have ended, or cancel some",
+                limit=most,
             )
         return JobFact(
             id=signed.id,
@@ -136,12 +131,11 @@ class Jobs:
 
     def _check_terms(self, job: Job) -> None:
         if self._context.settings.image_policy == "digest" and not is_pinned(job.image):
-            raise invalid(
-                "image_not_pinned",
-                "Image not pinned",
+            raise Refusal(
+                ProblemCode.IMAGE_NOT_PINNED,
                 f"{job.image} is named by tag; this broker takes images by digest only",
                 field="image",
-                fix="use name@sha256:... (docker inspect shows the digest)",
+                image=job.image,
             )
         least = minimum_budget_ucr(job.max_price_ucr_per_device_hour, job.resources.devices)
         for field, amount in (
@@ -149,40 +143,44 @@ class Jobs:
             ("accept_receipts_up_to_ucr", job.accept_receipts_up_to_ucr),
         ):
             if amount < least:
-                raise invalid(
-                    "budget_too_small",
-                    "Budget too small",
-                    f"{field} is {credits_of(amount)}, and a minute of this job at its highest "
-                    f"price costs {credits_of(least)}",
+                raise Refusal(
+                    ProblemCode.BUDGET_TOO_SMALL,
+                    f"{field} is {format_credits(amount)}, and a minute of this job at its highest "
+                    f"price costs {format_credits(least)}",
                     field=field,
-                    fix=f"set a budget of at least {credits_of(least)}",
+                    amount_ucr=amount,
+                    least_ucr=least,
                 )
 
     def _check_market(self, job: JobFact) -> None:
         requirements = requirements_of(job)
         if self._open_offers.could(requirements):
             return
-        told = self._open_offers.explain(requirements)
-        if told.some_offer_could:
+        explanation = self._open_offers.explain(requirements)
+        if explanation.some_offer_could:
             return
-        if not told.considered:
-            raise invalid(
-                "no_match",
-                "No match",
+        if not explanation.considered:
+            raise Refusal(
+                ProblemCode.NO_MATCH,
                 "no offer is open at the moment",
                 field="resources",
-                fix="wait for an offer, or submit with --wait",
+                considered=0,
+                failures={},
+                shortfalls=[],
             )
         failing = ", ".join(
             f"{name} ({count})"
-            for name, count in sorted(told.failures.items(), key=lambda item: (-item[1], item[0]))
+            for name, count in sorted(
+                explanation.failures.items(), key=lambda item: (-item[1], item[0])
+            )
         )
-        raise invalid(
-            "no_match",
-            "No match",
-            f"none of {told.considered} open offers fits; they fail on: {failing}",
-            field=told.relax_field,
-            fix=told.relax,
+        raise Refusal(
+            ProblemCode.NO_MATCH,
+            f"none of {explanation.considered} open offers fits; they fail on: {failing}",
+            field=str(explanation.relax[0].constraint),
+            considered=explanation.considered,
+            failures={**explanation.failures},
+            shortfalls=[shortfall.as_json() for shortfall in explanation.relax],
         )
 
     def _hold(
@@ -205,13 +203,12 @@ class Jobs:
             )
         except ledger.Overdrawn as error:
             raise Refusal(
-                402,
-                "over_balance",
-                "Not enough credit",
-                f"the budget is {credits_of(amount_ucr)}, the balance is "
-                f"{credits_of(error.free_ucr)}",
+                ProblemCode.OVER_BALANCE,
+                f"the budget is {format_credits(amount_ucr)}, the balance is "
+                f"{format_credits(error.free_ucr)}",
                 field="budget_ucr",
-                fix="lower the budget, or ask the operator to run sublet fund",
+                amount_ucr=amount_ucr,
+                balance_ucr=error.free_ucr,
             ) from error
 
     def cancel(self, caller: str, ref: str) -> JobView:
@@ -227,7 +224,7 @@ class Jobs:
         with self._context.work() as work:
             job = own_job(work, caller, ref)
             if is_terminal(JOB, job.state):
-                raise conflict("job_ended", "Ended", f"the job has ended: {job.state}")
+                raise _ended(job)
             if job.state is not JobState.PAUSED and job.wanted != "cancel":
                 self._end(work, job, "pause", Reason.PAUSED_BY_RENTER, JobState.PAUSED)
         return self._views.job(caller, job.id)
@@ -251,7 +248,7 @@ class Jobs:
         give_order(work, lease, run, Desired.DRAIN, reason, grace_ms)
 
     def resume(self, caller: str, ref: str, amendment: Envelope | None = None) -> JobView:
-        """Put a paused job in line again, first raising its bounds if an amendment says so. A job
+        """Queue a paused job again, first raising its bounds if an amendment says so. A job
         that runs just gets the new bounds, from its next lease on."""
         try:
             signed = amendment and receive_document(
@@ -260,12 +257,7 @@ class Jobs:
             with self._context.work() as work:
                 job = own_job(work, caller, ref)
                 if is_terminal(JOB, job.state):
-                    raise conflict(
-                        "job_ended",
-                        "Ended",
-                        f"the job has ended: {job.state}",
-                        fix="submit it again as a new job",
-                    )
+                    raise _ended(job)
                 if signed:
                     job = self._amend(work, job, signed)
                 self._resume(work, job, amended=signed is not None)
@@ -283,21 +275,10 @@ class Jobs:
                 least = minimum_budget_ucr(
                     document.max_price_ucr_per_device_hour, document.resources.devices
                 )
-                left = min(job.budget_ucr - job.settled_ucr, job.accept_ucr - job.accepted_ucr)
-                raise invalid(
-                    "budget_too_small",
-                    "Budget used up",
-                    f"{credits_of(max(0, left))} are left, a minute at the highest price costs "
-                    f"{credits_of(least)}",
-                    field="budget_ucr",
-                    fix=f"resume with a total budget of at least "
-                    f"{credits_of(job.budget_ucr - max(0, left) + least)}"
-                    if job.budget_ucr - job.settled_ucr < least
-                    else "sign the job's receipts (sublet statement shows them), then resume",
-                )
+                raise _unaffordable(job, least)
             work.put_job(job, resumed(job, work.now_ms))
         elif not amended:
-            raise conflict("not_paused", "Not paused", f"the job is {job.state}")
+            raise Refusal(ProblemCode.NOT_PAUSED, f"the job is {job.state}", state=str(job.state))
 
     def _amend(self, work: UnitOfWork, job: JobFact, signed: Signed[Amendment]) -> JobFact:
         document = signed.document
@@ -308,17 +289,17 @@ class Jobs:
         check_fresh(self._context, work.now_ms, issued_ms=document.issued_ms)
         if document.budget_ucr < job.budget_ucr:
             raise DocumentRefused(
-                f"the budget is {credits_of(job.budget_ucr)} already and can't be lowered",
+                f"the budget is {format_credits(job.budget_ucr)} already and can't be lowered",
                 "budget_ucr",
             )
         if not job.accept_ucr <= document.accept_receipts_up_to_ucr <= document.budget_ucr:
             raise DocumentRefused(
-                f"must lie between {credits_of(job.accept_ucr)}, as before, and the budget",
+                f"must lie between {format_credits(job.accept_ucr)}, as before, and the budget",
                 "accept_receipts_up_to_ucr",
             )
         added = document.budget_ucr - job.budget_ucr
         self._hold(work, job.renter, job.id, added, signed.id, "budget raised")
-        work.tx.add(AmendmentFact(signed.id, job.id, signed.envelope))
+        work.add(AmendmentFact(signed.id, job.id, signed.envelope))
         work.record(signed.id)
         work.event("money", job.id, after="amended", detail=f"{added} ucr more are held")
         raised = replace(
@@ -327,3 +308,31 @@ class Jobs:
             accept_ucr=document.accept_receipts_up_to_ucr,
         )
         return work.put_job(job, raised)
+
+
+def _ended(job: JobFact) -> Refusal:
+    return Refusal(ProblemCode.JOB_ENDED, f"the job has ended: {job.state}", state=str(job.state))
+
+
+def _unaffordable(job: JobFact, least_ucr: int) -> Refusal:
+    """Return why a paused job can't go on: `least_ucr`, a minute's price, is not left of its
+    budget, or of what it accepts before its renter signs."""
+    costs = f"a minute at the highest price costs {format_credits(least_ucr)}"
+    budget_left_ucr = max(0, job.budget_ucr - job.settled_ucr)
+    if budget_left_ucr < least_ucr:
+        return Refusal(
+            ProblemCode.BUDGET_USED_UP,
+            f"{format_credits(budget_left_ucr)} of the budget are left, {costs}",
+            field="budget_ucr",
+            left_ucr=budget_left_ucr,
+            least_budget_ucr=job.budget_ucr - budget_left_ucr + least_ucr,
+        )
+    accept_left_ucr = max(0, job.accept_ucr - job.accepted_ucr)
+    return Refusal(
+        ProblemCode.RECEIPTS_UNSIGNED,
+        f"{format_credits(accept_left_ucr)} may still be charged before its receipts are signed, "
+        f"{costs}",
+        field="accept_receipts_up_to_ucr",
+        left_ucr=accept_left_ucr,
+        least_ucr=least_ucr,
+    )

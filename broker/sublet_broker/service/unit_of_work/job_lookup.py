@@ -1,8 +1,9 @@
 """Finding what a caller names, among what is the caller's."""
 
 from sublet_broker.market.facts import JobFact
-from sublet_broker.service.errors import conflict, not_found
+from sublet_broker.service.errors import Refusal, not_found
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
+from sublet_contracts.problems import ProblemCode
 
 SHORTEST_PREFIX = 8
 
@@ -17,11 +18,11 @@ def own_job(work: UnitOfWork, caller: str, ref: str) -> JobFact:
     if len(ref) >= SHORTEST_PREFIX:
         begun = [job for job in mine if job.id.startswith(ref)]
         if len(begun) > 1:
-            raise conflict(
-                "ambiguous",
-                "Ambiguous",
+            raise Refusal(
+                ProblemCode.AMBIGUOUS,
                 f"{len(begun)} jobs begin with {ref}",
-                fix="give more digits of the job's id",
+                ref=ref,
+                jobs=len(begun),
             )
         if begun:
             return begun[0]

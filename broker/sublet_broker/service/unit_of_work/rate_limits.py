@@ -1,14 +1,15 @@
 """Quotas: how much of what grows anyone may cause in an hour.
 
 Whatever a stranger can send leaves a row, a log entry or an event behind. Each is cheap, and none
-may be had without end: beyond its quota a request is refused (429), a report waits (NotYet), and a
-remark is not written. Counts are kept in memory, for a bounded number of parties; a restart begins
-anew, which costs nothing.
+may be had without end: beyond its quota a request is refused (too_many), a report waits (NotYet),
+and a remark is not written. Counts are kept in memory, for a bounded number of parties; a restart
+begins anew, which costs nothing.
 """
 
 from collections import OrderedDict
 
 from sublet_broker.service.errors import NotYet, Refusal
+from sublet_contracts.problems import ProblemCode
 
 HOUR_MS = 3_600_000
 REMEMBERED = 100_000
@@ -32,15 +33,14 @@ class RateLimits:
         return count <= limit
 
     def demand(self, what: str, party: str, limit: int, now_ms: int) -> None:
-        """Count one more. Raises Refusal 429 beyond `limit` an hour."""
+        """Count one more. Raises Refusal (too_many) beyond `limit` an hour."""
         if not self.take(what, party, limit, now_ms):
             whom = "from you" if party else "altogether"
             raise Refusal(
-                429,
-                "too_many",
-                "Too many",
+                ProblemCode.TOO_MANY,
                 f"more than {limit} {what} in an hour {whom}",
-                fix="go on in the next hour; the operator may raise the broker's limit",
+                what=what,
+                limit=limit,
             )
 
     def defer(self, what: str, party: str, limit: int, now_ms: int) -> None:

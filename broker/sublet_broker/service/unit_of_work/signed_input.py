@@ -20,6 +20,7 @@ from sublet_contracts.documents import (
 )
 from sublet_contracts.envelope import Envelope, SignatureRefused
 from sublet_contracts.keys import short
+from sublet_contracts.problems import ProblemCode
 
 D = TypeVar("D", bound=Document)
 
@@ -77,11 +78,4 @@ def check_fresh(
 
 def as_refusal(error: DocumentRefused) -> Refusal:
     """Return a refused document as the answer to a request."""
-    return Refusal(
-        422,
-        "document_refused",
-        "Document refused",
-        str(error),
-        field=error.field,
-        fix="sign a new document with the sublet client, and check the clock and the key",
-    )
+    return Refusal(ProblemCode.DOCUMENT_REFUSED, str(error), field=error.field)

@@ -24,9 +24,10 @@ from websockets.exceptions import (
 from sublet_agent.adapters.clock import SteadyClock
 from sublet_agent.adapters.options import UsageError
 from sublet_agent.adapters.session.journal import Journal
+from sublet_agent.core.fixes import with_fix
 from sublet_agent.core.status import Connection
 from sublet_contracts.keys import SigningKey
-from sublet_contracts.session import AgentSession, Phase, SessionError
+from sublet_contracts.session import AgentSession, Phase, SessionCode, SessionError
 from sublet_contracts.wire import MAX_FRAME_BYTES, Ack, FrameRefused, Message
 
 VERSION = "0.1.0"
@@ -117,8 +118,8 @@ class Link:
                 was_live = await self._converse()
                 says = "the broker closed the connection"
             except SessionError as error:
-                says = f"refused ({error.code}): {error.detail}"
-                if error.code == "clock":
+                says = f"refused ({error.code}): {with_fix(error.code, error.detail)}"
+                if error.code == SessionCode.CLOCK:
                     # It may have been set since it was read, or the machine has slept.
                     self._clock.set()
             except InvalidURI as error:

@@ -18,9 +18,11 @@ from pathlib import Path
 import httpx
 from pydantic import ValidationError
 
+from sublet_agent.core.fixes import with_fix
 from sublet_contracts.api import MissingRequest, MissingView, Problem
 from sublet_contracts.auth import sign_request
 from sublet_contracts.keys import SigningKey
+from sublet_contracts.problems import ProblemCode
 from sublet_contracts.tree import (
     CHUNK_BYTES,
     MAX_INDEX_BYTES,
@@ -135,10 +137,10 @@ class Transfer:
             return bytes(data)
         try:
             problem = Problem.model_validate_json(bytes(data))
-            code, says = problem.code, f"{problem.detail} {problem.fix}".strip()
+            code, says = problem.code, with_fix(problem.code, problem.detail)
         except ValidationError:
             code, says = "", f"HTTP {answer.status_code}"
-        kind = StaleEpoch if code == "stale_epoch" else TransferRefused
+        kind = StaleEpoch if code == ProblemCode.STALE_EPOCH else TransferRefused
         raise kind(f"{target}: {says}", code, answer.status_code)
 
     # -- up ----------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ The broker returns codes with facts (sublet_contracts/requirements.py); the word
 
 from collections.abc import Callable, Iterable
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from sublet_contracts.amounts import format_bytes, format_cores, format_credits
-from sublet_contracts.api import Problem
+from sublet_contracts.problems import FactValue
 from sublet_contracts.requirements import Constraint, Shortfall
 
 
@@ -34,9 +34,7 @@ _WORDS: dict[str, Callable[[Shortfall], str]] = {
     Constraint.MEMORY: lambda s: f"ask for at most {format_bytes(int(s.has))} of memory",
     Constraint.CPU: lambda s: f"ask for at most {format_cores(int(s.has))} of cpu",
     Constraint.IMAGE: lambda _: "name the image by digest (name@sha256:...)",
-    Constraint.DEVICE_MEMORY: (
-        lambda s: f"ask for devices of at most {format_bytes(int(s.has))}"
-    ),
+    Constraint.DEVICE_MEMORY: (lambda s: f"ask for devices of at most {format_bytes(int(s.has))}"),
     Constraint.DEVICE_NAME: lambda s: f"allow {s.has}",
     Constraint.HARDWARE_CLASS: lambda s: f"allow hardware class {s.has}",
     Constraint.DEVICES: _devices,
@@ -62,14 +60,6 @@ def relax_text(shortfalls: Iterable[Shortfall]) -> str:
 _SHORTFALLS = TypeAdapter(tuple[Shortfall, ...])
 
 
-def with_words(problem: Problem) -> Problem:
-    """Return a broker's problem with the fix in words, where its facts are shortfalls."""
-    if problem.code != "no_match":
-        return problem
-    if problem.facts.get("considered") == 0:
-        return problem.model_copy(update={"fix": "wait for an offer, or submit with --wait"})
-    try:
-        found = _SHORTFALLS.validate_python(problem.facts.get("shortfalls", []))
-    except ValidationError:
-        return problem  # The broker's own words are better than none.
-    return problem.model_copy(update={"fix": relax_text(found) or problem.fix})
+def advice_from(shortfalls: FactValue) -> str:
+    """Return the same from a refusal's fact. Raises ValidationError: it isn't one."""
+    return relax_text(_SHORTFALLS.validate_python(shortfalls))
