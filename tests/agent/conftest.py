@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from sublet_agent.adapters.shell import UNEXPECTED
 from tests.e2e.bad_market import BadMarket
 
 TIMES = ("--heartbeat-ms", "500", "--unknown-after-ms", "1500")
@@ -17,5 +18,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BadMarket]:
         world.start()
         yield world
         world.balanced()
+        for log in (world.market.root / "logs").iterdir():
+            assert UNEXPECTED not in log.read_text(errors="replace"), log
     finally:
         world.stop()

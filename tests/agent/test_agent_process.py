@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
+from sublet.demo.local import LocalMarket
 from sublet_contracts.keys import SigningKey
 from tests.agent.owners_command import provider
 from tests.agent.renter import Renter
+from tests.e2e.bad_market import BadMarket
 
 TRAINING = Path(__file__).parents[1] / "e2e" / "training_job.py"
 LIMIT_S = 240.0
+NAME = "place"
 
 
 def until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
@@ -30,47 +33,33 @@ def until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> 
 
 
 class Place:
-    """A broker and one agent's folder."""
+    """One agent's folder, at the tests' broker. It serves this renter, whom nobody else serves."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.log = (root / "log").open("ab")
-        ready = root / "broker" / "listen.json"
-        self.broker = self._run(
-            "sublet_broker.main", "--listen", "127.0.0.1:0", "--data", str(ready.parent)
-        )
-        until(ready.exists, "the broker")
-        self.url = str(json.loads(ready.read_text())["url"])
-        self.renter = Renter(self.url, SigningKey.load_or_create(ready.parent / "broker.key"))
+    def __init__(self, market: LocalMarket) -> None:
+        self.log = (market.root / "logs" / f"{NAME}.log").open("ab")
+        self.url = market.url
+        self.renter = Renter(self.url, SigningKey.load_or_create(market.operator_key))
         self.renter.introduce()
-        self.state = root / "agent"
+        self.state = market.root / NAME
         self.agent: subprocess.Popen[bytes] | None = None
 
-    def _run(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+    def start_agent(self) -> None:
+        self.agent = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "sublet_agent.main", "--broker", self.url),
+                *("--state", str(self.state), "--name", NAME, "--cpu", "--memory", "1GB"),
+                *("--runner", "process", "--trust", self.renter.key.party),
+            ],
             stdout=self.log,
             stderr=self.log,
             start_new_session=True,
         )
-
-    def start_agent(self) -> None:
-        self.agent = self._run(
-            "sublet_agent.main",
-            "--broker",
-            self.url,
-            "--state",
-            str(self.state),
-            "--cpu",
-            "--runner",
-            "process",
-            "--trust",
-            self.renter.key.party,
-            "--memory",
-            "1GB",
-        )
         until(lambda: self.command("status").get("connected"), "the agent to connect")
-        until(lambda: self.renter.call("GET", "/v1/offers").json()["offers"], "an offer")
+        until(self.offers, "an offer")
+
+    def offers(self) -> bool:
+        offers = self.renter.call("GET", "/v1/offers").json()["offers"]
+        return any(offer["name"] == NAME for offer in offers)
 
     def kill_agent(self) -> None:
         assert self.agent
@@ -102,20 +91,19 @@ class Place:
         return self.renter.job(job)
 
     def close(self) -> None:
-        for process in (self.agent, self.broker):
-            if process and process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-                try:
-                    process.wait(300)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+        if self.agent and self.agent.poll() is None:
+            self.agent.send_signal(signal.SIGCONT)
+            self.agent.terminate()
+            try:
+                self.agent.wait(300)
+            except subprocess.TimeoutExpired:
+                self.agent.kill()
         self.log.close()
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    place = Place(tmp_path_factory.mktemp("market"))
+def place(world: BadMarket) -> Iterator[Place]:
+    place = Place(world.market)
     try:
         yield place
     finally:
@@ -166,7 +154,6 @@ def test_reclaim_loses_nothing_and_is_paid(agent: Place) -> None:
     assert steps == list(range(1, 81))
 
 
-@pytest.mark.slow
 def test_a_failing_job_brings_its_last_words(agent: Place, tmp_path: Path) -> None:
     script = tmp_path / "bad.py"
     script.write_text("print('about to fail', flush=True)\nraise SystemExit(3)\n")
@@ -176,7 +163,6 @@ def test_a_failing_job_brings_its_last_words(agent: Place, tmp_path: Path) -> No
     assert "about to fail" in output_of(agent, view.id)
 
 
-@pytest.mark.slow
 def test_sigterm_drains_and_ends(agent: Place) -> None:
     job = agent.submit(200)
     until(lambda: agent.renter.job(job).durable_step >= 5, "a durable checkpoint")

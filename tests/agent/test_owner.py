@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ import pytest
 
 from sublet.client import Job
 from sublet_agent.core.status import DeviceStatus, HeldRun, Status
-from sublet_agent.core.words import credits
 from sublet_agent.main import Signals, main
+from sublet_contracts.amounts import format_credits
 from sublet_contracts.api import Charge
 from sublet_contracts.keys import SigningKey
 from tests.agent.owners_command import Answer, provider
@@ -145,7 +146,6 @@ def has(document: dict[str, Any], keys: dict[str, Any]) -> None:
         assert (kind is bool) == isinstance(document[key], bool), key
 
 
-@pytest.mark.slow
 def test_status_and_earnings_as_json(owner: Owner, tmp_path: Path) -> None:
     world, finish = owner.world, tmp_path / "finish"
     world.agent(owner.name)
@@ -186,7 +186,7 @@ def test_status_and_earnings_as_json(owner: Owner, tmp_path: Path) -> None:
     assert earnings["charges"][0]["lease"] == charge.lease
 
     # The same words for people.
-    assert f"earned    {credits(earned_ucr)} credits in all" in owner.asks("status").stdout
+    assert f"earned    {format_credits(earned_ucr)} credits in all" in owner.asks("status").stdout
     assert "succeeded" in owner.asks("earnings").stdout
     assert command("provider", "earnings", "--state", str(owner.state)) == owner.asks("earnings")
 
@@ -218,7 +218,6 @@ def test_an_error_as_json_is_an_object_on_stderr(tmp_path: Path) -> None:
     assert str(tmp_path) in json.loads(answer.stderr)["error"]
 
 
-@pytest.mark.slow
 def test_drain_as_json_is_one_object_at_its_end(owner: Owner, tmp_path: Path) -> None:
     agent = owner.world.agent(owner.name)
     job = owner.runs(tmp_path / "finish")
@@ -242,7 +241,6 @@ def let_go(world: BadMarket, job: Job) -> int:
     return paid_ucr
 
 
-@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_and_a_start_takes_up(owner: Owner, tmp_path: Path) -> None:
     world = owner.world
     agent = world.agent(owner.name, "--grace", "10m")
@@ -313,7 +311,7 @@ def test_sigterm_while_it_starts_drains_too(tmp_path: Path) -> None:
     )
     door = tmp_path / "state" / "control.sock"
     while not door.exists() and agent.poll() is None:
-        pass  # it has only just come to where it can be asked
+        time.sleep(0.001)  # it has only just come to where it can be asked
     agent.send_signal(signal.SIGTERM)
     said, _ = agent.communicate(timeout=300)
     assert agent.returncode == 0

@@ -13,8 +13,6 @@ import pytest
 from sublet.client import Job
 from tests.e2e.bad_market import BadMarket
 
-pytestmark = pytest.mark.slow
-
 REGION = "ahead"
 WEIGHTS = b"w" * 300_000
 
@@ -97,6 +95,7 @@ def test_a_blip_prepares_and_unprepares(agents: BadMarket, job: Job, tmp_path: P
     agents.offered("cheap", "dear")
 
 
+@pytest.mark.slow
 def test_a_loss_starts_from_what_was_prepared(agents: BadMarket, job: Job, tmp_path: Path) -> None:
     inodes = silent(agents, job)
     # One is the input, one is in the checkpoint.

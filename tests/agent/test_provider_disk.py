@@ -13,8 +13,6 @@ from sublet_contracts.api import JobView
 from tests.e2e.bad_market import BadMarket
 from tests.small_disk import small_disk
 
-pytestmark = pytest.mark.slow
-
 DISK_BYTES = 48 << 20
 LOW_BYTES = 6 << 20
 """below what an agent wants to be free"""
@@ -83,7 +81,7 @@ def fails_at_the_small_one(view: JobView) -> None:
     assert (second.provider_name, second.reason) == ("sound", "succeeded"), view.runs
 
 
-@pytest.mark.parametrize("left_bytes", [LOW_BYTES, 0])
+@pytest.mark.parametrize("left_bytes", [pytest.param(LOW_BYTES, marks=pytest.mark.slow), 0])
 def test_a_disk_that_fills_during_a_run(
     world: BadMarket, region: str, tmp_path: Path, left_bytes: int
 ) -> None:
@@ -111,6 +109,7 @@ def test_a_disk_that_fills_during_a_run(
     assert int((tmp_path / "out" / "steps").read_text()) >= view.durable_step
 
 
+@pytest.mark.slow
 def test_an_input_that_does_not_fit(world: BadMarket, region: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.write_bytes(os.urandom(DISK_BYTES + (1 << 20)))

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from sublet_agent.adapters.session.journal import Journal
-from sublet_agent.adapters.shell import Shell
+from sublet_agent.adapters.shell import UNEXPECTED, Shell
 from sublet_agent.core import effects, events
 from sublet_agent.core.run import WIRE_STATES
 from sublet_agent.core.run_phases import (
@@ -192,7 +192,8 @@ def test_an_unexpected_event_is_a_line_in_the_owners_log(tmp_path: Path) -> None
     )
     shell.post(events.Restored(lease_id))
     [line] = said
-    assert line.startswith("unexpected")
+    assert line.startswith(UNEXPECTED)
+    assert UNEXPECTED in README.read_text()
     assert "restored does not happen to a run that is pulling" in line
     assert shell.failed is None
     assert world.core.saved.runs[lease_id].phase is RunPhase.PULLING

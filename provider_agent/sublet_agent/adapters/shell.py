@@ -58,6 +58,8 @@ from sublet_contracts.wire import Logs, Message
 TICK_S = 0.2
 THREADS = "sublet-agent"
 """how the threads are called in which it waits for others"""
+UNEXPECTED = "unexpected, please report it"
+"""how a line begins that tells of a mistake of ours"""
 LOG_STALL_S = 2.0
 LATE_LOG_S = 300.0
 T = TypeVar("T")
@@ -187,7 +189,7 @@ class Shell:
             case effects.Say(text):
                 self.say(text)
             case effects.Unexpected(lease_id, text):
-                self.say(f"unexpected, please report it: lease {short(lease_id)}: {text}")
+                self.say(f"{UNEXPECTED}: lease {short(lease_id)}: {text}")
             case effects.Done():
                 self.done.set()
             case effects.Pull(lease_id):
