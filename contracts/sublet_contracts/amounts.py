@@ -52,8 +52,7 @@ def format_duration(span_ms: int) -> str:
         return f"{span_ms} ms"
     seconds = span_ms // 1000
     if seconds < 10:
-        tenths = span_ms // 100 % 10
-        return f"{seconds}.{tenths} s" if tenths else f"{seconds} s"
+        return f"{seconds}.{span_ms // 100 % 10} s"
     for scale, unit, small_scale, small in _SPANS:
         if seconds >= scale:
             rest = seconds % scale // small_scale
@@ -70,9 +69,3 @@ def format_ago(then_ms: int, now_ms: int) -> str:
         if seconds >= scale:
             return f"{seconds // scale} {unit} ago"
     return f"{seconds} s ago"
-
-
-# Names from before; their users are moved one by one.
-credits_of = format_credits
-size_of = format_bytes
-span_of = format_duration

@@ -28,7 +28,7 @@ from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core import events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.status import Connection, Status, make_status
-from sublet_agent.core.words import credits
+from sublet_contracts.amounts import format_credits
 from sublet_contracts.api import SignedRequest
 from sublet_contracts.ckpt_helper_install import write_helper
 from sublet_contracts.documents import KeyDocument, sign_document
@@ -120,7 +120,7 @@ async def _provide(options: Options, voice: Voice) -> int:
         control = Control(options.state, lambda asked: _answer(shell, options, asked))
         await control.open()
         stack.push_async_callback(control.close)
-        price = credits(options.price_ucr)
+        price = format_credits(options.price_ucr)
         for device in terms.devices:
             say(f"offering {device.id} ({device.name}) at {price} credits per device-hour")
         say(f"provider {key.party}, state in {options.state}")
@@ -223,7 +223,7 @@ def _last_words(shell: Shell) -> str:
             f"left: {len(left)} run(s) go on without this agent; start it again to take them up, "
             "else their jobs go on elsewhere and this machine is paid up to the last checkpoint"
         )
-    earned = credits(shell.journal.income().earned_ucr)
+    earned = format_credits(shell.journal.income().earned_ucr)
     if shell.core.machines:
         return f"handed back; what is not settled yet is settled without us; earned {earned} so far"
     return f"handed back; earned {earned} credits in all"

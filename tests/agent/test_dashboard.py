@@ -7,7 +7,6 @@ import pytest
 from sublet_agent.adapters.owner.dashboard import picture
 from sublet_agent.core.run_phases import RunPhase
 from sublet_agent.core.status import DeviceStatus, HeldRun, Status
-from sublet_agent.core.words import credits, duration
 
 NOW_MS = 1_800_000_000_000
 
@@ -146,26 +145,3 @@ def test_printed_once_it_names_the_provider_in_full() -> None:
     assert not any("Ctrl-C" in line for line in lines)
     ended = status(stopped=True, runs=(), connected=False)
     assert drawn(ended, live=False) == ["agent     has ended; the devices are free"]
-
-
-@pytest.mark.parametrize(
-    ("ucr", "words"),
-    [(0, "0.00"), (1, "0.000001"), (400_000, "0.40"), (12_345_678, "12.345678")],
-)
-def test_credits_are_exact(ucr: int, words: str) -> None:
-    assert credits(ucr) == words
-
-
-@pytest.mark.parametrize(
-    ("ms", "words"),
-    [
-        (-5, "0 s"),
-        (999, "0 s"),
-        (59_999, "59 s"),
-        (60_000, "1 m 0 s"),
-        (7_500_000, "2 h 5 m"),
-        (97_200_000, "1 d 3 h"),
-    ],
-)
-def test_durations(ms: int, words: str) -> None:
-    assert duration(ms) == words

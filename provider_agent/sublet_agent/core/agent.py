@@ -31,7 +31,7 @@ from sublet_agent.core.offers import (
 from sublet_agent.core.records import IssuedOffer, RunRecord, Saved
 from sublet_agent.core.run import ORPHAN_MS, RunMachine
 from sublet_agent.core.run_phases import RunPhase
-from sublet_agent.core.words import credits
+from sublet_contracts.amounts import format_credits
 from sublet_contracts.documents import (
     DocumentRefused,
     Settlement,
@@ -273,8 +273,8 @@ class AgentCore:
         self._step.save.settlements.append(message.settlement)
         document = settled.document
         self._say(
-            f"lease {short(document.lease)} settled: earned {credits(document.provider_ucr)} "
-            f"credits ({document.reason})"
+            f"lease {short(document.lease)} settled: "
+            f"earned {format_credits(document.provider_ucr)} credits ({document.reason})"
         )
         machine = self.machines.get(document.lease)
         if machine:

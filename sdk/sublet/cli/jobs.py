@@ -94,7 +94,8 @@ def inspect(argv: Sequence[str]) -> int:
         ),
         _pair(
             "budget",
-            f"{format_credits(view.budget_ucr)}, of which {format_credits(view.charged_ucr)} charged, "
+            f"{format_credits(view.budget_ucr)}, "
+            f"of which {format_credits(view.charged_ucr)} charged, "
             f"{format_credits(view.held_ucr)} held",
         ),
         _pair("submitted", format_ago(view.submitted_ms, now_ms)),

@@ -5,7 +5,8 @@ import time
 from collections.abc import Sequence
 
 from sublet.cli.parser import Parser, open_client, with_broker, with_json
-from sublet.terminal.text import clip, credits, memory, safe, table
+from sublet.terminal.text import clip, safe, table
+from sublet_contracts.amounts import format_credits, format_device_memory
 from sublet_contracts.api import OfferView
 from sublet_contracts.keys import short
 
@@ -35,9 +36,9 @@ def offers_table(found: Sequence[OfferView]) -> str:
         count = len(offer.devices)
         rows.append(
             [
-                credits(offer.price_ucr_per_device_hour),
+                format_credits(offer.price_ucr_per_device_hour),
                 clip((f"{count}x" if count > 1 else "") + safe(device.name), 24),
-                memory(device.memory_bytes),
+                format_device_memory(device.memory_bytes),
                 f"{offer.free_devices}/{count}",
                 clip(safe(offer.name) or short(offer.provider), 14),
                 clip(safe(offer.region) or "-", 10),

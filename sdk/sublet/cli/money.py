@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
-from sublet.terminal.text import ago, clip, credits, duration, paint, safe, state, table
+from sublet.terminal.text import clip, paint, safe, state, table
+from sublet_contracts.amounts import format_ago, format_credits, format_duration
 from sublet_contracts.api import Charge, StatementView
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import MEANINGS, Fault
@@ -30,17 +31,17 @@ def balance(argv: Sequence[str]) -> int:
     amounts = [("available", view.available_ucr), ("held by jobs", view.held_ucr)]
     if view.earned_ucr:
         amounts.append(("earned", view.earned_ucr))
-    width = max(len(credits(amount)) for _, amount in amounts)
+    width = max(len(format_credits(amount)) for _, amount in amounts)
     for name, amount in amounts:
-        print(f"{name:<13} {credits(amount).rjust(width)}")
+        print(f"{name:<13} {format_credits(amount).rjust(width)}")
     latest = sorted(view.lines, key=lambda line: line.time_ms, reverse=True)[: options.lines]
     if latest:
         now_ms = time.time_ns() // 1_000_000
         rows = [
             [
-                ago(line.time_ms, now_ms),
+                format_ago(line.time_ms, now_ms),
                 line.account.rsplit(":", 1)[-1],
-                ("+" if line.amount_ucr >= 0 else "") + credits(line.amount_ucr),
+                ("+" if line.amount_ucr >= 0 else "") + format_credits(line.amount_ucr),
                 short(line.cites),
                 clip(safe(line.memo), 26),
             ]
@@ -73,16 +74,16 @@ def statement_text(view: StatementView, names: dict[str, str]) -> str:
     """Return a statement for people; `names`: lease -> what its provider is called."""
     head = f"{paint(safe(view.name), 'bold')} ({short(view.job)})  {state(view.state)}"
     if not view.charges:
-        held = f"; {credits(view.held_ucr)} are held" if view.held_ucr else ""
+        held = f"; {format_credits(view.held_ucr)} are held" if view.held_ucr else ""
         return f"{head}\n\nNothing has been charged yet{held}. A charge comes as a run ends."
     rows = [
         [
             str(charge.epoch),
             clip(safe(names.get(charge.lease, "")) or short(charge.provider), 14),
-            credits(charge.price_ucr_per_device_hour),
-            duration(charge.payable_device_ms),
-            duration(charge.lost_device_ms) if charge.lost_device_ms else "-",
-            credits(charge.charged_ucr),
+            format_credits(charge.price_ucr_per_device_hour),
+            format_duration(charge.payable_device_ms),
+            format_duration(charge.lost_device_ms) if charge.lost_device_ms else "-",
+            format_credits(charge.charged_ucr),
             short(charge.receipt) if charge.receipt else "none",
         ]
         for charge in view.charges
@@ -92,14 +93,16 @@ def statement_text(view: StatementView, names: dict[str, str]) -> str:
     lines += [_why(charge) for charge in view.charges]
     lines += [
         "",
-        f"charged    {credits(view.charged_ucr)} of a budget of {credits(view.budget_ucr)}"
-        + (f"; {credits(view.held_ucr)} still held" if view.held_ucr else "")
-        + (f"; {credits(view.released_ucr)} given back" if view.released_ucr else ""),
+        f"charged    {format_credits(view.charged_ucr)} "
+        f"of a budget of {format_credits(view.budget_ucr)}"
+        + (f"; {format_credits(view.held_ucr)} still held" if view.held_ucr else "")
+        + (f"; {format_credits(view.released_ucr)} given back" if view.released_ucr else ""),
     ]
     lost_ms = sum(charge.lost_device_ms for charge in view.charges)
     if lost_ms:
         lines.append(
-            f"lost work  {duration(lost_ms)}, charged {credits(view.lost_work_charged_ucr)}"
+            f"lost work  {format_duration(lost_ms)}, "
+            f"charged {format_credits(view.lost_work_charged_ucr)}"
         )
     lines.append(f"evidence   sublet receipts export {short(view.job)} > f.json")
     return "\n".join(lines)
@@ -136,5 +139,5 @@ def fund(argv: Sequence[str]) -> int:
     if options.json:
         print(view.model_dump_json(indent=2))
     else:
-        print(f"{short(party)} has {credits(view.available_ucr)} available")
+        print(f"{short(party)} has {format_credits(view.available_ucr)} available")
     return 0

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sublet.cli.errors import ERROR, USAGE, CommandError
 from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
-from sublet.terminal.text import credits, duration, paint, safe
+from sublet.terminal.text import paint, safe
+from sublet_contracts.amounts import format_credits, format_duration
 from sublet_contracts.keys import short
 
 _MOST_PROBLEMS = 20
@@ -88,10 +89,10 @@ def verify(argv: Sequence[str]) -> int:
         return ERROR
     print(paint("It holds.", "green"), f"{verdict.checks} checks passed.")
     print(f"job      {short(verdict.job)}, {verdict.leases} leases, {verdict.receipts} receipts")
-    lost = f"; {duration(verdict.lost_device_ms)} lost" if verdict.lost_device_ms else ""
+    lost = f"; {format_duration(verdict.lost_device_ms)} lost" if verdict.lost_device_ms else ""
     if verdict.lost_device_ms:
-        lost += f", charged {credits(verdict.lost_work_charged_ucr)}"
-    print(f"charged  {credits(verdict.charged_ucr)}{lost}")
+        lost += f", charged {format_credits(verdict.lost_work_charged_ucr)}"
+    print(f"charged  {format_credits(verdict.charged_ucr)}{lost}")
     print(f"broker   {short(verdict.broker)}, {trust}")
     return 0
 

@@ -164,7 +164,8 @@ def no_match(found: "MatchView") -> str:
 
 
 def _cost(spec: "JobSpec", found: "MatchView") -> str:
-    text = f"It costs at most {paint(format_credits(spec.budget_ucr), 'bold', sys.stderr)} credits in all."
+    most = paint(format_credits(spec.budget_ucr), "bold", sys.stderr)
+    text = f"It costs at most {most} credits in all."
     if not found.offers:
         return text
     from sublet_contracts.rules import device_ms_within

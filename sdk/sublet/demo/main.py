@@ -25,8 +25,9 @@ from sublet.demo.local import LocalMarket
 from sublet.demo.outcome import Outcome
 from sublet.demo.plans import BUDGET, Plan, find_image, finetune_plan, quick_plan
 from sublet.demo.reference import Reference, same_content
-from sublet.demo.screen import ProviderRow, Screen, ScreenState, credits
+from sublet.demo.screen import ProviderRow, Screen, ScreenState
 from sublet.errors import SubletError
+from sublet_contracts.amounts import format_credits
 from sublet_contracts.rules import UCR_PER_CREDIT
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class Demo:
                 self.seen_runs.add(run.lease)
                 self.screen.say(
                     f"lease {run.epoch}: {run.provider_name} at "
-                    f"{credits(run.price_ucr_per_device_hour)} per device-hour"
+                    f"{format_credits(run.price_ucr_per_device_hour)} per device-hour"
                 )
             row = state.providers.get(run.provider_name)
             if row and row.state != "killed":

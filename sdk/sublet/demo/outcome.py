@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from sublet.demo.screen import credits
+from sublet_contracts.amounts import format_credits
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Outcome:
                 "were needed to call the machine lost"
             ),
             "weights as an undisturbed run's": _word(self.weights_identical, "identical bytes"),
-            "billed": f"{credits(self.charged_ucr)} credits ({self.charged_ucr} ucr)",
+            "billed": f"{format_credits(self.charged_ucr)} credits ({self.charged_ucr} ucr)",
             "lost work": (
                 f"{self.lost_work_device_ms / 1000:.1f} s of device time, "
-                f"billed {credits(self.lost_work_charged_ucr)}"
+                f"billed {format_credits(self.lost_work_charged_ucr)}"
             ),
             "receipts": _word(
                 self.receipts_verified, f"verified offline, {self.receipt_checks} checks"

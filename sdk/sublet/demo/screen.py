@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sublet_contracts.rules import UCR_PER_CREDIT
+from sublet_contracts.amounts import format_credits
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 STATE_STYLES = {
@@ -26,13 +26,6 @@ STATE_STYLES = {
     "killed": "bold red",
     "idle": "dim",
 }
-
-
-def credits(amount_ucr: int) -> str:
-    """Return an amount for people: credits with six decimals at most, never rounded."""
-    text = f"{amount_ucr // UCR_PER_CREDIT}.{amount_ucr % UCR_PER_CREDIT:06d}"
-    whole, fraction = text.split(".")
-    return f"{whole}.{fraction.rstrip('0').ljust(2, '0')}"
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
@@ -87,7 +80,7 @@ def render(state: ScreenState) -> RenderableType:
         market.add_row(
             row.name,
             row.device,
-            credits(row.price_ucr_per_device_hour),
+            format_credits(row.price_ucr_per_device_hour),
             Text(row.state, style=STATE_STYLES.get(row.state, "")),
         )
     job = Table.grid(padding=(0, 2), expand=True)
@@ -100,7 +93,9 @@ def render(state: ScreenState) -> RenderableType:
         job.add_row("loss", f"{sparkline(state.losses)}  {state.losses[-1]:.3f}")
     durable = " ".join(str(step) for step in state.durable_steps[-8:]) or "none yet"
     job.add_row("durable at", durable)
-    job.add_row("cost", f"{credits(state.charge_ucr)} of at most {credits(state.budget_ucr)}")
+    job.add_row(
+        "cost", f"{format_credits(state.charge_ucr)} of at most {format_credits(state.budget_ucr)}"
+    )
     job.add_row("lost work", state.lost_work)
     events = Text()
     for at, event in state.events[-9:]:

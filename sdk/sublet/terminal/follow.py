@@ -268,8 +268,8 @@ def _name(run: RunView) -> str:
 def _closing_notes(view: JobView) -> Iterator[str]:
     ref = short(view.id)
     yield (
-        f"{safe(view.name)} {view.state}: {status_text(view)}; charged {format_credits(view.charged_ucr)} "
-        f"of {format_credits(view.budget_ucr)}"
+        f"{safe(view.name)} {view.state}: {status_text(view)}; "
+        f"charged {format_credits(view.charged_ucr)} of {format_credits(view.budget_ucr)}"
     )
     if view.state is JobState.PAUSED:
         yield f"go on: sublet resume {ref} [--budget CREDITS]"

@@ -1,4 +1,5 @@
-"""How figures are written for people: credits, times, sizes, tables. Standard library only."""
+"""Text for a terminal: colours, tables, and what a stranger wrote made harmless. Standard library
+only. How figures are written is in sublet_contracts/amounts.py."""
 
 import os
 import sys
@@ -15,58 +16,6 @@ _STATE_COLOURS = {
     "queued": "cyan",
     "starting": "cyan",
 }
-
-
-def credits(ucr: int) -> str:
-    """Return micro-credits as credits, exactly, with at least two decimals."""
-    sign = "-" if ucr < 0 else ""
-    whole, part = divmod(abs(ucr), 1_000_000)
-    decimals = f"{part:06d}".rstrip("0").ljust(2, "0")
-    return f"{sign}{whole:,}.{decimals}"
-
-
-def duration(ms: int) -> str:
-    """Return a duration in its two largest units: '850 ms', '12 s', '3 m 20 s', '2 h 5 m'."""
-    if ms < 1000:
-        return f"{ms} ms"
-    seconds = ms // 1000
-    if seconds < 10:
-        return f"{ms / 1000:.1f} s"
-    for size, unit, below, small in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
-        if seconds >= size:
-            rest = seconds % size // below
-            return f"{seconds // size} {unit}" + (f" {rest} {small}" if rest else "")
-    return f"{seconds} s"
-
-
-def ago(then_ms: int, now_ms: int) -> str:
-    """Return how long ago something was, in one unit: 'now', '40 s ago', '3 m ago', '2 d ago'."""
-    seconds = (now_ms - then_ms) // 1000
-    if seconds < 2:
-        return "now"
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} s ago"
-
-
-def size(count_bytes: int) -> str:
-    """Return a size: '512 B', '24 GB', '1.5 GB'."""
-    value, units = float(count_bytes), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 999.5 and len(units) > 1:
-        value /= 1000
-        del units[0]
-    figure = f"{value:.1f}".removesuffix(".0") if value < 10 else f"{value:.0f}"
-    return f"{figure} {units[0]}"
-
-
-def memory(count_bytes: int) -> str:
-    """Return a device's memory, in the unit of its data sheet: '24 GiB'."""
-    return f"{count_bytes / 2**30:.0f} GiB" if count_bytes >= 2**30 else size(count_bytes)
 
 
 def clip(text: str, width: int) -> str:

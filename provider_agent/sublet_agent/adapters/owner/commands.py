@@ -21,7 +21,7 @@ from sublet_agent.adapters.owner.dashboard import picture, safe
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core.run_phases import RunPhase
 from sublet_agent.core.status import Status
-from sublet_agent.core.words import credits, duration
+from sublet_contracts.amounts import format_credits, format_duration
 from sublet_contracts.api import BrokerInfo, EarningsView
 from sublet_contracts.keys import KeyRefused, SigningKey, short
 
@@ -118,10 +118,13 @@ def _earnings(command: OwnerCommand) -> int:
     for charge in view.charges:
         print(
             f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(charge.time_ms / 1000))}  "
-            f"{short(charge.lease)}  {duration(charge.payable_device_ms):>10}  "
-            f"{credits(charge.charged_ucr - charge.fee_ucr):>14}  {charge.reason}"
+            f"{short(charge.lease)}  {format_duration(charge.payable_device_ms):>10}  "
+            f"{format_credits(charge.charged_ucr - charge.fee_ucr):>14}  {charge.reason}"
         )
-    print(f"earned {credits(view.earned_ucr)} credits, pending {credits(view.pending_ucr)}")
+    print(
+        f"earned {format_credits(view.earned_ucr)} credits, "
+        f"pending {format_credits(view.pending_ucr)}"
+    )
     return 0
 
 

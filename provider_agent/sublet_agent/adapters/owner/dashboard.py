@@ -7,7 +7,7 @@ from rich.text import Text
 
 from sublet_agent.core.run_phases import RunPhase
 from sublet_agent.core.status import DeviceStatus, HeldRun, Status
-from sublet_agent.core.words import credits, duration
+from sublet_contracts.amounts import format_credits, format_duration
 
 MARGIN = 10
 """columns of the words at the left edge"""
@@ -66,7 +66,7 @@ def _line(word: str, *parts: str | tuple[str, str]) -> Text:
 
 
 def _link(status: Status) -> Text:
-    lasted = duration(status.now_ms - status.since_ms)
+    lasted = format_duration(status.now_ms - status.since_ms)
     if status.connected:
         return _line("broker", status.broker, ("  connected ", "green"), f"for {lasted}")
     return _line("broker", status.broker, (f"  {status.link} ", "yellow"), f"for {lasted}")
@@ -79,7 +79,7 @@ def _market(status: Status) -> list[Text]:
         trouble = []
     if not status.devices:
         return [*trouble, _line("offers", "nothing (--devices none); what runs goes on")]
-    price = f"{credits(status.price_ucr_per_device_hour)} credits per device-hour"
+    price = f"{format_credits(status.price_ucr_per_device_hour)} credits per device-hour"
     head = _line("offers", price, ("  ", ""), (f"runner {status.runner}", "dim"))
     if status.draining:
         says = (
@@ -127,7 +127,7 @@ def _earned(status: Status, live: bool) -> Text:
     many = "lease" if status.settled_leases == 1 else "leases"
     return _line(
         "earned",
-        (credits(status.earned_ucr), "bold"),
+        (format_credits(status.earned_ucr), "bold"),
         f" credits in all, {status.settled_leases} {many} settled",
         (_hint(status) if live else "", "dim"),
     )
@@ -164,8 +164,8 @@ def _table(status: Status, width: int, most: int) -> list[Text]:
         _Column("phase", [run.phase.value for run in runs]),
         _Column("step", [_step(run) for run in runs], right=True),
         _Column("durable", [str(run.durable_step) for run in runs], right=True),
-        _Column("time", [duration(run.cum_device_ms) for run in runs], right=True),
-        _Column("earned", [credits(run.earned_ucr) for run in runs], right=True),
+        _Column("time", [format_duration(run.cum_device_ms) for run in runs], right=True),
+        _Column("earned", [format_credits(run.earned_ucr) for run in runs], right=True),
     ]
     room = _room(width, [*left, *right])
     for unneeded in ("durable", "time"):
