@@ -114,7 +114,7 @@ def test_no_match_and_too_little_money_hold_nothing(market: SmallMarket) -> None
         with pytest.raises(SubletError) as refused:
             market.client.run(**command, **wishes)
         assert refused.value.problem.code == code
-        assert refused.value.problem.fix
+        assert refused.value.fix
     with pytest.raises(SubletError, match="a minute"):
         market.client.run(**command, **WISHES, max_price=1, budget="0.001")
     after = market.client.balance()

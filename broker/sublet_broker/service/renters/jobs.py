@@ -332,7 +332,6 @@ def _unaffordable(job: JobFact, least_ucr: int) -> Refusal:
         ProblemCode.RECEIPTS_UNSIGNED,
         f"{format_credits(accept_left_ucr)} may still be charged before its receipts are signed, "
         f"{costs}",
-        field="accept_receipts_up_to_ucr",
         left_ucr=accept_left_ucr,
         least_ucr=least_ucr,
     )
