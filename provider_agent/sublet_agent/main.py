@@ -19,7 +19,7 @@ from sublet_agent.adapters.machine.terms import choose_runner, make_terms, trust
 from sublet_agent.adapters.options import Options, UsageError, read_options, read_owner_command
 from sublet_agent.adapters.owner.commands import run_owner_command
 from sublet_agent.adapters.owner.control import Control
-from sublet_agent.adapters.owner.screen import Voice, make_voice
+from sublet_agent.adapters.owner.screen import OwnerOutput, make_output
 from sublet_agent.adapters.session.journal import Journal, NewerState, StateFolderInUse
 from sublet_agent.adapters.session.link import Link
 from sublet_agent.adapters.session.log_spool import Spool
@@ -44,26 +44,26 @@ SHOW_S = 0.5
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `sublet provide`. Returns the exit code: 0 drained, 1 failed, 2 wrong usage."""
     options = read_options(sys.argv[1:] if argv is None else argv)
-    with make_voice(options.json) as voice:
-        code = _run(options, voice)
+    with make_output(options.json) as output:
+        code = _run(options, output)
     leave_threads(code)
     return code
 
 
-def _run(options: Options, voice: Voice) -> int:
+def _run(options: Options, output: OwnerOutput) -> int:
     try:
-        return asyncio.run(_provide(options, voice))
+        return asyncio.run(_provide(options, output))
     except UsageError as error:
-        voice.say(f"error: {error}")
+        output.say(f"error: {error}")
         return 2
     except (StateFolderInUse, NewerState, KeyRefused) as error:
-        voice.say(f"error: --state: {error}")
+        output.say(f"error: --state: {error}")
         return 1
     except KeyboardInterrupt:
-        voice.say("stopped before anything was offered")
+        output.say("stopped before anything was offered")
         return 1
     except (OSError, sqlite3.Error) as error:
-        voice.say(f"error: {error}; runs go on, start again to take them up")
+        output.say(f"error: {error}; runs go on, start again to take them up")
         return 1
 
 
@@ -79,8 +79,8 @@ def leave_threads(code: int) -> None:
                 os._exit(code)
 
 
-async def _provide(options: Options, voice: Voice) -> int:
-    say = voice.say
+async def _provide(options: Options, output: OwnerOutput) -> int:
+    say = output.say
     clock = SteadyClock()
     journal = Journal(options.state)
     async with contextlib.AsyncExitStack() as stack:
@@ -125,19 +125,19 @@ async def _provide(options: Options, voice: Voice) -> int:
             say(f"offering {device.id} ({device.name}) at {price} credits per device-hour")
         say(f"provider {key.party}, state in {options.state}")
         await shell.start()
-        _heed_signals(shell, options, say, signals)
-        return await _until_done(shell, link, options, voice)
+        _handle_signals(shell, options, say, signals)
+        return await _until_done(shell, link, options, output)
 
 
-async def _until_done(shell: Shell, link: Link, options: Options, voice: Voice) -> int:
-    say = voice.say
+async def _until_done(shell: Shell, link: Link, options: Options, output: OwnerOutput) -> int:
+    say = output.say
     tasks = [
         asyncio.create_task(work)
         for work in (
             link.run(),
             shell.ticking(),
-            _introduce(shell),
-            _showing(shell, options, voice),
+            _register_name(shell),
+            _show_status(shell, options, output),
         )
     ]
     done = asyncio.create_task(shell.done.wait())
@@ -150,7 +150,7 @@ async def _until_done(shell: Shell, link: Link, options: Options, voice: Voice) 
                 task.result()
         if shell.failed is not None:
             raise shell.failed
-        say(_last_words(shell))
+        say(_closing_line(shell))
         return 0
     finally:
         everything: set[asyncio.Task[Any]] = {done, *tasks}
@@ -173,27 +173,27 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self._early: list[signal.Signals] = []
-        self._heed: Callable[[signal.Signals], None] = self._early.append
-        heeded = [signal.SIGTERM, signal.SIGINT]
+        self._came_early: list[signal.Signals] = []
+        self._handle: Callable[[signal.Signals], None] = self._came_early.append
+        handled = [signal.SIGTERM, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             # The terminal was closed; with nohup that doesn't matter.
-            heeded.append(signal.SIGHUP)
+            handled.append(signal.SIGHUP)
         loop = asyncio.get_running_loop()
-        for number in heeded:
+        for number in handled:
             loop.add_signal_handler(number, self._came, number)
 
     def _came(self, number: signal.Signals) -> None:
-        self._heed(number)
+        self._handle(number)
 
-    def heed(self, act: Callable[[signal.Signals], None]) -> None:
+    def handle_with(self, act: Callable[[signal.Signals], None]) -> None:
         """Let `act` have those that came, and all that come."""
-        self._heed = act
-        for number in self._early:
+        self._handle = act
+        for number in self._came_early:
             act(number)
 
 
-def _heed_signals(
+def _handle_signals(
     shell: Shell, options: Options, say: Callable[[str], None], signals: Signals
 ) -> None:
     """The first ask drains. After it Ctrl-C leaves at once; another SIGTERM hurries the drain."""
@@ -213,30 +213,30 @@ def _heed_signals(
         else:
             shell.done.set()
 
-    signals.heed(on_signal)
+    signals.handle_with(on_signal)
 
 
-def _last_words(shell: Shell) -> str:
-    left = [machine for machine in shell.core.machines.values() if not machine.record.over]
+def _closing_line(shell: Shell) -> str:
+    left = [run for run in shell.core.runs.values() if not run.record.is_over]
     if left:
         return (
             f"left: {len(left)} run(s) go on without this agent; start it again to take them up, "
             "else their jobs go on elsewhere and this machine is paid up to the last checkpoint"
         )
     earned = format_credits(shell.journal.income().earned_ucr)
-    if shell.core.machines:
+    if shell.core.runs:
         return f"handed back; what is not settled yet is settled without us; earned {earned} so far"
     return f"handed back; earned {earned} credits in all"
 
 
-async def _showing(shell: Shell, options: Options, voice: Voice) -> None:
+async def _show_status(shell: Shell, options: Options, output: OwnerOutput) -> None:
     """Keep the picture fresh, where one is shown."""
     while True:
-        voice.show(_status(shell, options))
+        output.show(_status(shell, options))
         await asyncio.sleep(SHOW_S)
 
 
-async def _introduce(shell: Shell) -> None:
+async def _register_name(shell: Shell) -> None:
     """Tell the broker this machine's name, so that people see more than a key."""
     await shell.knows_broker.wait()
     document = KeyDocument(

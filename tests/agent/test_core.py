@@ -80,7 +80,9 @@ class World:
         return step
 
     def welcome(self, *leases: HeldLease) -> Step:
-        return self.do(events.Arrived(Welcome(heartbeat_ms=3000, fee_bps=500, leases=leases)))
+        return self.do(
+            events.MessageArrived(Welcome(heartbeat_ms=3000, fee_bps=500, leases=leases))
+        )
 
     @property
     def offer(self) -> Signed[Offer]:
@@ -133,7 +135,7 @@ class World:
         }
         lease = sign_document(Lease.model_validate(values | changes), signer)
         message = Assign(lease=lease.envelope, job=job.envelope, checkpoint=None)
-        return lease.id, self.do(events.Arrived(message))
+        return lease.id, self.do(events.MessageArrived(message))
 
     def running(self, **changes: Any) -> str:
         lease_id, _ = self.assign(self.job(**changes))
@@ -148,11 +150,11 @@ class World:
         return self.do(events.Observed(lease_id, **(values | changes)))
 
     def durable(self, lease_id: str, step: int) -> Step:
-        self.do(events.CheckpointSeen(lease_id, step))
+        self.do(events.CheckpointFound(lease_id, step))
         uploaded = self.do(events.Uploaded(lease_id, "checkpoint", step, "a" * 64, 10))
         message = only(uploaded, CheckpointUploaded)
         return self.do(
-            events.Arrived(
+            events.MessageArrived(
                 CheckpointVerdict(
                     lease=lease_id,
                     epoch=1,
@@ -304,7 +306,7 @@ def test_receipts_are_chained_cumulative_and_end_with_the_reason() -> None:
     world.ran(lease_id, 45_000)
     world.do(events.Tick())
     world.ran(lease_id, 50_000, running=False, exit_code=0)
-    world.do(events.FinalScanned(lease_id, (5,)))
+    world.do(events.FolderScanned(lease_id, (5,)))
     first, second, last = receipts_of(world)
     assert first.previous is None
     assert (first.durable_step, first.durable_device_ms) == (5, 10_000)
@@ -339,7 +341,7 @@ def test_the_charge_never_passes_the_hold() -> None:
     world.do(events.ImageReady(lease_id))
     world.do(events.Restored(lease_id))
     world.ran(lease_id, 3_600_000, running=False, exit_code=0)
-    world.do(events.FinalScanned(lease_id, ()))
+    world.do(events.FolderScanned(lease_id, ()))
     assert receipts_of(world)[-1].charge_ucr == 100
 
 
@@ -355,9 +357,9 @@ def test_a_drain_waits_for_the_last_checkpoint_to_be_durable() -> None:
     world = World()
     lease_id = world.running()
     order = Order(lease=lease_id, epoch=1, desired="drain", reason=Reason.RECLAIMED, grace_ms=9000)
-    assert wanted(world.do(events.Arrived(order)), effects.AskStop)
+    assert wanted(world.do(events.MessageArrived(order)), effects.AskStop)
     world.ran(lease_id, 3_000, running=False, exit_code=75)
-    step = world.do(events.FinalScanned(lease_id, (7,)))
+    step = world.do(events.FolderScanned(lease_id, (7,)))
     assert wanted(step, effects.Upload)
     step = world.do(events.Uploaded(lease_id, "checkpoint", 7, "a" * 64, 10))
     assert not said(step, RunChanged)
@@ -369,7 +371,7 @@ def test_a_drain_waits_for_the_last_checkpoint_to_be_durable() -> None:
         step=7,
         durable=True,
     )
-    step = world.do(events.Arrived(verdict))
+    step = world.do(events.MessageArrived(verdict))
     assert only(step, RunChanged).reason is Reason.RECLAIMED
     assert receipts_of(world)[-1].durable_device_ms == 3_000
 
@@ -378,9 +380,9 @@ def test_a_script_that_ends_with_0_because_it_was_asked_to_has_not_finished() ->
     world = World()
     lease_id = world.running(outputs="/out")
     order = Order(lease=lease_id, epoch=1, desired="drain", reason=Reason.RECLAIMED, grace_ms=9000)
-    world.do(events.Arrived(order))
+    world.do(events.MessageArrived(order))
     world.ran(lease_id, 3_000, running=False, exit_code=0)
-    step = world.do(events.FinalScanned(lease_id, (), finished=False))
+    step = world.do(events.FolderScanned(lease_id, (), finished=False))
     assert not wanted(step, effects.Upload)
     assert only(step, RunChanged).reason is Reason.RECLAIMED
 
@@ -389,7 +391,7 @@ def test_a_script_that_ends_with_0_unasked_has_finished() -> None:
     world = World()
     lease_id = world.running()
     world.ran(lease_id, 3_000, running=False, exit_code=0)
-    step = world.do(events.FinalScanned(lease_id, (), finished=False))
+    step = world.do(events.FolderScanned(lease_id, (), finished=False))
     assert only(step, RunChanged).reason is Reason.SUCCEEDED
 
 
@@ -397,7 +399,7 @@ def test_a_job_that_ignores_the_drain_is_killed_at_its_deadline() -> None:
     world = World()
     lease_id = world.running()
     order = Order(lease=lease_id, epoch=1, desired="drain", reason=Reason.RECLAIMED, grace_ms=9000)
-    world.do(events.Arrived(order))
+    world.do(events.MessageArrived(order))
     world.now += 8_999
     assert not wanted(world.do(events.Tick()), effects.Kill)
     world.now += 1
@@ -409,14 +411,14 @@ def test_too_much_on_disk_ends_the_run() -> None:
     lease_id = world.running()
     assert wanted(world.do(events.DiskUsed(lease_id, 1_001)), effects.Kill)
     world.ran(lease_id, 1_000, running=False, exit_code=137)
-    step = world.do(events.FinalScanned(lease_id, ()))
+    step = world.do(events.FolderScanned(lease_id, ()))
     assert only(step, RunChanged).reason is Reason.DISK_LIMIT
 
 
 def test_after_a_kill_the_journal_brings_back_every_effect() -> None:
     world = World()
     lease_id = world.running()
-    world.do(events.CheckpointSeen(lease_id, 5))
+    world.do(events.CheckpointFound(lease_id, 5))
     text = world.core.saved.model_dump_json()
     again = AgentCore(terms(), PROVIDER, Saved.model_validate_json(text))
     step, strangers = again.started([lease_id, "f" * 64], NOW)
@@ -427,7 +429,7 @@ def test_after_a_kill_the_journal_brings_back_every_effect() -> None:
 def test_a_stale_epoch_ends_the_run_in_silence() -> None:
     world = World()
     lease_id = world.running()
-    world.do(events.CheckpointSeen(lease_id, 5))
+    world.do(events.CheckpointFound(lease_id, 5))
     step = world.do(events.UploadFailed(lease_id, "checkpoint", 5, "gone", stale=True))
     assert wanted(step, effects.Remove)
     assert not step.save.queue

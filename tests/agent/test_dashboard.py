@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sublet_agent.adapters.owner.dashboard import picture
+from sublet_agent.adapters.owner.dashboard import status_lines
 from sublet_agent.core.run_phases import RunPhase
 from sublet_agent.core.status import DeviceStatus, HeldRun, Status
 
@@ -58,7 +58,9 @@ def run(**changes: Any) -> HeldRun:
 
 
 def drawn(found: Status, width: int = 80, height: int = 24, *, live: bool = True) -> list[str]:
-    return [line.plain.rstrip() for line in picture(found, width=width, height=height, live=live)]
+    return [
+        line.plain.rstrip() for line in status_lines(found, width=width, height=height, live=live)
+    ]
 
 
 def test_all_that_an_owner_asks_at_80_columns() -> None:
@@ -77,7 +79,7 @@ def test_all_that_an_owner_asks_at_80_columns() -> None:
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     long = run(name="x" * 64, step=10**12, total_steps=10**12, cum_device_ms=10**13)
     found = status(runs=(run(), long), name="n" * 256, broker="https://" + "b" * 300)
-    assert all(line.cell_len <= width for line in picture(found, width=width, height=24))
+    assert all(line.cell_len <= width for line in status_lines(found, width=width, height=24))
 
 
 def test_the_less_room_the_less_is_said_of_a_run_but_never_half_a_figure() -> None:

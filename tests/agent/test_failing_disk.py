@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from sublet_agent.adapters.session.link import _end
+from sublet_agent.adapters.session.link import _cancel_all
 from sublet_agent.adapters.shell import Shell
 from sublet_agent.core.effects import Step
 from sublet_contracts.wire import Unprepare
@@ -68,7 +68,7 @@ async def test_an_end_that_comes_while_the_line_breaks_is_heard() -> None:
 
     inner = asyncio.create_task(slow_to_end())
     await asyncio.sleep(0)
-    outer = asyncio.create_task(_end([inner]))
+    outer = asyncio.create_task(_cancel_all([inner]))
     await ending.wait()
     outer.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -83,4 +83,4 @@ async def test_what_broke_besides_the_line_is_raised() -> None:
     task = asyncio.create_task(breaks())
     await asyncio.sleep(0)
     with pytest.raises(sqlite3.OperationalError):
-        await _end([task])
+        await _cancel_all([task])

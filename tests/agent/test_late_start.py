@@ -18,17 +18,17 @@ async def test_a_run_whose_lease_ended_while_it_started_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = SimpleNamespace(image="local/python")
-    record = SimpleNamespace(over=False, job=job, lease_id=LEASE)
-    machines = {LEASE: SimpleNamespace(record=record)}
+    record = SimpleNamespace(is_over=False, job=job, lease_id=LEASE)
+    runs = {LEASE: SimpleNamespace(record=record)}
     removed: list[str] = []
 
     def start(_spec: object) -> None:
-        machines.clear()  # as where it is cancelled meanwhile
+        runs.clear()  # as where it is cancelled meanwhile
 
     unused = cast(Any, None)
     shell = Shell(
         state=tmp_path,
-        core=cast(Any, SimpleNamespace(machines=machines)),
+        core=cast(Any, SimpleNamespace(runs=runs)),
         journal=unused,
         spool=unused,
         runner=cast(Any, SimpleNamespace(start=start, remove=removed.append)),

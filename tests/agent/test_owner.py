@@ -325,7 +325,7 @@ async def test_a_signal_is_heeded_whenever_it_came(turns: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     for _ in range(turns):  # of the loop, which takes some until it tells
         await asyncio.sleep(0)
-    signals.heed(heard.put_nowait)
+    signals.handle_with(heard.put_nowait)
     assert await heard.get() is signal.SIGTERM
 
 

@@ -49,7 +49,7 @@ def a_run_in(phase: RunPhase, world: World) -> str:
         RunPhase.DISCARDED: (events.UploadFailed(lease_id, "checkpoint", 0, "gone", stale=True),),
     }
     path[RunPhase.RUNNING] = (*path[RunPhase.STARTING], observed(lease_id))
-    path[RunPhase.DRAINING] = (*path[RunPhase.RUNNING], events.Arrived(stop))
+    path[RunPhase.DRAINING] = (*path[RunPhase.RUNNING], events.MessageArrived(stop))
     path[RunPhase.FINISHING] = (*path[RunPhase.RUNNING], observed(lease_id, exit_code=0))
     for event in path[phase]:
         world.do(event)
@@ -75,15 +75,15 @@ def event_of(trigger: Trigger, lease_id: str) -> events.Event:
         Trigger.PREPARATION_FAILED: events.PreparationFailed(lease_id, Reason.START_FAILED, "no"),
         Trigger.OBSERVED: observed(lease_id),
         Trigger.VANISHED: events.Vanished(lease_id),
-        Trigger.CHECKPOINT_FOUND: events.CheckpointSeen(lease_id, 5),
+        Trigger.CHECKPOINT_FOUND: events.CheckpointFound(lease_id, 5),
         Trigger.PROGRESSED: events.Progressed(lease_id, 5, 10),
         Trigger.DISK_USED: events.DiskUsed(lease_id, 1),
         Trigger.DISK_FULL: events.DiskFull(lease_id, "0 bytes are free"),
-        Trigger.FOLDER_SCANNED: events.FinalScanned(lease_id, ()),
+        Trigger.FOLDER_SCANNED: events.FolderScanned(lease_id, ()),
         Trigger.UPLOADED: events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 10),
         Trigger.UPLOAD_FAILED: events.UploadFailed(lease_id, "checkpoint", 5, "torn"),
-        Trigger.VERDICT: events.Arrived(verdict),
-        Trigger.STOP_ASKED: events.Arrived(stop),
+        Trigger.VERDICT: events.MessageArrived(verdict),
+        Trigger.STOP_ASKED: events.MessageArrived(stop),
         Trigger.LEASE_GONE: events.UploadFailed(lease_id, "checkpoint", 5, "gone", stale=True),
     }
     return reports[trigger]
@@ -126,7 +126,7 @@ def test_an_exit_is_finishing_and_then_handed_over(phase: RunPhase) -> None:
     lease_id = a_run_in(phase, world)
     world.do(observed(lease_id, exit_code=1))
     assert world.core.saved.runs[lease_id].phase is RunPhase.FINISHING
-    world.do(events.FinalScanned(lease_id, ()))
+    world.do(events.FolderScanned(lease_id, ()))
     assert world.core.saved.runs[lease_id].phase is RunPhase.ENDED
 
 

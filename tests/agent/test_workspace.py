@@ -19,7 +19,7 @@ SECRET = b"root:x:0:0"
 def workspace(tmp_path: Path) -> Workspace:
     world = World()
     lease_id = world.running(outputs="/out")
-    made = Workspace(tmp_path / "state", world.core.machines[lease_id].record)
+    made = Workspace(tmp_path / "state", world.core.runs[lease_id].record)
     made.make()
     return made
 
@@ -148,7 +148,7 @@ def trainer_checkpoint(outputs: Path, step: int, total: int = 60) -> None:
 
 def test_a_trainers_checkpoint_is_found_and_told_as_progress(workspace: Workspace) -> None:
     trainer_checkpoint(workspace.outputs, 20)
-    assert workspace.layout_step(exited=True) == 20
+    assert workspace.found_in_outputs(exited=True) == 20
     assert workspace.progress() == (20, 60, {})
     files = {file.path for file in workspace.scan_checkpoint(20).index.files}
     assert "outputs-layout/checkpoint-20/model.safetensors" in files
@@ -157,16 +157,16 @@ def test_a_trainers_checkpoint_is_found_and_told_as_progress(workspace: Workspac
 def test_a_job_that_saves_by_the_protocol_is_not_saved_twice(workspace: Workspace) -> None:
     save(workspace.checkpoint / "out", 20)
     trainer_checkpoint(workspace.outputs, 20)
-    assert workspace.layout_step(exited=True) is None
+    assert workspace.found_in_outputs(exited=True) is None
 
 
 def test_exit_0_when_asked_to_stop_is_believed_of_who_can_mean_it(workspace: Workspace) -> None:
     assert not workspace.finished()
     trainer_checkpoint(workspace.outputs, 20)
-    workspace.layout_step(exited=True)
+    workspace.found_in_outputs(exited=True)
     assert not workspace.finished()
     trainer_checkpoint(workspace.outputs, 60)
-    workspace.layout_step(exited=True)
+    workspace.found_in_outputs(exited=True)
     assert workspace.finished()
 
 
@@ -184,7 +184,7 @@ def test_a_bottomless_folder_is_over_any_limit_and_can_be_deleted(workspace: Wor
         folder = below
     os.close(folder)
     assert folders.usage([workspace.outputs]) > 2**50
-    assert workspace.layout_step() is None
+    assert workspace.found_in_outputs() is None
     workspace.delete()
     assert not workspace.root.exists()
 

@@ -108,8 +108,8 @@ class AgentHost:
         step, strangers = self.core.started(list(self.containers), self.now_ms())
         for lease_id in strangers:
             self._drop_container(lease_id)
-        for lease_id, machine in self.core.machines.items():
-            if machine.record.phase in LIVE:
+        for lease_id, run in self.core.runs.items():
+            if run.record.phase in LIVE:
                 self._watch(lease_id)
         self._guard(lambda: self._perform(step))
         self._later(self.engine.draw_ms(10, 500), self._dial)
@@ -166,7 +166,7 @@ class AgentHost:
     def post(self, event: events.Event) -> None:
         """Let the core take an event: commit, then perform."""
         self.doing = type(event).__name__
-        if isinstance(event, events.Arrived):
+        if isinstance(event, events.MessageArrived):
             self.doing = f"a {event.message.TYPE}"
         self._perform(self.core.handle(event, self.now_ms()))
         if self._tick_ms > self.engine.now_ms + TICK_MS:
@@ -190,11 +190,11 @@ class AgentHost:
 
     def _plan_tick(self) -> None:
         delay_ms = CALM_TICK_MS
-        if not self.core.machines:
+        if not self.core.runs:
             quiet_ms = self.core.quiet_until_ms() - self.now_ms()
             delay_ms = max(delay_ms, min(quiet_ms, 60_000))
-        for machine in self.core.machines.values():
-            if machine.record.phase not in _CALM or machine.record.stop is not None:
+        for run in self.core.runs.values():
+            if run.record.phase not in _CALM or run.record.stop is not None:
                 delay_ms = TICK_MS
         due_ms = self.engine.now_ms + delay_ms
         if self._tick_ms and due_ms >= self._tick_ms:
@@ -314,7 +314,7 @@ class AgentHost:
             if self.on_assign is not None and isinstance(message, Assign):
                 self.on_assign(message)
             else:
-                self.post(events.Arrived(message))
+                self.post(events.MessageArrived(message))
             if mid is not None:
                 self.market.auditor.taken(self.party, mid, message)
                 self._send(Ack(mids=(mid,)))
@@ -366,7 +366,7 @@ class AgentHost:
                 self._later(draw(1, 500), lambda: self._on_container(lease_id, Container.save))
             case effects.Kill(lease_id):
                 self._later(draw(1, 50), lambda: self._on_container(lease_id, Container.kill))
-            case effects.ScanFinal(lease_id):
+            case effects.ScanFolder(lease_id):
                 self._later(draw(1, 100), lambda: self._scan(lease_id))
             case effects.Upload(lease_id, kind, step):
                 self._later(draw(20, 1_500), lambda: self.transfer.upload(lease_id, kind, step))
@@ -384,8 +384,8 @@ class AgentHost:
                 pass  # logs, drops of what was prepared: they carry no money
 
     def _record(self, lease_id: str) -> RunRecord | None:
-        machine = self.core.machines.get(lease_id)
-        return machine.record if machine else None
+        run = self.core.runs.get(lease_id)
+        return run.record if run else None
 
     def _on_container(self, lease_id: str, act: Callable[[Container], None]) -> None:
         container = self.containers.get(lease_id)
@@ -397,7 +397,7 @@ class AgentHost:
 
     def _start(self, lease_id: str) -> None:
         record = self._record(lease_id)
-        if record is None or record.over:
+        if record is None or record.is_over:
             return
         if lease_id not in self.containers:
             program = Program.of(record.job)
@@ -446,7 +446,7 @@ class AgentHost:
         told = self._told.setdefault(lease_id, set())
         for step in sorted(container.steps.keys() - told):
             told.add(step)
-            self.post(events.CheckpointSeen(lease_id, step))
+            self.post(events.CheckpointFound(lease_id, step))
         step = container.step_now()
         if self._steps.get(lease_id) != step:
             self._steps[lease_id] = step
@@ -471,7 +471,7 @@ class AgentHost:
     def _scan(self, lease_id: str) -> None:
         container = self.containers.get(lease_id)
         steps = tuple(sorted(container.steps)) if container else ()
-        self.post(events.FinalScanned(lease_id, steps))
+        self.post(events.FolderScanned(lease_id, steps))
 
     def _remove(self, lease_id: str) -> None:
         self._drop_container(lease_id)

@@ -304,8 +304,8 @@ class Chaos:
         agent.full_until_ms = self.engine.now_ms + self.engine.draw_ms(500, 15_000)
         if not agent.up:
             return
-        for lease_id in sorted(agent.core.machines):
-            if agent.core.machines[lease_id].record.phase in LIVE and self.engine.happens(0.3):
+        for lease_id in sorted(agent.core.runs):
+            if agent.core.runs[lease_id].record.phase in LIVE and self.engine.happens(0.3):
                 agent._later(
                     20_000,
                     lambda i=lease_id: agent.post(events.DiskFull(i, "the disk is full")),  # type: ignore[misc]
@@ -372,7 +372,7 @@ class Chaos:
         document = read_assign(passed, agent.core.saved.broker).lease.document
         id = passed.lease.id
         self._say(agent, LeaseAnswer(lease=id, signed=passed.lease.countersigned(agent.key)))
-        agent.post(events.Arrived(other))
+        agent.post(events.MessageArrived(other))
         for ms in range(0, 60_000, 3_000):
             report = RunReport(lease=id, epoch=document.epoch, state="running", cum_device_ms=ms)
             agent._later(ms, partial(agent._send, Heartbeat(runs=(report,))))
@@ -426,7 +426,7 @@ class Chaos:
         if not (agent.up and agent.live):
             return
         live = [
-            m.record for m in agent.core.machines.values() if m.record.phase is RunPhase.RUNNING
+            run.record for run in agent.core.runs.values() if run.record.phase is RunPhase.RUNNING
         ]
         if live:
             agent.honest = False

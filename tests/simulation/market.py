@@ -182,9 +182,9 @@ class Market:
         self._until(engine.now_ms + AGENT_CALM_MS, stop_when_done=False)
         self.auditor.finished(at_rest=True)
         for agent in self.agents:
-            for lease_id, machine in agent.core.machines.items():
+            for lease_id, run in agent.core.runs.items():
                 raise Violation(
-                    f"{agent.name} still has lease {lease_id[:8]} as {machine.record.phase}"
+                    f"{agent.name} still has lease {lease_id[:8]} as {run.record.phase}"
                 )
             if any(container.running for container in agent.containers.values()):
                 raise Violation(f"{agent.name} still runs something that nobody pays for")

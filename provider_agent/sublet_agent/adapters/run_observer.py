@@ -17,7 +17,7 @@ from sublet_contracts.tree import TreeRefused
 
 LOOK_S = 0.2
 DISK_EVERY_S = 2.0
-LAYOUTS_EVERY_S = 1.0
+SEARCH_EVERY_S = 1.0
 LOG_BYTES = 1024 * 1024
 T = TypeVar("T")
 
@@ -54,30 +54,31 @@ class Observer:
         self._lease_id = lease_id
         self._run = run_id(lease_id)
         self._workspace = workspace
-        self._soon = asyncio.Event()
-        self._left = False
-        self._seen: set[int] = set()
-        self._progress: object = None
-        self._disk_at = 0.0
-        self._layouts_at = 0.0
-        self._too_much = ""
-        self._said_too_much = False
-        self._started_at: tuple[int, float] | None = None
-        self._logging = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._stopped = False
+        self._reported_steps: set[int] = set()
+        self._reported_progress: object = None
+        self._disk_measured_s = 0.0
+        self._outputs_searched_s = 0.0
+        self._search_trouble = ""
+        self._trouble_told = False
+        self._first_seen: tuple[int, float] | None = None
+        """how long it had run by the wall clock, in ms, and when that was, by the monotonic one"""
+        self._log_reader = asyncio.Lock()
 
     def look_soon(self) -> None:
         """Something was done to the run: don't wait for the next turn."""
-        self._soon.set()
+        self._wake.set()
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         """Look no more."""
-        self._left = True
-        self._soon.set()
+        self._stopped = True
+        self._wake.set()
 
     async def run(self) -> None:
         """Look until the run is over."""
-        while not self._left:
-            self._soon.clear()
+        while not self._stopped:
+            self._wake.clear()
             try:
                 over = await self._look()
             except RunnerError as error:
@@ -88,40 +89,42 @@ class Observer:
             if over:
                 break
             try:
-                await asyncio.wait_for(self._soon.wait(), LOOK_S)
+                await asyncio.wait_for(self._wake.wait(), LOOK_S)
             except TimeoutError:
                 continue
         self._listener.forget_observer(self._lease_id)
 
     async def final_look(self) -> set[int]:
         """After the exit: the rest of the output, and every checkpoint that is there."""
-        await self._logs(to_the_end=True)
+        await self._read_logs(to_the_end=True)
         self._tell_progress(await self._listener.blocking(self._workspace.progress))
         steps = await self._listener.blocking(self._workspace.steps)
-        layouts = await self._listener.blocking(functools.partial(self._layouts, exited=True))
-        self._say_too_much()
-        return steps | layouts
+        in_outputs = await self._listener.blocking(
+            functools.partial(self._search_outputs, exited=True)
+        )
+        self._tell_search_trouble()
+        return steps | in_outputs
 
     async def _look(self) -> bool:
         listener = self._listener
         status, steps, progress = await listener.blocking(self._read)
-        if self._left:
+        if self._stopped:
             return True
         # Before anything is written, and before an exit that may come of it is taken for the job's.
-        self._room(status)
-        self._say_too_much()
-        await self._logs(to_the_end=False)
+        self._check_free_disk(status)
+        self._tell_search_trouble()
+        await self._read_logs(to_the_end=False)
         self._tell_progress(progress)
-        for step in sorted(steps - self._seen):
-            self._seen.add(step)
-            listener.post(events.CheckpointSeen(self._lease_id, step))
+        for step in sorted(steps - self._reported_steps):
+            self._reported_steps.add(step)
+            listener.post(events.CheckpointFound(self._lease_id, step))
         if status.state == "gone":
             listener.post(events.Vanished(self._lease_id))
             return True
         if status.state == "created":
             listener.post(events.Vanished(self._lease_id))
             return True
-        await self._disk()
+        await self._measure_disk()
         observed = self._observed(status)
         listener.post(observed)
         return not observed.running
@@ -131,24 +134,26 @@ class Observer:
         status = self._listener.runner.status(self._run)
         steps = self._workspace.steps()
         now = time.monotonic()
-        if now - self._layouts_at >= LAYOUTS_EVERY_S:
-            self._layouts_at = now
-            steps |= self._layouts()
+        if now - self._outputs_searched_s >= SEARCH_EVERY_S:
+            self._outputs_searched_s = now
+            steps |= self._search_outputs()
         return status, steps, self._workspace.progress()
 
-    def _layouts(self, *, exited: bool = False) -> set[int]:
+    def _search_outputs(self, *, exited: bool = False) -> set[int]:
         try:
-            step = self._workspace.layout_step(exited=exited)
+            step = self._workspace.found_in_outputs(exited=exited)
         except (TreeRefused, OSError) as error:
-            self._too_much = str(error)
+            self._search_trouble = str(error)
             return set()
         return set() if step is None else {step}
 
-    def _say_too_much(self) -> None:
+    def _tell_search_trouble(self) -> None:
         """Tell the renter, once, why the checkpoints in the outputs folder are not seen."""
-        if self._too_much and not self._said_too_much:
-            self._said_too_much = True
-            self._listener.log_line(self._lease_id, f"no checkpoint is found: {self._too_much}")
+        if self._search_trouble and not self._trouble_told:
+            self._trouble_told = True
+            self._listener.log_line(
+                self._lease_id, f"no checkpoint is found: {self._search_trouble}"
+            )
 
     def _observed(self, status: RunStatus) -> events.Observed:
         now_ms = self._listener.now_ms()
@@ -158,9 +163,9 @@ class Observer:
             ran_ms = max(0, finished_ms - started_ms)
         else:
             # By the steady clock once we have seen it: the wall clock may be set meanwhile.
-            if self._started_at is None:
-                self._started_at = (max(0, now_ms - started_ms), time.monotonic())
-            before_ms, at = self._started_at
+            if self._first_seen is None:
+                self._first_seen = (max(0, now_ms - started_ms), time.monotonic())
+            before_ms, at = self._first_seen
             ran_ms = before_ms + int((time.monotonic() - at) * 1000)
         return events.Observed(
             self._lease_id,
@@ -172,9 +177,9 @@ class Observer:
             detail=status.error or "",
         )
 
-    async def _logs(self, *, to_the_end: bool) -> None:
+    async def _read_logs(self, *, to_the_end: bool) -> None:
         listener = self._listener
-        async with self._logging:
+        async with self._log_reader:
             for _ in range(1000 if to_the_end else 4):
                 cursor = listener.spool.cursor(self._lease_id)
                 try:
@@ -190,24 +195,24 @@ class Observer:
                     return
 
     def _tell_progress(self, progress: tuple[int, int, dict[str, float]] | None) -> None:
-        if progress is None or progress == self._progress:
+        if progress is None or progress == self._reported_progress:
             return
-        self._progress = progress
+        self._reported_progress = progress
         step, total, metrics = progress
         self._listener.post(events.Progressed(self._lease_id, step, total, metrics))
 
-    async def _disk(self) -> None:
+    async def _measure_disk(self) -> None:
         now = time.monotonic()
-        if now - self._disk_at < DISK_EVERY_S:
+        if now - self._disk_measured_s < DISK_EVERY_S:
             return
-        self._disk_at = now
+        self._disk_measured_s = now
         workspace = self._workspace
         limit = workspace.record.job.resources.disk_bytes
         paths = [workspace.checkpoint / "out", workspace.outputs]
         used = await self._listener.blocking(usage, paths, limit)
         self._listener.post(events.DiskUsed(self._lease_id, used))
 
-    def _room(self, status: RunStatus) -> None:
+    def _check_free_disk(self, status: RunStatus) -> None:
         """Tell that the disk is full, unless the run has come to its good end with it."""
         free = shutil.disk_usage(self._workspace.root).free
         if free < LEAST_FREE_BYTES and not (status.state == "exited" and status.exit_code == 0):

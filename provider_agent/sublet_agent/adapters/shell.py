@@ -106,7 +106,7 @@ class Shell:
     async def start(self) -> None:
         """Take up what was running before: adopt it, and remove what nobody knows."""
         found = await self.blocking(self.runner.find)
-        by_run = {run_id(lease_id): lease_id for lease_id in self.core.machines}
+        by_run = {run_id(lease_id): lease_id for lease_id in self.core.runs}
         adopted = [by_run.get(item.run_id, item.lease_id) for item in found]
         step, _ = self.core.started(adopted, self.now_ms())
         for item in found:
@@ -116,12 +116,12 @@ class Shell:
         # What was fetched ahead is cheap to fetch again, and nobody would tell us to drop it.
         ahead = self.state / "prepared"
         await self.blocking(functools.partial(shutil.rmtree, ahead, ignore_errors=True))
-        kept = {lease_id[:16] for lease_id in self.core.machines}
+        kept = {lease_id[:16] for lease_id in self.core.runs}
         for folder in self._folders():
             if folder.name not in kept:
                 await self.blocking(delete, folder)
-        for lease_id, machine in self.core.machines.items():
-            if machine.record.phase in LIVE:
+        for lease_id, run in self.core.runs.items():
+            if run.record.phase in LIVE:
                 self.watch(lease_id)
         self._perform(step)
 
@@ -172,7 +172,7 @@ class Shell:
         while this agent comes to its end, nothing may be acknowledged that it didn't take."""
         if self.failed is not None:
             raise self.failed
-        self.post(events.Arrived(message))
+        self.post(events.MessageArrived(message))
 
     def disconnected(self) -> None:
         """The session is over."""
@@ -205,8 +205,8 @@ class Shell:
             case effects.Kill(lease_id):
                 self._cancel_preparation(lease_id)
                 self._spawn("kill", lease_id, self._runner_call(self.runner.kill, lease_id))
-            case effects.ScanFinal(lease_id):
-                self._spawn("final", lease_id, self._scan_final(lease_id))
+            case effects.ScanFolder(lease_id):
+                self._spawn("final", lease_id, self._scan_folder(lease_id))
             case effects.Upload(lease_id, kind, step):
                 name = f"upload {kind} {step}"
                 self._spawn(name, lease_id, self._upload(effect))
@@ -233,7 +233,7 @@ class Shell:
                 if next_number >= 0:
                     self.spool.confirm(lease_id, next_number)
                 self._send_logs(lease_id, max(next_number, 0) if next_number >= 0 else None)
-            case effects.LogLineOfOurs(lease_id, text):
+            case effects.AddLogLine(lease_id, text):
                 self.log_line(lease_id, text)
                 # Now, so that it is there before the run's end is told.
                 self._pump_logs()
@@ -276,18 +276,18 @@ class Shell:
             observer.look_soon()
 
     def _record(self, lease_id: str) -> RunRecord | None:
-        machine = self.core.machines.get(lease_id)
-        return machine.record if machine else None
+        run = self.core.runs.get(lease_id)
+        return run.record if run else None
 
     def _workspace(self, lease_id: str) -> Workspace:
-        return Workspace(self.state, self.core.machines[lease_id].record)
+        return Workspace(self.state, self.core.runs[lease_id].record)
 
     def _cancel(self, owner: str) -> threading.Event:
         return self._cancels.setdefault(owner, threading.Event())
 
     def _cancel_preparation(self, lease_id: str) -> None:
         record = self._record(lease_id)
-        if record is not None and record.over and record.started_ms is None:
+        if record is not None and record.is_over and record.started_ms is None:
             self._cancel(lease_id).set()
 
     # -- preparing and starting --------------------------------------------------------------------
@@ -317,7 +317,7 @@ class Shell:
         self.images[image] = await self.blocking(call)
 
     async def _restore(self, lease_id: str) -> None:
-        if lease_id not in self.core.machines:
+        if lease_id not in self.core.runs:
             return
         workspace, cancel = self._workspace(lease_id), self._cancel(lease_id)
         record = workspace.record
@@ -342,7 +342,7 @@ class Shell:
 
     async def _start(self, lease_id: str) -> None:
         record = self._record(lease_id)
-        if record is None or record.over:
+        if record is None or record.is_over:
             return
         try:
             spec = self._workspace(lease_id).spec(self.images.get(record.job.image), self.helper)
@@ -353,7 +353,7 @@ class Shell:
         except (RunnerError, OSError) as error:
             self._failed(lease_id, fault_of(error), error)
         else:
-            if lease_id in self.core.machines:
+            if lease_id in self.core.runs:
                 self.watch(lease_id)
             else:
                 # Its lease ended and was cleared away while it started.
@@ -381,33 +381,33 @@ class Shell:
 
     # -- out ---------------------------------------------------------------------------------------
 
-    async def _scan_final(self, lease_id: str) -> None:
+    async def _scan_folder(self, lease_id: str) -> None:
         """Bring the log's end to the broker first: afterwards the lease may be gone any moment."""
-        if lease_id not in self.core.machines:
+        if lease_id not in self.core.runs:
             return
         workspace = self._workspace(lease_id)
         observer = self._observers.get(lease_id) or Observer(self, lease_id, workspace)
         steps = await observer.final_look()
         finished = await self.blocking(workspace.finished)
-        self.spool.say_dropped(lease_id, self.now_ms())
+        self.spool.add_dropped_line(lease_id, self.now_ms())
         record = self._record(lease_id)
         # A successor waits for a run that was stopped: its log gets less time than another.
         limit_s = 2.0 if record is not None and record.stop else 30.0
         await self._drain_log(lease_id, limit_s)
-        self.post(events.FinalScanned(lease_id, tuple(sorted(steps)), finished))
+        self.post(events.FolderScanned(lease_id, tuple(sorted(steps)), finished))
 
     async def _drain_log(self, lease_id: str, limit_s: float) -> None:
         """Send the log until nothing is left, nothing moves any more, or `limit_s` is over."""
         begin = moved = time.monotonic()
-        behind = self.spool.behind(lease_id)
+        behind = self.spool.unconfirmed(lease_id)
         while behind and self.link is not None and self.link.live:
             now = time.monotonic()
             if now - moved > LOG_STALL_S or now - begin > limit_s:
                 break
             self._pump_logs()
             await asyncio.sleep(0.02)
-            if self.spool.behind(lease_id) < behind:
-                behind, moved = self.spool.behind(lease_id), now
+            if self.spool.unconfirmed(lease_id) < behind:
+                behind, moved = self.spool.unconfirmed(lease_id), now
 
     async def _upload(self, effect: effects.Upload) -> None:
         lease_id, kind, step = effect.lease_id, effect.kind, effect.step
@@ -438,7 +438,7 @@ class Shell:
         self._cancel(lease_id).set()
         observer = self._observers.pop(lease_id, None)
         if observer:
-            observer.leave()
+            observer.stop()
         workspace = self._workspace(lease_id)
         while True:
             try:
@@ -495,7 +495,7 @@ class Shell:
         self.spool.add(lease_id, [OutputLine("sublet", self.now_ms(), text)], None)
 
     def _pump_logs(self) -> None:
-        for lease_id in self.core.machines:
+        for lease_id in self.core.runs:
             sent, at = self._logs_sent.get(lease_id, (-1, 0.0))
             # One frame is under way at a time; LogsWanted, or this time-out, sends the next.
             if sent >= 0 and time.monotonic() - at < 3.0:

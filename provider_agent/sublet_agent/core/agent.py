@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from sublet_agent.core import effects
 from sublet_agent.core.effects import Queued, Step
 from sublet_agent.core.events import (
-    Arrived,
     Disconnected,
     DrainAsked,
     Event,
     Joined,
+    MessageArrived,
     OfferAgain,
     PrepareDone,
     Removed,
@@ -29,7 +29,7 @@ from sublet_agent.core.offers import (
     refusal,
 )
 from sublet_agent.core.records import IssuedOffer, RunRecord, Saved
-from sublet_agent.core.run import ORPHAN_MS, RunMachine
+from sublet_agent.core.run import UNLISTED_MS, Run
 from sublet_agent.core.run_phases import RunPhase
 from sublet_contracts.amounts import format_credits
 from sublet_contracts.documents import (
@@ -58,12 +58,12 @@ from sublet_contracts.wire import (
 )
 
 NEVER_MS = 2**53 - 1
-IDLE_BEATS = 3
-"""An agent that runs nothing sends every so manieth heartbeat: nobody counts its silence, and its
-connection has pings. A broker drops who says nothing for five."""
+IDLE_HEARTBEAT_FACTOR = 3
+"""So many times as long an agent that runs nothing waits between heartbeats: nobody counts its
+silence, and its connection has pings. A broker drops who says nothing for five of them."""
 
 
-_IDLE = Heartbeat(runs=())
+_IDLE_HEARTBEAT = Heartbeat(runs=())
 
 
 class AgentCore:
@@ -73,16 +73,14 @@ class AgentCore:
         self.terms = terms
         self.key = key
         self.saved = saved
-        self.machines = {
-            lease_id: RunMachine(record, key) for lease_id, record in saved.runs.items()
-        }
+        self.runs = {lease_id: Run(record, key) for lease_id, record in saved.runs.items()}
         self.live = False
         self.heartbeat_ms = 3_000
         self.draining: DrainAsked | None = None
-        self._heartbeat_sent_ms = 0
-        self._offered_ms: int | None = None
+        self._last_heartbeat_ms = 0
+        self._last_offer_ms: int | None = None
         self._withdrawn = False
-        self._done = False
+        self._told_done = False
         self._broker_ahead_ms = 0
         self._joined_ms = 0
         self._step = Step()
@@ -93,16 +91,16 @@ class AgentCore:
         """After a start of the agent: take up what was running. `found` are the lease ids that the
         runner still has. Returns the first Step, and those of `found` that nobody knows (remove
         them)."""
-        for machine in self.machines.values():
-            machine.resume(now_ms)
-            self._collect(machine)
-        strangers = [lease_id for lease_id in found if lease_id not in self.machines]
-        return self._taken(), strangers
+        for run in self.runs.values():
+            run.resume(now_ms)
+            self._collect(run)
+        strangers = [lease_id for lease_id in found if lease_id not in self.runs]
+        return self._take_step(), strangers
 
     def handle(self, event: Event, now_ms: int) -> Step:
         """Take one event."""
         match event:
-            case Arrived(message):
+            case MessageArrived(message):
                 self._arrived(message, now_ms)
             case Joined(broker, broker_ahead_ms):
                 self.live = True
@@ -118,36 +116,36 @@ class AgentCore:
                 self._drain(event, now_ms)
             case OfferAgain():
                 self.draining = None
-                self._withdrawn = self._done = False
-                self._offer(now_ms)
+                self._withdrawn = self._told_done = False
+                self._send_offer(now_ms)
             case PrepareDone(job_id, ready, detail):
                 self._send(Prepared(job=job_id, ready=ready, detail=detail[:256]))
             case Removed(lease_id):
-                if self.machines.pop(lease_id, None):
+                if self.runs.pop(lease_id, None):
                     self.saved.runs.pop(lease_id, None)
                     self._step.save.forget_runs.append(lease_id)
             case _:
-                machine = self.machines.get(event.lease_id)
-                if machine:
-                    advanced = machine.advanced
-                    machine.handle(event, now_ms)
-                    if machine.advanced and not advanced:
+                run = self.runs.get(event.lease_id)
+                if run:
+                    had_advanced = run.advanced
+                    run.handle(event, now_ms)
+                    if run.advanced and not had_advanced:
                         # Somebody may be waiting for this step: it isn't left to the next beat.
-                        self._beat(now_ms)
-                    if machine.changed and machine.record.phase is RunPhase.DISCARDED:
+                        self._send_heartbeat(now_ms)
+                    if run.changed and run.record.phase is RunPhase.DISCARDED:
                         self._step.save.drop_messages_of.append(event.lease_id)
-                    self._collect(machine)
-        self._check_done()
-        return self._taken()
+                    self._collect(run)
+        self._check_drained()
+        return self._take_step()
 
     def heartbeat(self) -> Heartbeat:
         """Return what the agent runs now."""
-        if not self.machines:
-            return _IDLE
+        if not self.runs:
+            return _IDLE_HEARTBEAT
         reports = [
-            machine.report()
-            for machine in self.machines.values()
-            if machine.record.phase not in (RunPhase.DISCARDED, RunPhase.ENDED)
+            run.report()
+            for run in self.runs.values()
+            if run.record.phase not in (RunPhase.DISCARDED, RunPhase.ENDED)
         ]
         return Heartbeat(runs=tuple(reports[:64]))
 
@@ -160,15 +158,15 @@ class AgentCore:
             case Assign():
                 self._assigned(message, now_ms)
             case Order():
-                machine = self.machines.get(message.lease)
-                if machine and machine.record.lease.epoch == message.epoch:
-                    machine.stop(message.desired, message.reason, message.grace_ms, now_ms)
-                    self._collect(machine)
+                run = self.runs.get(message.lease)
+                if run and run.record.lease.epoch == message.epoch:
+                    run.stop(message.desired, message.reason, message.grace_ms, now_ms)
+                    self._collect(run)
             case CheckpointVerdict():
-                machine = self.machines.get(message.lease)
-                if machine:
-                    machine.verdict(message, now_ms)
-                    self._collect(machine)
+                run = self.runs.get(message.lease)
+                if run:
+                    run.verdict(message, now_ms)
+                    self._collect(run)
             case SettlementNotice():
                 self._settled(message)
             case Prepare():
@@ -184,25 +182,25 @@ class AgentCore:
     def _welcomed(self, welcome: Welcome, now_ms: int) -> None:
         self.heartbeat_ms = welcome.heartbeat_ms
         held = {(lease.lease, lease.epoch) for lease in welcome.leases}
-        for machine in self.machines.values():
-            record = machine.record
+        for run in self.runs.values():
+            record = run.record
             if (record.lease_id, record.lease.epoch) in held:
-                record.orphaned_ms = 0
+                record.unlisted_since_ms = 0
             elif record.phase is RunPhase.ENDED:
                 # It ended in order and may be settled any moment: its settlement is on the way.
-                record.orphaned_ms = record.orphaned_ms or now_ms
+                record.unlisted_since_ms = record.unlisted_since_ms or now_ms
             elif record.phase is not RunPhase.DISCARDED:
                 self._say(f"lease {short(record.lease_id)} went elsewhere meanwhile: stopping it")
-                self._discard(machine)
-            self._collect(machine)
-        for machine in self.machines.values():
-            if not machine.record.over:
-                self._step.effects.append(effects.SendLogs(machine.record.lease_id, -1))
-        self._beat(now_ms)
+                self._discard(run)
+            self._collect(run)
+        for run in self.runs.values():
+            if not run.record.is_over:
+                self._step.effects.append(effects.SendLogs(run.record.lease_id, -1))
+        self._send_heartbeat(now_ms)
         if self.draining:
             self._withdraw()
         else:
-            self._offer(now_ms)
+            self._send_offer(now_ms)
 
     def _broker_now_ms(self, now_ms: int) -> int:
         """Return what the broker's clock shows at the least: it may have been slow since we met."""
@@ -211,7 +209,7 @@ class AgentCore:
 
     def _assigned(self, assign: Assign, now_ms: int) -> None:
         lease_id = assign.lease.id
-        if lease_id in self.machines:
+        if lease_id in self.runs:
             return
         try:
             assigned = read_assign(assign, self.saved.broker)
@@ -242,8 +240,8 @@ class AgentCore:
             checkpoint=assigned.checkpoint.document if assigned.checkpoint else None,
             durable_step=assigned.lease.document.start_step,
         )
-        machine = RunMachine(record, self.key)
-        self.machines[lease_id] = machine
+        run = Run(record, self.key)
+        self.runs[lease_id] = run
         self.saved.runs[lease_id] = record
         epoch = assigned.lease.document.epoch
         self.saved.epochs[record.job_id] = self._step.save.epochs[record.job_id] = epoch
@@ -252,13 +250,13 @@ class AgentCore:
         self._queue(
             lease_id, LeaseAnswer(lease=lease_id, signed=assign.lease.countersigned(self.key))
         )
-        machine.changed = True
-        machine.effects.append(effects.Pull(lease_id))
+        run.changed = True
+        run.effects.append(effects.Pull(lease_id))
         self._say(
             f"job {record.job.name!r} of {short(record.job.renter)} on "
             f"{', '.join(record.lease.device_ids)}, epoch {epoch}"
         )
-        self._collect(machine)
+        self._collect(run)
 
     def _refuse(self, lease_id: str, why: str) -> None:
         self._say(f"refused lease {short(lease_id)}: {why}")
@@ -276,45 +274,51 @@ class AgentCore:
             f"lease {short(document.lease)} settled: "
             f"earned {format_credits(document.provider_ucr)} credits ({document.reason})"
         )
-        machine = self.machines.get(document.lease)
-        if machine:
-            machine.discard()
-            self._collect(machine)
+        run = self.runs.get(document.lease)
+        if run:
+            run.discard()
+            self._collect(run)
 
     # -- time -------------------------------------------------------------------------------------
 
     def _tick(self, now_ms: int) -> None:
-        for machine in list(self.machines.values()):
-            machine.tick(now_ms)
-            record = machine.record
-            if record.orphaned_ms and now_ms - record.orphaned_ms > ORPHAN_MS:
-                self._discard(machine)
-            self._collect(machine)
-        if now_ms >= self._beats_ms():
-            self._beat(now_ms)
-        if self.live and not self.draining and now_ms >= self._offers_ms():
-            self._offer(now_ms)
+        for run in list(self.runs.values()):
+            run.tick(now_ms)
+            record = run.record
+            if record.unlisted_since_ms and now_ms - record.unlisted_since_ms > UNLISTED_MS:
+                self._discard(run)
+            self._collect(run)
+        if now_ms >= self._next_heartbeat_ms():
+            self._send_heartbeat(now_ms)
+        if self.live and not self.draining and now_ms >= self._next_offer_ms():
+            self._send_offer(now_ms)
 
-    def _beats_ms(self) -> int:
-        return self._heartbeat_sent_ms + self.heartbeat_ms * (1 if self.machines else IDLE_BEATS)
+    def _next_heartbeat_ms(self) -> int:
+        return self._last_heartbeat_ms + self.heartbeat_ms * (
+            1 if self.runs else IDLE_HEARTBEAT_FACTOR
+        )
 
-    def _offers_ms(self) -> int:
-        return 0 if self._offered_ms is None else self._offered_ms + OFFER_REFRESH_MS
+    def _next_offer_ms(self) -> int:
+        return 0 if self._last_offer_ms is None else self._last_offer_ms + OFFER_REFRESH_MS
 
     def quiet_until_ms(self) -> int:
         """Return the time before which a Tick does nothing, as long as no other event comes."""
-        if self.machines:
+        if self.runs:
             return 0
         if not self.live:
             return NEVER_MS
-        return self._beats_ms() if self.draining else min(self._beats_ms(), self._offers_ms())
+        return (
+            self._next_heartbeat_ms()
+            if self.draining
+            else min(self._next_heartbeat_ms(), self._next_offer_ms())
+        )
 
-    def _beat(self, now_ms: int) -> None:
+    def _send_heartbeat(self, now_ms: int) -> None:
         if self.live:
-            self._heartbeat_sent_ms = now_ms
+            self._last_heartbeat_ms = now_ms
             self._send(self.heartbeat())
 
-    def _offer(self, now_ms: int) -> None:
+    def _send_offer(self, now_ms: int) -> None:
         if not self.live or not self.terms.devices:
             return
         sequence = self.saved.offer_sequence + 1
@@ -331,7 +335,7 @@ class AgentCore:
         self.saved.offer_sequence = sequence
         self._step.save.offers = self.saved.offers
         self._step.save.offer_sequence = sequence
-        self._offered_ms = now_ms
+        self._last_offer_ms = now_ms
         self._send(Announce(offer=signed.envelope))
 
     # -- drain ------------------------------------------------------------------------------------
@@ -339,40 +343,40 @@ class AgentCore:
     def _drain(self, asked: DrainAsked, now_ms: int) -> None:
         self.draining = asked
         self._withdraw()
-        for machine in self.machines.values():
-            machine.stop("drain", asked.reason, asked.grace_ms, now_ms)
-            self._collect(machine)
+        for run in self.runs.values():
+            run.stop("drain", asked.reason, asked.grace_ms, now_ms)
+            self._collect(run)
 
     def _withdraw(self) -> None:
         if not self._withdrawn and self.saved.offer_sequence:
             self._withdrawn = True
             self._queue("", Withdraw(offer_sequence=self.saved.offer_sequence))
 
-    def _check_done(self) -> None:
-        if self.draining and self.draining.then_stop and not self.machines and not self._done:
-            self._done = True
+    def _check_drained(self) -> None:
+        if self.draining and self.draining.then_stop and not self.runs and not self._told_done:
+            self._told_done = True
             self._step.effects.append(effects.Done())
 
     # -- out --------------------------------------------------------------------------------------
 
-    def _discard(self, machine: RunMachine) -> None:
-        machine.discard()
-        self._step.save.drop_messages_of.append(machine.record.lease_id)
+    def _discard(self, run: Run) -> None:
+        run.discard()
+        self._step.save.drop_messages_of.append(run.record.lease_id)
 
-    def _collect(self, machine: RunMachine) -> None:
-        record = machine.record
-        if machine.record.phase is RunPhase.DISCARDED and machine.changed:
-            machine.messages.clear()
-        for message in machine.messages:
+    def _collect(self, run: Run) -> None:
+        record = run.record
+        if run.record.phase is RunPhase.DISCARDED and run.changed:
+            run.messages.clear()
+        for message in run.messages:
             self._queue(record.lease_id, message)
-        if machine.changed:
+        if run.changed:
             self._step.save.runs[record.lease_id] = record
-        if machine.effects:
-            self._step.effects += machine.effects
-            machine.effects = []
-        if machine.messages:
-            machine.messages = []
-        machine.changed = False
+        if run.effects:
+            self._step.effects += run.effects
+            run.effects = []
+        if run.messages:
+            run.messages = []
+        run.changed = False
 
     def _queue(self, lease_id: str, message: Message) -> None:
         mid = self.saved.next_mid
@@ -385,7 +389,7 @@ class AgentCore:
     def _say(self, text: str) -> None:
         self._step.effects.append(effects.Say(text))
 
-    def _taken(self) -> Step:
+    def _take_step(self) -> Step:
         if self._step.empty:
             return effects.NOTHING
         step, self._step = self._step, Step()
@@ -397,6 +401,6 @@ def devices_in_use(runs: Mapping[str, RunRecord]) -> dict[str, str]:
     return {
         device: record.lease_id
         for record in runs.values()
-        if not record.over
+        if not record.is_over
         for device in record.lease.device_ids
     }

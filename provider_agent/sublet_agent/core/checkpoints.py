@@ -12,7 +12,7 @@ def next_upload(record: RunRecord) -> int | None:
     """
     if record.uploading is not None:
         return None
-    newest = max(record.seen, default=-1)
+    newest = max(record.local_checkpoints, default=-1)
     return newest if newest > record.uploaded_step else None
 
 
@@ -22,16 +22,16 @@ def to_delete(record: RunRecord) -> tuple[int, ...]:
 
     So they don't pile up against the job's disk limit while the broker takes none.
     """
-    kept = {*sorted(record.seen)[-KEEP_LOCAL:], record.durable_step}
+    kept = {*sorted(record.local_checkpoints)[-KEEP_LOCAL:], record.durable_step}
     if record.uploading:
         kept.add(record.uploading.step)
-    kept |= {awaiting.step for awaiting in record.awaiting.values()}
-    return tuple(step for step in sorted(record.seen) if step not in kept)
+    kept |= {awaiting.step for awaiting in record.awaiting_verdict.values()}
+    return tuple(step for step in sorted(record.local_checkpoints) if step not in kept)
 
 
 def save_is_due(record: RunRecord, now_ms: int) -> bool:
     """Say whether the job should be asked for a checkpoint: none came for one interval."""
     if record.started_ms is None:
         return False
-    last = max(record.started_ms, record.save_asked_ms)
+    last = max(record.started_ms, record.interval_began_ms)
     return now_ms - last >= record.job.checkpoint_interval_ms

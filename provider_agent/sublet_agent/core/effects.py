@@ -60,8 +60,8 @@ class Kill:
 
 
 @dataclass(frozen=True)
-class ScanFinal:
-    """Read the folder of a run that has exited -> FinalScanned."""
+class ScanFolder:
+    """Read the folder of a run that has exited -> FolderScanned."""
 
     lease_id: str
 
@@ -122,7 +122,7 @@ class SendLogs:
 
 
 @dataclass(frozen=True)
-class LogLineOfOurs:
+class AddLogLine:
     """Put a line of stream `sublet` into the run's log."""
 
     lease_id: str
@@ -158,7 +158,7 @@ Effect = (
     | AskStop
     | AskSave
     | Kill
-    | ScanFinal
+    | ScanFolder
     | Upload
     | AckStep
     | DeleteSteps
@@ -166,7 +166,7 @@ Effect = (
     | PrepareJob
     | UnprepareJob
     | SendLogs
-    | LogLineOfOurs
+    | AddLogLine
     | Say
     | Unexpected
     | Done

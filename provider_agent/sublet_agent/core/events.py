@@ -8,7 +8,7 @@ from sublet_contracts.wire import Message
 
 
 @dataclass(frozen=True)
-class Arrived:
+class MessageArrived:
     """A message of the broker's, in its place in the session. Acknowledge it after the save."""
 
     message: Message
@@ -16,8 +16,8 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Joined:
-    """The session is live with this broker; `Arrived(welcome)` follows. `broker_ahead_ms`: how far
-    its clock is ahead of ours now."""
+    """The session is live with this broker; `MessageArrived(welcome)` follows. `broker_ahead_ms`:
+    how far its clock is ahead of ours now."""
 
     broker: str
     broker_ahead_ms: int = 0
@@ -77,7 +77,7 @@ class Vanished:
 
 
 @dataclass(frozen=True)
-class CheckpointSeen:
+class CheckpointFound:
     """A whole checkpoint lies in out/ (renamed, DONE is there)."""
 
     lease_id: str
@@ -85,7 +85,7 @@ class CheckpointSeen:
 
 
 @dataclass(frozen=True)
-class FinalScanned:
+class FolderScanned:
     """The run has exited and its folder was read once more: what is there now is all."""
 
     lease_id: str
@@ -173,7 +173,7 @@ class OfferAgain:
 
 
 Event = (
-    Arrived
+    MessageArrived
     | Joined
     | Disconnected
     | Tick
@@ -182,8 +182,8 @@ Event = (
     | PreparationFailed
     | Observed
     | Vanished
-    | CheckpointSeen
-    | FinalScanned
+    | CheckpointFound
+    | FolderScanned
     | Uploaded
     | UploadFailed
     | Progressed

@@ -36,7 +36,7 @@ def reason_of_exit(exit_code: int | None, out_of_memory: bool, stop: Stop | None
     return Reason.JOB_FAILED
 
 
-def words_of_exit(exit_code: int | None) -> str:
+def exit_text(exit_code: int | None) -> str:
     """Return what a renter is told of an exit code: 128 and up are signals, by the shell's way."""
     if exit_code is None:
         return ""

@@ -148,7 +148,7 @@ def refusal(
         return "; ".join(map(str, lacking))
     for record in runs:
         taken = set(record.lease.device_ids) & set(lease.device_ids)
-        if taken and not record.over:
+        if taken and not record.is_over:
             return f"device_ids: {min(taken)} is leased under {short(record.lease_id)}"
     if lease.epoch == 1 and job.expires_ms <= now_ms:
         return "job: it has expired"

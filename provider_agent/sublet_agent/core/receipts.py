@@ -14,8 +14,8 @@ def is_due(record: RunRecord, now_ms: int) -> bool:
     """Say whether a running lease's next receipt should be written."""
     return (
         record.started_ms is not None
-        and record.cum_device_ms > max(0, record.receipt_cum_device_ms)
-        and now_ms - max(record.receipt_ms, record.started_ms) >= RECEIPT_EVERY_MS
+        and record.cum_device_ms > max(0, record.last_receipt_cum_device_ms)
+        and now_ms - max(record.last_receipt_ms, record.started_ms) >= RECEIPT_EVERY_MS
     )
 
 
@@ -28,8 +28,8 @@ def write_receipt(
         job=record.job_id,
         lease=record.lease_id,
         epoch=record.lease.epoch,
-        sequence=record.receipt_sequence + 1,
-        previous=record.receipt_id,
+        sequence=record.last_receipt_sequence + 1,
+        previous=record.last_receipt_id,
         cum_device_ms=record.cum_device_ms,
         durable_step=record.durable_step,
         durable_checkpoint=record.durable_checkpoint,
@@ -40,8 +40,8 @@ def write_receipt(
         issued_ms=now_ms,
     )
     envelope = sign_document(receipt, key).envelope
-    record.receipt_sequence = receipt.sequence
-    record.receipt_id = envelope.id
-    record.receipt_ms = now_ms
-    record.receipt_cum_device_ms = record.cum_device_ms
+    record.last_receipt_sequence = receipt.sequence
+    record.last_receipt_id = envelope.id
+    record.last_receipt_ms = now_ms
+    record.last_receipt_cum_device_ms = record.cum_device_ms
     return envelope

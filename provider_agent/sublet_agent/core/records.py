@@ -39,8 +39,8 @@ class Uploading(_Record):
     cum_device_ms: int
 
 
-class Awaiting(_Record):
-    """An uploaded checkpoint without a verdict yet."""
+class AwaitingVerdict(_Record):
+    """An uploaded checkpoint, or outputs, that the broker has not judged yet."""
 
     kind: UploadKind
     step: int
@@ -63,25 +63,28 @@ class RunRecord(_Record):
     cum_device_ms: int = 0
     reason: Reason | None = None
     detail: str = ""
-    seen: dict[int, int] = Field(default_factory=dict)
-    """step of each whole checkpoint found on disk -> device time when it was seen"""
+    local_checkpoints: dict[int, int] = Field(default_factory=dict)
+    """whole checkpoints on this disk: step -> cum_device_ms when each was found"""
     uploading: Uploading | None = None
-    awaiting: dict[str, Awaiting] = Field(default_factory=dict)
+    awaiting_verdict: dict[str, AwaitingVerdict] = Field(default_factory=dict)
+    """by the id of the signed checkpoint"""
     uploaded_step: int = -1
-    refusals: int = 0
-    """verdicts that refused an upload of this run"""
+    """the newest that was uploaded, or given up"""
+    refused_uploads: int = 0
     durable_step: int = 0
     durable_checkpoint: str | None = None
     durable_device_ms: int = 0
-    final_scanned: bool = False
-    outputs_wanted: bool = False
-    save_asked_ms: int = 0
-    receipt_sequence: int = 0
-    receipt_id: str | None = None
-    receipt_ms: int = 0
-    receipt_cum_device_ms: int = -1
-    orphaned_ms: int = 0
-    """since when the broker no longer lists this ended lease; 0: it does"""
+    folder_scanned: bool = False
+    """whether the folder was read once more after the exit"""
+    outputs_to_upload: bool = False
+    interval_began_ms: int = 0
+    """when the last checkpoint was found, or was asked for with SAVE"""
+    last_receipt_sequence: int = 0
+    last_receipt_id: str | None = None
+    last_receipt_ms: int = 0
+    last_receipt_cum_device_ms: int = -1
+    unlisted_since_ms: int = 0
+    """since when the broker no longer names this ended lease in its welcome; 0: it does"""
 
     @property
     def devices(self) -> int:
@@ -89,8 +92,8 @@ class RunRecord(_Record):
         return len(self.lease.device_ids)
 
     @property
-    def over(self) -> bool:
-        """Whether its devices are free again."""
+    def is_over(self) -> bool:
+        """Whether it has ended, so that its devices are free again."""
         return self.phase in (RunPhase.ENDED, RunPhase.DISCARDED)
 
 

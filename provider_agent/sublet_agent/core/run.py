@@ -17,11 +17,11 @@ from typing import Literal
 from sublet_agent.core import checkpoints, metering, receipts
 from sublet_agent.core import effects as do
 from sublet_agent.core.events import (
-    CheckpointSeen,
+    CheckpointFound,
     DiskFull,
     DiskUsed,
     Event,
-    FinalScanned,
+    FolderScanned,
     ImageReady,
     Observed,
     PreparationFailed,
@@ -31,8 +31,8 @@ from sublet_agent.core.events import (
     UploadFailed,
     Vanished,
 )
-from sublet_agent.core.exit_reasons import reason_of_exit, words_of_exit
-from sublet_agent.core.records import Awaiting, RunRecord, Stop, Uploading
+from sublet_agent.core.exit_reasons import exit_text, reason_of_exit
+from sublet_agent.core.records import AwaitingVerdict, RunRecord, Stop, Uploading
 from sublet_agent.core.run_phases import (
     LATE,
     LIVE,
@@ -55,7 +55,7 @@ from sublet_contracts.wire import (
 
 VERDICT_WAIT_MS = 20_000
 MAX_REFUSALS = 3
-ORPHAN_MS = 60_000
+UNLISTED_MS = 60_000
 WIRE_STATES = {
     RunPhase.PULLING: "pulling",
     RunPhase.RESTORING: "restoring",
@@ -72,7 +72,7 @@ _ASKED_ON_ENTRY: Mapping[RunPhase, Callable[[str], do.Effect]] = {
     RunPhase.PULLING: do.Pull,
     RunPhase.RESTORING: do.Restore,
     RunPhase.STARTING: do.Start,
-    RunPhase.FINISHING: do.ScanFinal,
+    RunPhase.FINISHING: do.ScanFolder,
     RunPhase.DISCARDED: do.Remove,
 }
 """What a phase waits for: asked for when it begins, and again after a restart of the agent."""
@@ -82,8 +82,8 @@ _TRIGGERS: Mapping[type[Event], Trigger] = {
     PreparationFailed: Trigger.PREPARATION_FAILED,
     Observed: Trigger.OBSERVED,
     Vanished: Trigger.VANISHED,
-    CheckpointSeen: Trigger.CHECKPOINT_FOUND,
-    FinalScanned: Trigger.FOLDER_SCANNED,
+    CheckpointFound: Trigger.CHECKPOINT_FOUND,
+    FolderScanned: Trigger.FOLDER_SCANNED,
     Uploaded: Trigger.UPLOADED,
     UploadFailed: Trigger.UPLOAD_FAILED,
     Progressed: Trigger.PROGRESSED,
@@ -93,7 +93,7 @@ _TRIGGERS: Mapping[type[Event], Trigger] = {
 
 
 @dataclass
-class RunMachine:
+class Run:
     """A record with the rules that change it. `changed` and the two lists are taken by the agent
     after each call."""
 
@@ -123,14 +123,14 @@ class RunMachine:
                 self._observed(event)
             case Vanished():
                 self._vanished()
-            case CheckpointSeen():
-                self._seen(event.step)
-            case FinalScanned():
+            case CheckpointFound():
+                self._checkpoint_found(event.step)
+            case FolderScanned():
                 for step in event.steps:
-                    self._seen(step)
+                    self._checkpoint_found(step)
                 if not event.finished:
-                    self._doubt_success()
-                self.record.final_scanned = self.changed = True
+                    self._undo_success()
+                self.record.folder_scanned = self.changed = True
                 self._finish(now_ms)
             case Uploaded():
                 self._uploaded(event, now_ms)
@@ -156,7 +156,7 @@ class RunMachine:
                 self.effects.append(do.Kill(record.lease_id))
             if not stop and record.phase is RunPhase.RUNNING:
                 if checkpoints.save_is_due(record, now_ms):
-                    record.save_asked_ms = now_ms
+                    record.interval_began_ms = now_ms
                     self.changed = True
                     self.effects.append(do.AskSave(record.lease_id))
                 left_ms = metering.wall_ms_left(record)
@@ -209,7 +209,7 @@ class RunMachine:
         if not self._takes(Trigger.VERDICT):
             return
         record = self.record
-        awaiting = record.awaiting.pop(verdict.checkpoint, None)
+        awaiting = record.awaiting_verdict.pop(verdict.checkpoint, None)
         if awaiting is None:
             return
         self.changed = True
@@ -223,7 +223,7 @@ class RunMachine:
                 self.effects.append(do.AckStep(record.lease_id, awaiting.step))
                 if record.phase is not RunPhase.ENDED:
                     self._receipt(now_ms)
-                self._tidy()
+                self._delete_old_checkpoints()
         else:
             self._refused(awaiting.kind, awaiting.step, verdict.detail)
         if record.phase is RunPhase.FINISHING:
@@ -234,7 +234,7 @@ class RunMachine:
         record = self.record
         lease_id = record.lease_id
         ask = _ASKED_ON_ENTRY.get(record.phase)
-        scanned = record.phase is RunPhase.FINISHING and record.final_scanned
+        scanned = record.phase is RunPhase.FINISHING and record.folder_scanned
         if ask is not None and not scanned:
             self.effects.append(ask(lease_id))
         if record.stop and record.phase in (RunPhase.RUNNING, RunPhase.DRAINING):
@@ -244,7 +244,7 @@ class RunMachine:
         if record.uploading:
             uploading = record.uploading
             self.effects.append(do.Upload(lease_id, uploading.kind, uploading.step))
-        for awaiting in record.awaiting.values():
+        for awaiting in record.awaiting_verdict.values():
             # The message is in the outbox, or was acknowledged; the wait begins anew.
             awaiting.since_ms = now_ms
 
@@ -333,19 +333,19 @@ class RunMachine:
         record.reason = reason_of_exit(seen.exit_code, seen.out_of_memory, record.stop)
         record.detail = (record.stop.detail if record.stop else "") or seen.detail
         if record.reason is Reason.JOB_FAILED:
-            record.detail = record.detail or words_of_exit(seen.exit_code)
-        record.outputs_wanted = record.reason is Reason.SUCCEEDED and bool(record.job.outputs)
+            record.detail = record.detail or exit_text(seen.exit_code)
+        record.outputs_to_upload = record.reason is Reason.SUCCEEDED and bool(record.job.outputs)
         self._enter(Trigger.EXITED)
 
-    def _doubt_success(self) -> None:
+    def _undo_success(self) -> None:
         """Exit 0 of a script that was asked to stop and may not have finished: it goes on."""
         record = self.record
         if record.stop is None or record.reason is not Reason.SUCCEEDED:
             return
         record.reason = record.stop.reason
-        record.outputs_wanted = False
+        record.outputs_to_upload = False
         says = "it exited with 0 when asked to stop, and nothing says that it had finished"
-        self.effects.append(do.LogLineOfOurs(record.lease_id, f"{says}: it is to go on"))
+        self.effects.append(do.AddLogLine(record.lease_id, f"{says}: it is to go on"))
 
     def _vanished(self) -> None:
         record = self.record
@@ -356,24 +356,26 @@ class RunMachine:
         record.detail = "the runner no longer knows this run"
         self._enter(Trigger.VANISHED)
 
-    def _seen(self, step: int) -> None:
+    def _checkpoint_found(self, step: int) -> None:
         record = self.record
-        if step in record.seen or (
+        if step in record.local_checkpoints or (
             step <= record.lease.start_step and record.checkpoint is not None
         ):
             return
-        record.seen[step] = record.cum_device_ms
-        record.save_asked_ms = (record.started_ms or 0) + record.cum_device_ms // record.devices
+        record.local_checkpoints[step] = record.cum_device_ms
+        record.interval_began_ms = (record.started_ms or 0) + record.cum_device_ms // record.devices
         self.changed = True
         self._upload_next()
-        self._tidy()
+        self._delete_old_checkpoints()
 
     def _upload_next(self) -> bool:
         record = self.record
         step = checkpoints.next_upload(record)
-        if step is None or record.over:
+        if step is None or record.is_over:
             return False
-        record.uploading = Uploading(kind="checkpoint", step=step, cum_device_ms=record.seen[step])
+        record.uploading = Uploading(
+            kind="checkpoint", step=step, cum_device_ms=record.local_checkpoints[step]
+        )
         self.changed = True
         self.effects.append(do.Upload(record.lease_id, "checkpoint", step))
         return True
@@ -397,7 +399,7 @@ class RunMachine:
         )
         envelope = sign_document(document, self.key).envelope
         self.messages.append(CheckpointUploaded(checkpoint=envelope))
-        record.awaiting[envelope.id] = Awaiting(
+        record.awaiting_verdict[envelope.id] = AwaitingVerdict(
             kind=event.kind, step=event.step, cum_device_ms=uploading.cum_device_ms, since_ms=now_ms
         )
         record.uploading = None
@@ -406,7 +408,7 @@ class RunMachine:
             record.uploaded_step = max(record.uploaded_step, event.step)
             self._upload_next()
         else:
-            record.outputs_wanted = False
+            record.outputs_to_upload = False
         if record.phase is RunPhase.FINISHING:
             self._finish(now_ms)
 
@@ -418,10 +420,10 @@ class RunMachine:
         record.uploading = None
         self.changed = True
         says = f"the {event.kind} of step {event.step} is left out: {event.detail}"
-        self.effects.append(do.LogLineOfOurs(record.lease_id, says))
+        self.effects.append(do.AddLogLine(record.lease_id, says))
         if event.kind == "outputs":
             # The command succeeded, yet what it made breaks the rules and can't be brought back.
-            record.outputs_wanted = False
+            record.outputs_to_upload = False
             record.reason = Reason.CHECKPOINT_INVALID
             record.detail = f"outputs: {event.detail}"[:2048]
         else:
@@ -432,24 +434,24 @@ class RunMachine:
 
     def _refused(self, kind: str, step: int, detail: str) -> None:
         record = self.record
-        record.refusals += 1
+        record.refused_uploads += 1
         says = f"the broker refused the {kind} of step {step}: {detail}"
-        self.effects.append(do.LogLineOfOurs(record.lease_id, says))
-        if record.refusals > MAX_REFUSALS:
+        self.effects.append(do.AddLogLine(record.lease_id, says))
+        if record.refused_uploads > MAX_REFUSALS:
             return
         if kind == "outputs":
             record.uploading = Uploading(
                 kind="outputs", step=step, cum_device_ms=record.cum_device_ms
             )
             self.effects.append(do.Upload(record.lease_id, "outputs", step))
-        elif step == max(record.seen, default=-1):
+        elif step == max(record.local_checkpoints, default=-1):
             record.uploaded_step = step - 1
             self._upload_next()
 
     def _finish(self, now_ms: int) -> None:
         """Go on with an exited run: checkpoint, outputs, then its end is told."""
         record = self.record
-        if not record.final_scanned:
+        if not record.folder_scanned:
             return
         if record.stop and record.stop.desired == "stop":
             assert record.reason is not None
@@ -459,15 +461,15 @@ class RunMachine:
             return
         if self._upload_next():
             return
-        if record.outputs_wanted:
-            step = max([record.lease.start_step, *record.seen])
+        if record.outputs_to_upload:
+            step = max([record.lease.start_step, *record.local_checkpoints])
             record.uploading = Uploading(
                 kind="outputs", step=step, cum_device_ms=record.cum_device_ms
             )
             self.changed = True
             self.effects.append(do.Upload(record.lease_id, "outputs", step))
             return
-        waiting = [a for a in record.awaiting.values() if a.kind == "checkpoint"]
+        waiting = [a for a in record.awaiting_verdict.values() if a.kind == "checkpoint"]
         if any(now_ms - a.since_ms < VERDICT_WAIT_MS for a in waiting):
             return
         assert record.reason is not None
@@ -488,9 +490,9 @@ class RunMachine:
         self.changed = True
         self.messages.append(ReceiptIssued(receipt=envelope))
 
-    def _tidy(self) -> None:
+    def _delete_old_checkpoints(self) -> None:
         steps = checkpoints.to_delete(self.record)
         if steps:
             for step in steps:
-                del self.record.seen[step]
+                del self.record.local_checkpoints[step]
             self.effects.append(do.DeleteSteps(self.record.lease_id, steps))

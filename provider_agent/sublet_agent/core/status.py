@@ -123,11 +123,11 @@ def make_status(
 
 def _runs(core: AgentCore) -> tuple[HeldRun, ...]:
     found = []
-    for machine in core.machines.values():
-        record = machine.record
+    for run in core.runs.values():
+        record = run.record
         if record.phase is RunPhase.DISCARDED:
             continue
-        report, charge = machine.report(), charge_ucr(record, record.cum_device_ms)
+        report, charge = run.report(), charge_ucr(record, record.cum_device_ms)
         found.append(
             HeldRun(
                 lease=record.lease_id,

@@ -78,7 +78,7 @@ class DockerRunner:
         self._allow_egress = allow_egress
         self._log_bytes = log_bytes
         self._tmp_bytes = tmp_bytes
-        self._given = client
+        self._connected_client = client
 
     # ---- the machine ----
 
@@ -147,7 +147,9 @@ class DockerRunner:
                     progress(line)
                     last = line
         except (APIError, requests.RequestException) as error:
-            raise runners.ImageUnavailable(f"image {image!r}: {_say(error)}: {advice}") from error
+            raise runners.ImageUnavailable(
+                f"image {image!r}: {_explanation(error)}: {advice}"
+            ) from error
 
     # ---- a run's life ----
 
@@ -173,14 +175,16 @@ class DockerRunner:
                 except APIError as error:
                     # Somebody else created it in between: theirs is the same run.
                     if error.status_code != 409 or self._inspect(spec.run_id) is None:
-                        raise runners.StartFailed(f"run {spec.run_id}: {_say(error)}") from error
+                        raise runners.StartFailed(
+                            f"run {spec.run_id}: {_explanation(error)}"
+                        ) from error
                 found = self._inspect(spec.run_id)
             if found is not None and _status(found).state != "created":
                 return
             try:
                 self._client().api.start(self._name(spec.run_id))
             except APIError as error:
-                raise runners.StartFailed(f"run {spec.run_id}: {_say(error)}") from error
+                raise runners.StartFailed(f"run {spec.run_id}: {_explanation(error)}") from error
 
     def find(self) -> list[FoundRun]:
         """List this agent's containers. See `Runner`."""
@@ -390,29 +394,29 @@ class DockerRunner:
         return found
 
     def _client(self) -> docker.DockerClient:
-        if self._given is None:
+        if self._connected_client is None:
             try:
-                self._given = docker.from_env(timeout=_TIMEOUT_S)
+                self._connected_client = docker.from_env(timeout=_TIMEOUT_S)
             except (DockerException, requests.RequestException, OSError) as error:
                 raise runners.RunnerUnavailable(
                     f"no Docker Engine answers ({why_silent(error)})",
                     "start dockerd, or set DOCKER_HOST",
                 ) from error
-        return self._given
+        return self._connected_client
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
         try:
             yield
         except APIError as error:
-            raise runners.RunnerError(f"{what}: {_say(error)}") from error
+            raise runners.RunnerError(f"{what}: {_explanation(error)}") from error
         except (DockerException, requests.RequestException, OSError) as error:
             raise runners.RunnerUnavailable(
                 f"{what}: the Docker Engine does not answer ({error})", "is dockerd running?"
             ) from error
 
 
-def _say(error: Exception) -> str:
+def _explanation(error: Exception) -> str:
     return str(getattr(error, "explanation", None) or error)
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from sublet_agent.adapters.clock import SteadyClock
 from sublet_agent.adapters.options import OwnerCommand, UsageError
 from sublet_agent.adapters.owner.control import NoAgent, ask_agent
-from sublet_agent.adapters.owner.dashboard import picture, safe
+from sublet_agent.adapters.owner.dashboard import safe, status_lines
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core.run_phases import RunPhase
 from sublet_agent.core.status import Status
@@ -96,7 +96,7 @@ def _wait_until_free(command: OwnerCommand, status: Status) -> Status:
 def _print(status: Status) -> None:
     console = Console(highlight=False, emoji=False, markup=False)
     width = console.width if console.is_terminal else PLAIN_WIDTH
-    for line in picture(status, width=width, height=ALL, live=False):
+    for line in status_lines(status, width=width, height=ALL, live=False):
         console.print(line, soft_wrap=True)
 
 

@@ -25,7 +25,7 @@ _STYLES = {
 }
 
 
-def picture(status: Status, *, width: int, height: int, live: bool = True) -> list[Text]:
+def status_lines(status: Status, *, width: int, height: int, live: bool = True) -> list[Text]:
     """Return the lines to show on a terminal of `width` columns and `height` rows.
 
     `live`: they are drawn again and again below other lines, by the agent itself.

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sublet_agent.adapters.owner.dashboard import picture, safe
+from sublet_agent.adapters.owner.dashboard import safe, status_lines
 from sublet_agent.core.status import Status
 
 MOST_LINES = 1000
@@ -25,7 +25,7 @@ MOST_LINES = 1000
 CLOSE_S = 2.0
 
 
-class Voice(Protocol):
+class OwnerOutput(Protocol):
     """How the agent speaks to its owner."""
 
     def say(self, text: str) -> None:
@@ -44,8 +44,8 @@ class Voice(Protocol):
     ) -> None: ...
 
 
-def make_voice(as_json: bool) -> Voice:
-    """Return the voice for this stdout: a terminal that can move its cursor gets the picture."""
+def make_output(as_json: bool) -> OwnerOutput:
+    """Return the output for this stdout: a terminal that can move its cursor gets the picture."""
     console = Console(highlight=False, emoji=False, markup=False)
     if console.is_terminal and not console.is_dumb_terminal and not as_json:
         return Screen(console)
@@ -57,7 +57,7 @@ class Lines:
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
-        self._heard = True
+        self._has_reader = True
 
     def say(self, text: str) -> None:
         """Print a line. Where nobody reads any more the agent works on in silence."""
@@ -66,10 +66,10 @@ class Lines:
         else:
             line = f"{_now()} {_lines(text)}"
         try:
-            if self._heard:
+            if self._has_reader:
                 print(line, flush=True)
         except OSError:
-            self._heard = False
+            self._has_reader = False
 
     def show(self, status: Status) -> None:
         """Show nothing: lines are for a log."""
@@ -124,7 +124,7 @@ class Screen:
     def _draw(self) -> None:
         try:
             with Live(
-                _Picture(lambda: self._status),
+                _NewestStatus(lambda: self._status),
                 console=self._console,
                 auto_refresh=False,
                 transient=True,
@@ -147,7 +147,7 @@ class Screen:
             self._console.print(row)
 
 
-class _Picture:
+class _NewestStatus:
     """Asks for the newest status whenever it is drawn."""
 
     def __init__(self, status: Callable[[], Status | None]) -> None:
@@ -156,7 +156,7 @@ class _Picture:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         status = self._newest()
         if status is not None:
-            yield from picture(status, width=options.max_width, height=options.size.height)
+            yield from status_lines(status, width=options.max_width, height=options.size.height)
 
 
 def _now() -> str:

@@ -25,25 +25,28 @@ class LogWriter:
     def __init__(self, directory: Path, limit_bytes: int) -> None:
         self._directory = directory
         self._segment_bytes = max(4096, limit_bytes // _KEPT_SEGMENTS)
-        self._number = 0
-        self._bytes = 0
+        self._next_number = 0
+        self._bytes_before = 0
         self._file: BinaryIO | None = None
-        self._size = 0
+        self._segment_size = 0
 
     def write(
         self, stream: Literal["stdout", "stderr", "sublet"], time_ms: int, text: bytes
     ) -> None:
         """Append one line, without its newline."""
         shown = text.decode("utf-8", "replace")
-        record = json.dumps([self._number, self._bytes, time_ms, stream, shown]).encode() + b"\n"
+        record = (
+            json.dumps([self._next_number, self._bytes_before, time_ms, stream, shown]).encode()
+            + b"\n"
+        )
         try:
             file = self._open()
             file.write(record)
-            self._size += len(record)
+            self._segment_size += len(record)
         except OSError:
             self._file = None  # the numbers go on, so the reader sees how much is missing
-        self._number += 1
-        self._bytes += len(text) + 1
+        self._next_number += 1
+        self._bytes_before += len(text) + 1
 
     def flush(self, durable: bool = False) -> None:
         """Hand what was written to the system, or to the disk itself."""
@@ -57,13 +60,13 @@ class LogWriter:
             self._file = None
 
     def _open(self) -> BinaryIO:
-        if self._file is None or self._size >= self._segment_bytes:
+        if self._file is None or self._segment_size >= self._segment_bytes:
             if self._file is not None:
                 self._file.close()
             for old in segments(self._directory)[: 1 - _KEPT_SEGMENTS]:
                 (self._directory / f"{_PREFIX}{old}").unlink()
-            self._file = (self._directory / f"{_PREFIX}{self._number}").open("ab")
-            self._size = 0
+            self._file = (self._directory / f"{_PREFIX}{self._next_number}").open("ab")
+            self._segment_size = 0
         return self._file
 
 

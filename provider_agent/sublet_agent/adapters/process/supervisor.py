@@ -59,7 +59,7 @@ class Supervisor:
         self._log = LogWriter(directory, self._spec["log_bytes"])
         self._pending: dict[str, bytes] = {}
         self._wait_status: int | None = None
-        self._oom = False
+        self._out_of_memory = False
         self._error: str | None = None
         self._started_ms = 0
         self._pid = 0
@@ -141,7 +141,7 @@ class Supervisor:
         if len(alive) > self._spec["pids"]:
             self._error = f"more than {self._spec['pids']} processes"
         elif sum(map(process_tree.private_bytes, alive)) > self._spec["memory_bytes"]:
-            self._oom = True
+            self._out_of_memory = True
             self._error = f"more than {self._spec['memory_bytes']} bytes of memory"
         else:
             return
@@ -186,7 +186,7 @@ class Supervisor:
         self._log.flush(durable=True)
         ended = {
             "exit_code": code,
-            "oom_killed": self._oom,
+            "oom_killed": self._out_of_memory,
             "error": self._error,
             "started_ms": self._started_ms,
             "finished_ms": _now_ms(),

@@ -77,7 +77,7 @@ class Link:
         self._broker = broker
         self._session: AgentSession | None = None
         self._sent_up_to = 0
-        self._wake = asyncio.Event()
+        self._outbox_wake = asyncio.Event()
         self._acknowledged = asyncio.Event()
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1000)
         self.connection = Connection(connected=False, since_ms=clock.now_ms())
@@ -106,7 +106,7 @@ class Link:
 
     def outbox_grew(self) -> None:
         """There are reliable messages to send."""
-        self._wake.set()
+        self._outbox_wake.set()
 
     async def run(self) -> None:
         """Hold the session until cancelled."""
@@ -115,7 +115,7 @@ class Link:
         while True:
             was_live = False
             try:
-                was_live = await self._converse()
+                was_live = await self._hold_session()
                 says = "the broker closed the connection"
             except SessionError as error:
                 says = f"refused ({error.code}): {with_fix(error.code, error.detail)}"
@@ -145,7 +145,7 @@ class Link:
         since_ms = before.since_ms if same else self._clock.now_ms()
         self.connection = Connection(connected=connected, since_ms=since_ms, trouble=trouble)
 
-    async def _converse(self) -> bool:
+    async def _hold_session(self) -> bool:
         self._was_live = False
         async with connect(
             self._url,
@@ -188,7 +188,7 @@ class Link:
                 self._session = None
                 self._acknowledged.set()
                 try:
-                    await _end(tasks)
+                    await _cancel_all(tasks)
                 finally:
                     self._listener.disconnected()
         return True
@@ -210,7 +210,7 @@ class Link:
     async def _resend(self) -> None:
         """Send the outbox in order; what isn't acknowledged for a while goes out again."""
         while True:
-            self._wake.clear()
+            self._outbox_wake.clear()
             session = self._session
             if session is None:
                 return
@@ -218,12 +218,12 @@ class Link:
                 await self._outgoing.put(session.send(pending.message, pending.mid))
                 self._sent_up_to = pending.number
             try:
-                await asyncio.wait_for(self._wake.wait(), RESEND_S)
+                await asyncio.wait_for(self._outbox_wake.wait(), RESEND_S)
             except TimeoutError:
                 self._sent_up_to = 0
 
 
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
+async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
     """End them. Raises what one of them raised, unless the line was the reason; and the caller's
     own cancellation, which `suppress(CancelledError)` around an `await task` would lose."""
     for task in tasks:

@@ -80,7 +80,7 @@ class Spool:
             raise
 
     @with_reserve
-    def say_dropped(self, lease: str, now_ms: int) -> None:
+    def add_dropped_line(self, lease: str, now_ms: int) -> None:
         """At the end: one line that says how much is missing, if any is."""
         row = self._db.execute("SELECT dropped FROM logs WHERE lease=?", (lease,)).fetchone()
         if row and row[0]:
@@ -120,7 +120,7 @@ class Spool:
             (lease, lease),
         )
 
-    def behind(self, lease: str) -> int:
+    def unconfirmed(self, lease: str) -> int:
         """Return how many lines the broker doesn't have yet."""
         row = self._db.execute("SELECT next-confirmed FROM logs WHERE lease=?", (lease,)).fetchone()
         return int(row[0]) if row else 0

@@ -51,14 +51,14 @@ from sublet_contracts.tree import (
 
 MAX_ENTRIES = 2 * MAX_FILES
 MAX_DEPTH = 16
-_KEPT_RECORDS = 4
-_KNOWN = 1000
+_RECORDS_KEPT = 4
+_MAX_EXAMINED = 1000
 _RECORD_NAME = re.compile(r"step-(0|[1-9][0-9]{0,15})\.json")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class Layouts:
+class CheckpointFinder:
     """The checkpoints in one run's outputs folder. `root` is the run's folder."""
 
     def __init__(self, root: Path) -> None:
@@ -66,7 +66,7 @@ class Layouts:
         self._outputs = root / "outputs"
         self._records = root / "layouts"
         self._last: Snapshot | None = None
-        self._known: dict[FoundCheckpoint, TrainerState | bool] = {}
+        self._examined: dict[FoundCheckpoint, TrainerState | bool] = {}
 
     # -- out ---------------------------------------------------------------------------------------
 
@@ -95,29 +95,29 @@ class Layouts:
             self._fsync(fresh)
         except OSError:
             # The kernel tells of a lost write once: the next fsync would be believed wrongly.
-            self._known.update(dict.fromkeys(sound, False))
+            self._examined.update(dict.fromkeys(sound, False))
             raise
-        self._write_down(fresh)
+        self._write_record(fresh)
         return fresh
 
     def last(self) -> Snapshot | None:
         """Return the newest one that was found or placed; None: none was."""
         if self._last is None:
-            for step in reversed(self._recorded()):
+            for step in reversed(self._recorded_steps()):
                 with contextlib.suppress(TreeRefused):
-                    self._last = self._recall(step)
+                    self._last = self._read_record(step)
                     break
         return self._last
 
     def scan(self, step: int, limit_bytes: int) -> ScannedTree:
         """Read a checkpoint that was found. Raises TreeRefused (the script has deleted or changed
         it meanwhile, too), OSError."""
-        snapshot = self._recall(step)
+        snapshot = self._read_record(step)
         files: list[TreeFile] = []
         sources: dict[str, tuple[Path, int, int]] = {}
         sizes: dict[str, int] = {}
         for path in [None, *(file.path for file in snapshot.files)]:
-            at = self._record(step) if path is None else self._outputs / path
+            at = self._record_path(step) if path is None else self._outputs / path
             try:
                 part = scan_tree(at, max_bytes=limit_bytes, inside=self._root)
             except FileNotFoundError as error:
@@ -131,7 +131,7 @@ class Layouts:
             for sha256, source in part.sources.items():
                 sources.setdefault(sha256, source)
         # Read one after the other, they must all have been there at one moment: this one.
-        with self._top() as top:
+        with self._open_outputs() as top:
             for file in snapshot.files:
                 if self._listed(top, file.path) != file or sizes[packed(file.path)] != (
                     file.size_bytes
@@ -167,14 +167,14 @@ class Layouts:
                 folder_ms[folder] = max(folder_ms.get(folder, 0), file.mtime_ms)
         for folder, mtime_ms in folder_ms.items():
             _set_mtime(folder, mtime_ms)
-        self._write_down(snapshot)
+        self._write_record(snapshot)
         shutil.rmtree(target)
         return True
 
     # -- how it looks ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _top(self) -> Iterator[int]:
+    def _open_outputs(self) -> Iterator[int]:
         top = os.open(self._outputs, _FOLDER)
         try:
             yield top
@@ -186,7 +186,7 @@ class Layouts:
         listing: list[ListedFile] = []
         left = MAX_ENTRIES  # folders count: they cost time
         pending: list[tuple[str, ...]] = [()]
-        with self._top() as top:
+        with self._open_outputs() as top:
             while pending:
                 parts = pending.pop()
                 try:
@@ -233,17 +233,17 @@ class Layouts:
     def _is_sound(self, checkpoint: FoundCheckpoint, states: dict[str, TrainerState]) -> bool:
         """Whether its files are not torn, as far as can be told without unpickling anything."""
         # Looked at once: a job could make us read the same torn file each second.
-        if checkpoint not in self._known:
-            if len(self._known) >= _KNOWN:
-                self._known.clear()
-            self._known[checkpoint] = self._examine(checkpoint)
-        known = self._known[checkpoint]
+        if checkpoint not in self._examined:
+            if len(self._examined) >= _MAX_EXAMINED:
+                self._examined.clear()
+            self._examined[checkpoint] = self._examine(checkpoint)
+        known = self._examined[checkpoint]
         if isinstance(known, TrainerState) and checkpoint.state_path is not None:
             states[checkpoint.state_path] = known
         return known is not False
 
     def _examine(self, checkpoint: FoundCheckpoint) -> TrainerState | bool:
-        with self._top() as top:
+        with self._open_outputs() as top:
             for path in checkpoint.torch_paths:
                 with _opened(top, path) as file:
                     if file is None or not _is_whole(file):
@@ -256,19 +256,19 @@ class Layouts:
 
     # -- what was found ----------------------------------------------------------------------------
 
-    def _record(self, step: int) -> Path:
+    def _record_path(self, step: int) -> Path:
         return self._records / f"step-{step}.json"
 
-    def _recorded(self) -> list[int]:
+    def _recorded_steps(self) -> list[int]:
         try:
             names = os.listdir(self._records)
         except FileNotFoundError:
             return []
         return sorted(int(m.group(1)) for n in names if (m := _RECORD_NAME.fullmatch(n)))
 
-    def _recall(self, step: int) -> Snapshot:
+    def _read_record(self, step: int) -> Snapshot:
         try:
-            return read_record(self._record(step).read_bytes())
+            return read_record(self._record_path(step).read_bytes())
         except FileNotFoundError as error:
             raise TreeRefused("it is no longer there") from error
         except ValueError as error:
@@ -277,7 +277,7 @@ class Layouts:
     def _fsync(self, snapshot: Snapshot) -> None:
         """Make its files durable, and their names."""
         paths = [file.path.split("/") for file in snapshot.files]
-        with self._top() as top:
+        with self._open_outputs() as top:
             for *above, name in paths:
                 with _opened(top, "/".join((*above, name))) as file:
                     if file is not None:  # or it has changed, which is noticed when it is read
@@ -290,16 +290,16 @@ class Layouts:
                     finally:
                         os.close(folder)
 
-    def _write_down(self, snapshot: Snapshot) -> None:
+    def _write_record(self, snapshot: Snapshot) -> None:
         self._records.mkdir(exist_ok=True)
         aside = self._records / "new.tmp"
         with aside.open("wb") as file:
             file.write(snapshot.to_bytes())
             file.flush()
             os.fsync(file.fileno())
-        os.rename(aside, self._record(snapshot.step))
-        for old in self._recorded()[:-_KEPT_RECORDS]:
-            self._record(old).unlink()
+        os.rename(aside, self._record_path(snapshot.step))
+        for old in self._recorded_steps()[:-_RECORDS_KEPT]:
+            self._record_path(old).unlink()
         self._last = snapshot
 
 

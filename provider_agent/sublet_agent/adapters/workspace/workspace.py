@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sublet_agent.adapters.workspace import folders
-from sublet_agent.adapters.workspace.checkpoint_finder import Layouts
+from sublet_agent.adapters.workspace.checkpoint_finder import CheckpointFinder
 from sublet_agent.adapters.workspace.transfer import Transfer
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.runner_port import ResolvedImage, RunSpec
@@ -71,7 +71,7 @@ class Workspace:
         self.checkpoint = self.root / "checkpoint"
         self.inputs = self.root / "inputs"
         self.outputs = self.root / "outputs"
-        self._layouts = Layouts(self.root)
+        self._finder = CheckpointFinder(self.root)
 
     def make(self) -> None:
         """Make the folders."""
@@ -148,7 +148,7 @@ class Workspace:
         if not self.record.job.outputs:
             return
         try:
-            self._layouts.place(target, step)
+            self._finder.place(target, step)
         except ValueError as error:
             raise CheckpointLost(f"step {step}: {error}") from error
 
@@ -164,7 +164,7 @@ class Workspace:
                     found.add(int(match.group(1)))
         return found
 
-    def layout_step(self, *, exited: bool = False) -> int | None:
+    def found_in_outputs(self, *, exited: bool = False) -> int | None:
         """Return the step of the newest checkpoint that the script left in its outputs folder.
 
         None, too, for a job that saves by the protocol: it looks for its state in in/step-N, and
@@ -173,8 +173,8 @@ class Workspace:
         """
         if not self.record.job.outputs or self._saves_by_protocol():
             return None
-        after = max([self.record.lease.start_step, *self.record.seen])
-        found = self._layouts.newest(
+        after = max([self.record.lease.start_step, *self.record.local_checkpoints])
+        found = self._finder.newest(
             after, quiet_ms=0 if exited else QUIET_MS, since_ms=_booted_ms()
         )
         return None if found is None else found.step
@@ -188,7 +188,7 @@ class Workspace:
             tree = scan_tree(folder, max_bytes=limit, inside=self.checkpoint)
             check_done(tree, step)
             return tree
-        return self._layouts.scan(step, limit)
+        return self._finder.scan(step, limit)
 
     def scan_outputs(self) -> ScannedTree:
         """Read the outputs folder. Raises TreeRefused, OSError."""
@@ -204,7 +204,7 @@ class Workspace:
         """
         if self._saves_by_protocol() or self._told_progress() is not None:
             return True
-        last = self._layouts.last()
+        last = self._finder.last()
         return last is not None and last.finished
 
     def _saves_by_protocol(self) -> bool:
@@ -235,7 +235,7 @@ class Workspace:
         A script that tells none is as far as its newest checkpoint says.
         """
         told = self._told_progress()
-        last = self._layouts.last() if told is None else None
+        last = self._finder.last() if told is None else None
         return told if last is None else (last.trained_step or last.step, last.total_steps, {})
 
     def _told_progress(self) -> tuple[int, int, dict[str, float]] | None:
