@@ -13,9 +13,10 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Container, Generator, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.simulation.faults import FAULTS, UnknownFault, parse_faults
 from tests.simulation.market import Outcome, Plan, simulate
@@ -45,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--random", action="store_true", help="begin at a seed drawn at random")
     parser.add_argument("--minutes", type=float, help="stop after so long, however many seeds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what it came to")
+    parser.add_argument(
+        "--state", type=Path, metavar="FILE", help="go on from what is there, and keep it there"
+    )
     options = parser.parse_args(arguments)
     try:
         faults = parse_faults(options.faults)
@@ -64,9 +68,17 @@ def main(arguments: list[str] | None = None) -> int:
         _show(outcome, lines=not options.trace)
         return 1 if outcome.violation else 0
     first = random.SystemRandom().randrange(10**6, 10**9) if options.random else options.first
-    print(f"seeds from {first} on", flush=True)
+    progress = Progress(first, {**asdict(plan), "faults": sorted(plan.faults)})
+    if options.state is not None and options.state.is_file():
+        before, progress = progress, Progress.load(options.state)
+        if progress.plan != before.plan or (not options.random and progress.first != first):
+            parser.error(
+                f"{options.state} is of other markets: take the same options, or remove it"
+            )
+        print(f"{progress.total.markets} markets were simulated already", flush=True)
+    print(f"seeds from {progress.first} on", flush=True)
     seeds = options.seeds if options.minutes is None else MANY
-    return _many(range(first, first + seeds), plan, options)
+    return _many(range(progress.first, progress.first + seeds), plan, progress, options)
 
 
 @dataclass
@@ -108,34 +120,87 @@ class Sum:
         )
 
 
-def _many(seeds: range, plan: Plan, options: argparse.Namespace) -> int:
-    began = told = time.monotonic()
-    total = Sum()
+@dataclass
+class Progress:
+    """How far a run of many markets is. Kept in a file, it goes on from there."""
+
+    first: int
+    plan: dict[str, Any]
+    total: Sum = field(default_factory=Sum)
+    done: set[int] = field(default_factory=set)
+    spent_s: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one market."""
+        self.total.add(outcome)
+        self.done.add(outcome.seed)
+
+    def save(self, path: Path) -> None:
+        """Write it whole, or leave what is there."""
+        total = {**vars(self.total)}
+        for name in ("points", "crashed"):
+            total[name] = sorted(total[name])
+        said = {**vars(self), "done": sorted(self.done), "total": total}
+        written = path.with_suffix(".tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(json.dumps(said))
+        written.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Progress:
+        """Read what was saved."""
+        said = json.loads(path.read_text())
+        total = said.pop("total")
+        for name in ("points", "crashed"):
+            total[name] = set(total[name])
+        total["faults"] = Counter(total["faults"])
+        return cls(**{**said, "done": set(said["done"]), "total": Sum(**total)})
+
+
+def _many(seeds: range, plan: Plan, progress: Progress, options: argparse.Namespace) -> int:
+    began = told = time.monotonic() - progress.spent_s
+    total = progress.total
     of = str(len(seeds)) if options.minutes is None else f"{options.minutes:g} minutes'"
-    outcomes = _outcomes(seeds, plan, options.processes)
-    done: set[int] = set()
+
+    def is_over() -> bool:
+        late = options.minutes is not None and time.monotonic() - began > options.minutes * 60
+        return late or len(progress.done) == len(seeds)
+
+    def keep() -> None:
+        # As it goes: whoever ends a long run has what it came to.
+        progress.spent_s = time.monotonic() - began
+        if options.state:
+            progress.save(options.state)
+        if options.json:
+            _write(options.json, total, seeds.start, progress.spent_s, plan)
+
+    outcomes = _outcomes(seeds, progress.done, plan, options.processes)
     try:
-        for outcome in outcomes:
-            total.add(outcome)
-            done.add(outcome.seed)
+        while not is_over():
+            outcome = next(outcomes)
+            progress.add(outcome)
             if outcome.violation:
                 _show(outcome, lines=not options.keep_going)
-            now = time.monotonic()
-            over = options.minutes is not None and now - began > options.minutes * 60
-            stop = over or (outcome.violation and not options.keep_going)
-            if now - told > 5 or stop or total.markets == len(seeds):
-                told = now
-                print(total.line(of, now - began), flush=True)
-                if options.json:  # as it goes: whoever ends a long run has what it came to
-                    _write(options.json, total, seeds.start, now - began, plan)
+            stop = outcome.violation and not options.keep_going
+            if time.monotonic() - told > 5 or stop or is_over():
+                told = time.monotonic()
+                print(total.line(of, told - began), flush=True)
+                keep()
             if stop:
                 break
     except KeyboardInterrupt:
-        print(f"\nended: {total.line(of, time.monotonic() - began)}")
-        print(f"  to go on: --from {next(seed for seed in seeds if seed not in done)}")
+        keep()
+        print(f"\nended: {total.line(of, progress.spent_s)}")
+        how = (
+            "the same again"
+            if options.state
+            else "--from " + str(next(seed for seed in seeds if seed not in progress.done))
+        )
+        print(f"  to go on: {how}")
         return 130
     finally:
         outcomes.close()
+    keep()
     for name in sorted(total.faults):
         print(f"  {total.faults[name]:7d}  {name}")
     return 1 if total.violations else 0
@@ -146,18 +211,19 @@ def _prepare() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us ends us, and says so
 
 
-def _outcomes(seeds: range, plan: Plan, processes: int) -> Generator[Outcome]:
-    """Yield what becomes of each, the first ready first; none waits for one that takes long."""
+def _outcomes(seeds: range, done: Container[int], plan: Plan, processes: int) -> Generator[Outcome]:
+    """Yield what becomes of each that isn't done, the first ready first; none waits for one that
+    takes long."""
+    left = (seed for seed in seeds if seed not in done)
     fork = multiprocessing.get_context("fork")
     with fork.Pool(processes, _prepare, (), MARKETS_OF_A_PROCESS) as pool:
-        yield from _outcomes_of(pool, seeds, plan, processes)
+        yield from _outcomes_of(pool, left, plan, processes)
 
 
 def _outcomes_of(
-    pool: multiprocessing.pool.Pool, seeds: range, plan: Plan, processes: int
+    pool: multiprocessing.pool.Pool, left: Iterator[int], plan: Plan, processes: int
 ) -> Iterator[Outcome]:
     done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
-    left = iter(seeds)
     under_way = 0
 
     def begin() -> int:

@@ -1,6 +1,7 @@
 """Does the net catch fish? Applies each known bug in a scratch copy; the simulator must find it.
 
-    python -m tests.simulation.mutants.mutate [--seeds N] [--only NAME ...]
+    python -m tests.simulation.mutants.mutate [--seeds N] [--only NAME ...] [--part K/N]
+                                              [--processes N] [--json FILE [--resume]]
 
 A mutant is a .toml in this folder: `what` says in words what is wrong, and each `[[edit]]` names a
 file, the text that stands there once, and what stands in its place. It is applied to a copy of the
@@ -18,8 +19,12 @@ import sys
 import tempfile
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from tests.part import Part
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -115,29 +120,58 @@ def hunt(mutant: Mutant, seeds: int, hours: float) -> tuple[int | None, float, s
     return None, spent, says[0]
 
 
-def main() -> int:
+def _write(path: Path, seeds: int, said: dict[str, dict[str, Any]]) -> None:
+    written = path.with_suffix(".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mutants = [said[name] for name in sorted(said)]
+    written.write_text(json.dumps({"seeds": seeds, "mutants": mutants}, indent=2) + "\n")
+    written.replace(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Hunt them all. 0: each was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=80)
     parser.add_argument("--hours", type=float, default=0.5)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="the K-th of N parts of them")
+    parser.add_argument("--processes", type=int, default=1, help="so many at once")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what it came to")
-    options = parser.parse_args()
+    parser.add_argument("--resume", action="store_true", help="leave out those found in that file")
+    options = parser.parse_args(arguments)
+    if options.resume and not options.json:
+        parser.error("--resume goes on from what --json names")
+    try:
+        part = Part.parse(options.part)
+    except ValueError as error:
+        parser.error(str(error))
     mutants = [m for m in load_mutants() if not options.only or m.name in options.only]
-    survivors = []
-    said = []
-    for mutant in mutants:
-        seed, spent, says = hunt(mutant, options.seeds, options.hours)
-        mark = f"found by seed {seed}" if seed is not None else "SURVIVED"
-        print(f"{mutant.name:32s} {mark:20s} {spent:6.1f} s  {says[:110]}", flush=True)
-        said.append({"name": mutant.name, "what": mutant.what, "seed": seed, "says": says[:200]})
-        if seed is None:
-            survivors.append(mutant.name)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(
-            json.dumps({"seeds": options.seeds, "mutants": said}, indent=2) + "\n"
-        )
+    mutants = part.of_all(mutants)
+    said: dict[str, dict[str, Any]] = {}
+    if options.resume and options.json.is_file():
+        before = json.loads(options.json.read_text())
+        if before["seeds"] == options.seeds:
+            said = {one["name"]: one for one in before["mutants"] if one["seed"] is not None}
+    with ThreadPoolExecutor(options.processes) as pool:
+        hunts = {
+            pool.submit(hunt, mutant, options.seeds, options.hours): mutant
+            for mutant in mutants
+            if mutant.name not in said
+        }
+        try:
+            for done in as_completed(hunts):
+                mutant, (seed, spent, says) = hunts[done], done.result()
+                mark = f"found by seed {seed}" if seed is not None else "SURVIVED"
+                print(f"{mutant.name:32s} {mark:20s} {spent:6.1f} s  {says[:110]}", flush=True)
+                one = {"name": mutant.name, "what": mutant.what, "seed": seed, "says": says[:200]}
+                said[mutant.name] = one
+                if options.json:
+                    _write(options.json, options.seeds, said)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            print("ended before its time")
+            return 130
+    survivors = [mutant.name for mutant in mutants if said[mutant.name]["seed"] is None]
     print(f"{len(mutants) - len(survivors)} of {len(mutants)} found")
     if survivors:
         print(f"survivors: {', '.join(survivors)}")
