@@ -1,5 +1,7 @@
 """python -m tests.reliability: take in what runs wrote, and write tests/RELIABILITY.md.
 
+`python -m tests.reliability.run` plays all of them, and takes them in itself.
+
 python -m tests.reliability --simulation build/simulation.json --mutants build/mutants.json
                             --chaos build/chaos.json --writes build/writes.json
                             --database build/database.json --bench build/bench.json
@@ -47,7 +49,11 @@ def take(kind: str, source: Path, commit: str) -> None:
     file = HERE / "records" / f"{kind}.json"
     if kind == "simulation":
         before = json.loads(file.read_text())["runs"] if file.is_file() else []
-        said["runs"] = [*before, _run_of(said)]
+        run = _run_of(said)
+        # The same run taken again takes its own place.
+        same = (run["commit"], run["first_seed"])
+        others = [one for one in before if (one["commit"], one["first_seed"]) != same]
+        said["runs"] = [*others, run]
     file.write_text(json.dumps(said, indent=2) + "\n")
 
 
@@ -85,7 +91,8 @@ def _of_bench(said: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
+def commit_here() -> str:
+    """Return the newest commit's name, shortened."""
     done = subprocess.run(
         ["git", "rev-parse", "--short=10", "HEAD"],
         cwd=HERE,
@@ -120,9 +127,9 @@ def main() -> int:
     for kind in KINDS:
         source = getattr(options, kind, None)
         if source is not None:
-            take(kind, source, options.commit or _commit())
+            take(kind, source, options.commit or commit_here())
     for source in options.storm:
-        take_storm(source, options.commit or _commit())
+        take_storm(source, options.commit or commit_here())
     PAGE.write_text(render())
     print(f"wrote {PAGE}")
     return 0
