@@ -31,7 +31,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from sublet_contracts.documents import Count
+from sublet_contracts.fields import Count
 from sublet_contracts.tree import MAX_FILES, check_relative_path
 
 PACKED = "outputs-layout"

@@ -37,6 +37,7 @@ from sublet_contracts.tree import (
     TreeFile,
     TreeIndex,
 )
+from sublet_contracts.versions import versions_of
 from sublet_contracts.wire import (
     MAX_FRAME_BYTES,
     MESSAGES,
@@ -160,6 +161,21 @@ def _document(kind: type[Document]) -> Iterator[str]:
     yield f"Signed by {kind.SIGNED_BY}. Type `{kind.payload_type()}`, version {kind.VERSION}."
     yield ""
     yield from _fields(kind)
+    for number, model in versions_of(kind).items():
+        if model is not kind:
+            yield ""
+            yield (
+                f"Version {number}, `{model.payload_type()}`, is still read, and is written for who"
+                f" reads no newer one.{_difference(model, kind)}"
+            )
+
+
+def _difference(older: type[Document], newer: type[Document]) -> str:
+    words = ""
+    for verb, one, other in (("lacks", newer, older), ("has besides", older, newer)):
+        names = [f"`{name}`" for name in one.model_fields if name not in other.model_fields]
+        words += f" It {verb} {', '.join(names)}." if names else ""
+    return words
 
 
 def _wire() -> Iterator[str]:

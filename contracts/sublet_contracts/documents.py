@@ -12,35 +12,36 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sublet_contracts.encoding import MAX_INTEGER, EncodingError, canonical_json, parse_json
 from sublet_contracts.envelope import Envelope, SignatureRefused, sign_payload
-from sublet_contracts.keys import PARTY_PATTERN, KeyRefused, SigningKey
+from sublet_contracts.fields import (
+    Broker,
+    Count,
+    DeviceId,
+    DocumentId,
+    Epoch,
+    Issued,
+    JobId,
+    Label,
+    LeaseId,
+    Name,
+    Nonce,
+    Party,
+    Provider,
+    Renter,
+    Sha256,
+    Text,
+)
+from sublet_contracts.keys import KeyRefused, SigningKey
 from sublet_contracts.reasons import Fault, Reason
-
-Party = Annotated[str, Field(pattern=PARTY_PATTERN, description="a party id: the public key")]
-DocumentId = Annotated[
-    str,
-    Field(
-        pattern=r"^[0-9a-f]{64}$",
-        description="SHA-256 of a document's type and payload",
-        json_schema_extra={"format": "document-id"},
-    ),
-]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of content")]
-Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
-Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$", description="random hex digits")]
-Text = Annotated[str, Field(max_length=256)]
-Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ /:@+-]*$")]
-Label = Annotated[str, Field(max_length=64, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
-DeviceId = Annotated[str, Field(max_length=96, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")]
-
-Issued = Annotated[Count, Field(description="when it was signed; ms since 1970")]
-Broker = Annotated[Party, Field(description="the one broker that it is meant for")]
-Provider = Annotated[Party, Field(description="who owns the devices")]
-Renter = Annotated[Party, Field(description="who submits and pays")]
-JobId = Annotated[DocumentId, Field(description="id of the job's document")]
-LeaseId = Annotated[DocumentId, Field(description="id of the lease's document")]
-Epoch = Annotated[
-    int, Field(ge=1, le=MAX_INTEGER, description="the lease's epoch: writes of an older one fail")
-]
+from sublet_contracts.versions import Document as Document
+from sublet_contracts.versions import (
+    Reads,
+    UnknownVersion,
+    downgraded,
+    model_of,
+    newest_that,
+    upgraded,
+    versions_of,
+)
 
 MAX_DEVICES = 64
 MAX_INPUTS = 256
@@ -52,21 +53,6 @@ class DocumentRefused(ValueError):
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
         self.field = field
-
-
-class Document(BaseModel):
-    """What all documents share."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    KIND: ClassVar[str]
-    VERSION: ClassVar[int] = 1
-    SIGNED_BY: ClassVar[str]
-
-    @classmethod
-    def payload_type(cls) -> str:
-        """The DSSE payload type: kind and version, inside the signature."""
-        return f"application/vnd.sublet.{cls.KIND}.v{cls.VERSION}+json"
 
 
 class KeyDocument(Document):
@@ -311,6 +297,7 @@ class Receipt(Document):
     """The lease's usage so far: cumulative, hash-chained, signed by the provider and the renter."""
 
     KIND: ClassVar[str] = "receipt"
+    VERSION: ClassVar[int] = 2
     SIGNED_BY: ClassVar[str] = "the provider, then the renter (or the job's bounds accept it)"
 
     provider: Provider
@@ -320,6 +307,9 @@ class Receipt(Document):
     sequence: int = Field(ge=1, le=MAX_INTEGER, description="1, 2, 3 ... within the lease")
     previous: DocumentId | None = Field(description="the receipt before it; null for the first")
     cum_device_ms: Count = Field(description="wall ms times devices since the run started")
+    reached_step: Count = Field(
+        description="newest step that the agent has seen a whole checkpoint of; else start_step"
+    )
     durable_step: Count = Field(description="newest durable step of this lease; else start_step")
     durable_checkpoint: DocumentId | None = Field(description="its checkpoint, if of this lease")
     durable_device_ms: Count = Field(description="that checkpoint's cum_device_ms; else 0")
@@ -330,6 +320,8 @@ class Receipt(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.durable_step > self.reached_step:
+            raise ValueError("durable_step must not be above reached_step")
         if self.durable_device_ms > self.cum_device_ms:
             raise ValueError("durable_device_ms must not be above cum_device_ms")
         if (self.sequence == 1) != (self.previous is None):
@@ -433,6 +425,12 @@ DOCUMENTS: tuple[type[Document], ...] = (
     TreeHead,
 )
 
+
+def versions_read() -> dict[str, tuple[int, ...]]:
+    """Return the versions of each kind that this program reads: what it tells its peers."""
+    return {kind.KIND: tuple(versions_of(kind)) for kind in DOCUMENTS}
+
+
 D = TypeVar("D", bound=Document)
 
 
@@ -459,27 +457,36 @@ def check_container_path(path: str) -> str:
     return path
 
 
-def sign_document(document: D, *keys: SigningKey) -> Signed[D]:
-    """Return `document` signed by each of `keys`."""
-    payload = canonical_json(document.model_dump(mode="json"))
-    return Signed(document, sign_payload(document.payload_type(), payload, keys))
+def sign_document(document: D, *keys: SigningKey, reads: Reads | None = None) -> Signed[D]:
+    """Return `document` signed by each of `keys`.
+
+    `reads`: the versions that its reader reads, where it has one reader; it is written as the
+    newest of them, and returned as that says it (see versions.py). Raises NoCommonVersion.
+    """
+    kind = type(document)
+    written: Document = document
+    if reads is not None:
+        written = downgraded(document, newest_that(kind, reads))
+    payload = canonical_json(written.model_dump(mode="json"))
+    return Signed(upgraded(written, kind), sign_payload(written.payload_type(), payload, keys))
 
 
 def read_document(envelope: Envelope, kind: type[D], *, signed_by: tuple[str, ...] = ()) -> D:
-    """Verify every signature, then parse. `signed_by` must all have signed; where it is empty,
-    whoever the document's own first-named party is must have (see `author`).
+    """Verify every signature, then parse: any version of `kind`, each strictly, in the newest's
+    shape. `signed_by` must all have signed; where it is empty, whoever the document's own
+    first-named party is must have (see `author`).
 
     Raises DocumentRefused, which names the field.
     """
-    if envelope.payloadType != kind.payload_type():
-        raise DocumentRefused(
-            f"expected {kind.payload_type()}, got {envelope.payloadType}", "payloadType"
-        )
+    try:
+        model = model_of(envelope.payloadType, kind)
+    except UnknownVersion as error:
+        raise DocumentRefused(str(error), "payloadType") from error
     try:
         # Every signature that is claimed must hold, asked for or not: a false one that came along
         # would be kept with the document, and would later make it look forged.
         envelope.require(*dict.fromkeys((*signed_by, *envelope.signers)))
-        document = parse_document(envelope.payload_bytes, kind)
+        document = upgraded(parse_document(envelope.payload_bytes, model), kind)
     except (SignatureRefused, KeyRefused) as error:
         raise DocumentRefused(str(error), "signatures") from error
     except EncodingError as error:
@@ -492,7 +499,8 @@ def read_document(envelope: Envelope, kind: type[D], *, signed_by: tuple[str, ..
 
 
 def parse_document(payload: bytes, kind: type[D]) -> D:
-    """Parse what has been verified. Raises EncodingError, ValidationError."""
+    """Parse what has been verified, as this version and no other. Raises EncodingError,
+    ValidationError."""
     parse_json(payload)
     return kind.model_validate_json(payload)
 

@@ -15,10 +15,13 @@ Rules:
   proof is of no use on another connection, at another broker, or later.
 - The agent learns the broker's id from `hello` and checks it against the one that it expects; what
   the broker sends that matters (leases, settlements) is signed by that id besides.
+- Each side says which versions of documents it reads. A side that couldn't read what it would be
+  sent is refused here; else the other writes the newest that it reads (versions.py).
 - A clock that is off by more than MAX_SKEW_MS is refused here, where the cause can be named,
   instead of later, as documents that seem to have expired.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Literal
@@ -26,17 +29,21 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from sublet_contracts.documents import (
-    Broker,
+    Checkpoint,
     Document,
     DocumentRefused,
-    Issued,
-    Nonce,
-    Party,
-    Text,
+    Job,
+    Lease,
+    Offer,
+    Receipt,
+    Settlement,
     read_document,
     sign_document,
+    versions_read,
 )
+from sublet_contracts.fields import Broker, Issued, Nonce, Party, Text
 from sublet_contracts.keys import SigningKey, short
+from sublet_contracts.versions import NoCommonVersion, Reads, newest_that, versions_of
 from sublet_contracts.wire import (
     PROTOCOL_VERSION,
     FrameRefused,
@@ -76,6 +83,11 @@ HANDSHAKE: dict[tuple[Phase, Role, str], Phase] = {
     (Phase.LIVE, "broker", Refused.TYPE): Phase.CLOSED,
 }
 _HANDSHAKE_TYPES = {kind for _, _, kind in HANDSHAKE}
+
+TO_BROKER: tuple[type[Document], ...] = (Offer, Lease, Checkpoint, Receipt)
+TO_AGENT: tuple[type[Document], ...] = (Job, Lease, Checkpoint, Settlement)
+"""The kinds that go from one side to the other: whoever gets them must read some version of each
+that the other side writes."""
 
 
 class SessionProof(Document):
@@ -135,8 +147,12 @@ class _Session:
     role: Role
     other: Role
 
-    def __init__(self) -> None:
+    def __init__(self, reads: Reads | None) -> None:
         self.phase = Phase.GREETING
+        self._reads = {
+            kind: tuple(versions)
+            for kind, versions in (versions_read() if reads is None else reads).items()
+        }
 
     def _send(self, message: Message, mid: str | None = None) -> bytes:
         after = next_phase(self.phase, self.role, message)
@@ -176,8 +192,9 @@ class BrokerSession(_Session):
     role: Role = "broker"
     other: Role = "agent"
 
-    def __init__(self, broker: str, nonce: str) -> None:
-        super().__init__()
+    def __init__(self, broker: str, nonce: str, *, reads: Reads | None = None) -> None:
+        """`reads`: the versions of documents that it reads, if not those that this program does."""
+        super().__init__(reads)
         self._broker = broker
         self._nonce = nonce
         self.proof: SessionProof | None = None
@@ -190,6 +207,7 @@ class BrokerSession(_Session):
                 nonce=self._nonce,
                 versions=(PROTOCOL_VERSION,),
                 time_ms=now_ms,
+                reads=self._reads,
             )
         )
 
@@ -223,6 +241,7 @@ class BrokerSession(_Session):
         if proof.broker != self._broker or proof.nonce != self._nonce:
             raise SessionError(SessionCode.BAD_PROOF, "the proof was made for another connection")
         check_clock(proof.issued_ms, now_ms)
+        check_versions("agent", TO_AGENT, join.reads)
         return proof
 
 
@@ -233,15 +252,24 @@ class AgentSession(_Session):
     other: Role = "broker"
 
     def __init__(
-        self, key: SigningKey, *, instance: str, agent_version: str, broker: str | None
+        self,
+        key: SigningKey,
+        *,
+        instance: str,
+        agent_version: str,
+        broker: str | None,
+        reads: Reads | None = None,
     ) -> None:
-        super().__init__()
+        """`reads`: the versions of documents that it reads, if not those that this program does."""
+        super().__init__(reads)
         self._key = key
         self._instance = instance
         self._version = agent_version
         self.broker = broker
         self.broker_ahead_ms = 0
         """How far the broker's clock is ahead of ours, less the way of its hello: at most 300 s."""
+        self.broker_reads: Reads = {}
+        """The versions of documents that the broker reads; nothing until it has said hello."""
 
     def receive(self, frame: bytes, now_ms: int) -> tuple[Received, bytes | None]:
         """Take a frame of the broker's; return it and the frame to answer with, if any.
@@ -270,10 +298,12 @@ class AgentSession(_Session):
             )
         try:
             check_clock(now_ms, hello.time_ms)
+            check_versions("broker", TO_BROKER, hello.reads)
         except SessionError as error:
             raise self._broken(error.code, error.detail) from error
         self.broker = hello.broker
         self.broker_ahead_ms = hello.time_ms - now_ms
+        self.broker_reads = hello.reads
         proof = SessionProof(
             party=self._key.party,
             broker=hello.broker,
@@ -283,7 +313,21 @@ class AgentSession(_Session):
             issued_ms=now_ms,
         )
         signed = sign_document(proof, self._key)
-        return self._send(Join(proof=signed.envelope, version=PROTOCOL_VERSION))
+        return self._send(Join(proof=signed.envelope, version=PROTOCOL_VERSION, reads=self._reads))
+
+
+def check_versions(whose: Role, kinds: Iterable[type[Document]], reads: Reads) -> None:
+    """Refuse a peer that can't read what it would be sent. Raises SessionError."""
+    for kind in kinds:
+        try:
+            # Who doesn't name a kind that it is sent doesn't know it.
+            newest_that(kind, {kind.KIND: reads.get(kind.KIND, ())})
+        except NoCommonVersion as error:
+            raise SessionError(
+                SessionCode.VERSION,
+                f"the {whose} reads versions {list(reads.get(kind.KIND, ()))} of the document "
+                f"{kind.KIND!r}; what it would be sent is {list(versions_of(kind))}",
+            ) from error
 
 
 def check_clock(agent_ms: int, broker_ms: int) -> None:

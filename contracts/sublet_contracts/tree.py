@@ -20,8 +20,9 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sublet_contracts.documents import Count, Sha256, refused_by_validation
+from sublet_contracts.documents import refused_by_validation
 from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
+from sublet_contracts.fields import Count, Sha256
 
 CHUNK_BYTES = 4 * 1024 * 1024
 MAX_INDEX_BYTES = 16 * 1024 * 1024

@@ -9,19 +9,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from sublet_contracts.documents import (
+from sublet_contracts.documents import refused_by_validation
+from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
+from sublet_contracts.envelope import Envelope
+from sublet_contracts.fields import (
     Count,
     DocumentId,
     JobId,
+    Label,
     LeaseId,
     Name,
     Nonce,
     Party,
     Text,
-    refused_by_validation,
 )
-from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
-from sublet_contracts.envelope import Envelope
 from sublet_contracts.reasons import Reason
 
 PROTOCOL_VERSION = 1
@@ -30,6 +31,10 @@ MAX_LOG_LINE_CHARACTERS = 16 * 1024
 MAX_LOG_LINES_PER_FRAME = 500
 MAX_RUNS = 64
 
+DocumentVersions = Annotated[
+    dict[Label, Annotated[tuple[int, ...], Field(min_length=1, max_length=16)]],
+    Field(max_length=64, description="versions of each kind of document that it reads"),
+]
 Mid = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9._:-]+$")]
 RunState = Literal["assigned", "pulling", "restoring", "running", "draining", "exited"]
 
@@ -60,6 +65,7 @@ class Hello(Message):
         min_length=1, max_length=16, description="protocol versions it speaks"
     )
     time_ms: Count = Field(description="the broker's clock; ms since 1970")
+    reads: DocumentVersions
 
 
 class Join(Message):
@@ -70,6 +76,7 @@ class Join(Message):
 
     proof: Envelope = Field(description="a session document over the nonce, signed by the provider")
     version: int = Field(description="the protocol version that is spoken from here on")
+    reads: DocumentVersions
 
 
 class HeldLease(BaseModel):

@@ -325,6 +325,7 @@ class ScriptedAgent:
             sequence=1,
             previous=None,
             cum_device_ms=device_ms,
+            reached_step=lease.start_step,
             durable_step=lease.start_step,
             durable_checkpoint=None,
             durable_device_ms=0,

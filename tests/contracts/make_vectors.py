@@ -16,7 +16,7 @@ from sublet_contracts import merkle
 from sublet_contracts.auth import sign_request
 from sublet_contracts.documents import Document, sign_document
 from sublet_contracts.envelope import pae, sign_payload
-from tests.contracts.samples import BROKER, HOUR_MS, KEYS, NOW_MS, RENTER, SEEDS, samples
+from tests.contracts.samples import BROKER, HOUR_MS, KEYS, NOW_MS, RENTER, SEEDS, older, samples
 
 VECTORS = Path(__file__).parent / "vectors"
 _SMALL_ORDER = (
@@ -42,9 +42,17 @@ _GROUP_ORDER = 2**252 + 27742317777372353535851937790883648493
 
 
 def documents() -> Any:
-    """Return a vector for each kind of document."""
+    """Return a vector for each kind of document, and for each older version that is still read."""
+    return {
+        "keys": {n: {"seed": SEEDS[n].hex(), "party": KEYS[n].party} for n in SEEDS},
+        "documents": _signed(samples()),
+        "older": _signed(older()),
+    }
+
+
+def _signed(documents: list[tuple[Document, tuple[str, ...]]]) -> Any:
     vectors = []
-    for document, signers in samples():
+    for document, signers in documents:
         signed = sign_document(document, *(KEYS[name] for name in signers))
         vectors.append(
             {
@@ -56,10 +64,7 @@ def documents() -> Any:
                 "envelope": signed.envelope.model_dump(mode="json"),
             }
         )
-    return {
-        "keys": {n: {"seed": SEEDS[n].hex(), "party": KEYS[n].party} for n in SEEDS},
-        "documents": vectors,
-    }
+    return vectors
 
 
 def requests() -> Any:

@@ -20,6 +20,7 @@ from sublet_contracts.documents import (
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Fault, Reason
 from sublet_contracts.session import SessionProof
+from sublet_contracts.versions import ReceiptV1, without
 
 NOW_MS = 1_767_225_600_000  # 2026-01-01, midnight UTC
 HOUR_MS = 3_600_000
@@ -130,11 +131,21 @@ def job() -> Job:
     )  # fmt: skip
 
 
+def older() -> list[tuple[Document, tuple[str, ...]]]:
+    """Return a document of each older version that is still read, with those who sign it."""
+    return [(receipt_v1(), ("provider", "renter"))]
+
+
+def receipt_v1() -> ReceiptV1:
+    """Return what `receipt` was before it named the step that was reached."""
+    return ReceiptV1.model_validate(without(receipt(), "reached_step"))
+
+
 def receipt() -> Receipt:
     """Return the final receipt of a lease that lost five minutes."""
     return Receipt(
         provider=PROVIDER, job=JOB_ID, lease=LEASE_ID, epoch=2, sequence=3, previous=RECEIPT_ID,
-        cum_device_ms=900_000, durable_step=50, durable_checkpoint=CHECKPOINT_ID,
+        cum_device_ms=900_000, reached_step=60, durable_step=50, durable_checkpoint=CHECKPOINT_ID,
         durable_device_ms=600_000, charge_ucr=100_000, final=True, reason=Reason.PROVIDER_LOST,
         issued_ms=NOW_MS,
     )  # fmt: skip

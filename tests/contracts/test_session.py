@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from sublet_contracts.documents import sign_document
+from sublet_contracts.documents import sign_document, versions_read
 from sublet_contracts.session import (
     HANDSHAKE,
     AgentSession,
@@ -143,7 +143,8 @@ def test_a_reliable_message_brings_its_mid() -> None:
 
 
 def joined(proof: SessionProof, *, signer: str = "provider", version: int = 1) -> bytes:
-    return encode_frame(Join(proof=sign_document(proof, KEYS[signer]).envelope, version=version))
+    envelope = sign_document(proof, KEYS[signer]).envelope
+    return encode_frame(Join(proof=envelope, version=version, reads=versions_read()))
 
 
 def proof(**change: object) -> SessionProof:
@@ -205,7 +206,7 @@ def test_another_kind_of_document_is_no_proof() -> None:
     broker = BrokerSession(BROKER, NONCE)
     broker.hello(NOW_MS)
     announce = BY_TYPE["announce"].model_dump(mode="json")["offer"]
-    body = {"proof": announce, "version": 1}
+    body = {"proof": announce, "version": 1, "reads": versions_read()}
     with pytest.raises(SessionError, match=r"expected .*session") as error:
         broker.receive(json.dumps({"type": "join", "mid": None, "body": body}).encode(), NOW_MS)
     assert error.value.code == "bad_proof"
@@ -242,7 +243,9 @@ def test_an_agent_stays_with_its_broker() -> None:
 
 def test_an_agent_that_is_too_old_is_told_what_is_spoken() -> None:
     agent = agent_session()
-    hello = Hello(broker=BROKER, nonce=NONCE, versions=(2, 3), time_ms=NOW_MS)
+    hello = Hello(
+        broker=BROKER, nonce=NONCE, versions=(2, 3), time_ms=NOW_MS, reads=versions_read()
+    )
     with pytest.raises(SessionError, match=r"protocol \[2, 3\], this agent 1") as error:
         agent.receive(encode_frame(hello), NOW_MS)
     assert error.value.code == "version"

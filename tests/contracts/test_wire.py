@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sublet_contracts import wire
-from sublet_contracts.documents import sign_document
+from sublet_contracts.documents import sign_document, versions_read
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import (
@@ -34,6 +34,7 @@ from tests.contracts.samples import (
     samples,
 )
 
+READS = versions_read()
 SIGNED: dict[str, Envelope] = {
     document.KIND: sign_document(document, *(KEYS[name] for name in signers)).envelope
     for document, signers in samples()
@@ -55,8 +56,8 @@ def line(number: int, text: str) -> LogLine:
 def messages() -> list[Message]:
     """Return one of each message."""
     return [
-        wire.Hello(broker=BROKER, nonce="ab" * 16, versions=(1,), time_ms=NOW_MS),
-        wire.Join(proof=SIGNED["session"], version=1),
+        wire.Hello(broker=BROKER, nonce="ab" * 16, versions=(1,), time_ms=NOW_MS, reads=READS),
+        wire.Join(proof=SIGNED["session"], version=1, reads=READS),
         wire.Welcome(
             heartbeat_ms=3000, fee_bps=500, leases=(wire.HeldLease(lease=LEASE_ID, epoch=2),)
         ),

@@ -236,6 +236,7 @@ class Run:
             sequence=self.sequence,
             previous=self.previous,
             cum_device_ms=self.device_ms,
+            reached_step=step,
             durable_step=step,
             durable_checkpoint=checkpoint,
             durable_device_ms=durable_ms,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
 
 from sublet_broker.market import accepted as module
 from sublet_broker.market.accepted import SMALL_BYTES, accepted
 from sublet_contracts.documents import Document, Job, Receipt, sign_document
 from sublet_contracts.envelope import Envelope
-from tests.contracts.samples import KEYS, job, receipt, samples
+from sublet_contracts.versions import UnknownVersion
+from tests.contracts.samples import KEYS, job, receipt, receipt_v1, samples
 
 MIB = 2**20
 LARGEST_DOCUMENT_BYTES = 64 * 2**10
@@ -52,8 +52,15 @@ def test_large_documents_are_opened_like_small_ones(length: int) -> None:
 def test_a_document_is_not_read_as_another_kind() -> None:
     envelope = signed(receipt(), "provider")
     assert accepted(envelope, Receipt) == receipt()
-    with pytest.raises(ValidationError):
+    with pytest.raises(UnknownVersion):
         accepted(envelope, Job)
+
+
+def test_an_older_version_is_opened_in_the_newest_shape() -> None:
+    envelope = signed(receipt_v1(), "provider")
+    document = accepted(envelope, Receipt)
+    assert document == receipt().model_copy(update={"reached_step": receipt().durable_step})
+    assert accepted(envelope, Receipt) == document
 
 
 def test_what_strangers_can_make_it_keep_is_bounded_in_bytes() -> None:

@@ -98,6 +98,7 @@ def receipt(**changes: Any) -> Receipt:
         **changes,
     }
     exact = PRICE_UCR * fields["cum_device_ms"] // HOUR_MS
+    fields.setdefault("reached_step", fields["durable_step"])
     return Receipt.model_validate({"charge_ucr": min(exact, HOLD_UCR), **fields})
 
 

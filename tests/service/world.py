@@ -593,6 +593,7 @@ class AgentDouble:
             "issued_ms": self.world.now_ms,
         }
         fields.update(changes)
+        fields.setdefault("reached_step", fields["durable_step"])
         return sign_document(Receipt(**fields), self.key)
 
     def receipt(

@@ -301,7 +301,10 @@ class AgentHost:
             wire.up.send(answer)
         if self.live and not was_live:
             self._delay_ms = 200
-            self.post(events.Joined(session.broker or "", session.broker_ahead_ms))
+            joined = events.Joined(
+                session.broker or "", session.broker_ahead_ms, session.broker_reads
+            )
+            self.post(joined)
             self._send_outbox()
         message, mid = received.message, received.mid
         if isinstance(message, Ack):

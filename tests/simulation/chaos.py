@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from sublet_agent.core import events
 from sublet_agent.core.offers import read_assign
 from sublet_agent.core.run_phases import LIVE, RunPhase
 from sublet_broker.service.errors import Refusal
-from sublet_contracts.documents import Checkpoint, Receipt, sign_document
+from sublet_contracts.documents import Checkpoint, Receipt, read_document, sign_document
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import (
     Assign,
@@ -347,10 +346,9 @@ class Chaos:
         if not (agent.up and agent.live and issued):
             return
         agent.honest = False
-        value = json.loads(self.engine.random.choice(issued[-3:]).receipt.payload_bytes)
-        value["issued_ms"] += 1
-        value["cum_device_ms"] += self.engine.draw_ms(0, 60_000)
-        other = Receipt.model_validate_json(json.dumps(value))
+        one = read_document(self.engine.random.choice(issued[-3:]).receipt, Receipt)
+        later_ms = one.cum_device_ms + self.engine.draw_ms(0, 60_000)
+        other = one.model_copy(update={"issued_ms": one.issued_ms + 1, "cum_device_ms": later_ms})
         self._say(agent, ReceiptIssued(receipt=sign_document(other, agent.key).envelope))
 
     def _two_leases(self) -> None:

@@ -5,10 +5,11 @@ again only parses, and the parsed form is kept: a book of ten thousand offers is
 """
 
 from functools import lru_cache
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from sublet_contracts.documents import Document
 from sublet_contracts.envelope import Envelope
+from sublet_contracts.versions import model_of, upgraded
 
 D = TypeVar("D", bound=Document)
 
@@ -27,8 +28,10 @@ def _large(kind: type[Document], payload: bytes) -> Document:
 
 
 def accepted(envelope: Envelope, kind: type[D]) -> D:
-    """Return the document in an envelope that this broker accepted (or made) before."""
+    """Return the document in an envelope that this broker accepted (or made) before, whatever
+    version it was signed as, in the newest's shape. Raises UnknownVersion: it isn't of `kind`."""
     payload = envelope.payload_bytes
+    model = model_of(envelope.payloadType, kind)
     # Strangers choose how large their documents are: what is kept is bounded in bytes.
     parsed = _small if len(payload) <= SMALL_BYTES else _large
-    return cast(D, parsed(kind, payload))
+    return upgraded(parsed(model, payload), kind)

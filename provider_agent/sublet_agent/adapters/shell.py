@@ -53,6 +53,7 @@ from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import Reason
 from sublet_contracts.tree import TreeRefused
+from sublet_contracts.versions import Reads
 from sublet_contracts.wire import Logs, Message
 
 TICK_S = 0.2
@@ -160,11 +161,11 @@ class Shell:
 
     # -- Listener of the link ----------------------------------------------------------------------
 
-    def joined(self, broker: str, broker_ahead_ms: int) -> None:
+    def joined(self, broker: str, broker_ahead_ms: int, broker_reads: Reads) -> None:
         """The session is live."""
         self.say("connected")
         self._logs_sent.clear()
-        self.post(events.Joined(broker, broker_ahead_ms))
+        self.post(events.Joined(broker, broker_ahead_ms, broker_reads))
         self.knows_broker.set()
 
     def arrived(self, message: Message) -> None:

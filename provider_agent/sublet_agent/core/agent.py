@@ -40,6 +40,7 @@ from sublet_contracts.documents import (
 )
 from sublet_contracts.keys import SigningKey, short
 from sublet_contracts.session import MAX_SLEW
+from sublet_contracts.versions import Reads
 from sublet_contracts.wire import (
     Announce,
     Assign,
@@ -82,6 +83,7 @@ class AgentCore:
         self._withdrawn = False
         self._told_done = False
         self._broker_ahead_ms = 0
+        self._broker_reads: Reads = {}
         self._joined_ms = 0
         self._step = Step()
 
@@ -102,8 +104,11 @@ class AgentCore:
         match event:
             case MessageArrived(message):
                 self._arrived(message, now_ms)
-            case Joined(broker, broker_ahead_ms):
+            case Joined(broker, broker_ahead_ms, broker_reads):
                 self.live = True
+                self._broker_reads = broker_reads
+                for each in self.runs.values():
+                    each.broker_reads = broker_reads
                 self._broker_ahead_ms = broker_ahead_ms
                 self._joined_ms = now_ms
                 if not self.saved.broker:
@@ -240,7 +245,7 @@ class AgentCore:
             checkpoint=assigned.checkpoint.document if assigned.checkpoint else None,
             durable_step=assigned.lease.document.start_step,
         )
-        run = Run(record, self.key)
+        run = Run(record, self.key, broker_reads=self._broker_reads)
         self.runs[lease_id] = run
         self.saved.runs[lease_id] = record
         epoch = assigned.lease.document.epoch

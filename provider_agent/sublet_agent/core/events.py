@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from sublet_agent.core.records import UploadKind
 from sublet_contracts.reasons import Reason
+from sublet_contracts.versions import Reads
 from sublet_contracts.wire import Message
 
 
@@ -21,6 +22,8 @@ class Joined:
 
     broker: str
     broker_ahead_ms: int = 0
+    broker_reads: Reads = field(default_factory=dict)
+    """The versions of documents that it reads."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from sublet_contracts.documents import Receipt, sign_document
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
+from sublet_contracts.versions import Reads
 
 RECEIPT_EVERY_MS = 30_000
 
@@ -20,9 +21,15 @@ def is_due(record: RunRecord, now_ms: int) -> bool:
 
 
 def write_receipt(
-    record: RunRecord, key: SigningKey, now_ms: int, *, final: Reason | None = None
+    record: RunRecord,
+    key: SigningKey,
+    broker_reads: Reads,
+    now_ms: int,
+    *,
+    final: Reason | None = None,
 ) -> Envelope:
-    """Return the next receipt of the chain and advance `record`, which must be saved with it."""
+    """Return the next receipt of the chain, in the newest version that the broker reads, and
+    advance `record`, which must be saved with it."""
     receipt = Receipt(
         provider=key.party,
         job=record.job_id,
@@ -31,6 +38,7 @@ def write_receipt(
         sequence=record.last_receipt_sequence + 1,
         previous=record.last_receipt_id,
         cum_device_ms=record.cum_device_ms,
+        reached_step=max([record.durable_step, *record.local_checkpoints]),
         durable_step=record.durable_step,
         durable_checkpoint=record.durable_checkpoint,
         durable_device_ms=min(record.durable_device_ms, record.cum_device_ms),
@@ -39,7 +47,7 @@ def write_receipt(
         reason=final,
         issued_ms=now_ms,
     )
-    envelope = sign_document(receipt, key).envelope
+    envelope = sign_document(receipt, key, reads=broker_reads).envelope
     record.last_receipt_sequence = receipt.sequence
     record.last_receipt_id = envelope.id
     record.last_receipt_ms = now_ms

@@ -44,6 +44,7 @@ from sublet_agent.core.run_phases import (
 from sublet_contracts.documents import Checkpoint, sign_document
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
+from sublet_contracts.versions import Reads
 from sublet_contracts.wire import (
     CheckpointUploaded,
     CheckpointVerdict,
@@ -103,6 +104,8 @@ class Run:
     messages: list[Message] = field(default_factory=list)
     effects: list[do.Effect] = field(default_factory=list)
     progress: Progressed | None = None
+    broker_reads: Reads = field(default_factory=dict)
+    """The versions of documents that the broker reads; nothing until it has said so."""
 
     # -- what the agent calls --------------------------------------------------------------------
 
@@ -486,7 +489,9 @@ class Run:
         self.effects.append(do.Kill(record.lease_id))
 
     def _receipt(self, now_ms: int, final: Reason | None = None) -> None:
-        envelope = receipts.write_receipt(self.record, self.key, now_ms, final=final)
+        envelope = receipts.write_receipt(
+            self.record, self.key, self.broker_reads, now_ms, final=final
+        )
         self.changed = True
         self.messages.append(ReceiptIssued(receipt=envelope))
 

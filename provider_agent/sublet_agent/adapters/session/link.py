@@ -28,6 +28,7 @@ from sublet_agent.core.fixes import with_fix
 from sublet_agent.core.status import Connection
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.session import AgentSession, Phase, SessionCode, SessionError
+from sublet_contracts.versions import Reads
 from sublet_contracts.wire import MAX_FRAME_BYTES, Ack, FrameRefused, Message
 
 VERSION = "0.1.0"
@@ -46,7 +47,7 @@ dead (half-open), it's replaced within any job's default patience, 20 s."""
 class Listener(Protocol):
     """Who takes what comes over the link. `arrived` returns once it is on disk."""
 
-    def joined(self, broker: str, broker_ahead_ms: int) -> None: ...
+    def joined(self, broker: str, broker_ahead_ms: int, broker_reads: Reads) -> None: ...
 
     def arrived(self, message: Message) -> None: ...
 
@@ -175,7 +176,9 @@ class Link:
                         await wire.send(answer.decode())
                 self._was_live = True
                 self._changed(connected=True)
-                self._listener.joined(session.broker or "", session.broker_ahead_ms)
+                self._listener.joined(
+                    session.broker or "", session.broker_ahead_ms, session.broker_reads
+                )
                 tasks = [
                     asyncio.create_task(self._write(wire)),
                     asyncio.create_task(self._resend()),

@@ -1,0 +1,35 @@
+"""The fields that documents and messages are made of: types with their bounds and their meaning."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from sublet_contracts.encoding import MAX_INTEGER
+from sublet_contracts.keys import PARTY_PATTERN
+
+Party = Annotated[str, Field(pattern=PARTY_PATTERN, description="a party id: the public key")]
+DocumentId = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of a document's type and payload",
+        json_schema_extra={"format": "document-id"},
+    ),
+]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of content")]
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$", description="random hex digits")]
+Text = Annotated[str, Field(max_length=256)]
+Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ /:@+-]*$")]
+Label = Annotated[str, Field(max_length=64, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+DeviceId = Annotated[str, Field(max_length=96, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")]
+
+Issued = Annotated[Count, Field(description="when it was signed; ms since 1970")]
+Broker = Annotated[Party, Field(description="the one broker that it is meant for")]
+Provider = Annotated[Party, Field(description="who owns the devices")]
+Renter = Annotated[Party, Field(description="who submits and pays")]
+JobId = Annotated[DocumentId, Field(description="id of the job's document")]
+LeaseId = Annotated[DocumentId, Field(description="id of the lease's document")]
+Epoch = Annotated[
+    int, Field(ge=1, le=MAX_INTEGER, description="the lease's epoch: writes of an older one fail")
+]
