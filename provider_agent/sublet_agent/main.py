@@ -23,7 +23,7 @@ from sublet_agent.adapters.owner.screen import OwnerOutput, make_output
 from sublet_agent.adapters.session.journal import Journal, NewerState, StateFolderInUse
 from sublet_agent.adapters.session.link import Link
 from sublet_agent.adapters.session.log_spool import Spool
-from sublet_agent.adapters.shell import THREADS, Shell
+from sublet_agent.adapters.shell import THREAD_NAME, Shell
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core import events
 from sublet_agent.core.agent import AgentCore
@@ -72,7 +72,7 @@ def leave_threads(code: int) -> None:
     a slow engine: Python would wait for them. What counts is on disk, as it is for a kill -9."""
     deadline = time.monotonic() + LEAVE_S
     for thread in threading.enumerate():
-        if thread.name.startswith(THREADS):
+        if thread.name.startswith(THREAD_NAME):
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 sys.stdout.flush()

@@ -233,12 +233,13 @@ def test_drain_as_json_is_one_object_at_its_end(owner: Owner, tmp_path: Path) ->
 
 
 def let_go(world: BadMarket, job: Job) -> int:
-    """Return what a drained run was paid, and end its job."""
+    """End the job of a drained run, and return what that was paid: once it is settled, because
+    until then a view shows what it would cost if all of it were owed."""
     world.until(job, lambda view: view.runs[0].reason == "provider_drained", "the run's end")
-    paid_ucr = job.view().runs[0].charge_ucr
     job.cancel()
-    assert world.ended(job).state == "cancelled"
-    return paid_ucr
+    view = world.ended(job)
+    assert (view.state, len(view.runs)) == ("cancelled", 1)
+    return view.charged_ucr
 
 
 def test_a_second_ctrl_c_leaves_and_a_start_takes_up(owner: Owner, tmp_path: Path) -> None:
@@ -462,9 +463,9 @@ def test_a_thread_that_waits_does_not_keep_the_process() -> None:
     code = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from sublet_agent.adapters.shell import THREADS
+from sublet_agent.adapters.shell import THREAD_NAME
 from sublet_agent.main import leave_threads
-ThreadPoolExecutor(1, thread_name_prefix=THREADS).submit(threading.Event().wait)
+ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME).submit(threading.Event().wait)
 print("last words")
 leave_threads(0)
 sys.exit("it has not left")

@@ -8,7 +8,6 @@ import asyncio
 import functools
 import shutil
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ import httpx
 from sublet_agent.adapters.run_observer import Observer
 from sublet_agent.adapters.session.journal import Journal
 from sublet_agent.adapters.session.link import Link
+from sublet_agent.adapters.session.log_sender import LogSender
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.workspace.disk_space import check_room, fault_of
 from sublet_agent.adapters.workspace.folders import ask, delete
@@ -54,15 +54,14 @@ from sublet_contracts.keys import short
 from sublet_contracts.reasons import Reason
 from sublet_contracts.tree import TreeRefused
 from sublet_contracts.versions import Reads
-from sublet_contracts.wire import Logs, Message
+from sublet_contracts.wire import Message
 
 TICK_S = 0.2
-THREADS = "sublet-agent"
-"""how the threads are called in which it waits for others"""
+THREAD_NAME = "sublet-agent"
+"""how the names begin of the threads in which it waits for others"""
 UNEXPECTED = "unexpected, please report it"
 """how a line begins that tells of a mistake of ours"""
-LOG_STALL_S = 2.0
-LATE_LOG_S = 300.0
+LOG_AFTER_REMOVAL_S = 300.0
 T = TypeVar("T")
 
 
@@ -96,11 +95,11 @@ class Shell:
         self.knows_broker = asyncio.Event()
         self.failed: BaseException | None = None
         self.images: dict[str, ResolvedImage] = {}
-        self._threads = ThreadPoolExecutor(16, thread_name_prefix=THREADS)
+        self._threads = ThreadPoolExecutor(16, thread_name_prefix=THREAD_NAME)
         self._cancels: dict[str, threading.Event] = {}
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._observers: dict[str, Observer] = {}
-        self._logs_sent: dict[str, tuple[int, float]] = {}
+        self._logs = LogSender(spool, core, lambda: self.link)
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -137,7 +136,7 @@ class Shell:
             self.journal.reserve.hold()
             if self.now_ms() >= self.core.quiet_until_ms():
                 self.post(events.Tick())
-            self._pump_logs()
+            self._logs.pump()
 
     def post(self, event: events.Event) -> None:
         """Let the core take an event: commit, then perform."""
@@ -164,7 +163,7 @@ class Shell:
     def joined(self, broker: str, broker_ahead_ms: int, broker_reads: Reads) -> None:
         """The session is live."""
         self.say("connected")
-        self._logs_sent.clear()
+        self._logs.begin_session()
         self.post(events.Joined(broker, broker_ahead_ms, broker_reads))
         self.knows_broker.set()
 
@@ -231,13 +230,11 @@ class Shell:
                 self._cancel(job_id).set()
                 self._spawn("unprepare", job_id, self._unprepare(job_id))
             case effects.SendLogs(lease_id, next_number):
-                if next_number >= 0:
-                    self.spool.confirm(lease_id, next_number)
-                self._send_logs(lease_id, max(next_number, 0) if next_number >= 0 else None)
+                self._logs.wanted(lease_id, next_number)
             case effects.AddLogLine(lease_id, text):
                 self.log_line(lease_id, text)
                 # Now, so that it is there before the run's end is told.
-                self._pump_logs()
+                self._logs.pump()
 
     def _spawn(self, name: str, owner: str, work: Coroutine[Any, Any, None]) -> None:
         key = (name, owner)
@@ -363,7 +360,7 @@ class Shell:
     def _failed(self, lease_id: str, reason: Reason, error: Exception) -> None:
         self.say(f"{reason}: {error}")
         self.log_line(lease_id, f"{reason}: {error}")
-        self._pump_logs()
+        self._logs.pump()
         self.post(events.PreparationFailed(lease_id, reason, str(error)[:2048]))
 
     def watch(self, lease_id: str) -> None:
@@ -394,21 +391,8 @@ class Shell:
         record = self._record(lease_id)
         # A successor waits for a run that was stopped: its log gets less time than another.
         limit_s = 2.0 if record is not None and record.stop else 30.0
-        await self._drain_log(lease_id, limit_s)
+        await self._logs.drain(lease_id, limit_s)
         self.post(events.FolderScanned(lease_id, tuple(sorted(steps)), finished))
-
-    async def _drain_log(self, lease_id: str, limit_s: float) -> None:
-        """Send the log until nothing is left, nothing moves any more, or `limit_s` is over."""
-        begin = moved = time.monotonic()
-        behind = self.spool.unconfirmed(lease_id)
-        while behind and self.link is not None and self.link.live:
-            now = time.monotonic()
-            if now - moved > LOG_STALL_S or now - begin > limit_s:
-                break
-            self._pump_logs()
-            await asyncio.sleep(0.02)
-            if self.spool.unconfirmed(lease_id) < behind:
-                behind, moved = self.spool.unconfirmed(lease_id), now
 
     async def _upload(self, effect: effects.Upload) -> None:
         lease_id, kind, step = effect.lease_id, effect.kind, effect.step
@@ -451,7 +435,7 @@ class Shell:
         await self.blocking(workspace.delete)
         # What was said last, such as why a checkpoint is left out, may still be under way. The
         # device is free by now, so this may take its time; the broker refuses what it doesn't want.
-        await self._drain_log(lease_id, LATE_LOG_S)
+        await self._logs.drain(lease_id, LOG_AFTER_REMOVAL_S)
         self.spool.forget(lease_id)
         self._cancels.pop(lease_id, None)
         self.post(events.Removed(lease_id))
@@ -489,28 +473,9 @@ class Shell:
     async def _unprepare(self, job_id: str) -> None:
         await self._act(Prepared(self.state, job_id).delete)
 
-    # -- logs --------------------------------------------------------------------------------------
-
     def log_line(self, lease_id: str, text: str) -> None:
         """Put a line of ours into a run's log."""
         self.spool.add(lease_id, [OutputLine("sublet", self.now_ms(), text)], None)
-
-    def _pump_logs(self) -> None:
-        for lease_id in self.core.runs:
-            sent, at = self._logs_sent.get(lease_id, (-1, 0.0))
-            # One frame is under way at a time; LogsWanted, or this time-out, sends the next.
-            if sent >= 0 and time.monotonic() - at < 3.0:
-                continue
-            self._send_logs(lease_id, None)
-
-    def _send_logs(self, lease_id: str, start: int | None) -> None:
-        self._logs_sent.pop(lease_id, None)
-        record = self._record(lease_id)
-        if record is None or self.link is None or not self.link.live:
-            return
-        batch = self.spool.batch(lease_id, start)
-        if batch and self.link.send(Logs(lease=lease_id, epoch=record.lease.epoch, lines=batch)):
-            self._logs_sent[lease_id] = (batch[-1].number, time.monotonic())
 
     def close(self) -> None:
         """Stop threads; runs go on."""

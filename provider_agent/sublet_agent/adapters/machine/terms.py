@@ -15,7 +15,7 @@ from sublet_agent.core.runner_port import Runner, RunnerUnavailable
 from sublet_contracts.documents import Device
 from sublet_contracts.keys import KeyRefused, SigningKey, short
 
-_RESERVED_DISK = 2 * 1024**3
+_RESERVED_DISK_BYTES = 2 * 1024**3
 _RESERVED_MEMORY_PERCENT = 10
 
 
@@ -80,7 +80,7 @@ def make_terms(
     devices = _devices(options, host, say)
     share = max(1, len(devices))
     memory = options.memory_bytes or host.memory_bytes * (100 - _RESERVED_MEMORY_PERCENT) // 100
-    disk = options.disk_bytes or max(0, host.disk_free_bytes - _RESERVED_DISK)
+    disk = options.disk_bytes or max(0, host.disk_free_bytes - _RESERVED_DISK_BYTES)
     if memory > host.memory_bytes:
         raise UsageError(f"--memory: this machine has {host.memory_bytes} bytes")
     return Terms(

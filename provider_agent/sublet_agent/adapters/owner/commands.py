@@ -25,10 +25,9 @@ from sublet_contracts.amounts import format_credits, format_duration
 from sublet_contracts.api import BrokerInfo, EarningsView
 from sublet_contracts.keys import KeyRefused, SigningKey, short
 
-WATCH_S = 0.2
+POLL_S = 0.2
 PLAIN_WIDTH = 160
-ALL = 10_000
-"""rows: every run is shown"""
+ROWS_FOR_ALL_RUNS = 10_000
 
 
 def run_owner_command(command: OwnerCommand) -> int:
@@ -84,7 +83,7 @@ def _wait_until_free(command: OwnerCommand, status: Status) -> Status:
         if words != last and not command.json:
             print(words, flush=True)
         last = words
-        time.sleep(WATCH_S)
+        time.sleep(POLL_S)
         try:
             status = _ask(command, {"command": "status"})
         except NoAgent:
@@ -96,7 +95,7 @@ def _wait_until_free(command: OwnerCommand, status: Status) -> Status:
 def _print(status: Status) -> None:
     console = Console(highlight=False, emoji=False, markup=False)
     width = console.width if console.is_terminal else PLAIN_WIDTH
-    for line in status_lines(status, width=width, height=ALL, live=False):
+    for line in status_lines(status, width=width, height=ROWS_FOR_ALL_RUNS, live=False):
         console.print(line, soft_wrap=True)
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-NAME = "control.sock"
-MAX_LINE = 64 * 1024
+SOCKET_NAME = "control.sock"
+MAX_LINE_BYTES = 64 * 1024
 
 
 class NoAgent(Exception):
@@ -26,7 +26,7 @@ class NoAgent(Exception):
 def _reachable(folder: Path) -> Iterator[str]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{descriptor}/{NAME}"
+        yield f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"
     finally:
         os.close(descriptor)
 
@@ -41,18 +41,20 @@ class Control:
 
     async def open(self) -> None:
         """Start to listen. The journal's lock is held, so an old socket is a dead one."""
-        (self._folder / NAME).unlink(missing_ok=True)
+        (self._folder / SOCKET_NAME).unlink(missing_ok=True)
         with _reachable(self._folder) as path:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             listener.bind(path)
-        (self._folder / NAME).chmod(0o600)
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_LINE)
+        (self._folder / SOCKET_NAME).chmod(0o600)
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=listener, limit=MAX_LINE_BYTES
+        )
 
     async def close(self) -> None:
         """Stop listening."""
         if self._server is not None:
             self._server.close()
-        (self._folder / NAME).unlink(missing_ok=True)
+        (self._folder / SOCKET_NAME).unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -9,14 +9,13 @@ from sublet_agent.core.run_phases import RunPhase
 from sublet_agent.core.status import DeviceStatus, HeldRun, Status
 from sublet_contracts.amounts import format_credits, format_duration
 
-MARGIN = 10
-"""columns of the words at the left edge"""
-EACH_DEVICE = 4
-"""up to so many devices are shown one by one"""
-_JOB_DIGITS = 8
-_ID_LENGTH = 12
-_LEAST_NAME = 6
-_MOST_NAME = 24
+LABEL_COLUMNS = 10
+MAX_DEVICE_LINES = 4
+"""beyond so many, devices are counted by kind instead of shown one by one"""
+_JOB_COLUMNS = 8
+_DEVICE_COLUMNS = 12
+_MIN_NAME_COLUMNS = 6
+_MAX_NAME_COLUMNS = 24
 _STYLES = {
     RunPhase.RUNNING: "green",
     RunPhase.DRAINING: "yellow",
@@ -58,7 +57,7 @@ def _who(status: Status) -> Text:
 
 
 def _head(word: str) -> Text:
-    return Text(word.ljust(MARGIN), style="dim", end="")
+    return Text(word.ljust(LABEL_COLUMNS), style="dim", end="")
 
 
 def _line(word: str, *parts: str | tuple[str, str]) -> Text:
@@ -92,7 +91,7 @@ def _market(status: Status) -> list[Text]:
 
 
 def _devices(status: Status) -> list[Text]:
-    if len(status.devices) <= EACH_DEVICE:
+    if len(status.devices) <= MAX_DEVICE_LINES:
         names = {run.lease: run for run in status.runs}
         return [_device(device, names.get(device.lease or ""), status) for device in status.devices]
     kinds: dict[tuple[str, int], list[DeviceStatus]] = {}
@@ -110,12 +109,12 @@ def _devices(status: Status) -> list[Text]:
 def _device(device: DeviceStatus, run: HeldRun | None, status: Status) -> Text:
     state = ("not offered", "dim") if status.draining else ("free", "cyan")
     if device.lease is not None:
-        state = (f"leased to {run.job[:_JOB_DIGITS]}" if run else "leased", "green")
+        state = (f"leased to {run.job[:_JOB_COLUMNS]}" if run else "leased", "green")
     words = " ".join(safe(device.name).split())
     if len(words) > 36:
         words = words[:35] + "…"
     return _line(
-        "", f"{device.id[:_ID_LENGTH]}  ", f"{words}, {_memory(device.memory_bytes)}  ", state
+        "", f"{device.id[:_DEVICE_COLUMNS]}  ", f"{words}, {_memory(device.memory_bytes)}  ", state
     )
 
 
@@ -159,7 +158,7 @@ def _table(status: Status, width: int, most: int) -> list[Text]:
         return [_line("runs", "none")]
     # What still runs is above what only waits for its settlement.
     runs = sorted(status.runs, key=lambda run: run.phase is RunPhase.ENDED)[:most]
-    left = [_Column("job", [run.job[:_JOB_DIGITS] for run in runs])]
+    left = [_Column("job", [run.job[:_JOB_COLUMNS] for run in runs])]
     right = [
         _Column("phase", [run.phase.value for run in runs]),
         _Column("step", [_step(run) for run in runs], right=True),
@@ -169,11 +168,11 @@ def _table(status: Status, width: int, most: int) -> list[Text]:
     ]
     room = _room(width, [*left, *right])
     for unneeded in ("durable", "time"):
-        if room < _LEAST_NAME:
+        if room < _MIN_NAME_COLUMNS:
             right = [column for column in right if column.head != unneeded]
             room = _room(width, [*left, *right])
-    if room >= _LEAST_NAME:
-        most_name = min(room, _MOST_NAME)
+    if room >= _MIN_NAME_COLUMNS:
+        most_name = min(room, _MAX_NAME_COLUMNS)
         left.append(_Column("name", [_clip(safe(run.name), most_name) for run in runs]))
     columns = [*left, *right]
     heads = "  ".join(column.cell(column.head) for column in columns)
@@ -193,7 +192,7 @@ def _table(status: Status, width: int, most: int) -> list[Text]:
 
 def _room(width: int, columns: Sequence[_Column]) -> int:
     """Columns that are left for the name of the job."""
-    return width - MARGIN - sum(column.width + 2 for column in columns) - 2
+    return width - LABEL_COLUMNS - sum(column.width + 2 for column in columns) - 2
 
 
 def _step(run: HeldRun) -> str:

@@ -20,8 +20,8 @@ from rich.text import Text
 from sublet_agent.adapters.owner.dashboard import safe, status_lines
 from sublet_agent.core.status import Status
 
-MOST_LINES = 1000
-"""lines that wait for a terminal which takes none; older ones are left out"""
+MAX_WAITING_LINES = 1000
+"""for a terminal that takes none; older ones are left out"""
 CLOSE_S = 2.0
 
 
@@ -91,7 +91,7 @@ class Screen:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._lines: deque[tuple[str, str]] = deque(maxlen=MOST_LINES)
+        self._lines: deque[tuple[str, str]] = deque(maxlen=MAX_WAITING_LINES)
         self._status: Status | None = None
         self._closing = False
         self._wake = threading.Event()

@@ -122,7 +122,9 @@ class Journal:
                 )
             for job, epoch in save.epochs.items():
                 run("INSERT OR REPLACE INTO epochs VALUES (?,?)", (job, epoch))
-            earned = [_earned(envelope) for envelope in save.settlements if self._keep(envelope)]
+            earned = [
+                _earned(envelope) for envelope in save.settlements if self._add_settlement(envelope)
+            ]
             if save.offers is not None:
                 self._set("offers", json.dumps([o.model_dump(mode="json") for o in save.offers]))
             for name in ("broker", "offer_sequence", "next_mid"):
@@ -169,7 +171,7 @@ class Journal:
         """Return what the settlements received add up to."""
         return self._income
 
-    def _keep(self, envelope: Envelope) -> bool:
+    def _add_settlement(self, envelope: Envelope) -> bool:
         """Write a settlement; False: it is here already."""
         added = self._db.execute(
             "INSERT OR IGNORE INTO settlements VALUES (?,?)",

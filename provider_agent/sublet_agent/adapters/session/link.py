@@ -77,6 +77,7 @@ class Link:
         self._clock = clock
         self._broker = broker
         self._session: AgentSession | None = None
+        self._was_live = False
         self._sent_up_to = 0
         self._outbox_wake = asyncio.Event()
         self._acknowledged = asyncio.Event()
@@ -114,9 +115,8 @@ class Link:
         delay_s = BACKOFF_FIRST_S
         last = ""
         while True:
-            was_live = False
             try:
-                was_live = await self._hold_session()
+                await self._hold_session()
                 says = "the broker closed the connection"
             except SessionError as error:
                 says = f"refused ({error.code}): {with_fix(error.code, error.detail)}"
@@ -128,7 +128,7 @@ class Link:
             except (OSError, InvalidHandshake, WebSocketException, TimeoutError) as error:
                 says = _no_connection(error, self._url)
             self._changed(connected=False, trouble=says)
-            if was_live or self._was_live:
+            if self._was_live:
                 delay_s = BACKOFF_FIRST_S
             if says != last:
                 self._listener.say(f"{says}; trying again (runs go on)")
@@ -138,15 +138,13 @@ class Link:
             if self._was_live:
                 last = ""
 
-    _was_live = False
-
     def _changed(self, *, connected: bool, trouble: str = "") -> None:
         before = self.connection
         same = before.connected == connected
         since_ms = before.since_ms if same else self._clock.now_ms()
         self.connection = Connection(connected=connected, since_ms=since_ms, trouble=trouble)
 
-    async def _hold_session(self) -> bool:
+    async def _hold_session(self) -> None:
         self._was_live = False
         async with connect(
             self._url,
@@ -194,7 +192,6 @@ class Link:
                     await _cancel_all(tasks)
                 finally:
                     self._listener.disconnected()
-        return True
 
     def _take(self, message: Message, mid: str | None) -> None:
         if isinstance(message, Ack):

@@ -1,0 +1,71 @@
+"""Sends the runs' output from the spool over the link: of each run one frame at a time.
+
+The next frame goes once the broker has said what it wants next, or when it was silent for too long.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from sublet_agent.adapters.session.link import Link
+from sublet_agent.adapters.session.log_spool import Spool
+from sublet_agent.core.agent import AgentCore
+from sublet_contracts.wire import Logs
+
+ANSWER_S = 3.0
+"""how long one frame may be under way before the next is sent all the same"""
+STALL_S = 2.0
+"""how long `drain` waits where the broker takes nothing more"""
+LOOK_S = 0.02
+
+
+class LogSender:
+    """All runs' output on its way. Used from the event loop's thread."""
+
+    def __init__(self, spool: Spool, core: AgentCore, link: Callable[[], Link | None]) -> None:
+        self._spool = spool
+        self._core = core
+        self._link = link
+        self._sent_s: dict[str, float] = {}
+        """lease -> when the frame that is under way was sent, by the monotonic clock"""
+
+    def begin_session(self) -> None:
+        """The broker says anew of each run what it wants: nothing is under way."""
+        self._sent_s.clear()
+
+    def wanted(self, lease_id: str, next_number: int) -> None:
+        """The broker has all lines before `next_number` (-1: as far as is known): send on."""
+        if next_number >= 0:
+            self._spool.confirm(lease_id, next_number)
+        self._send(lease_id, next_number if next_number >= 0 else None)
+
+    def pump(self) -> None:
+        """Send what can be sent now."""
+        for lease_id in self._core.runs:
+            sent_s = self._sent_s.get(lease_id)
+            if sent_s is None or time.monotonic() - sent_s >= ANSWER_S:
+                self._send(lease_id, None)
+
+    async def drain(self, lease_id: str, limit_s: float) -> None:
+        """Send a run's output until nothing is left, nothing moves any more, or `limit_s` is over;
+        return at once where no session is live."""
+        begin = moved = time.monotonic()
+        left = self._spool.unconfirmed(lease_id)
+        while left and (link := self._link()) is not None and link.live:
+            now = time.monotonic()
+            if now - moved > STALL_S or now - begin > limit_s:
+                break
+            self.pump()
+            await asyncio.sleep(LOOK_S)
+            if self._spool.unconfirmed(lease_id) < left:
+                left, moved = self._spool.unconfirmed(lease_id), now
+
+    def _send(self, lease_id: str, start: int | None) -> None:
+        self._sent_s.pop(lease_id, None)
+        run, link = self._core.runs.get(lease_id), self._link()
+        if run is None or link is None or not link.live:
+            return
+        lines = self._spool.batch(lease_id, start)
+        epoch = run.record.lease.epoch
+        if lines and link.send(Logs(lease=lease_id, epoch=epoch, lines=lines)):
+            self._sent_s[lease_id] = time.monotonic()
