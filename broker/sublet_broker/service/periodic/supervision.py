@@ -59,11 +59,11 @@ class Supervision:
         self._open_offers = open_offers
         self._checkpoints = Checkpoints(context)
         self._unjudged: dict[str, VerifyResult] = {}
-        self._expires_ms = 0
-        self._seen: object = None
-        """Who had put a run or a lease last when all were quiet,"""
-        self._quiet_until_ms = 0
-        """and until when they are, unless somebody does."""
+        self._next_expiry_ms = 0
+        self._looked_after: object = None
+        """The transaction that had changed a run or a lease last when all were looked at."""
+        self._next_look_ms = 0
+        """When they are looked at again, unless somebody changes one before."""
 
     def started(self) -> None:
         """Begin after a start: everyone gets one period of grace, because it was us who were away.
@@ -127,11 +127,14 @@ class Supervision:
 
     def _sweep(self) -> None:
         now_ms = self._context.ports.clock.now_ms()
-        if self._seen is not self._context.dirty.last_run_change or now_ms >= self._quiet_until_ms:
+        if (
+            self._looked_after is not self._context.dirty.last_run_change
+            or now_ms >= self._next_look_ms
+        ):
             self._look()
-        if now_ms >= self._expires_ms:
+        if now_ms >= self._next_expiry_ms:
             self._sweep_expired()
-            self._expires_ms = now_ms + EXPIRY_EVERY_MS
+            self._next_expiry_ms = now_ms + EXPIRY_EVERY_MS
 
     def _look(self) -> None:
         """Look at all that lives, and do what is due with it."""
@@ -142,10 +145,10 @@ class Supervision:
             late = [lease.id for lease in proposed if snapshot.now_ms >= lease.answer_by_ms]
             runs = [run.id for run in snapshot.tx.find(RunFact, {"state": LIVE_RUN})]
             due = [run for run in runs if self._due(snapshot, run)]
-            quiet_until_ms = [lease.answer_by_ms for lease in proposed]
-            quiet_until_ms += [self._context.heartbeats.nothing_due_until(run) for run in runs]
-        self._seen = seen
-        self._quiet_until_ms = min(quiet_until_ms, default=snapshot.now_ms + IDLE_LOOK_EVERY_MS)
+            due_again_ms = [lease.answer_by_ms for lease in proposed]
+            due_again_ms += [self._context.heartbeats.nothing_due_until(run) for run in runs]
+        self._looked_after = seen
+        self._next_look_ms = min(due_again_ms, default=snapshot.now_ms + IDLE_LOOK_EVERY_MS)
         self._each(late, self._unanswered)
         if due:
             self._open_offers.refresh()  # a successor may have to be chosen
