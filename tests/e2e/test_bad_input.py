@@ -41,8 +41,6 @@ from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import SigningKey
 from tests.e2e.bad_market import BadMarket
 
-pytestmark = pytest.mark.slow
-
 TEN_MINUTES_S = 600
 SHIFTED = Path(__file__).with_name("shifted_clock")
 
@@ -68,6 +66,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BadMarket]:
 # -- what nobody offers, or nobody can pay ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_image_by_tag_where_the_owner_wants_a_digest(world: BadMarket) -> None:
     # In any region the easiest way out is the other owner; with the pinned owner's own price it
     # is a digest.
@@ -247,6 +246,7 @@ def test_a_bad_document_is_refused_and_changes_nothing(world: BadMarket, kind: s
     assert (world.client.balance(), len(world.client.jobs().jobs)) == before
 
 
+@pytest.mark.slow
 def test_a_replayed_request_counts_once(world: BadMarket) -> None:
     signed = sign_document(job_document(world), world.client.key)
     body = wrapped(signed.envelope)
@@ -339,6 +339,7 @@ def shifted(seconds_file: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(SHIFTED), "SHIFTED_CLOCK_FILE": str(seconds_file)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift_s", [TEN_MINUTES_S, -TEN_MINUTES_S])
 def test_a_renters_clock_that_is_ten_minutes_off(
     world: BadMarket, tmp_path: Path, shift_s: int
@@ -362,6 +363,7 @@ def test_a_renters_clock_that_is_ten_minutes_off(
     assert ("in the future" if shift_s > 0 else "ago") in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift_s", [TEN_MINUTES_S, -TEN_MINUTES_S])
 def test_an_agent_whose_clock_is_ten_minutes_off_joins_once_it_is_set(
     world: BadMarket, tmp_path: Path, shift_s: int
@@ -441,6 +443,7 @@ def provide(world: BadMarket, state: Path, *arguments: str) -> subprocess.Comple
     )
 
 
+@pytest.mark.slow
 def test_a_second_agent_with_the_same_state_folder(world: BadMarket) -> None:
     """The first one's run doesn't notice."""
     job = world.python("any", "import time; time.sleep(6)")
@@ -469,6 +472,7 @@ def test_a_state_folder_of_a_newer_release(world: BadMarket, tmp_path: Path) -> 
     assert (state / "journal.db").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_taken_port_through_the_command_line(world: BadMarket, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]

@@ -55,7 +55,6 @@ def test_the_quick_demo_keeps_every_promise(tmp_path: Path) -> None:
     assert not list((tmp_path / "build").glob("demo-*")), "the demo left its folders behind"
 
 
-@pytest.mark.slow
 def test_a_demo_that_fails_shows_what_its_job_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,8 +17,6 @@ from sublet.demo.local import LocalMarket
 from tests.e2e.scenario import EVERY, Outcome, Scenario, sha256, undisturbed_weights
 from tests.services import require
 
-pytestmark = pytest.mark.slow
-
 FUNDS = 50
 SUSPENSION_S = 60.0
 
@@ -153,7 +151,10 @@ class Results:
         self.market.stop()
 
 
-@pytest.fixture(scope="module", params=["process", "docker"])
+@pytest.fixture(
+    scope="module",
+    params=["process", pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.slow])],
+)
 def results(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Results]:
