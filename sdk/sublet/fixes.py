@@ -88,8 +88,8 @@ FIXES: dict[ProblemCode, Fix] = {
         "client: pip install -U sublet"
     ),
     ProblemCode.CLOCK: _always(
-        "set this machine's clock (timedatectl set-ntp true); if it is right, tell the broker's "
-        "operator"
+        "set the clock of this machine (timedatectl set-ntp true); if it is right, tell the "
+        "broker's operator"
     ),
     ProblemCode.REPLAYED: _always("sign the request again with a new nonce"),
     ProblemCode.IDEMPOTENCY_MISMATCH: _always("use a new key for a new request"),
