@@ -350,6 +350,8 @@ class AgentDouble:
         self.settled: list[SettlementNotice] = []
         self.waiting: list[Message] = []
         self.held_at_welcome: list[tuple[str, int]] = []
+        self.broker_reads: dict[str, tuple[int, ...]] | None = None
+        """What it believes that its broker reads; None: the newest of all."""
 
     def join(self) -> None:
         """Dial out (again)."""
@@ -594,7 +596,7 @@ class AgentDouble:
         }
         fields.update(changes)
         fields.setdefault("reached_step", fields["durable_step"])
-        return sign_document(Receipt(**fields), self.key)
+        return sign_document(Receipt(**fields), self.key, reads=self.broker_reads)
 
     def receipt(
         self, run: RunDouble, *, final: Reason | None = None, **changes: Any
