@@ -142,7 +142,7 @@ def problem_of(code: ProblemCode) -> Problem:
     )
 
 
-@pytest.mark.parametrize("code", ProblemCode)
+@pytest.mark.parametrize("code", PROBLEMS)
 def test_a_fix_is_made_from_the_facts_that_its_code_carries(code: ProblemCode) -> None:
     problem = problem_of(code)
     fix = RENTERS_FIXES[code](problem)
@@ -151,7 +151,7 @@ def test_a_fix_is_made_from_the_facts_that_its_code_carries(code: ProblemCode) -
     assert "_ucr" not in fix
 
 
-@pytest.mark.parametrize("code", [code for code in ProblemCode if PROBLEMS[code].facts])
+@pytest.mark.parametrize("code", [code for code, kind in PROBLEMS.items() if kind.facts])
 def test_a_fix_needs_no_fact_to_be_there(code: ProblemCode) -> None:
     """A broker of another version may send fewer facts, or others; its detail stands for itself."""
     bare = problem_of(code).model_copy(update={"facts": {}})
