@@ -32,6 +32,7 @@ CASES: dict[Constraint, tuple[Fact, Fact, str]] = {
 
 @pytest.mark.parametrize("constraint", Constraint)
 def test_every_constraint_has_its_words(constraint: Constraint) -> None:
+    assert constraint in CASES, f"say in sublet/shortfalls.py what to do about {constraint}"
     has, needs, words = CASES[constraint]
     assert relax_text([Shortfall(constraint, has, needs)]) == words
 
