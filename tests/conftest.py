@@ -6,8 +6,13 @@ import argparse
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.part import Part
+
+# How long an example takes says nothing on a machine that others use too.
+settings.register_profile("sublet", deadline=None)
+settings.load_profile("sublet")
 
 TESTS = Path(__file__).parent
 
