@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sublet_agent.core import events
 from tests.chaos.gate import sitecustomize as gate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,10 @@ def test_processes_are_told_apart_by_modules_that_are_there() -> None:
             check=True,
         )
         assert said.stdout.strip() == kind
+
+
+def test_the_event_around_a_message_is_known_by_its_name() -> None:
+    assert hasattr(events, gate.ENVELOPE)
 
 
 def test_a_place_is_named_by_folder_file_and_function_and_plumbing_is_left_out() -> None:

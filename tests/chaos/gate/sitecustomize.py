@@ -31,6 +31,8 @@ PLUMBING = (
     "session/log_spool.py",
     "session/disk_reserve.py",
 )
+ENVELOPE = "MessageArrived"
+"""The agent's event that says nothing of the message in it: that one is named instead."""
 WRITING = ("INSERT", "UPDATE", "DELETE", "CREATE", "ALTER", "DROP")
 DEEPEST = 3
 
@@ -72,7 +74,7 @@ def _place() -> str:
                 told = frame.f_locals.get(local)
                 name = type(told).__name__
                 if told is not None and type(told).__module__.startswith("sublet_"):
-                    about = f"({name})" if not about or about == "(Arrived)" else about
+                    about = f"({name})" if about in ("", f"({ENVELOPE})") else about
         frame = frame.f_back
     return " < ".join(names[:DEEPEST]) + about
 
