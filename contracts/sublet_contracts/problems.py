@@ -59,7 +59,7 @@ class ProblemCode(StrEnum):
     INPUT_TOO_LARGE = "input_too_large"
     HASH_MISMATCH = "hash_mismatch"
     STALE_EPOCH = "stale_epoch"
-    LET_GO = "let_go"
+    NO_LONGER_KEPT = "no_longer_kept"
     DAMAGED = "damaged"
     # How much of it.
     TOO_MANY = "too_many"
@@ -124,7 +124,7 @@ PROBLEMS: dict[ProblemCode, ProblemKind] = {
     ProblemCode.INPUT_TOO_LARGE: _kind("Inputs too large", total_bytes=int, limit_bytes=int),
     ProblemCode.HASH_MISMATCH: _kind("Content differs", sha256=str),
     ProblemCode.STALE_EPOCH: _kind("Stale epoch", epoch=int, current_epoch=int),
-    ProblemCode.LET_GO: _kind("No longer kept", kept_ms=int),
+    ProblemCode.NO_LONGER_KEPT: _kind("No longer kept", kept_ms=int),
     ProblemCode.DAMAGED: _kind("Content damaged", sha256=str),
     ProblemCode.TOO_MANY: _kind("Too many", what=str, limit=int),
     ProblemCode.TOO_MANY_JOBS: _kind("Too many jobs", limit=int),

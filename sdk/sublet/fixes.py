@@ -130,7 +130,7 @@ FIXES: dict[ProblemCode, Fix] = {
         "the file changed while it was sent, or was damaged on the way: send it again"
     ),
     ProblemCode.STALE_EPOCH: _always("stop this run: the job has gone on elsewhere"),
-    ProblemCode.LET_GO: _always("run the job again"),
+    ProblemCode.NO_LONGER_KEPT: _always("run the job again"),
     ProblemCode.DAMAGED: _always(
         "a job's older checkpoint is used by itself; outputs must be made again"
     ),

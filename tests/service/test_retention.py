@@ -180,7 +180,7 @@ def test_an_ended_job_keeps_its_outputs_and_last_checkpoint_for_a_week() -> None
     let_days_pass(world, 2)
     with pytest.raises(Refusal) as caught:
         blobs.get(renter.party, job, None, digest(b"weights"))
-    assert caught.value.code == "let_go"
+    assert caught.value.code == "no_longer_kept"
     view = renter.view(job)
     assert view.says == "finished; its outputs are no longer kept"
     assert view.next_step is NextStep.NONE

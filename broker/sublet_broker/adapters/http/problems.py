@@ -63,7 +63,7 @@ STATUS: dict[ProblemCode, int] = {
     ProblemCode.INPUT_TOO_LARGE: 422,
     ProblemCode.HASH_MISMATCH: 422,
     ProblemCode.STALE_EPOCH: 409,
-    ProblemCode.LET_GO: 410,
+    ProblemCode.NO_LONGER_KEPT: 410,
     ProblemCode.DAMAGED: 410,
     ProblemCode.TOO_MANY: 429,
     ProblemCode.TOO_MANY_JOBS: 429,

@@ -75,7 +75,7 @@ class Blobs:
             if known is None and job is not None and job.ended_ms is not None:
                 kept_ms = self._context.settings.keep_ended_ms
                 raise Refusal(
-                    ProblemCode.LET_GO,
+                    ProblemCode.NO_LONGER_KEPT,
                     "a job's outputs and last checkpoint are kept for "
                     f"{format_duration(kept_ms)} after its end",
                     kept_ms=kept_ms,
