@@ -405,7 +405,8 @@ def _market_on(agents: int, arguments: Sequence[str], idle_beats: int, say: Say)
             there = _wait_for_offers(local, agents)
             joining_s = time.monotonic() - began_s
             say(
-                f"  {there} of {agents} agents have joined in {joining_s:.1f} s; broker pid {local.broker.pid}"
+                f"  {there} of {agents} agents have joined in {joining_s:.1f} s; "
+                f"broker pid {local.broker.pid}, data in {root}"
             )
             market.play("warm-up", WARM_UP)
             phases = []

@@ -44,12 +44,20 @@ from sublet_contracts.wire import (
 )
 
 GIB = 1024**3
-RUN_S = 0.2
+RUN_S = 0.5
 JOINING_AT_ONCE = 32
 """Below the broker's bound for connections that haven't joined yet."""
 DEVICES_EACH = 8
-MODELS = (("Tesla T4", "t4", 16, "oslo"), ("A100-SXM4-40GB", "a100", 40, "porto"))
-"""Name, hardware class, GiB and region: every second machine is of the one or the other kind."""
+REGIONS = 10
+"""The small market has one machine in each: where jobs ask for a region, as many agents are busy in
+a large market as in a small one, and neither has all of its traffic on one connection."""
+MODELS = (("Tesla T4", "t4", 16), ("A100-SXM4-40GB", "a100", 40))
+"""Name, hardware class and GiB: the one kind in every second region, the other in the rest."""
+
+
+def region_of(number: int) -> str:
+    """Return where the machine of this number stands."""
+    return f"region-{number % REGIONS}"
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ class ScriptedAgent:
         self.joined = asyncio.Event()
         """Set once it has joined for the first time."""
         self.connected = False
-        name, hardware_class, gib, region = MODELS[number % len(MODELS)]
+        name, hardware_class, gib = MODELS[number % len(MODELS)]
         issued_ms = time.time_ns() // 1_000_000
         offer = Offer(
             provider=self._key.party,
@@ -149,7 +157,7 @@ class ScriptedAgent:
             cpu_millis=4000,
             memory_bytes=32 * GIB,
             disk_bytes=200 * GIB,
-            region=region,
+            region=region_of(number),
             runner="docker",
             image_policy="any",
             egress=False,

@@ -23,16 +23,18 @@ from sublet_contracts.api import SignedRequest
 from sublet_contracts.auth import sign_request
 from sublet_contracts.documents import KeyDocument, sign_document
 from sublet_contracts.keys import SigningKey
+from tests.benchmarks.scripted_agents import REGIONS, region_of
 
 ATTEMPT_S = 120.0
 AGAIN_AFTER_S = 0.1
 MIX: tuple[dict[str, Any], ...] = (
+    *({"gpus": 1, "region": region_of(number)} for number in range(REGIONS)),
+    *({"gpus": "2x16GB", "region": region_of(number)} for number in range(0, REGIONS, 3)),
     {"gpus": 1},
     {"gpus": "1xA100"},
-    {"gpus": "2x16GB"},
-    {"gpus": 1, "region": "oslo"},
 )
-"""What jobs ask for, in turns; all of it is there many times over."""
+"""What jobs ask for, in turns: most of them a region, some the whole market. There is room for all
+of it many times over."""
 
 
 @dataclass(frozen=True)
