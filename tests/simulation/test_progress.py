@@ -3,66 +3,89 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.simulation import __main__ as simulation
-from tests.simulation.market import Outcome
+from tests.simulation.__main__ import Progress, main
+from tests.simulation.faults import parse_faults
+from tests.simulation.market import Plan
 from tests.simulation.mutants import mutate
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--seeds", "6", "--hours", "0.05", "--jobs", "2", "--providers", "2", "--from", "40")
 
+# Ctrl-C comes when so many markets are done. In a process of its own: the simulation forks, which
+# this one, with its servers' threads, had better not.
+SIMULATE = """
+import sys
+from tests.simulation import __main__ as simulation
 
-def simulated(folder: Path, name: str, *options: str) -> tuple[int, dict[str, Any]]:
-    file = folder / f"{name}.json"
-    ended = simulation.main([*SMALL, "--json", str(file), *options])
-    said: dict[str, Any] = json.loads(file.read_text())
-    return ended, {key: value for key, value in said.items() if key != "seconds"}
+really, markets = simulation._outcomes_of, int(sys.argv[1])
 
+def some(*arguments):
+    for number, outcome in enumerate(really(*arguments)):
+        if number == markets:
+            raise KeyboardInterrupt
+        yield outcome
 
-def interrupt_after(markets: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C comes when so many markets are done."""
-    really = simulation._outcomes_of
-
-    def some(*arguments: Any) -> Iterator[Outcome]:
-        for number, outcome in enumerate(really(*arguments)):
-            if number == markets:
-                raise KeyboardInterrupt
-            yield outcome
-
-    monkeypatch.setattr(simulation, "_outcomes_of", some)
+simulation._outcomes_of = some
+sys.exit(simulation.main(sys.argv[2:]))
+"""
 
 
-def test_an_interrupted_simulation_comes_to_what_an_undisturbed_one_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ended, undisturbed = simulated(tmp_path, "undisturbed")
-    assert (ended, undisturbed["markets"]) == (0, 6)
-    state = ("--state", str(tmp_path / "state.json"))
-    with monkeypatch.context() as patch:
-        interrupt_after(2, patch)
-        ended, said = simulated(tmp_path, "interrupted", *state)
-        assert (ended, said["markets"]) == (130, 2)
-        ended, said = simulated(tmp_path, "interrupted", *state)
-        assert (ended, said["markets"]) == (130, 4)
-    assert simulated(tmp_path, "interrupted", *state) == (0, undisturbed)
-    capsys.readouterr()
+@dataclass(frozen=True)
+class Ended:
+    """How a simulation ended: its exit status, what it printed and what it wrote."""
+
+    status: int
+    printed: str
+    wrote: dict[str, Any]
+
+
+def simulate(file: Path, *options: str, interrupted_after: int = 99) -> Ended:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", SIMULATE, str(interrupted_after)),
+            *(*SMALL, "--json", str(file), *options),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wrote = json.loads(file.read_text()) if file.exists() else {}
+    wrote.pop("seconds", None)
+    return Ended(done.returncode, done.stdout + done.stderr, wrote)
+
+
+def test_an_interrupted_simulation_comes_to_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+    undisturbed = simulate(tmp_path / "undisturbed.json")
+    assert (undisturbed.status, undisturbed.wrote["markets"]) == (0, 6), undisturbed.printed
+    file, state = tmp_path / "interrupted.json", ("--state", str(tmp_path / "state.json"))
+    some = simulate(file, *state, interrupted_after=2)
+    assert (some.status, some.wrote["markets"]) == (130, 2), some.printed
+    rest = simulate(file, *state)
+    assert (rest.status, rest.wrote) == (0, undisturbed.wrote), rest.printed
     # What is done is done: nothing is simulated once more, and nothing counts twice.
-    assert simulated(tmp_path, "interrupted", *state) == (0, undisturbed)
-    assert "6 markets were simulated already" in capsys.readouterr().out
+    again = simulate(file, *state)
+    assert (again.status, again.wrote) == (0, undisturbed.wrote)
+    assert "6 markets were simulated already" in again.printed
 
 
 def test_a_state_of_other_markets_is_not_gone_on_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = str(tmp_path / "state.json")
-    assert simulation.main([*SMALL, "--seeds", "1", "--state", state]) == 0
+    plan = Plan(parse_faults("all"), hours=0.05, jobs=2, providers=2)
+    state = tmp_path / "state.json"
+    Progress(40, {**asdict(plan), "faults": sorted(plan.faults)}).save(state)
     for changed in (("--hours", "0.06"), ("--from", "41")):
         with pytest.raises(SystemExit):
-            simulation.main([*SMALL, *changed, "--state", state])
+            main([*SMALL, *changed, "--state", str(state)])
         assert "is of other markets" in capsys.readouterr().err
 
 
