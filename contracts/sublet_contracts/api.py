@@ -1,7 +1,9 @@
 """What the broker's REST API takes and returns. All but four calls are signed (see auth.py).
 
     GET  /v1/broker                      BrokerInfo                      (unsigned)
-    GET  /healthz, /readyz, /metrics                                     (unsigned)
+    GET  /healthz                                                        (unsigned)
+    GET  /readyz                                                         (unsigned)
+    GET  /metrics                                                        (unsigned)
     POST /v1/keys             SignedRequest(key)      -> PartyView       introduces a party
     GET  /v1/offers?kind=&region=                     -> OffersPage
     POST /v1/offers/match     MatchRequest            -> MatchView       what would this job get?
@@ -10,7 +12,8 @@
     POST /v1/jobs             SignedRequest(job)      -> JobView         201; holds the budget
     GET  /v1/jobs?state=&name=&limit=                 -> JobsPage
     GET  /v1/jobs/{job}                               -> JobView         id, or its first 8+ digits
-    POST /v1/jobs/{job}/cancel | pause                -> JobView
+    POST /v1/jobs/{job}/cancel                        -> JobView
+    POST /v1/jobs/{job}/pause                         -> JobView
     POST /v1/jobs/{job}/resume  ResumeRequest         -> JobView         with an amendment, if any
     GET  /v1/jobs/{job}/events?after=                 -> EventsPage
     GET  /v1/jobs/{job}/logs?after=&follow=           -> NDJSON of JobLogLine, streamed
@@ -19,7 +22,8 @@
     GET  /v1/jobs/{job}/export                        -> Export (export.py)
     GET  /v1/jobs/{job}/receipts?unsigned=true        -> ReceiptsPage    to countersign
     POST /v1/receipts/{receipt}/signature SignedRequest(receipt) -> 204
-    PUT|GET /v1/jobs/{job}/blobs/{sha256}             bytes              renter, or lease holder
+    PUT  /v1/jobs/{job}/blobs/{sha256} bytes          -> 204             renter, or lease holder
+    GET  /v1/jobs/{job}/blobs/{sha256}                -> bytes           and its successor
     POST /v1/jobs/{job}/blobs/missing MissingRequest  -> MissingView     holder: header Sublet-Epoch
     GET  /v1/balance                                  -> BalanceView
     GET  /v1/log?since=                               -> LogView         the log only ever grows

@@ -3,7 +3,7 @@
 A refusal is a code, a sentence of what is so (`detail`), perhaps the field that is wrong, and facts
 for programs. What HTTP calls it is the broker's edge's business (adapters/http/problems.py); what
 to do about it is said by whoever speaks to people: the SDK (sublet/fixes.py) and the agent
-(sublet_agent/adapters/session/fixes.py).
+(sublet_agent/core/fixes.py).
 
 To add a code: a member here, a row in PROBLEMS, a status at the edge, a fix in the SDK; a test
 names whichever is missing. Facts are integers with their unit in the name, or short strings.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sublet_agent.adapters.workspace import checkpoint_finder as layouts
+from sublet_agent.adapters.workspace import checkpoint_finder
 from sublet_agent.adapters.workspace.checkpoint_finder import CheckpointFinder
 from sublet_contracts.checkpoint_layouts import Snapshot
 from sublet_contracts.tree import TreeRefused, write_tree
@@ -234,7 +234,7 @@ def test_pipes_and_odd_names_hold_nobody_up(root: Path) -> None:
 
 
 def test_a_forest_of_folders_is_not_walked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layouts, "MAX_ENTRIES", 50)
+    monkeypatch.setattr(checkpoint_finder, "MAX_ENTRIES", 50)
     save(root, 20)
     for number in range(60):
         (root / "outputs" / f"folder-{number}").mkdir()

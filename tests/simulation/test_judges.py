@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from sublet_contracts.documents import Device, Job, Offer, Resources
+from sublet_contracts.reasons import MEANINGS, Fault, Reason
 from sublet_contracts.requirements import Constraint, required_by, shortfalls
 from tests.contracts import samples
 from tests.contracts.varied import Recording
+from tests.simulation.charges import _BROKERS_FAULT, _PROVIDERS_FAULT
 from tests.simulation.matching import _Machine
 
 PAIRS = 5_000
@@ -93,3 +95,10 @@ def test_both_judges_say_the_same_of_any_job_and_machine() -> None:
         fitting += said
     assert fitting > PAIRS // 100
     assert set(Constraint) - met == {Constraint.BUSY}, "let jobs or offers vary in this too"
+
+
+def test_the_auditor_knows_whose_fault_each_reason_is() -> None:
+    """Its table is its own: a reason that is missing in it would be judged as nobody's fault."""
+    for fault, table in ((Fault.PROVIDER, _PROVIDERS_FAULT), (Fault.BROKER, _BROKERS_FAULT)):
+        ours = {str(reason) for reason in Reason if MEANINGS[reason].fault is fault}
+        assert table == ours, f"tests/simulation/charges.py: {sorted(table ^ ours)} ({fault})"

@@ -1,48 +1,21 @@
 """The bootstrap: one Broker composed of its use-cases, for main.py, for tests and the simulator.
 
-Every method below is synchronous, short, and one transaction, unless it says otherwise. Callers are
+Every use-case is synchronous, short, and one transaction, unless it says otherwise. Callers are
 party ids that have been authenticated. A refusal is errors.Refusal; nothing has changed then.
 
-    broker.jobs            submit(caller, envelope, *, wait_for_offer=False) -> JobView
-                           cancel(caller, job) | pause(caller, job) -> JobView
-                           resume(caller, job, amendment: Envelope | None) -> JobView
-    broker.accounts        register_key(envelope) -> PartyView
-                           deposit(caller, envelope) -> BalanceView
-    broker.countersigning  countersign(caller, receipt_id, envelope) -> None
-    broker.offers          announce(provider, envelope) | withdraw(provider, sequence) -> None
-    broker.sessions        joined(SessionProof) -> Welcome
-                           left(party, instance) -> None
-                           receive(party, instance, Message) -> list[Message]
-                             the list: unreliable answers (LogsWanted). After it returns,
-                             acknowledge the message's mid. It raises NotYet: don't acknowledge (it
-                             comes again); StaleInstance or another Refusal: send Refused and close.
-                             Ack, Announce and Withdraw go through receive as well.
-    broker.outbox          pending(party, limit=100) -> list[tuple[mid, Message]]   in order
-                           acked(party, mids) -> None      (receive(Ack) calls it too)
-                           notices(party) -> list[Message] unreliable; taken off the queue
-                           on_new: Callable[[party], None] | None   after commit, any thread
-    broker.scheduling      tick() -> int                   proposals -> leases committed
-    broker.supervision     started() -> None               once after a start, before agents join
-                           sweep() -> None                 every second
-                           verdicts() -> int               collect the verifier's results
-    broker.settling        settle_due() -> int             every second
-    broker.idempotency     begin(Caller, method, target, body_sha256, key) -> Answer | None
-                           finish(Caller, method, target, body_sha256, key, status, body)
-                           forget_old() -> None            every minute
-    broker.blobs           put(caller, scope, epoch, sha256, data) -> None
-                           get(caller, scope, epoch, sha256) -> bytes
-                           missing(caller, scope, epoch, hashes) -> MissingView
-    broker.retention       sweep() -> int                  every minute, until it says less than 500
-                           sweep_files() -> int            every minute
-    broker.stirred() -> list[str]                   loops that are worth a round before their time
-    broker.views           job jobs events logs checkpoints receipts export log
-                           info(version) -> BrokerInfo
-    broker.market          offers(kind="", region="") -> OffersPage
-                           match(caller, MatchRequest) -> MatchView
-    broker.money           statement(caller, job) balance(caller) earnings(caller)
-    broker.metrics         samples() -> list[Sample]
-    broker.ledger_audit    breaches() -> list[str]         reads the whole ledger
-    broker.on_job       Callable[[job id], None] | None  after commit: events or log lines are new
+Who calls what:
+- `jobs`, `accounts`, `countersigning`, `blobs`: renters and the operator, through the edge.
+- `sessions`: the agents' connections: joined, left, receive. When `receive` returns, acknowledge
+  the message's mid and send the list, unreliable answers. When it raises NotYet, don't acknowledge:
+  the message comes again; StaleInstance or another Refusal: say so and close. Everything that an
+  agent says goes through it, offers and acknowledgements too.
+- `outbox`: reliable messages in order (`pending`, `acked`), and `notices`, which may be lost.
+- `scheduling.tick`, `settling.settle_due`, `supervision.sweep`: each second, or when `stirred`
+  names them; `supervision.verdicts` when the verifier has results; `idempotency.forget_old`,
+  `retention.sweep` and `sweep_files`: each minute. `supervision.started`: once after a start,
+  before agents join.
+- `views`, `market`, `money`, `metrics`, `ledger_audit`: whoever looks.
+- `idempotency.begin` and `finish`: around each signed request.
 """
 
 from collections.abc import Callable

@@ -33,8 +33,8 @@ _READ_BYTES = 1 << 20
 
 
 class FileBlobs:
-    """ports.BlobStore in a folder. Any number of this process' threads may use it at once, and other
-    processes read and delete in it; who else puts at the same time may have a folder taken away."""
+    """ports.BlobStore in a folder. Any number of this process' threads may use it at once, and
+    other processes read and delete in it; who else puts may have a folder taken away."""
 
     def __init__(self, root: Path, disk: Disk = os) -> None:
         self._disk = disk

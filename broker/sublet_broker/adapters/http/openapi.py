@@ -1,6 +1,6 @@
 """What the OpenAPI description says beyond the routes: signing, problems, and the request bodies.
 
-Bodies are read and verified by hand (http_calls.py), so FastAPI can't know their models: `takes`
+Bodies are read and verified by hand (signed_calls.py), so FastAPI can't know their models: `takes`
 names the model of a call, and `describe` puts its schema among the components.
 """
 

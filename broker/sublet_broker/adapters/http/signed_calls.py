@@ -1,7 +1,7 @@
 """Signed calls: bound, verify, parse, act, in that order.
 
 The body is read up to the call's own limit, the signature is checked over its bytes, and only then
-is it parsed. The nonce and the idempotency key are the use-cases' business (service/access.py).
+is it parsed. Nonce and idempotency key are the use-cases' business (service/idempotency.py).
 """
 
 import asyncio

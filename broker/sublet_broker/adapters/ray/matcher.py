@@ -1,6 +1,6 @@
 """The match engine as the scheduler sees it: shards on Ray, and who stands in for them.
 
-Nothing here knows Ray: what it needs of it is the port below, which RayShards (ray_ports.py)
+Nothing here knows Ray: what it needs of it is the port below, which RayShards (ports.py)
 implements, and the simulator.
 """
 

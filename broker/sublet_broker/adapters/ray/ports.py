@@ -29,7 +29,7 @@ VERIFY_ATTEMPTS = 5
 
 
 class _Asked:
-    """A question, and what comes of it (ray_matcher.Asked)."""
+    """A question, and what comes of it (matcher.Asked)."""
 
     def __init__(self) -> None:
         self._is_there = threading.Event()
@@ -45,7 +45,7 @@ class _Asked:
 
 
 class RayShards:
-    """ray_matcher.Shards: the engine's shards, and those that this process makes itself."""
+    """matcher.Shards: the engine's shards, and those that this process makes itself."""
 
     def __init__(self, engine: RayEngine) -> None:
         self._engine = engine
@@ -53,17 +53,17 @@ class RayShards:
         self.before_start = engine.before_start
 
     def ask(self, changes: Changes, now_ms: int) -> Asked:
-        """See ray_matcher.Shards."""
+        """See matcher.Shards."""
         asked = _Asked()
         self._engine.ask("propose", changes, now_ms, then=asked.take)
         return asked
 
     def rebuild(self) -> None:
-        """See ray_matcher.Shards."""
+        """See matcher.Shards."""
         self._engine.call("rebuild", timeout_s=REBUILD_LIMIT_S)
 
     def stand_in(self, number: int) -> Shard:
-        """See ray_matcher.Shards."""
+        """See matcher.Shards."""
         return ShardActor(self._engine.config.database_url, number, self.count)
 
 

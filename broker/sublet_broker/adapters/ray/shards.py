@@ -1,7 +1,7 @@
 """Match shards: what each holds, what it is told and replies, and when it is replaced.
 
-Nothing here knows Ray or the database: Ray's workers (ray_work.py), the broker that stands in for
-them (ray_matcher.py) and the simulator run this code.
+Nothing here knows Ray or the database: Ray's workers (tasks.py), the broker that stands in for
+them (matcher.py) and the simulator run this code.
 """
 
 from collections.abc import Callable, Sequence

@@ -33,7 +33,7 @@ from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 from sublet_agent.adapters.docker import logs as docker_logs
 from sublet_agent.adapters.docker import seccomp
 from sublet_agent.adapters.workspace import folders
-from sublet_agent.core import runner_port as runners
+from sublet_agent.core import runner_port
 from sublet_agent.core.runner_port import FoundRun, LogBatch, ResolvedImage, RunSpec, RunStatus
 
 LABEL = "sublet"
@@ -87,21 +87,21 @@ class DockerRunner:
         fix = "start dockerd, or set DOCKER_HOST, or use --runner process for your own jobs"
         try:
             info = self._client().info()
-        except runners.RunnerUnavailable:
+        except runner_port.RunnerUnavailable:
             raise
         except (DockerException, requests.RequestException, OSError) as error:
-            raise runners.RunnerUnavailable(
+            raise runner_port.RunnerUnavailable(
                 f"no Docker Engine answers ({why_silent(error)})", fix
             ) from error
         if info.get("OSType") != "linux":
-            raise runners.RunnerUnavailable("the engine does not run Linux containers", fix)
+            raise runner_port.RunnerUnavailable("the engine does not run Linux containers", fix)
         if not any("seccomp" in option for option in info.get("SecurityOptions") or ()):
-            raise runners.RunnerUnavailable(
+            raise runner_port.RunnerUnavailable(
                 "the engine can't filter system calls", "use a kernel and an engine with seccomp"
             )
         for field, what in (("MemoryLimit", "memory"), ("PidsLimit", "processes")):
             if not info.get(field):
-                raise runners.RunnerUnavailable(
+                raise runner_port.RunnerUnavailable(
                     f"the engine can't limit {what}", "enable that cgroup controller"
                 )
 
@@ -111,17 +111,17 @@ class DockerRunner:
         """Have the image in the engine. See `Runner`."""
         with self._errors(f"image {image!r}"):
             found = self._local_image(image)
-            runners.require_pinned(image, policy, _pinned_name(found) if found else None)
+            runner_port.require_pinned(image, policy, _pinned_name(found) if found else None)
             if found is None:
                 if image.startswith("sha256:"):
-                    raise runners.ImageUnavailable(
+                    raise runner_port.ImageUnavailable(
                         f"image {image} is not on this machine and an id alone can't be pulled: "
                         "name it name@sha256:<digest>, or load it here with docker load"
                     )
                 self._pull(image, progress)
                 found = self._local_image(image)
             if found is None:
-                raise runners.ImageUnavailable(
+                raise runner_port.ImageUnavailable(
                     f"image {image!r} was pulled and is not there: check the engine's disk"
                 )
             return ResolvedImage(image, found["Id"], _pinned_name(found), found.get("Size"))
@@ -141,13 +141,15 @@ class DockerRunner:
             last = ""
             for event in events:
                 if "error" in event:
-                    raise runners.ImageUnavailable(f"image {image!r}: {event['error']}: {advice}")
+                    raise runner_port.ImageUnavailable(
+                        f"image {image!r}: {event['error']}: {advice}"
+                    )
                 line = " ".join(str(event[k]) for k in ("id", "status") if event.get(k))
                 if line and line != last:
                     progress(line)
                     last = line
         except (APIError, requests.RequestException) as error:
-            raise runners.ImageUnavailable(
+            raise runner_port.ImageUnavailable(
                 f"image {image!r}: {_explanation(error)}: {advice}"
             ) from error
 
@@ -155,27 +157,29 @@ class DockerRunner:
 
     def start(self, spec: RunSpec) -> None:
         """Create and start the container, once. See `Runner`."""
-        runners.check_spec(spec)
+        runner_port.check_spec(spec)
         if spec.network == "egress" and not self._allow_egress:
-            raise runners.RunRefused(
+            raise runner_port.RunRefused(
                 "network egress: this owner gives jobs no network; use network none, "
                 "or let the owner allow it with --allow-egress"
             )
         if spec.memory_bytes < _MIN_MEMORY_BYTES:
-            raise runners.RunRefused(f"memory_bytes: at least {_MIN_MEMORY_BYTES}")
+            raise runner_port.RunRefused(f"memory_bytes: at least {_MIN_MEMORY_BYTES}")
         with self._errors(f"run {spec.run_id}"):
             found = self._inspect(spec.run_id)
             if found is None:
                 try:
                     self._hand_over(spec)
                 except OSError as error:
-                    raise runners.StartFailed(f"run {spec.run_id}: its folders: {error}") from error
+                    raise runner_port.StartFailed(
+                        f"run {spec.run_id}: its folders: {error}"
+                    ) from error
                 try:
                     self._create(spec)
                 except APIError as error:
                     # Somebody else created it in between: theirs is the same run.
                     if error.status_code != 409 or self._inspect(spec.run_id) is None:
-                        raise runners.StartFailed(
+                        raise runner_port.StartFailed(
                             f"run {spec.run_id}: {_explanation(error)}"
                         ) from error
                 found = self._inspect(spec.run_id)
@@ -184,7 +188,9 @@ class DockerRunner:
             try:
                 self._client().api.start(self._name(spec.run_id))
             except APIError as error:
-                raise runners.StartFailed(f"run {spec.run_id}: {_explanation(error)}") from error
+                raise runner_port.StartFailed(
+                    f"run {spec.run_id}: {_explanation(error)}"
+                ) from error
 
     def find(self) -> list[FoundRun]:
         """List this agent's containers. See `Runner`."""
@@ -280,11 +286,11 @@ class DockerRunner:
         )
 
     def _environment(self, spec: RunSpec) -> dict[str, str]:
-        return runners.job_environment(
+        return runner_port.job_environment(
             spec,
-            checkpoint=runners.CHECKPOINT_PATH,
-            inputs=runners.INPUTS_PATH,
-            helper=runners.HELPER_PATH,
+            checkpoint=runner_port.CHECKPOINT_PATH,
+            inputs=runner_port.INPUTS_PATH,
+            helper=runner_port.HELPER_PATH,
             outputs=spec.outputs_path,
         )
 
@@ -331,11 +337,11 @@ class DockerRunner:
             )
 
         mounts = [
-            bind(runners.CHECKPOINT_PATH, spec.checkpoint_dir, False),
-            bind(f"{runners.CHECKPOINT_PATH}/in", spec.checkpoint_dir / "in", True),
-            bind(f"{runners.CHECKPOINT_PATH}/ack", spec.checkpoint_dir / "ack", True),
-            bind(runners.HELPER_PATH, spec.helper_dir, True),
-            bind(runners.INPUTS_PATH, spec.inputs_dir, True),
+            bind(runner_port.CHECKPOINT_PATH, spec.checkpoint_dir, False),
+            bind(f"{runner_port.CHECKPOINT_PATH}/in", spec.checkpoint_dir / "in", True),
+            bind(f"{runner_port.CHECKPOINT_PATH}/ack", spec.checkpoint_dir / "ack", True),
+            bind(runner_port.HELPER_PATH, spec.helper_dir, True),
+            bind(runner_port.INPUTS_PATH, spec.inputs_dir, True),
         ]
         mounts += [bind(path, host, True) for path, host in sorted(spec.destinations.items())]
         if spec.outputs_path is not None and spec.outputs_dir is not None:
@@ -356,7 +362,7 @@ class DockerRunner:
         return EGRESS_NETWORK
 
     def _devices(self, spec: RunSpec) -> list[DeviceRequest]:
-        gpus = runners.gpu_ids(spec)
+        gpus = runner_port.gpu_ids(spec)
         if not gpus:
             return []
         names = [f"nvidia.com/gpu={gpu}" for gpu in gpus]
@@ -398,7 +404,7 @@ class DockerRunner:
             try:
                 self._connected_client = docker.from_env(timeout=_TIMEOUT_S)
             except (DockerException, requests.RequestException, OSError) as error:
-                raise runners.RunnerUnavailable(
+                raise runner_port.RunnerUnavailable(
                     f"no Docker Engine answers ({why_silent(error)})",
                     "start dockerd, or set DOCKER_HOST",
                 ) from error
@@ -409,9 +415,9 @@ class DockerRunner:
         try:
             yield
         except APIError as error:
-            raise runners.RunnerError(f"{what}: {_explanation(error)}") from error
+            raise runner_port.RunnerError(f"{what}: {_explanation(error)}") from error
         except (DockerException, requests.RequestException, OSError) as error:
-            raise runners.RunnerUnavailable(
+            raise runner_port.RunnerUnavailable(
                 f"{what}: the Docker Engine does not answer ({error})", "is dockerd running?"
             ) from error
 

@@ -30,7 +30,7 @@ from sublet_agent.adapters.process import logs as process_logs
 from sublet_agent.adapters.process import tree as process_tree
 from sublet_agent.adapters.process.supervisor import write_durably
 from sublet_agent.adapters.workspace import folders
-from sublet_agent.core import runner_port as runners
+from sublet_agent.core import runner_port
 from sublet_agent.core.runner_port import FoundRun, LogBatch, ResolvedImage, RunSpec, RunStatus
 
 _SUPERVISOR = "sublet_agent.adapters.process.supervisor"
@@ -52,7 +52,7 @@ class ProcessRunner:
     def check(self) -> None:
         """Raise RunnerUnavailable anywhere but on a Linux with /proc."""
         if sys.platform != "linux" or not Path("/proc/self/stat").exists():
-            raise runners.RunnerUnavailable(
+            raise runner_port.RunnerUnavailable(
                 "the process runner reads /proc, which this system has not", "use Linux, or Docker"
             )
 
@@ -60,15 +60,15 @@ class ProcessRunner:
         self, image: str, progress: Callable[[str], None], policy: Literal["digest", "any"]
     ) -> ResolvedImage:
         """Record the image; this runner uses none."""
-        runners.require_pinned(image, policy, None)
+        runner_port.require_pinned(image, policy, None)
         progress(f"the process runner ignores the image {image}")
         return ResolvedImage(image, image)
 
     def start(self, spec: RunSpec) -> None:
         """Start the supervisor and wait until the job has its process. See `Runner`."""
-        runners.check_spec(spec)
+        runner_port.check_spec(spec)
         if not spec.command:
-            raise runners.RunRefused(
+            raise runner_port.RunRefused(
                 "command is empty: the process runner has no image to take it from"
             )
         directory = self._directory(spec.run_id)
@@ -91,7 +91,7 @@ class ProcessRunner:
                     start_new_session=True,
                 )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise runners.StartFailed(f"run {spec.run_id}: {error}") from error
+            raise runner_port.StartFailed(f"run {spec.run_id}: {error}") from error
         self._await_start(spec.run_id, directory, started.returncode)
 
     def _await_start(self, run_id: str, directory: Path, code: int) -> None:
@@ -99,7 +99,7 @@ class ProcessRunner:
         while self.status(run_id).state == "created":
             if code != 0 or time.monotonic() > deadline:
                 said = (directory / "supervisor.log").read_text(errors="replace")[-500:].strip()
-                raise runners.StartFailed(f"run {run_id}: the supervisor did not start: {said}")
+                raise runner_port.StartFailed(f"run {run_id}: the supervisor did not start: {said}")
             time.sleep(0.005)
 
     def find(self) -> list[FoundRun]:
@@ -195,7 +195,7 @@ class ProcessRunner:
             if not alive:
                 return
             if time.monotonic() > deadline:
-                raise runners.RunnerError(
+                raise runner_port.RunnerError(
                     f"run {run_id}: {len(alive)} processes do not end, look at {sorted(alive)[:5]}"
                 )
             process_tree.end(alive)
@@ -203,11 +203,11 @@ class ProcessRunner:
 
     def _describe(self, spec: RunSpec) -> dict[str, Any]:
         paths = {path: str(host) for path, host in spec.destinations.items()}
-        paths[runners.INPUTS_PATH] = str(spec.inputs_dir)
+        paths[runner_port.INPUTS_PATH] = str(spec.inputs_dir)
         if spec.outputs_path is not None:
             paths[spec.outputs_path] = str(spec.outputs_dir)
         outputs = None if spec.outputs_dir is None else str(spec.outputs_dir)
-        own = runners.job_environment(
+        own = runner_port.job_environment(
             spec,
             checkpoint=str(spec.checkpoint_dir),
             inputs=str(spec.inputs_dir),
@@ -220,7 +220,7 @@ class ProcessRunner:
         own_bin = os.path.dirname(sys.executable)
         env["PATH"] = os.pathsep.join([own_bin, os.environ.get("PATH", os.defpath)])
         env.update((k, _on_host(v, paths)) for k, v in own.items())
-        gpus = ",".join(runners.gpu_ids(spec))
+        gpus = ",".join(runner_port.gpu_ids(spec))
         mark = secrets.token_hex(8)
         env.update({"CUDA_VISIBLE_DEVICES": gpus, process_tree.MARK: mark})
         return {
@@ -241,7 +241,7 @@ class ProcessRunner:
 
     def _directory(self, run_id: str) -> Path:
         if "/" in run_id or run_id in ("", ".", ".."):
-            raise runners.RunRefused(f"run_id {run_id!r}: not a name")
+            raise runner_port.RunRefused(f"run_id {run_id!r}: not a name")
         return self._runs / run_id
 
 
