@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from sublet_broker.adapters.http.agent_socket import MAX_QUEUED
 from sublet_contracts.documents import sign_document
 from sublet_contracts.export import verify_export
 from sublet_contracts.reasons import Reason
 from sublet_contracts.session import SessionError
-from sublet_contracts.wire import Announce, Assign, SettlementNotice
+from sublet_contracts.wire import Announce, Assign, Message, SettlementNotice, Withdraw
 from tests.http.fake_agent import FakeAgent, Run, lines_of
 from tests.http.world import WAIT_S, Party, World, signed_body, until
 
@@ -261,3 +263,39 @@ async def test_cancel_ends_the_log_of_a_job_that_never_ran(world: World) -> None
     assert answer.json()["state"] == "cancelled", answer.text
     log = await renter.get(f"/v1/jobs/{job}/logs?follow=true")
     assert lines_of(log.text) == []
+
+
+async def test_pings_are_answered_while_the_use_cases_are_slow(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent hangs up when no pong comes: what it sent before must not hold up the answer."""
+    release = threading.Event()
+    slow = world.broker.sessions.receive
+
+    def receive(party: str, instance: str, message: Message) -> list[Message]:
+        release.wait(WAIT_S)
+        return slow(party, instance, message)
+
+    async with FakeAgent(world, world.party()) as agent:
+        await agent.join()
+        monkeypatch.setattr(world.broker.sessions, "receive", receive)
+        mids = [await agent.send(Withdraw(offer_sequence=number)) for number in range(20)]
+        pong = await agent.socket.ping()
+        await asyncio.wait_for(pong, WAIT_S)
+        assert not release.is_set()
+        assert not agent.acknowledged
+        release.set()
+        while not agent.acknowledged.issuperset(mids):
+            await agent.step()
+
+
+async def test_who_sends_more_than_is_read_ahead_is_held_back_and_loses_nothing(
+    world: World,
+) -> None:
+    async with FakeAgent(world, world.party()) as agent:
+        await agent.join()
+        mids = [
+            await agent.send(Withdraw(offer_sequence=number)) for number in range(3 * MAX_QUEUED)
+        ]
+        while not agent.acknowledged.issuperset(mids):
+            await agent.step()

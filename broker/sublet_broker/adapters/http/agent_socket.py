@@ -1,8 +1,9 @@
 """The agents' websocket, /v1/agent: one connection per provider, spoken as session.py says.
 
 - A newer connection of the same party replaces the older one.
-- What an agent sends is acknowledged after the use-case has committed it, in order, one at a time:
-  while we work, the socket isn't read, and TCP holds the sender back.
+- What an agent sends is acknowledged after the use-case has committed it, in order, one at a time.
+  At most MAX_QUEUED messages are read ahead, so that pings behind them are answered while we work;
+  beyond that the socket isn't read, and TCP holds the sender back.
 - What we send reliably comes from the outbox: on each connection anew, again after RESEND_S, until
   it is acknowledged. At most WINDOW messages are under way.
 - Who doesn't join, doesn't read, or says nothing for too long is dropped; it reconnects.
@@ -50,6 +51,7 @@ MAX_STRANGERS = 256
 """Connections that haven't joined yet."""
 MAX_CONNECTIONS = 5_000
 MAX_REPLIES = 1_000
+MAX_QUEUED = 32
 ACK_BATCH = 200
 GOING_AWAY, POLICY, RESTART, TRY_LATER = 1001, 1008, 1012, 1013
 
@@ -165,6 +167,8 @@ class Connection:
         self._replies: deque[Message] = deque()
         self._acks: deque[str] = deque()
         self._sent: dict[str, float] = {}
+        """When each message was sent (the loop's time) that hasn't been acknowledged."""
+        self._queue: asyncio.Queue[Received] = asyncio.Queue(MAX_QUEUED)
         self._sending = asyncio.Lock()
         self._party = ""
         self._instance = ""
@@ -187,12 +191,14 @@ class Connection:
         """Read and write until the connection ends."""
         writer = asyncio.create_task(self._write(), name=f"writer {short(self._party)}")
         reader = asyncio.create_task(self._read(), name=f"reader {short(self._party)}")
+        worker = asyncio.create_task(self._work(), name=f"worker {short(self._party)}")
+        tasks = {reader, writer, worker}
         try:
-            done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            reader.cancel()
-            writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         for task in done:
             error = task.exception()
             if isinstance(error, SlowPeer):
@@ -227,24 +233,35 @@ class Connection:
     async def end(self, code: int, why: str) -> None:
         """Close the websocket, if it is still open."""
         with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
-            await asyncio.wait_for(self._websocket.close(code, why[:100]), SEND_S)
+            async with asyncio.timeout(SEND_S):
+                await self._websocket.close(code, why[:100])
 
     async def _read(self) -> None:
         silent_s = max(15.0, self._edge.broker.context.settings.heartbeat_ms * 5 / 1000)
         while True:
             received = await self._receive(silent_s)
-            if received is None or not await self._take(received):
+            if received is None:
                 return
+            self._edge.metrics.message(received.message.TYPE)
+            if not self._queue.empty() or not self._is_steady(received.message):
+                await self._queue.put(received)
+
+    def _is_steady(self, message: Message) -> bool:
+        """Take a heartbeat that changes nothing but figures, as most do, without a thread."""
+        return isinstance(message, Heartbeat) and self._edge.broker.sessions.steady(
+            self._party, self._instance, message
+        )
+
+    async def _work(self) -> None:
+        """Let the use-cases act on what was read, in order."""
+        while await self._take(await self._queue.get()):
             if len(self._replies) >= MAX_REPLIES:
                 raise SlowPeer(f"{MAX_REPLIES} answers wait for it")
 
     async def _take(self, received: Received) -> bool:
         """Let the use-cases act on a message. False: the conversation is over."""
         message, mid = received.message, received.mid
-        self._edge.metrics.message(message.TYPE)
         sessions = self._edge.broker.sessions
-        if isinstance(message, Heartbeat) and sessions.steady(self._party, self._instance, message):
-            return True
         try:
             replies = await self._edge.call(sessions.receive, self._party, self._instance, message)
         except NotYet as error:
@@ -297,28 +314,40 @@ class Connection:
                 await self.send(self._replies.popleft())
             for notice in outbox.notices(self._party):
                 await self.send(notice)
-            again_s = await self._send_mail() if self._mail or self._sent else None
+            again_s = await self._send_mail()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.outgoing.wait(), again_s)
+                async with asyncio.timeout(again_s):
+                    await self.outgoing.wait()
 
     async def _send_mail(self) -> float | None:
-        """Send what waits in the outbox. Return after how long to look again, whatever happens;
-        None: nothing waits, so nobody need be asked until something is new."""
-        loop = asyncio.get_running_loop()
+        """Send what waits in the outbox, if something is new or wasn't acknowledged for long.
+
+        Return after how long to look again, whatever happens; None: nothing waits, so nobody need
+        be asked until something is new.
+        """
+        now_s = asyncio.get_running_loop().time()
+        overdue = {mid for mid, at_s in self._sent.items() if now_s - at_s >= RESEND_S}
+        if not self._mail and not overdue:
+            return self._until_overdue_s(now_s)
         self._mail = False
+        outbox, known = self._edge.broker.outbox, self._sent.keys() - overdue
         try:
-            waiting = await self._edge.call(self._edge.broker.outbox.pending, self._party, WINDOW)
+            waiting = await self._edge.call(outbox.pending, self._party, WINDOW, known)
         except (Refusal, StoreAway) as error:
             # A broker that can't look now is no reason to lose an agent.
             log.debug("the outbox of %s waits: %s", short(self._party), error)
             self._mail = True
             return BUSY_S
-        self._sent = {mid: at for mid, _ in waiting if (at := self._sent.get(mid)) is not None}
+        for mid in overdue:
+            self._sent.pop(mid, None)  # one that isn't waiting any more was acknowledged elsewhere
         for mid, message in waiting:
-            if loop.time() - self._sent.get(mid, -RESEND_S) >= RESEND_S:
-                await self.send(message, mid)
-                self._sent[mid] = loop.time()
-        return RESEND_S if waiting else None
+            await self.send(message, mid)
+            self._sent[mid] = now_s
+        return self._until_overdue_s(now_s)
+
+    def _until_overdue_s(self, now_s: float) -> float | None:
+        oldest_s = min(self._sent.values(), default=None)
+        return None if oldest_s is None else max(0.0, oldest_s + RESEND_S - now_s)
 
     async def _say_last(self, code: str, detail: str) -> None:
         if code:
@@ -330,7 +359,8 @@ class Connection:
     async def _receive(self, within_s: float) -> Received | None:
         """Return the next message; None when the other side broke the protocol (it was told)."""
         try:
-            event = await asyncio.wait_for(self._websocket.receive(), within_s)
+            async with asyncio.timeout(within_s):
+                event = await self._websocket.receive()
         except TimeoutError as error:
             raise SlowPeer(f"nothing came for {within_s:.0f} s") from error
         if event["type"] == "websocket.disconnect":
@@ -355,7 +385,8 @@ class Connection:
     async def _send_frame(self, frame: bytes) -> None:
         async with self._sending:
             try:
-                await asyncio.wait_for(self._websocket.send_text(frame.decode()), SEND_S)
+                async with asyncio.timeout(SEND_S):
+                    await self._websocket.send_text(frame.decode())
             except TimeoutError as error:
                 raise SlowPeer(f"it did not read for {SEND_S:.0f} s") from error
             except RuntimeError as error:  # Starlette: the websocket has been closed meanwhile

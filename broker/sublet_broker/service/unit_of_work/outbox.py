@@ -5,7 +5,7 @@ Notices (prepare, unprepare) are kept in memory only: losing one costs time, nev
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from sublet_broker.market.facts import OutboxFact
 from sublet_broker.service.ports import Store
@@ -22,11 +22,18 @@ class Outbox:
         self._notices: dict[str, deque[Message]] = {}
         self.on_new: Callable[[str], None] | None = None
 
-    def pending(self, party: str, limit: int = 100) -> list[tuple[str, Message]]:
-        """Return the oldest messages that `party` hasn't acknowledged, with their mids."""
+    def pending(
+        self, party: str, limit: int = 100, known: Collection[str] = ()
+    ) -> list[tuple[str, Message]]:
+        """Return those of the oldest `limit` messages that `party` hasn't acknowledged, with their
+        mids, but not the `known` ones: they are under way."""
         with self._store.snapshot() as tx:
             facts = tx.find(OutboxFact, {"recipient": party}, order_by="order", limit=limit)
-        return [(f.id, MESSAGES[f.type].model_validate_json(f.body)) for f in facts]
+        return [
+            (fact.id, MESSAGES[fact.type].model_validate_json(fact.body))
+            for fact in facts
+            if fact.id not in known
+        ]
 
     def acked(self, party: str, mids: Iterable[str]) -> None:
         """Forget messages that `party` has on its disk."""
