@@ -47,6 +47,10 @@ log = logging.getLogger("sublet.broker")
 LEAST_FREE_BYTES = 64 * 1024**2
 DAY_MS = 86_400_000
 KEY_FILE = "broker.key"
+SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter from another that wants it. The event loop gives it
+away with each frame that it reads or writes, and waits so long to get it back from a use-case:
+with Python's own 5 ms it can't serve a thousand agents beside a few busy threads (measured)."""
 LISTEN_FILE = "listen.json"
 
 
@@ -195,6 +199,7 @@ def _run(
     folder: DataFolder, sock: socket.socket, database: str | None, ray: str, settings: Settings
 ) -> None:
     _raise_file_limit()
+    sys.setswitchinterval(SWITCH_S)
     try:
         key = SigningKey.load_or_create(folder.root / KEY_FILE)
     except KeyRefused as error:
