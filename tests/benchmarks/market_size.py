@@ -33,6 +33,7 @@ from sqlalchemy import create_engine, make_url, text
 
 from sublet.client import Client
 from sublet.demo.local import LocalMarket, LocalMarketError
+from sublet_agent.core.agent import IDLE_BEATS
 from sublet_contracts.keys import SigningKey
 from tests.benchmarks import scripted_agents, submitter
 from tests.benchmarks.figures import Spread
@@ -453,7 +454,7 @@ def measure(
     small: int = SMALL,
     large: int = LARGE,
     database: str = "",
-    idle_beats: int = 1,
+    idle_beats: int = IDLE_BEATS,
 ) -> Sizes:
     """Play `rounds` markets of each size, in turns. Raises LocalMarketError, OSError."""
     _raise_file_limit()
