@@ -2,8 +2,8 @@
 
 - A newer connection of the same party replaces the older one.
 - What an agent sends is acknowledged after the use-case has committed it, in order, one at a time.
-  At most MAX_QUEUED messages are read ahead, so that pings behind them are answered while we work;
-  beyond that the socket isn't read, and TCP holds the sender back.
+  At most MAX_QUEUED messages or MAX_QUEUED_BYTES are read ahead, so that pings behind them are
+  answered while we work; beyond that the socket isn't read, and TCP holds the sender back.
 - What we send reliably comes from the outbox: on each connection anew, again after RESEND_S, until
   it is acknowledged. At most WINDOW messages are under way.
 - Who doesn't join, doesn't read, or says nothing for too long is dropped; it reconnects.
@@ -52,6 +52,8 @@ MAX_STRANGERS = 256
 MAX_CONNECTIONS = 5_000
 MAX_REPLIES = 1_000
 MAX_QUEUED = 32
+MAX_QUEUED_BYTES = 1 << 20
+"""Of one connection, and one frame more."""
 ACK_BATCH = 200
 GOING_AWAY, POLICY, RESTART, TRY_LATER = 1001, 1008, 1012, 1013
 
@@ -168,7 +170,9 @@ class Connection:
         self._acks: deque[str] = deque()
         self._sent: dict[str, float] = {}
         """When each message was sent (the loop's time) that hasn't been acknowledged."""
-        self._queue: asyncio.Queue[Received] = asyncio.Queue(MAX_QUEUED)
+        self._queue: asyncio.Queue[tuple[Received, int]] = asyncio.Queue(MAX_QUEUED)
+        self._queued_bytes = 0
+        self._taken = asyncio.Event()
         self._sending = asyncio.Lock()
         self._party = ""
         self._instance = ""
@@ -184,7 +188,7 @@ class Connection:
     async def greet(self) -> SessionProof | None:
         """Say hello; return who joined, or None when the conversation is over."""
         await self._send_frame(self._session.hello(self._edge.now_ms()))
-        received = await self._receive(JOIN_S)
+        received, _ = await self._receive(JOIN_S)
         return self._session.proof if received is not None else None
 
     async def talk(self) -> None:
@@ -239,12 +243,17 @@ class Connection:
     async def _read(self) -> None:
         silent_s = max(15.0, self._edge.broker.context.settings.heartbeat_ms * 5 / 1000)
         while True:
-            received = await self._receive(silent_s)
+            received, size_bytes = await self._receive(silent_s)
             if received is None:
                 return
             self._edge.metrics.message(received.message.TYPE)
-            if not self._queue.empty() or not self._is_steady(received.message):
-                await self._queue.put(received)
+            if self._queue.empty() and self._is_steady(received.message):
+                continue
+            self._queued_bytes += size_bytes
+            await self._queue.put((received, size_bytes))
+            while self._queued_bytes > MAX_QUEUED_BYTES:
+                self._taken.clear()
+                await self._taken.wait()
 
     def _is_steady(self, message: Message) -> bool:
         """Take a heartbeat that changes nothing but figures, as most do, without a thread."""
@@ -254,7 +263,12 @@ class Connection:
 
     async def _work(self) -> None:
         """Let the use-cases act on what was read, in order."""
-        while await self._take(await self._queue.get()):
+        while True:
+            received, size_bytes = await self._queue.get()
+            if not await self._take(received):
+                return
+            self._queued_bytes -= size_bytes
+            self._taken.set()
             if len(self._replies) >= MAX_REPLIES:
                 raise SlowPeer(f"{MAX_REPLIES} answers wait for it")
 
@@ -356,8 +370,9 @@ class Connection:
         else:
             await self.end(GOING_AWAY, "a newer connection of this agent took over")
 
-    async def _receive(self, within_s: float) -> Received | None:
-        """Return the next message; None when the other side broke the protocol (it was told)."""
+    async def _receive(self, within_s: float) -> tuple[Received | None, int]:
+        """Return the next message and its bytes; None when the other side broke the protocol (it
+        was told)."""
         try:
             async with asyncio.timeout(within_s):
                 event = await self._websocket.receive()
@@ -372,11 +387,11 @@ class Connection:
                 raise SessionError(
                     SessionCode.BAD_FRAME, f"{len(frame)} bytes; at most {MAX_FRAME_BYTES}"
                 )
-            return self._session.receive(frame, self._edge.now_ms())
+            return self._session.receive(frame, self._edge.now_ms()), len(frame)
         except SessionError as error:
             log.info("agent %s refused: %s", short(self._party) or "(unknown)", error)
             await self._refuse(error)
-            return None
+            return None, 0
 
     async def _refuse(self, error: SessionError) -> None:
         await self._send_frame(self._session.refuse(error))
