@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from sublet.demo.local import LocalMarketError
-from sublet_agent.core.agent import IDLE_BEATS
 from tests.benchmarks import imports, market_size, recovery
 from tests.benchmarks.lane import Round, RoundFailed
 
@@ -37,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--idle-beats",
         type=int,
-        default=IDLE_BEATS,
+        default=market_size.IDLE_BEATS,
         metavar="N",
         help="market_size: who runs nothing reports at every Nth heartbeat, as real agents do; "
         "1 is harder on the broker",

@@ -33,7 +33,6 @@ from sqlalchemy import create_engine, make_url, text
 
 from sublet.client import Client
 from sublet.demo.local import LocalMarket, LocalMarketError
-from sublet_agent.core.agent import IDLE_BEATS
 from sublet_contracts.keys import SigningKey
 from tests.benchmarks import scripted_agents, submitter
 from tests.benchmarks.figures import Spread
@@ -55,6 +54,8 @@ ALL_OFFERED_S = 120.0
 JOINING_S = 600.0
 ANSWER_S = 300.0
 FILES_WANTED = 8_192
+IDLE_BEATS = 3
+"""An agent that runs nothing sends every third heartbeat: so `welcome` asks it to."""
 SEED = 10
 Say = Callable[[str], None]
 
