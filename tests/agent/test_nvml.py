@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from sublet_agent.adapters.machine.host import cpu_class, gpu_class, read_host
+from sublet_agent.adapters.machine.nvml import Gpu
+from sublet_agent.adapters.machine.terms import device_of
+from sublet_contracts.documents import Device
 from tests.services import require
 
 # Three GPUs: 0 tells everything, 1 tells only its uuid, 2 is in MIG mode with instances at 0 and 2.
@@ -115,6 +118,21 @@ def test_mig_instances_are_the_devices(found: dict[str, Any]) -> None:
     ]
     assert instances[0]["memory_bytes"] == 10 * 2**30
     assert instances[0]["hardware_class"] != found["gpus"][0]["hardware_class"]
+
+
+def test_what_the_driver_tells_stands_in_the_offer(found: dict[str, Any]) -> None:
+    """A fact that jobs may ask for and no offer states would be refused for ever."""
+    for number, untold in ((0, set[str]()), (2, {"power_limit_mw"})):  # a GPU, a MIG instance
+        device = device_of(Gpu(**found["gpus"][number]))
+        unsaid = {
+            name
+            for name, field in Device.model_fields.items()
+            if not field.is_required() and getattr(device, name) == field.default
+        }
+        assert unsaid == untold, (
+            f"no offer says {sorted(unsaid - untold)}: nvml.py reads it, terms.py's device_of "
+            "passes it on"
+        )
 
 
 def test_no_library_is_no_gpu_with_a_reason(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from sublet_contracts.api import MatchView
 from sublet_contracts.documents import Device, Offer, Resources
 from sublet_contracts.requirements import (
+    _UNITS,
     Constraint,
     MachineRequirements,
     Shortfall,
@@ -89,6 +90,9 @@ def test_no_constraint_is_left_out_here() -> None:
     shown = {constraint for _, _, constraint, _, _ in CASES}
     # BUSY is not a machine's: who knows what is taken says so (market/matching.py).
     assert set(Constraint) - shown == {Constraint.BUSY}, "add a case for it"
+    numbers = {constraint for _, _, constraint, has, _ in CASES if type(has) is int}
+    bare = numbers - set(_UNITS) - {Constraint.DEVICES}
+    assert not bare, f"say in requirements.py's _UNITS how {sorted(bare)} is written"
 
 
 def test_every_field_of_resources_is_judged() -> None:

@@ -93,6 +93,8 @@ def test_every_field_of_the_document_is_decided_by_exactly_one_option() -> None:
     fields = {*JobDocument.model_fields, *Resources.model_fields} - SET_BY_THE_CLIENT
     forgotten = fields - set(decided)
     assert not forgotten, f"no option in sublet/options.py decides {', '.join(sorted(forgotten))}"
+    unknown = set(decided) - fields
+    assert not unknown, f"documents.py has no field {', '.join(sorted(unknown))}"
     assert sorted(decided) == sorted(fields)
 
 

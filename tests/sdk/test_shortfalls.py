@@ -1,12 +1,17 @@
 """Where no offer fits, every constraint has words that say what the renter could change."""
 
+from typing import cast
+
 import httpx
 import pytest
 
+from sublet.cli.jobs import requirements_text
 from sublet.errors import refusal
 from sublet.shortfalls import relax_text
 from sublet_contracts.api import Problem
+from sublet_contracts.documents import Resources
 from sublet_contracts.requirements import Constraint, Fact, Shortfall
+from tests.contracts.varied import Recording
 
 CASES: dict[Constraint, tuple[Fact, Fact, str]] = {
     Constraint.BUSY: (0, 1, "wait for it"),
@@ -63,3 +68,10 @@ def test_a_refusal_gets_the_words_from_its_facts() -> None:
     assert fix_for(facts={**found, "shortfalls": [{"constraint": 7}]}) == ""
     assert fix_for(facts={}) == ""
     assert "--max-price" not in fix_for(facts=found, code="over_balance")
+
+
+def test_what_a_job_needs_is_shown_whole() -> None:
+    need = Recording(Resources(devices=1, device_kind="gpu", memory_bytes=10**9, disk_bytes=10**9))
+    requirements_text(cast(Resources, need))
+    forgotten = set(Resources.model_fields) - need.read
+    assert not forgotten, f"requirements_text in sdk/sublet/cli/jobs.py leaves out {forgotten}"

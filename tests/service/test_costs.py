@@ -15,7 +15,7 @@ from sublet_broker.service.errors import Refusal
 from sublet_broker.service.ports import Store, Transaction
 from sublet_contracts.api import MatchRequest
 from sublet_contracts.documents import Resources
-from tests.service.world import AgentDouble, RenterDouble, World
+from tests.service.world import PRICE, AgentDouble, RenterDouble, World
 
 FEW, MANY = 10, 1_000
 QUESTIONS = ("get", "find", "count", "put", "add", "delete", "next")
@@ -114,7 +114,8 @@ def _offers(town: Town) -> object:
 
 
 def _announce(town: Town) -> object:
-    return town.agents[3].announce()
+    """Dearer than before: who is cheapest, and takes the job, mustn't depend on an offer's id."""
+    return town.agents[3].announce(price_ucr_per_device_hour=2 * PRICE)
 
 
 def _lease(town: Town) -> object:

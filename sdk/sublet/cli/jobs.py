@@ -10,6 +10,7 @@ from sublet.terminal.next_steps import status_text
 from sublet.terminal.text import clip, paint, safe, state, table
 from sublet_contracts.amounts import format_ago, format_bytes, format_credits, format_duration
 from sublet_contracts.api import JobView, RunView
+from sublet_contracts.documents import Resources
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import MEANINGS
 
@@ -87,7 +88,7 @@ def inspect(argv: Sequence[str]) -> int:
         _pair(
             "command", clip(safe(" ".join(view.command)) or "(the image's own)", _columns() - 12)
         ),
-        _pair("wants", requirements_text(view)),
+        _pair("wants", requirements_text(view.resources)),
         _pair(
             "price",
             f"at most {format_credits(view.max_price_ucr_per_device_hour)} per device-hour",
@@ -127,9 +128,8 @@ def inspect(argv: Sequence[str]) -> int:
     return SUCCEEDED
 
 
-def requirements_text(view: JobView) -> str:
+def requirements_text(need: Resources) -> str:
     """Return what a job needs, in a line."""
-    need = view.resources
     device = need.device_name or need.device_kind.upper().replace("ANY", "device")
     parts = [f"{need.devices}x {safe(device)}"]
     if need.device_memory_bytes:
@@ -137,7 +137,8 @@ def requirements_text(view: JobView) -> str:
     parts.append(f"{need.cpu_millis / 1000:g} cores")
     parts.append(f"{format_bytes(need.memory_bytes)} memory")
     parts.append(f"{format_bytes(need.disk_bytes)} disk")
-    parts += [f"region {need.region}"] if need.region else []
+    parts += [f"class {safe(need.hardware_class)}"] if need.hardware_class else []
+    parts += [f"region {safe(need.region)}"] if need.region else []
     parts += ["network"] if need.egress else []
     return ", ".join(parts)
 
