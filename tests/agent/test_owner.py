@@ -453,7 +453,11 @@ def test_lines_where_a_picture_is_not_wanted(
 
 
 def test_a_closed_terminal_drains(terminal: Callable[..., Terminal]) -> None:
-    agent = terminal()
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup a child would ignore it
+    try:
+        agent = terminal()
+    finally:
+        signal.signal(signal.SIGHUP, ours)
     agent.shows("connected for")
     assert "draining" in agent.ended(signal.SIGHUP)
 
