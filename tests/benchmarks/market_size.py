@@ -84,6 +84,8 @@ class PhaseFigures:
     ray_cpu_s: float
     agents_cpu_s: float
     submitter_cpu_s: float
+    others_cpu_s: float
+    """What everybody else on this machine took meanwhile: the noise in the rest."""
     wall_s: float
     """Of the phase with the orders that came after it: what the CPU figures are about."""
 
@@ -254,7 +256,7 @@ class SizedMarket:
         """Play a phase, wait for its orders, and return its figures."""
         self.fleet.ask("begin")
         broker_s, ray_s = self._cpu_s()
-        began_s = time.monotonic()
+        meter = LoadMeter()
         done: PhaseReport = self.renter.ask(phase)
         reports = [self.fleet.ask("report")]
         deadline_s = time.monotonic() + ALL_ORDERED_S
@@ -262,7 +264,7 @@ class SizedMarket:
         while jobs - reports[-1].ordered_ns.keys() and time.monotonic() < deadline_s:
             time.sleep(0.2)
             reports.append(self.fleet.ask("report"))
-        wall_s = time.monotonic() - began_s
+        load = meter.load()
         broker_after_s, ray_after_s = self._cpu_s()
         return _figures(
             self.agents,
@@ -272,7 +274,7 @@ class SizedMarket:
             reports,
             broker_cpu_s=broker_after_s - broker_s,
             ray_cpu_s=ray_after_s - ray_s,
-            wall_s=wall_s,
+            load=load,
         )
 
     def _cpu_s(self) -> tuple[float, float]:
@@ -292,13 +294,16 @@ def _figures(
     *,
     broker_cpu_s: float,
     ray_cpu_s: float,
-    wall_s: float,
+    load: Load,
 ) -> PhaseFigures:
     ordered_ns = reports[-1].ordered_ns
     thrown_out: Counter[str] = Counter()
     for report in reports:
         thrown_out.update(report.thrown_out)
     accepted = done.accepted
+    agents_cpu_s = sum(r.cpu_s for r in reports)
+    ours_s = broker_cpu_s + ray_cpu_s + agents_cpu_s + done.cpu_s
+    machine_s = load.busy * load.seconds * (os.cpu_count() or 1)
     took_ns = (
         max(s.answered_ns for s in accepted) - min(s.sent_ns for s in accepted) if accepted else 0
     )
@@ -321,9 +326,10 @@ def _figures(
         beat_late_s=max(r.beat_late_s for r in reports),
         broker_cpu_s=broker_cpu_s,
         ray_cpu_s=ray_cpu_s,
-        agents_cpu_s=sum(r.cpu_s for r in reports),
+        agents_cpu_s=agents_cpu_s,
         submitter_cpu_s=done.cpu_s,
-        wall_s=wall_s,
+        others_cpu_s=max(0.0, machine_s - ours_s),
+        wall_s=load.seconds,
     )
 
 
@@ -492,7 +498,9 @@ def _line(one: PhaseFigures) -> str:
     late = "" if one.accepted == one.sent else f" of {one.sent}"
     return (
         f"{one.phase}: {one.accepted}{late} jobs, {one.jobs_a_second:.1f}/s, "
-        f"to the order {together.order}; {sum(one.thrown_out.values())} thrown out"
+        f"to the order {together.order}; {sum(one.thrown_out.values())} thrown out; "
+        f"broker {together.share(lambda p: p.broker_cpu_s):.0%} of a core, "
+        f"others {together.share(lambda p: p.others_cpu_s):.0%}"
     )
 
 
@@ -500,7 +508,7 @@ def report(result: Sizes) -> list[str]:
     """Return the lines to print."""
     head = (
         "agents", "phase", "jobs", "jobs/s", "order p50", "p95", "max", "answer p95",
-        "thrown out", "broker cpu ms/job", "broker", "ray", "agents", "renter",
+        "thrown out", "broker cpu ms/job", "broker", "ray", "agents", "renter", "others",
     )  # fmt: skip
     rows: list[Sequence[str]] = [head]
     for agents in (result.small, result.large):
@@ -509,7 +517,7 @@ def report(result: Sizes) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     lines.append(
-        "  times in seconds; the last four columns: parts of one core, while measuring; heartbeats "
+        "  times in seconds; the last five columns: parts of one core, while measuring; heartbeats "
         f"{'every 3 s' if result.idle_beats == 1 else f'at every {result.idle_beats}. turn'} "
         f"of agents that run nothing; {result.database}"
     )
@@ -558,4 +566,5 @@ def _row(agents: int, phase: str, whole: Together) -> Sequence[str]:
         f"{whole.share(lambda p: p.ray_cpu_s):.0%}",
         f"{whole.share(lambda p: p.agents_cpu_s):.0%}",
         f"{whole.share(lambda p: p.submitter_cpu_s):.0%}",
+        f"{whole.share(lambda p: p.others_cpu_s):.0%}",
     )

@@ -179,7 +179,8 @@ class ScriptedAgent:
                 how = f"refused: {error.code}"
             except (OSError, WebSocketException, TimeoutError) as error:
                 how = f"no connection: {type(error).__name__}"
-            self._seen.thrown_out[how] += 1
+            waiting = "with messages unacknowledged" if self._unacked else "idle"
+            self._seen.thrown_out[f"{waiting}, {how}"] += 1
             await asyncio.sleep(BACKOFF_MOST_S * (0.5 + self._phase / 2))
 
     async def _converse(self, turn: asyncio.Semaphore) -> str:
