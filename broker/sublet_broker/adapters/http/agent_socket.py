@@ -51,7 +51,7 @@ MAX_STRANGERS = 256
 """Connections that haven't joined yet."""
 MAX_CONNECTIONS = 5_000
 MAX_REPLIES = 1_000
-MAX_QUEUED = 32
+MAX_QUEUED = 256
 MAX_QUEUED_BYTES = 1 << 20
 """Of one connection, and one frame more."""
 ACK_BATCH = 200
