@@ -76,7 +76,6 @@ class FleetConfig:
 class FleetReport:
     """What the agents saw since they were asked last (`ordered_ns`: since the start)."""
 
-    connected: int
     ordered_ns: dict[str, int]
     """Per job: CLOCK_MONOTONIC when an agent had read its first assignment."""
     thrown_out: dict[str, int]
@@ -135,7 +134,6 @@ class ScriptedAgent:
         self._phase = chance.random()
         self.joined = asyncio.Event()
         """Set once it has joined for the first time."""
-        self.connected = False
         name, hardware_class, gib = MODELS[number % len(MODELS)]
         issued_ms = time.time_ns() // 1_000_000
         offer = Offer(
@@ -209,12 +207,10 @@ class ScriptedAgent:
             self._send(self._announce)
             for mid, (message, _) in list(self._unacked.items()):
                 self._send(message, mid)
-            self.connected = True
             self.joined.set()
             try:
                 await _first_of(self._read(wire, session), self._write(wire), self._beat())
             finally:
-                self.connected = False
                 self._session = None
         return f"closed: {wire.close_code} {wire.close_reason}"
 
@@ -393,7 +389,6 @@ class _Fleet:
         seen, before_s = self._seen, self._cpu_s
         self._cpu_s = time.process_time()
         report = FleetReport(
-            connected=sum(agent.connected for agent in self._agents),
             ordered_ns=dict(seen.ordered_ns),
             thrown_out=dict(seen.thrown_out),
             settled=seen.settled,
