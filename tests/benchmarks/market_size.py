@@ -72,7 +72,7 @@ class Sizes:
         """Connections that ended though nobody had asked for it, joining included."""
         told: Counter[str] = Counter()
         for market in self.markets:
-            told.update(market.thrown_out_joining)
+            told.update(market.thrown_out_before)
             for phase in market.phases:
                 told.update(phase.thrown_out)
         return told

@@ -9,7 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ class MarketFigures:
     there: int
     """How many of them stood in the market when the measuring began."""
     joining_s: float
-    thrown_out_joining: dict[str, int]
+    thrown_out_before: dict[str, int]
+    """While they joined, and in the warm-up."""
     phases: tuple[PhaseFigures, ...]
 
 
@@ -146,10 +147,12 @@ class SizedMarket:
     local: LocalMarket
     fleet: Peer
     renter: Peer
+    before: Counter[str] = field(default_factory=Counter)
+    """Connections that ended outside of the phases that are measured."""
 
     def play(self, name: str, phase: Phase) -> PhaseFigures:
         """Play a phase, wait for its orders, and return its figures."""
-        self.fleet.ask("begin")
+        self.before.update(self.fleet.ask("begin").thrown_out)
         broker_s, ray_s = self._cpu_s()
         meter = LoadMeter()
         done: PhaseReport = self.renter.ask(phase)
@@ -314,12 +317,13 @@ def _market_on(
                 f"  {there} of {agents} agents have joined in {joining_s:.1f} s; "
                 f"broker pid {local.broker.pid}, data in {root}"
             )
-            market.play("warm-up", WARM_UP)
+            market.before.update(joined.thrown_out)
+            market.before.update(market.play("warm-up", WARM_UP).thrown_out)
             played = []
             for name, phase in phases.items():
                 played.append(market.play(name, phase))
                 say(f"    {line_of(played[-1])}")
-            figures = MarketFigures(agents, there, joining_s, joined.thrown_out, tuple(played))
+            figures = MarketFigures(agents, there, joining_s, dict(market.before), tuple(played))
             local.stop()
         done = True
         return figures

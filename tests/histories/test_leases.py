@@ -22,6 +22,7 @@ from sublet_broker.market.facts import (
 )
 from sublet_broker.service.broker import Settings
 from sublet_broker.service.errors import NotYet, Refusal
+from sublet_contracts.problems import ProblemCode
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import CheckpointUploaded, LeaseAnswer, RunChanged
 from tests.histories.profiles import profile
@@ -76,8 +77,14 @@ class Market(RuleBasedStateMachine):
 
     @rule()
     def submit(self) -> None:
-        if len(self.jobs) < 5:
+        if len(self.jobs) >= 5:
+            return
+        try:
             self.jobs.append(self.renter.run(budget_ucr=3_000_000))
+        except Refusal as error:
+            # Everybody may be silent: then nothing is on offer.
+            if error.code is not ProblemCode.NO_MATCH or self.world.broker.market.offers().offers:
+                raise
 
     @rule(which=numbers, wish=st.sampled_from(("pause", "resume", "resume", "cancel")))
     def wish(self, which: int, wish: str) -> None:

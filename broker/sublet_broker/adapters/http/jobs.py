@@ -33,7 +33,7 @@ After = Annotated[int, Query(ge=0, le=2**53 - 1, description="only what comes af
     status_code=201,
     summary="Submit a job",
     response_model=JobView,
-    responses={**WRITE, **problems(403)},
+    responses={**WRITE, **problems(402, 403)},
     openapi_extra=takes(SignedRequest, "a `job` document, signed by its renter"),
 )
 async def submit(
@@ -99,7 +99,7 @@ async def pause(call: Sending, job: JobRef) -> Response:
     "/{job}/resume",
     summary="Resume a paused job",
     response_model=JobView,
-    responses=WRITE,
+    responses={**WRITE, **problems(402)},
     openapi_extra=takes(ResumeRequest, "an `amendment` document raises the budget", required=False),
 )
 async def resume(call: Sending, job: JobRef) -> Response:

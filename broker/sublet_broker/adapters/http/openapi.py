@@ -93,6 +93,7 @@ _EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
 _SAYS = {
     400: "The body isn't JSON under our rules.",
     401: "Not signed, wrongly signed, replayed, or the clock is off; `field` names the header.",
+    402: "The balance is less than the budget.",
     403: "Authentic, but not yours to do.",
     404: "Not there, or not yours.",
     409: "It can't be done in this state; or the Idempotency-Key came with another body.",

@@ -419,7 +419,9 @@ def read_progress(data: bytes) -> tuple[int, int, dict[str, float]] | None:
     good: dict[str, float] = {}
     for name, value in metrics.items() if isinstance(metrics, dict) else ():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and abs(value) < 1e300 and _METRIC.fullmatch(name) and len(good) < 32:
+        # As it will be written: an integer just below the bound is on it once it is a float.
+        fits = number and abs(value) < 1e300 and abs(float(value)) < 1e300
+        if fits and _METRIC.fullmatch(name) and len(good) < 32:
             good[name] = float(value)
     return _count(step), _count(total), good
 
