@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -47,6 +48,9 @@ log = logging.getLogger("sublet.broker")
 LEAST_FREE_BYTES = 64 * 1024**2
 DAY_MS = 86_400_000
 KEY_FILE = "broker.key"
+GC_THRESHOLD = (50_000, 20, 100)
+"""Python's own (700, 10, 10) looks at everything that lives several times a minute: with a thousand
+connections that is a tenth of a second in which nothing else runs."""
 SWITCH_S = 0.0005
 """How long a thread may keep the interpreter from another that wants it. The event loop gives it
 away with each frame that it reads or writes, and waits so long to get it back from a use-case:
@@ -200,6 +204,7 @@ def _run(
 ) -> None:
     _raise_file_limit()
     sys.setswitchinterval(SWITCH_S)
+    gc.set_threshold(*GC_THRESHOLD)
     try:
         key = SigningKey.load_or_create(folder.root / KEY_FILE)
     except KeyRefused as error:
