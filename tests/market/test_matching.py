@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from sublet_broker.market.facts import JobFact, OfferFact
-from sublet_broker.market.matching import BookEntry, choose, explain, fits, requirements_of
+from sublet_broker.market.matching import BookEntry, explain, fits, requirements_of
+from sublet_broker.market.offer_book import OfferBook
 from sublet_broker.market.offers import pool_of
 from sublet_broker.market.order_book import OrderBook, alike
 from sublet_contracts.documents import Job, Offer, Resources, sign_document
@@ -126,9 +127,11 @@ def test_the_cheapest_then_the_smallest_then_the_id_is_chosen() -> None:
     big = entry("big", price_ucr_per_device_hour=5, devices=(gpu("a"), gpu("b")))
     small = entry("small", price_ucr_per_device_hour=5)
     for entries in ([dear, big, small], [small, big, dear], [big, small, dear]):
-        match = choose(requirements_of(job()), entries)
-        assert match is not None
-        assert match.offer == small.offer.id
+        book = OfferBook()
+        for each in entries:
+            book.put(each)
+        chosen = [each.offer.id for each in book.candidates(requirements_of(job()), BEGIN_MS)]
+        assert chosen == [small.offer.id, big.offer.id, dear.offer.id]
 
 
 def test_who_failed_the_job_is_avoided_and_who_prepared_is_preferred() -> None:

@@ -154,22 +154,3 @@ def rank_of(offer: OfferFact) -> Rank:
         document.cpu_millis * len(document.devices),
         offer.id,
     )
-
-
-def choose(requirements: Requirements, entries: Iterable[BookEntry]) -> Match | None:
-    """Return the best match for one wish among `entries` (job id left empty)."""
-    ranked = sorted(
-        entries,
-        key=lambda e: (
-            e.offer.provider != requirements.prefer,
-            e.offer.provider in requirements.avoid,
-            rank_of(e.offer),
-        ),
-    )
-    for entry in ranked:
-        offer = accepted(entry.offer.envelope, Offer)
-        if not fits(requirements, offer, entry.free_device_ids):
-            devices = pick_devices(requirements, offer, entry.free_device_ids)
-            if devices is not None:
-                return Match("", entry.offer.id, devices)
-    return None

@@ -65,10 +65,6 @@ class OfferBook:
             del self._ranks[bisect_left(self._ranks, (rank_of(entry.offer), provider))]
             self._version += 1
 
-    def get(self, provider: str) -> BookEntry | None:
-        """Return a provider's offer, with what is free of it."""
-        return self._entries.get(provider)
-
     def could(self, requirements: Requirements, now_ms: int) -> bool:
         """Say whether some machine on offer would do, busy or not."""
         witness = self._able.get(requirements)

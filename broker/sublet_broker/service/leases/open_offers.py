@@ -32,8 +32,7 @@ class OpenOffers:
     def refresh(self) -> None:
         """Take up what has changed since the last question. Not inside a unit of work."""
         dirty = self._context.dirty.open_offers
-        if not dirty:
-            return
+        # Also where nothing is dirty: another thread may be about to take up what it has read.
         with self._refreshing:
             while some := list(dirty)[:PROVIDERS_AT_ONCE]:
                 # Taken off before they are read, so that a change meanwhile isn't missed.
