@@ -7,10 +7,11 @@ counts. Jobs, their mix and their rate are the same in both, and both have room 
 order is there when the agent has read the assignment. In each market:
 
 - flood: a few connections submit as fast as they are answered. Counted: accepted jobs a second.
-- paced: jobs come at fixed times, at a rate that leaves the small market idle in between. Counted:
-  time from the sending of the job to the order. (While flooded the order waits for whatever else
-  the broker was given to do, in a market that takes more jobs a second for longer; it is shown and
-  judged all the same.)
+- paced: jobs come at random times (the same in both), at a rate that leaves the small market idle
+  most of the time, and not before the flood's runs have ended and settled. Counted: time from the
+  sending of the job to the order. (While flooded the order waits for whatever else the broker was
+  given to do, in a market that takes more jobs a second for longer; it is shown and judged all the
+  same.)
 """
 
 import os

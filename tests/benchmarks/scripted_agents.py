@@ -84,6 +84,8 @@ class FleetReport:
     stopped: int
     """Runs that the broker ended."""
     busy_devices_most: int
+    busy: int
+    """Runs that go on, and messages that the broker has not acknowledged, at this moment."""
     heartbeats: int
     beat_late_s: float
     """How late a heartbeat went out at worst: the agents' own process being short of CPU."""
@@ -165,6 +167,11 @@ class ScriptedAgent:
             expires_ms=issued_ms + 3_600_000,
         )
         self._announce = Announce(offer=sign_document(offer, self._key).envelope)
+
+    @property
+    def busy(self) -> int:
+        """Runs that go on, and messages that the broker has not acknowledged."""
+        return len(self._runs) + len(self._unacked)
 
     async def live(self, turn: asyncio.Semaphore) -> None:
         """Stay at the broker, and come back whenever the line ends."""
@@ -394,6 +401,7 @@ class _Fleet:
             settled=seen.settled,
             stopped=seen.stopped,
             busy_devices_most=seen.busy_devices_most,
+            busy=sum(agent.busy for agent in self._agents),
             heartbeats=seen.heartbeats,
             beat_late_s=seen.beat_late_s,
             cpu_s=self._cpu_s - before_s,

@@ -29,6 +29,7 @@ from tests.benchmarks.submitter import Phase, PhaseReport, SubmitterConfig
 WARM_UP = Phase(jobs=40, connections=4, limit_s=30)
 FUNDS = 1_000_000
 ALL_ORDERED_S = 60.0
+AT_REST_S = 60.0
 ALL_OFFERED_S = 120.0
 JOINING_S = 600.0
 ANSWER_S = 300.0
@@ -151,7 +152,8 @@ class SizedMarket:
     """Connections that ended outside of the phases that are measured."""
 
     def play(self, name: str, phase: Phase) -> PhaseFigures:
-        """Play a phase, wait for its orders, and return its figures."""
+        """Play a phase in a market at rest, wait for its orders, and return its figures."""
+        self._wait_for_rest()
         self.before.update(self.fleet.ask("begin").thrown_out)
         broker_s, ray_s = self._cpu_s()
         meter = LoadMeter()
@@ -174,6 +176,16 @@ class SizedMarket:
             ray_cpu_s=ray_after_s - ray_s,
             load=load,
         )
+
+    def _wait_for_rest(self) -> None:
+        """What an earlier phase left to do is none of the next one's times."""
+        deadline_s = time.monotonic() + AT_REST_S
+        while (report := self.fleet.ask("report")).busy:
+            self.before.update(report.thrown_out)
+            if time.monotonic() > deadline_s:
+                raise LocalMarketError(f"{report.busy} runs or messages still open, idle or not")
+            time.sleep(0.2)
+        self.before.update(report.thrown_out)
 
     def _cpu_s(self) -> tuple[float, float]:
         """Return the CPU time of the broker's process, and of all that it has started."""

@@ -1,8 +1,10 @@
 """A renter that submits signed jobs through the HTTP API from a process of its own.
 
 `flood`: each connection sends the next job as soon as the last one was answered. `paced`: jobs are
-sent at fixed times, whether or not the earlier ones have been answered. Jobs are signed before the
-clock starts; each request is signed when it is sent, as the client does.
+sent at times that were drawn before (Poisson arrivals, the same in every market), whether or not
+the earlier ones have been answered. At even times they would march in step with the ends of the
+runs before them, which all take equally long, and meet either all of those or none. Jobs are signed
+before the clock starts; each request is signed when it is sent, as the client does.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from multiprocessing.connection import Connection
+from random import Random
 from typing import Any
 
 import httpx
@@ -27,6 +31,7 @@ from tests.benchmarks.scripted_agents import REGIONS, region_of
 
 ATTEMPT_S = 120.0
 AGAIN_AFTER_S = 0.1
+ARRIVALS_SEED = 10
 MIX: tuple[dict[str, Any], ...] = (
     *({"gpus": 1, "region": region_of(number)} for number in range(REGIONS)),
     *({"gpus": "2x16GB", "region": region_of(number)} for number in range(0, REGIONS, 3)),
@@ -55,7 +60,16 @@ class Phase:
     limit_s: float
     """No job is begun after this."""
     jobs_a_second: float | None = None
-    """None: as fast as they are answered."""
+    """On average. None: as fast as they are answered."""
+
+    @property
+    def due_s(self) -> list[float]:
+        """When each job is due, since the beginning."""
+        if self.jobs_a_second is None:
+            return [0.0] * self.jobs
+        chance = Random(ARRIVALS_SEED)
+        gaps = (chance.expovariate(self.jobs_a_second) for _ in range(self.jobs))
+        return list(accumulate(gaps))
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class PhaseReport:
 @dataclass
 class _Work:
     requests: list[tuple[str, bytes]]
+    due_s: list[float]
     began_s: float
     phase: Phase
     taken: int = 0
@@ -120,7 +135,7 @@ class Submitter:
         """Submit a phase's jobs."""
         requests = [self._job() for _ in range(phase.jobs)]
         cpu_s = time.process_time()
-        work = _Work(requests, time.monotonic(), phase)
+        work = _Work(requests, phase.due_s, time.monotonic(), phase)
         with ThreadPoolExecutor(phase.connections) as pool:
             for done in [pool.submit(self._work, work) for _ in range(phase.connections)]:
                 done.result()
@@ -128,10 +143,9 @@ class Submitter:
         return PhaseReport(work.begun, work.accepted, dict(work.refused), cpu_s)
 
     def _work(self, work: _Work) -> None:
-        rate = work.phase.jobs_a_second
         with self._client() as http:
             while (number := work.take()) is not None:
-                due_s = work.began_s + (number / rate if rate else 0.0)
+                due_s = work.began_s + work.due_s[number]
                 time.sleep(max(0.0, due_s - time.monotonic()))
                 if time.monotonic() - work.began_s > work.phase.limit_s:
                     return
