@@ -293,13 +293,15 @@ def _reasons() -> str:
     lines = [
         "## Reasons",
         "",
-        "Every ending has one of these. The fault decides what is paid: where it is the"
-        " provider's or the broker's, only time up to the newest durable checkpoint. *Then* says"
-        " what becomes of the job.",
+        "Every ending has one of these. *Pays* says which device time is payable: all, or only that"
+        " up to the newest durable checkpoint. *Then* says what becomes of the job; *evidence*,"
+        " what must have been seen before anybody may give the reason.",
         "",
     ]
-    rows = [(f"`{r}`", m.fault, m.next, m.says) for r, m in MEANINGS.items()]
-    return "\n".join((*lines, *_table(("reason", "fault", "then", "in words"), rows)))
+    rows = [(f"`{r}`", m.fault, m.next, m.pays, m.says, m.evidence) for r, m in MEANINGS.items()]
+    return "\n".join(
+        (*lines, *_table(("reason", "fault", "then", "pays", "in words", "evidence"), rows))
+    )
 
 
 def _fields(model: type[BaseModel]) -> Iterator[str]:

@@ -29,7 +29,7 @@ from sublet_contracts.encoding import EncodingError, parse_json
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import short
 from sublet_contracts.merkle import root_from_inclusion
-from sublet_contracts.reasons import MEANINGS, Fault
+from sublet_contracts.reasons import MEANINGS, Pays
 from sublet_contracts.rules import charge_ucr, fee_ucr, payable_device_ms
 
 MAX_EXPORT_BYTES = 256 * 1024 * 1024
@@ -323,7 +323,7 @@ class _Verification:
             f"{name}: its transfers don't pay the provider from the job's hold",
         )
         self.verdict.lost_device_ms += settlement.lost_device_ms
-        if settlement.fault in (Fault.PROVIDER, Fault.BROKER):
+        if MEANINGS[settlement.reason].pays is Pays.DURABLE:
             durable_ucr = charge_ucr(terms.price_ucr_per_device_hour, durable)
             self.verdict.lost_work_charged_ucr += max(0, settlement.charged_ucr - durable_ucr)
         if settlement.charged_ucr == 0:

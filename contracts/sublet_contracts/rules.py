@@ -2,12 +2,12 @@
 
 - charge = floor(price x cumulative device-ms / 3 600 000): always from the cumulative figure, so
   that rounding can't drift and a lost receipt heals itself.
-- durable progress: where the provider or the broker is at fault, only device time up to the
-  newest durable checkpoint is payable.
+- durable progress: where it was not the renter who ended the run, only device time up to the
+  newest durable checkpoint is payable (`pays` in the table of reasons).
 - the fee comes out of the charge and is rounded down, in the provider's favour.
 """
 
-from sublet_contracts.reasons import MEANINGS, Fault, Reason
+from sublet_contracts.reasons import MEANINGS, Pays, Reason
 
 MS_PER_HOUR = 3_600_000
 UCR_PER_CREDIT = 1_000_000
@@ -28,7 +28,7 @@ def device_ms_within(price_ucr_per_device_hour: int, amount_ucr: int) -> int | N
 
 def payable_device_ms(reason: Reason, cum_device_ms: int, durable_device_ms: int) -> int:
     """Return the device time that `reason` makes payable: the durable-progress rule."""
-    if MEANINGS[reason].fault in (Fault.PROVIDER, Fault.BROKER):
+    if MEANINGS[reason].pays is Pays.DURABLE:
         return min(durable_device_ms, cum_device_ms)
     return cum_device_ms
 

@@ -7,7 +7,7 @@ import pytest
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.effects import Step
-from sublet_agent.core.exit_reasons import reason_of_exit
+from sublet_agent.core.exit_reasons import ExitEvidence, reason_of_exit
 from sublet_agent.core.offers import Terms
 from sublet_agent.core.records import Saved, Stop
 from sublet_contracts.documents import (
@@ -147,6 +147,8 @@ class World:
     def ran(self, lease_id: str, ran_ms: int, **changes: Any) -> Step:
         self.now = max(self.now, NOW + ran_ms)
         values: dict[str, Any] = {"running": True, "started_ms": NOW, "ran_ms": ran_ms}
+        if "exit_code" in changes:
+            values["end"] = ExitEvidence(changes.pop("exit_code"))
         return self.do(events.Observed(lease_id, **(values | changes)))
 
     def durable(self, lease_id: str, step: int) -> Step:
@@ -435,24 +437,59 @@ def test_a_stale_epoch_ends_the_run_in_silence() -> None:
     assert not step.save.queue
 
 
+SEEN = {
+    "0": ExitEvidence(0, returned=True),
+    "1": ExitEvidence(1, returned=True),
+    "75": ExitEvidence(75, returned=True),
+    "137 by itself": ExitEvidence(137, returned=True),
+    "143 by itself": ExitEvidence(143, returned=True),
+    "137, by itself or not": ExitEvidence(137),
+    "139, by itself or not": ExitEvidence(139),
+    "KILL": ExitEvidence(137, signal=9),
+    "SEGV": ExitEvidence(139, signal=11),
+    "nobody knows": ExitEvidence(None),
+    "out of memory": ExitEvidence(137, out_of_memory=True),
+    "docker stop, 0": ExitEvidence(0, engine_stopped="the engine stopped it"),
+    "docker stop, 143": ExitEvidence(143, engine_stopped="the engine stopped it"),
+    "kill -TERM by a shell, 0": ExitEvidence(0, returned=True, outside_signal="TERM, from bash"),
+    "kill -TERM by a shell": ExitEvidence(143, signal=15, outside_signal="TERM, from bash"),
+    "the GPU fell off": ExitEvidence(1, returned=True, device_failed="GPU 1 does not answer"),
+    "the GPU fell off at the end": ExitEvidence(0, returned=True, device_failed="GPU 1 is lost"),
+}
+
+
 @pytest.mark.parametrize(
-    ("code", "oom", "stop", "reason"),
+    ("seen", "stop", "finished", "reason"),
     [
-        (0, False, None, Reason.SUCCEEDED),
-        (1, False, None, Reason.JOB_FAILED),
-        (75, False, None, Reason.YIELDED),
-        (137, True, None, Reason.OUT_OF_MEMORY),
-        (137, False, None, Reason.RUN_KILLED),
-        (None, False, None, Reason.RUN_KILLED),
-        (0, False, "drain", Reason.SUCCEEDED),
-        (75, False, "drain", Reason.RECLAIMED),
-        (137, False, "drain", Reason.RECLAIMED),
-        (0, False, "stop", Reason.RECLAIMED),
+        ("0", None, False, Reason.SUCCEEDED),
+        ("1", None, True, Reason.JOB_FAILED),
+        ("75", None, True, Reason.YIELDED),
+        ("137 by itself", None, True, Reason.JOB_FAILED),
+        ("143 by itself", None, True, Reason.JOB_FAILED),
+        ("137, by itself or not", None, True, Reason.KILLED_UNATTRIBUTED),
+        ("139, by itself or not", None, True, Reason.JOB_FAILED),
+        ("KILL", None, True, Reason.KILLED_UNATTRIBUTED),
+        ("SEGV", None, True, Reason.JOB_FAILED),
+        ("nobody knows", None, True, Reason.KILLED_UNATTRIBUTED),
+        ("out of memory", None, True, Reason.OUT_OF_MEMORY),
+        ("docker stop, 0", None, True, Reason.SUCCEEDED),
+        ("docker stop, 0", None, False, Reason.ENGINE_STOPPED),
+        ("docker stop, 143", None, True, Reason.ENGINE_STOPPED),
+        ("kill -TERM by a shell, 0", None, True, Reason.SUCCEEDED),
+        ("kill -TERM by a shell, 0", None, False, Reason.RUN_KILLED),
+        ("kill -TERM by a shell", None, True, Reason.RUN_KILLED),
+        ("the GPU fell off", None, True, Reason.DEVICE_FAILED),
+        ("the GPU fell off at the end", None, True, Reason.SUCCEEDED),
+        ("0", "drain", True, Reason.SUCCEEDED),
+        ("0", "drain", False, Reason.RECLAIMED),
+        ("75", "drain", True, Reason.RECLAIMED),
+        ("KILL", "drain", True, Reason.RECLAIMED),
+        ("0", "stop", True, Reason.RECLAIMED),
     ],
 )
-def test_exit_codes(code: int | None, oom: bool, stop: Any, reason: Reason) -> None:
+def test_why_a_run_ended(seen: str, stop: Any, finished: bool, reason: Reason) -> None:
     asked = Stop(desired=stop, reason=Reason.RECLAIMED, deadline_ms=0) if stop else None
-    assert reason_of_exit(code, oom, asked) is reason
+    assert reason_of_exit(SEEN[seen], asked, finished=finished) is reason
 
 
 @pytest.mark.parametrize("ahead_ms", [-250_000, 250_000])

@@ -11,6 +11,7 @@ import pytest
 from sublet_agent.adapters.session.journal import Journal
 from sublet_agent.adapters.shell import UNEXPECTED, Shell
 from sublet_agent.core import effects, events
+from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.run import WIRE_STATES
 from sublet_agent.core.run_phases import (
     LATE,
@@ -58,9 +59,8 @@ def a_run_in(phase: RunPhase, world: World) -> str:
 
 
 def observed(lease_id: str, exit_code: int | None = None) -> events.Observed:
-    return events.Observed(
-        lease_id, running=exit_code is None, started_ms=NOW, ran_ms=1_000, exit_code=exit_code
-    )
+    end = None if exit_code is None else ExitEvidence(exit_code)
+    return events.Observed(lease_id, running=end is None, started_ms=NOW, ran_ms=1_000, end=end)
 
 
 def event_of(trigger: Trigger, lease_id: str) -> events.Event:

@@ -97,18 +97,19 @@ def test_the_least_budget_pays_for_a_minute(price: int, devices: int) -> None:
 
 
 @given(st.sampled_from(Reason), TIMES, TIMES)
-def test_lost_work_is_paid_only_where_provider_and_broker_are_not_at_fault(
+def test_lost_work_is_paid_only_where_the_renter_ended_the_run(
     reason: Reason, used: int, durable: int
 ) -> None:
     payable = payable_device_ms(reason, used, durable)
-    theirs = MEANINGS[reason].fault in (Fault.PROVIDER, Fault.BROKER)
+    meaning = MEANINGS[reason]
+    theirs = meaning.fault is not Fault.RENTER and meaning.next is not Next.FINISH
     assert payable == (min(used, durable) if theirs else used)
     assert payable <= used
 
 
 def test_every_reason_has_one_meaning() -> None:
     assert set(MEANINGS) == set(Reason)
-    assert all(meaning.says for meaning in MEANINGS.values())
+    assert all(meaning.says and meaning.evidence for meaning in MEANINGS.values())
 
 
 def test_no_job_ends_for_good_because_of_a_provider() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.effects import Step
+from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.offers import Terms
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.run_phases import LIVE, RunPhase
@@ -460,7 +461,7 @@ class AgentHost:
                 running=container.running,
                 started_ms=BEGIN_MS + container.started_ms + self._offset_ms,
                 ran_ms=container.clocked_ms() * self.inflates,
-                exit_code=container.exit_code,
+                end=None if container.running else ExitEvidence(container.exit_code),
             )
         )
         if container.running and lease_id not in self._look_planned:

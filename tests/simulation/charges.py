@@ -14,11 +14,16 @@ TOLERANCE_IN = 1_000
 
 _PROVIDERS_FAULT = frozenset(
     [
+        "pull_failed",
+        "image_not_allowed",
         "reclaimed",
         "provider_drained",
         "provider_lost",
         "run_killed",
         "run_vanished",
+        "run_quarantined",
+        "device_failed",
+        "engine_stopped",
         "start_failed",
         "provider_disk_full",
         "lease_refused",
@@ -27,6 +32,7 @@ _PROVIDERS_FAULT = frozenset(
     ]
 )
 _BROKERS_FAULT = frozenset(["restore_failed"])
+_NOBODY_SEEN = frozenset(["killed_unattributed", "image_unknown"])
 
 
 class Charges:
@@ -132,8 +138,8 @@ class Charges:
             bound = (passed_ms + TOLERANCE_MS + passed_ms // TOLERANCE_IN) * devices
             cum = min(head.document["cum_device_ms"], bound)
             durable = head.document["durable_device_ms"]
-        at_fault = reason in _PROVIDERS_FAULT or reason in _BROKERS_FAULT
-        payable = min(durable, cum) if at_fault else cum
+        durable_only = reason in _PROVIDERS_FAULT | _BROKERS_FAULT | _NOBODY_SEEN
+        payable = min(durable, cum) if durable_only else cum
         price, hold = terms["price_ucr_per_device_hour"], terms["hold_ucr"]
         charge = min(price * payable // 3_600_000, hold)
         fee = charge * terms["fee_bps"] // 10_000

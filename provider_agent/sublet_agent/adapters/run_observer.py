@@ -12,6 +12,7 @@ from sublet_agent.adapters.workspace.disk_space import LEAST_FREE_BYTES
 from sublet_agent.adapters.workspace.folders import usage
 from sublet_agent.adapters.workspace.workspace import Workspace, run_id
 from sublet_agent.core import events
+from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.runner_port import Runner, RunnerError, RunStatus
 from sublet_contracts.tree import TreeRefused
 
@@ -171,9 +172,8 @@ class Observer:
             self._lease_id,
             running=status.state == "running",
             started_ms=started_ms,
-            ran_ms=ran_ms,
-            exit_code=status.exit_code,
-            out_of_memory=status.oom_killed,
+            ran_ms=max(0, ran_ms - status.paused_ms),
+            end=None if status.state != "exited" else _evidence(status),
             detail=status.error or "",
         )
 
@@ -218,3 +218,14 @@ class Observer:
         if free < LEAST_FREE_BYTES and not (status.state == "exited" and status.exit_code == 0):
             says = f"{free} bytes are free on this machine"
             self._listener.post(events.DiskFull(self._lease_id, says))
+
+
+def _evidence(status: RunStatus) -> ExitEvidence:
+    return ExitEvidence(
+        exit_code=status.exit_code,
+        returned=status.returned,
+        signal=status.signal,
+        out_of_memory=status.oom_killed,
+        engine_stopped=status.engine_stopped,
+        outside_signal=status.outside_signal,
+    )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.records import UploadKind
 from sublet_contracts.reasons import Reason
 from sublet_contracts.versions import Reads
@@ -67,8 +68,8 @@ class Observed:
     running: bool
     started_ms: int
     ran_ms: int
-    exit_code: int | None = None
-    out_of_memory: bool = False
+    end: ExitEvidence | None = None
+    """what was seen of its end, once it has exited"""
     detail: str = ""
 
 

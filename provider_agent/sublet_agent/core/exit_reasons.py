@@ -1,47 +1,96 @@
-"""How a run ended: exit code -> reason. First match counts."""
+"""How a run ended: from what was seen of its end to the reason. First match counts."""
 
 import signal
+from dataclasses import dataclass
 
 from sublet_agent.core.records import Stop
 from sublet_contracts.reasons import Reason
 
 EXIT_PREEMPTED = 75
-_KILLED = frozenset({137, -9, 143, -15})
+_SENT = frozenset(
+    {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+)  # fmt: skip
+"""Signals that somebody sends. The others are what a program's own mistake brings it."""
 
 
-def reason_of_exit(exit_code: int | None, out_of_memory: bool, stop: Stop | None) -> Reason:
+@dataclass(frozen=True)
+class ExitEvidence:
+    """What was seen of a run's end. Each text is empty, or says what was seen, for people."""
+
+    exit_code: int | None
+    """What the runner says; 128 + n may stand for signal n. None: nobody can know it."""
+    returned: bool = False
+    """The job returned the code by itself: the wait status says so."""
+    signal: int | None = None
+    """The signal that ended it, where the wait status says so."""
+    out_of_memory: bool = False
+    """The kernel's record, for this run's own process tree."""
+    device_failed: str = ""
+    engine_stopped: str = ""
+    """The engine's event, or its silence when the run ended."""
+    outside_signal: str = ""
+    """Who outside of the run was seen to send it a signal that ends or stops programs."""
+
+    @property
+    def killed_by(self) -> int | None:
+        """The signal that ended it, or may have."""
+        if self.signal is not None or self.returned or self.exit_code is None:
+            return self.signal
+        return self.exit_code - 128 if 128 < self.exit_code < 128 + signal.NSIG else None
+
+
+def reason_of_exit(seen: ExitEvidence, stop: Stop | None, *, finished: bool = True) -> Reason:
     """Return why a run ended. Rules, in order:
 
-    1. Asked to stop: that is why, whatever the code.
-    2. Exit 0: it had finished, even while being drained (if it knows our code 75: see
-       `Workspace.finished`).
-    3. Asked to drain: that is why; how it died in the end doesn't matter.
-    4. Out of memory, as the runner saw it.
-    5. Exit 75 unasked: it yields.
-    6. Killed, and not by us: somebody did it on this machine.
-    7. Anything else is the job's own failure.
+    1. Told to stop by the broker, the owner or a limit: that is why, whatever the code.
+    2. Exit 0, and the job says that its work was done, or nobody had asked it to stop: it
+       succeeded, even while it was drained.
+    3. Drained: that is why; how it died in the end doesn't matter.
+    4. A device failed while it ran: whatever the job then did came of that.
+    5. Out of memory, as the kernel recorded it.
+    6. The engine stopped it, or went away.
+    7. Somebody outside of the run sent it a signal.
+    8. Exit 75 unasked: it yields.
+    9. A code that it returned by itself, or a signal that a program's own mistake brings: failed.
+    10. A signal that somebody sends, and nothing says who: unattributed. So is an end of which
+        nobody knows the code.
+
+    `finished`: whether exit code 0 means that the work was done, where it was asked to stop. While
+    that isn't known yet (the folder is read after the exit) it counts as done.
     """
     if stop is not None and stop.desired == "stop":
         return stop.reason
-    if exit_code == 0:
+    asked = stop is not None or bool(seen.engine_stopped or seen.outside_signal)
+    if seen.exit_code == 0 and (finished or not asked):
         return Reason.SUCCEEDED
     if stop is not None:
         return stop.reason
-    if out_of_memory:
+    if seen.device_failed and seen.exit_code != 0:
+        return Reason.DEVICE_FAILED
+    if seen.out_of_memory:
         return Reason.OUT_OF_MEMORY
-    if exit_code == EXIT_PREEMPTED:
-        return Reason.YIELDED
-    if exit_code is None or exit_code in _KILLED:
+    if seen.engine_stopped:
+        return Reason.ENGINE_STOPPED
+    if seen.outside_signal:
         return Reason.RUN_KILLED
+    if seen.exit_code == EXIT_PREEMPTED:
+        return Reason.YIELDED
+    if seen.exit_code is None or seen.killed_by in _SENT:
+        return Reason.KILLED_UNATTRIBUTED
     return Reason.JOB_FAILED
 
 
-def exit_text(exit_code: int | None) -> str:
-    """Return what a renter is told of an exit code: 128 and up are signals, by the shell's way."""
-    if exit_code is None:
-        return ""
-    number = -exit_code if exit_code < 0 else exit_code - 128
-    try:
-        return f"killed by {signal.Signals(number).name}"
-    except ValueError:
-        return f"exit code {exit_code}"
+def exit_text(seen: ExitEvidence) -> str:
+    """Return what a renter is told of an end."""
+    evidence = seen.device_failed or seen.engine_stopped or seen.outside_signal
+    if evidence:
+        return evidence
+    if seen.killed_by is not None:
+        try:
+            name = signal.Signals(seen.killed_by).name
+        except ValueError:
+            name = f"signal {seen.killed_by}"
+        if seen.signal is not None:
+            return f"killed by {name}"
+        return f"exit code {seen.exit_code}: killed by {name}, or so it said itself"
+    return "" if seen.exit_code is None else f"exit code {seen.exit_code}"

@@ -62,6 +62,8 @@ class RunRecord(_Record):
     exit_code: int | None = None
     cum_device_ms: int = 0
     reason: Reason | None = None
+    unless_finished: Reason | None = None
+    """the reason instead of success, should the job's folder say that its work was not done"""
     detail: str = ""
     local_checkpoints: dict[int, int] = Field(default_factory=dict)
     """whole checkpoints on this disk: step -> cum_device_ms when each was found"""

@@ -31,7 +31,7 @@ from sublet_agent.core.events import (
     UploadFailed,
     Vanished,
 )
-from sublet_agent.core.exit_reasons import exit_text, reason_of_exit
+from sublet_agent.core.exit_reasons import ExitEvidence, exit_text, reason_of_exit
 from sublet_agent.core.records import AwaitingVerdict, RunRecord, Stop, Uploading
 from sublet_agent.core.run_phases import (
     LATE,
@@ -332,20 +332,20 @@ class Run:
             self.effects.append(do.AskStop(record.lease_id))
         if seen.running:
             return
-        record.exit_code = seen.exit_code
-        record.reason = reason_of_exit(seen.exit_code, seen.out_of_memory, record.stop)
-        record.detail = (record.stop.detail if record.stop else "") or seen.detail
-        if record.reason is Reason.JOB_FAILED:
-            record.detail = record.detail or exit_text(seen.exit_code)
+        end = seen.end or ExitEvidence(None)
+        record.exit_code = end.exit_code
+        record.reason = reason_of_exit(end, record.stop)
+        record.unless_finished = reason_of_exit(end, record.stop, finished=False)
+        record.detail = (record.stop.detail if record.stop else "") or seen.detail or exit_text(end)
         record.outputs_to_upload = record.reason is Reason.SUCCEEDED and bool(record.job.outputs)
         self._enter(Trigger.EXITED)
 
     def _undo_success(self) -> None:
         """Exit 0 of a script that was asked to stop and may not have finished: it goes on."""
         record = self.record
-        if record.stop is None or record.reason is not Reason.SUCCEEDED:
+        if record.reason is not Reason.SUCCEEDED or record.unless_finished in (None, record.reason):
             return
-        record.reason = record.stop.reason
+        record.reason = record.unless_finished
         record.outputs_to_upload = False
         says = "it exited with 0 when asked to stop, and nothing says that it had finished"
         self.effects.append(do.AddLogLine(record.lease_id, f"{says}: it is to go on"))

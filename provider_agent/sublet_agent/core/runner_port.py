@@ -100,12 +100,18 @@ class RunStatus:
     """What became of a run.
 
     created: prepared, and the agent died before it was started; `start` it again or `remove` it.
-    exited: `exit_code` is 128 + signal for a killed job, and None where nobody can know it.
+    exited: `exit_code` is None where nobody can know it. What else was seen of the end is evidence
+    for the judgement in exit_reasons.py, and means what it means there.
     """
 
     state: Literal["created", "running", "exited", "gone"]
     exit_code: int | None = None
+    returned: bool = False
+    signal: int | None = None
     oom_killed: bool = False
+    engine_stopped: str = ""
+    outside_signal: str = ""
+    paused_ms: int = 0  # wall time for which the engine held it still: nothing ran
     started_ms: int | None = None
     finished_ms: int | None = None
     error: str | None = None

@@ -444,10 +444,10 @@ def _status(container: Mapping[str, Any]) -> RunStatus:
             return RunStatus(
                 "exited",
                 state["ExitCode"],
-                bool(state.get("OOMKilled")),
-                started,
-                _milliseconds(state.get("FinishedAt")),
-                error,
+                oom_killed=bool(state.get("OOMKilled")),
+                started_ms=started,
+                finished_ms=_milliseconds(state.get("FinishedAt")),
+                error=error,
             )
     return RunStatus("running", started_ms=started)
 

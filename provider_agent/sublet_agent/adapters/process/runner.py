@@ -133,10 +133,12 @@ class ProcessRunner:
             return RunStatus(
                 "exited",
                 ended["exit_code"],
-                ended["oom_killed"],
-                ended["started_ms"],
-                ended["finished_ms"],
-                ended["error"],
+                returned=ended["returned"],
+                signal=ended["signal"],
+                oom_killed=ended["oom_killed"],
+                started_ms=ended["started_ms"],
+                finished_ms=ended["finished_ms"],
+                error=ended["error"],
             )
         if running is None:
             return RunStatus("created")

@@ -74,7 +74,7 @@ class Supervisor:
         except OSError as error:
             code = 127 if isinstance(error, FileNotFoundError) else 126
             self._error = f"the command can't be started: {error}"
-            self._finish(code, about)
+            self._finish(code, None, about)
             return
         self._pid = job.pid
         child = process_tree.read_process(job.pid)
@@ -83,7 +83,12 @@ class Supervisor:
         write_durably(self._directory / "running.json", about)
         self._watch(job)
         status = self._wait_status
-        self._finish(None if status is None else _exit_code(status), about)
+        if status is None:
+            self._finish(None, None, about)
+        elif os.WIFSIGNALED(status):
+            self._finish(128 + os.WTERMSIG(status), os.WTERMSIG(status), about)
+        else:
+            self._finish(os.WEXITSTATUS(status), None, about)
 
     def _start_job(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -179,23 +184,21 @@ class Supervisor:
             if pid == self._pid:
                 self._wait_status = status
 
-    def _finish(self, code: int | None, about: dict[str, Any]) -> None:
+    def _finish(self, code: int | None, signal: int | None, about: dict[str, Any]) -> None:
         for stream, rest in self._pending.items():
             if rest:
                 self._log.write("stdout" if stream == "stdout" else "stderr", _now_ms(), rest)
         self._log.flush(durable=True)
         ended = {
             "exit_code": code,
+            "signal": signal,
+            "returned": code is not None and signal is None,
             "oom_killed": self._out_of_memory,
             "error": self._error,
             "started_ms": self._started_ms,
             "finished_ms": _now_ms(),
         }
         write_durably(self._directory / "exit.json", about | ended)
-
-
-def _exit_code(status: int) -> int:
-    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def _now_ms() -> int:
