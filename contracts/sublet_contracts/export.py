@@ -29,8 +29,8 @@ from sublet_contracts.encoding import EncodingError, parse_json
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import short
 from sublet_contracts.merkle import root_from_inclusion
-from sublet_contracts.reasons import MEANINGS, Pays
-from sublet_contracts.rules import charge_ucr, fee_ucr, payable_device_ms
+from sublet_contracts.reasons import MEANINGS, Pays, Reason
+from sublet_contracts.rules import FREE_KILLS_A_JOB, charge_ucr, fee_ucr, payable_device_ms
 
 MAX_EXPORT_BYTES = 256 * 1024 * 1024
 
@@ -116,6 +116,7 @@ class _Verification:
         self.export = export
         self.broker = broker
         self.verdict = verdict
+        self.free_kills = 0
         # Each envelope is verified and parsed once, here.
         self.offers = {s.id: s for s in (open_document(e, Offer) for e in export.offers)}
         self.receipts = [open_document(e, Receipt) for e in export.receipts]
@@ -294,6 +295,13 @@ class _Verification:
             settlement.fault == MEANINGS[settlement.reason].fault,
             f"{name}: the fault is not that of its reason",
         )
+        if settlement.reason is Reason.KILLED_UNATTRIBUTED:
+            self.free_kills += 1
+            check(
+                self.free_kills <= FREE_KILLS_A_JOB,
+                f"{name}: free by a kill that nobody owns to, which {FREE_KILLS_A_JOB} of a job's "
+                "may be",
+            )
         payable = payable_device_ms(settlement.reason, settlement.cum_device_ms, durable)
         check(
             settlement.payable_device_ms == payable,

@@ -12,6 +12,11 @@ from sublet_contracts.reasons import MEANINGS, Pays, Reason
 MS_PER_HOUR = 3_600_000
 UCR_PER_CREDIT = 1_000_000
 BPS = 10_000
+FREE_KILLS_A_JOB = 2
+"""Ends by a signal that nobody owns to which cost nothing: so many of each job,"""
+FREE_KILLS_A_RENTER_AND_WEEK = 10
+"""and of each renter within WEEK_MS, by the times of the settlements."""
+WEEK_MS = 7 * 86_400_000
 
 
 def charge_ucr(price_ucr_per_device_hour: int, cum_device_ms: int) -> int:

@@ -338,6 +338,65 @@ def test_the_newest_few_are_avoided_the_newest_last() -> None:
     assert job.avoid == ("p2", "p3", "p5", "p6", "p7", "p8", "p9", "p4")
 
 
+def never_ran(reason: Reason, provider: str) -> Ending:
+    return ending(reason, provider=provider, ran=False)
+
+
+def test_an_image_is_given_up_when_three_providers_do_not_find_it() -> None:
+    said = [never_ran(Reason.IMAGE_UNKNOWN, f"p{n}") for n in range(3)]
+    job = after_all(running(), *said[:2])
+    assert (job.state, job.reason) == (JobState.RECOVERING, Reason.IMAGE_UNKNOWN)
+    job = after_all(job, said[2])
+    assert (job.state, job.reason) == (JobState.FAILED, Reason.IMAGE_UNAVAILABLE)
+    assert job.detail == "what the agent said (said by 3 providers, in 3 attempts)"
+
+
+def test_an_image_is_given_up_when_all_that_fit_were_asked_twice_over_five_minutes() -> None:
+    said = never_ran(Reason.IMAGE_UNKNOWN, "p0")
+    job, now_ms, waits = running(), NOW_MS, []
+    while job.state is not JobState.FAILED:
+        job = after(replace(job, state=JobState.RUNNING), said, PATIENCE, now_ms)
+        waits.append(job.not_before_ms - now_ms)
+        now_ms = max(now_ms, job.not_before_ms) + 1_000
+    assert job.reason is Reason.IMAGE_UNAVAILABLE
+    assert 300_000 <= now_ms - NOW_MS < 400_000
+    assert waits[:-1] == sorted(waits[:-1]), "it is asked less and less often"
+
+
+def test_an_image_that_nobody_finds_pauses_a_job_with_something_durable() -> None:
+    said = [never_ran(Reason.IMAGE_UNKNOWN, f"p{n}") for n in range(3)]
+    job = after_all(running(hardware_class="rtx4090"), *said)
+    assert (job.state, job.reason) == (JobState.PAUSED, Reason.IMAGE_UNAVAILABLE)
+    again = after_all(resumed(job, NOW_MS), said[0])
+    assert again.state is JobState.RECOVERING, "resumed by its renter, it is looked for anew"
+
+
+def test_a_run_elsewhere_ends_the_search_for_an_image() -> None:
+    said = [never_ran(Reason.IMAGE_UNKNOWN, f"p{n}") for n in range(3)]
+    job = after_all(running(), *said[:2], ending(Reason.PROVIDER_LOST, provider="p7"), said[2])
+    assert job.state is JobState.RECOVERING
+
+
+def test_attempts_that_never_ran_are_many_before_they_pause_a_job() -> None:
+    failed = [never_ran(Reason.PULL_FAILED, f"p{n % 2}") for n in range(20)]
+    job = after_all(running(), *failed[:19])
+    assert job.state is JobState.RECOVERING
+    assert job.not_before_ms - NOW_MS == PATIENCE.backoff_max_ms
+    job = after_all(job, failed[19])
+    assert (job.state, job.reason) == (JobState.PAUSED, Reason.NO_PROGRESS)
+    assert job.detail == f"20 attempts, the last one: {MEANINGS[Reason.PULL_FAILED].says}"
+
+
+def test_a_machine_that_could_not_pull_sends_the_job_on_at_once() -> None:
+    job = after_all(running(), never_ran(Reason.PULL_FAILED, "p0"))
+    assert (job.not_before_ms, job.avoid) == (NOW_MS, ("p0",))
+
+
+def test_a_kill_too_many_pauses_what_has_something_durable() -> None:
+    job = after_all(running(hardware_class="rtx4090"), ending(Reason.KILLED_TOO_OFTEN))
+    assert (job.state, job.reason) == (JobState.PAUSED, Reason.KILLED_TOO_OFTEN)
+
+
 def test_progress_forgives_all_but_who_failed_it_just_now() -> None:
     before = running(avoid=("p1", "p2"))
     assert after(before, ending(progressed=True), PATIENCE, NOW_MS).avoid == ("p0",)

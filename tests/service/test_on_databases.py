@@ -8,7 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from sublet_broker.adapters.sql.store import SqlStore
-from tests.service import test_logs, test_metrics, test_money, test_retention, test_story
+from tests.service import (
+    test_evidence,
+    test_logs,
+    test_metrics,
+    test_money,
+    test_retention,
+    test_story,
+)
 from tests.service.world import World
 
 Story = Callable[[], None]
@@ -17,7 +24,14 @@ Story = Callable[[], None]
 def _stories() -> list[Story]:
     """Return the tests that take nothing: each composes one world of its own."""
     found: list[Story] = []
-    for module in (test_story, test_money, test_logs, test_retention, test_metrics):
+    for module in (
+        test_story,
+        test_money,
+        test_logs,
+        test_retention,
+        test_metrics,
+        test_evidence,
+    ):
         for name, story in vars(module).items():
             if name.startswith("test_") and not inspect.signature(story).parameters:
                 found.append(story)

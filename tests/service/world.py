@@ -338,6 +338,8 @@ class AgentDouble:
         self.key = key_named(name)
         self.party = self.key.party
         self.instance = "0" * 32
+        self.first_state = "running"
+        """in which a run is right after its lease was signed"""
         self.sequence = 0
         self.connected = False
         self.awake = True
@@ -485,6 +487,7 @@ class AgentDouble:
             open_document(message.job, Job).document,
             message.job.id,
             self.world.now_ms,
+            state=self.first_state,
             step=lease.document.start_step,
         )
         self.send(LeaseAnswer(lease=lease.id, signed=message.lease.countersigned(self.key)))

@@ -48,6 +48,12 @@ class AgentFact(Fact):
     """The newest offer, if it is still open."""
     offer_sequence: int = 0
     withdrawn_sequence: int = -1
+    start_failures: int = 0
+    """Different jobs in a row of which it could not start a run (setting_aside.py)."""
+    start_failed_job: str = ""
+    """The last of them."""
+    set_aside_until_ms: int = 0
+    """Nothing is leased on its machine before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,13 @@ class JobFact(Fact):
     refusals: int = 0
     """Leases in a row that no agent signed."""
     fruitless: int = 0
-    """Attempts in a row without a new durable step."""
+    """Attempts in a row that ran and made no new durable step."""
+    unstarted: int = 0
+    """Attempts in a row that never ran."""
+    image_unknown: tuple[str, ...] = ()
+    """Providers whose registry said that there is no such image, one for each attempt."""
+    image_unknown_since_ms: int = 0
+    """When the first of them said it."""
     not_before_ms: int = 0
     """It is not matched before (backoff after a failed attempt)."""
     avoid: tuple[str, ...] = ()
@@ -231,6 +243,7 @@ class SettlementFact(Fact):
     lease: str
     provider: str
     renter: str
+    reason: Reason
     settled_ms: int
     envelope: Envelope
 

@@ -13,6 +13,12 @@ An attempt is a lease that was signed. The first attempt after a loss starts at 
 is what people wait for. Only attempts that come to nothing one after the other wait longer and
 longer, and so does asking a provider again who has refused. Providers that failed the job are
 avoided, not excluded, until it has made progress elsewhere.
+
+An attempt that never ran (the pull, the start or the restore failed) says more about its machine
+than about the job: of those there may be more, and each provider is asked once before any is asked
+again. That the registry knows no such image ends a job only when three providers have said so, or
+when nobody else fits and one says so again five minutes after the first. What has something durable
+is paused instead of failed, by this and by kills that nobody owns to: nothing paid for is lost.
 """
 
 from dataclasses import dataclass, replace
@@ -25,6 +31,11 @@ from sublet_contracts.reasons import MEANINGS, Next, Reason
 from sublet_contracts.states import JOB, JobState, LeaseState, is_terminal, step
 
 MAX_AVOIDED = 8
+UNSTARTED_FOR_ONE_FRUITLESS = 4
+"""So many attempts that never ran count for one that ran and came to nothing."""
+IMAGE_WITNESSES = 3
+IMAGE_WAIT_MS = 300_000
+PAUSED_WHEN_DURABLE = frozenset({Reason.IMAGE_UNAVAILABLE, Reason.KILLED_TOO_OFTEN})
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class Ending:
     """Whether the agent had signed the lease: else it was no attempt."""
     progressed: bool
     """Whether it made a new durable step."""
+    ran: bool = True
+    """Whether its agent ever said that the command was running."""
     successor: str = ""
     """The provider that has prepared to take over."""
     topped_up: bool = False
@@ -57,7 +70,8 @@ def after(job: JobFact, ending: Ending, patience: Patience, now_ms: int) -> JobF
     """Return the job after its lease ended. Its `settled_ucr` must count that lease already."""
     if is_terminal(JOB, job.state):
         return job
-    job = _counted(job, ending)
+    job = _counted(job, ending, now_ms)
+    ending = _image_judged(job, ending, now_ms)
     kind = _what_next(job, ending)
     if ending.reason is Reason.SUCCEEDED:
         return _moved(job, JobState.SUCCEEDED, Reason.SUCCEEDED, ending.detail, now_ms)
@@ -72,16 +86,44 @@ def after(job: JobFact, ending: Ending, patience: Patience, now_ms: int) -> JobF
     return _retried(job, ending, patience, now_ms)
 
 
-def _counted(job: JobFact, ending: Ending) -> JobFact:
-    if ending.progressed:
-        return replace(job, refusals=0, fruitless=0, avoid=(), prefer="")
+def _counted(job: JobFact, ending: Ending, now_ms: int) -> JobFact:
     if not ending.signed:
         return replace(job, refusals=job.refusals + 1, prefer="")
-    return replace(job, refusals=0, fruitless=job.fruitless + 1, prefer="")
+    job = replace(job, refusals=0, prefer="")
+    if ending.ran:
+        job = replace(job, unstarted=0, image_unknown=(), image_unknown_since_ms=0)
+        if ending.progressed:
+            return replace(job, fruitless=0, avoid=())
+        return replace(job, fruitless=job.fruitless + 1)
+    job = replace(job, unstarted=job.unstarted + 1)
+    if ending.reason is not Reason.IMAGE_UNKNOWN:
+        return job
+    return replace(
+        job,
+        image_unknown=(*job.image_unknown, ending.provider)[-MAX_AVOIDED:],
+        image_unknown_since_ms=job.image_unknown_since_ms or now_ms,
+    )
+
+
+def _image_judged(job: JobFact, ending: Ending, now_ms: int) -> Ending:
+    """Return the ending with the last word on an image, once enough have looked for it."""
+    if ending.reason is not Reason.IMAGE_UNKNOWN:
+        return ending
+    said = job.image_unknown
+    asked = set(said)
+    # Whoever failed the job is tried again only when nobody else fits.
+    all_twice = said.count(ending.provider) > 1
+    waited = now_ms - job.image_unknown_since_ms >= IMAGE_WAIT_MS
+    if len(asked) < IMAGE_WITNESSES and not (all_twice and waited):
+        return ending
+    detail = f"{ending.detail} (said by {len(asked)} providers, in {len(said)} attempts)"
+    return replace(ending, reason=Reason.IMAGE_UNAVAILABLE, detail=detail)
 
 
 def _what_next(job: JobFact, ending: Ending) -> Next:
     meaning = MEANINGS[ending.reason].next
+    if ending.reason in PAUSED_WHEN_DURABLE and job.hardware_class:
+        return Next.PAUSE  # Its first durable checkpoint has pinned the class.
     if ending.reason is Reason.PAUSED_BY_RENTER and job.wanted != "pause":
         return Next.RETRY
     if ending.reason is Reason.BUDGET_EXHAUSTED and ending.topped_up:
@@ -92,8 +134,10 @@ def _what_next(job: JobFact, ending: Ending) -> Next:
 def _retried(job: JobFact, ending: Ending, patience: Patience, now_ms: int) -> JobFact:
     if job.wanted == "pause":
         return _moved(job, JobState.PAUSED, Reason.PAUSED_BY_RENTER, "", now_ms)
-    if job.fruitless >= patience.fruitless_limit:
-        detail = f"{job.fruitless} attempts, the last one: {MEANINGS[ending.reason].says}"
+    most_unstarted = UNSTARTED_FOR_ONE_FRUITLESS * patience.fruitless_limit
+    if job.fruitless >= patience.fruitless_limit or job.unstarted >= most_unstarted:
+        attempts = job.fruitless + job.unstarted
+        detail = f"{attempts} attempts, the last one: {MEANINGS[ending.reason].says}"
         return _moved(job, JobState.PAUSED, Reason.NO_PROGRESS, detail, now_ms)
     if not affords_a_lease(job, accepted(job.envelope, Job)):
         return _moved(job, JobState.PAUSED, Reason.BUDGET_EXHAUSTED, ending.detail, now_ms)
@@ -112,10 +156,11 @@ def _retried(job: JobFact, ending: Ending, patience: Patience, now_ms: int) -> J
 
 
 def _wait_ms(job: JobFact, ending: Ending, patience: Patience) -> int:
-    if ending.signed:
+    if ending.signed and ending.ran:
         return _backoff_ms(job.fruitless - 1, patience)
-    # Whoever hasn't refused yet is asked at once.
-    return _backoff_ms(job.refusals, patience) if ending.provider in job.avoid else 0
+    # Whoever hasn't refused or failed it yet is asked at once.
+    failures = job.unstarted if ending.signed else job.refusals
+    return _backoff_ms(failures, patience) if ending.provider in job.avoid else 0
 
 
 def _backoff_ms(failures: int, patience: Patience) -> int:
@@ -151,6 +196,9 @@ def resumed(job: JobFact, now_ms: int) -> JobFact:
         detail="",
         wanted="",
         fruitless=0,
+        unstarted=0,
+        image_unknown=(),
+        image_unknown_since_ms=0,
         not_before_ms=now_ms,
     )
 

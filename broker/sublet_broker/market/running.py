@@ -37,6 +37,8 @@ _ONLY_ORDERED = frozenset({Reason.CANCELLED, Reason.PAUSED_BY_RENTER, Reason.BUD
 _NEVER_THE_AGENTS = frozenset(
     {
         Reason.JOB_EXPIRED,
+        Reason.IMAGE_UNAVAILABLE,
+        Reason.KILLED_TOO_OFTEN,
         Reason.NO_PROGRESS,
         Reason.PROVIDER_LOST,
         Reason.LEASE_UNANSWERED,

@@ -45,6 +45,7 @@ class SettlementDecision:
     """What is paid."""
 
     lease: str
+    reason: Reason
     cum_device_ms: int
     payable_device_ms: int
     lost_device_ms: int
@@ -66,6 +67,7 @@ def decide(case: SettlementCase) -> SettlementDecision:
         accepted_by = "renter" if case.countersigned else "job"
     return SettlementDecision(
         lease=case.lease,
+        reason=case.reason,
         cum_device_ms=cum,
         payable_device_ms=payable,
         lost_device_ms=cum - payable,

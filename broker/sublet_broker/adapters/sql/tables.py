@@ -74,6 +74,9 @@ class AgentRow(Row, table=True):
     offer: OptionalStr
     offer_sequence: Whole
     withdrawn_sequence: Whole
+    start_failures: Whole
+    start_failed_job: Str
+    set_aside_until_ms: Whole
 
 
 class OfferRow(Row, table=True):
@@ -117,6 +120,9 @@ class JobRow(Row, table=True):
     accepted_ucr: Whole
     refusals: Whole
     fruitless: Whole
+    unstarted: Whole
+    image_unknown: Json
+    image_unknown_since_ms: Whole
     not_before_ms: Whole
     avoid: Json
     prefer: Str
@@ -282,9 +288,9 @@ class SettlementRow(Row, table=True):
     __tablename__ = "settlement"
     __table_args__ = (
         Index("uq_settlement_lease", "lease", unique=True),
-        Index(None, "job"),
+        Index(None, "job", "reason"),
         Index(None, "provider", "settled_ms"),
-        Index(None, "renter"),
+        Index(None, "renter", "reason", "settled_ms"),
     )
 
     id: Id
@@ -292,6 +298,7 @@ class SettlementRow(Row, table=True):
     lease: Str
     provider: Str
     renter: Str
+    reason: Str
     settled_ms: Whole
     envelope: Json
 

@@ -8,6 +8,7 @@ from sublet_broker.market.facts import AgentFact, JobFact, LeaseFact, OfferFact,
 from sublet_broker.market.matching import BookEntry
 from sublet_broker.market.offers import free_devices
 from sublet_broker.market.resuming import wants_machine
+from sublet_broker.market.setting_aside import is_set_aside
 from sublet_broker.service.ports import Transaction
 from sublet_contracts.documents import Offer
 from sublet_contracts.states import JobState, LeaseState
@@ -25,8 +26,11 @@ def open_offer(tx: Transaction, provider: str, now_ms: int) -> OfferFact | None:
     return offer if offer is not None and offer.open and offer.expires_ms > now_ms else None
 
 
-def entry_of(tx: Transaction, offer: OfferFact, for_job: str = "") -> BookEntry:
+def entry_of(tx: Transaction, offer: OfferFact, now_ms: int, for_job: str = "") -> BookEntry:
     """Return the offer with what is free of it (for `for_job`, which its own hold doesn't bar)."""
+    agent = tx.get(AgentFact, offer.provider)
+    if agent is None or is_set_aside(agent, now_ms):
+        return BookEntry(offer, ())
     document = accepted(offer.envelope, Offer)
     leases = tx.find(LeaseFact, {"provider": offer.provider, "state": LIVE_LEASE})
     waiting = tx.find(RunFact, {"successor": offer.provider})
@@ -45,6 +49,7 @@ def load_entries(
     can be leased. Five questions by key, however many they are."""
     agents = tx.find(AgentFact, {"id": tuple(providers), "connected": True})
     ids = tuple(agent.offer for agent in agents if agent.offer is not None)
+    aside = {agent.id for agent in agents if is_set_aside(agent, now_ms)}
     offers = {
         offer.provider: offer
         for offer in tx.find(OfferFact, {"id": ids})
@@ -65,6 +70,7 @@ def load_entries(
     for provider, offer in offers.items():
         document = accepted(offer.envelope, Offer)
         free = free_devices(document, taken[provider], held[provider])
+        free = () if provider in aside else free
         entries[provider] = BookEntry(offer, free)
     return entries
 

@@ -8,17 +8,21 @@ from dataclasses import replace
 from sublet_broker.market import ledger
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import (
+    AgentFact,
     ChainFact,
     CheckpointFact,
     JobFact,
     LeaseFact,
     ReceiptFact,
     RunFact,
+    SettlementFact,
 )
 from sublet_broker.market.leasing import hold_ucr
 from sublet_broker.market.resuming import Ending, after
 from sublet_broker.market.running import is_over, judge_exit, lost
+from sublet_broker.market.setting_aside import CANT_START, could_not_start
 from sublet_broker.market.settling import SettlementDecision
+from sublet_broker.market.unattributed import reason_that_counts
 from sublet_broker.service.leases.quarantine import distrust_start
 from sublet_broker.service.leases.settlement import pending_of, settle
 from sublet_broker.service.unit_of_work.context import Context
@@ -27,6 +31,7 @@ from sublet_broker.service.unit_of_work.unit_of_work import (
 )
 from sublet_contracts.documents import Job, Receipt
 from sublet_contracts.reasons import MEANINGS, Fault, Next, Reason
+from sublet_contracts.rules import FREE_KILLS_A_RENTER_AND_WEEK, WEEK_MS
 from sublet_contracts.states import (
     JOB,
     LEASE,
@@ -52,7 +57,7 @@ def due(
         return None
     job = accepted(work.must(JobFact, lease.job).envelope, Job)
     since_ms = max(run.ended_ms or 0, context.started_ms)
-    reason, detail = run.reason, run.detail
+    reason, detail = _that_counts(work, lease, run.reason), run.detail
     if reason is Reason.SUCCEEDED and job.outputs:
         outputs = work.find(CheckpointFact, {"lease": lease.id, "kind": "outputs"})
         states = {output.state for output in outputs}
@@ -69,6 +74,24 @@ def due(
     at_once = MEANINGS[reason].next is Next.RETRY and MEANINGS[reason].fault is Fault.PROVIDER
     wait_ms = context.settings.final_receipt_ms if at_once else job.patience_ms
     return (reason, detail) if work.now_ms >= since_ms + wait_ms else None
+
+
+def _that_counts(work: UnitOfWork, lease: LeaseFact, reason: Reason) -> Reason:
+    """Return the reason by which the lease is settled, for the one that its agent gives."""
+    if reason is not Reason.KILLED_UNATTRIBUTED:
+        return reason
+    of_renter = work.find(
+        SettlementFact,
+        {"renter": lease.renter, "reason": reason},
+        order_by="settled_ms",
+        descending=True,
+        limit=FREE_KILLS_A_RENTER_AND_WEEK,
+    )
+    return reason_that_counts(
+        reason,
+        of_job=work.tx.count(SettlementFact, {"job": lease.job, "reason": reason}),
+        of_renter_this_week=sum(work.now_ms - s.settled_ms < WEEK_MS for s in of_renter),
+    )
 
 
 def close_if_due(
@@ -97,6 +120,7 @@ def give_up(
         job = work.must(JobFact, lease.job)
         whole = job.outputs is not None or not accepted(job.envelope, Job).outputs
         if said is not Reason.SUCCEEDED or whole:
+            said = _that_counts(work, lease, said)
             reason, detail = said, "its final receipt came before it fell silent"
     close(context, work, lease, reason, detail)
 
@@ -144,12 +168,15 @@ def close(
         work.put(replace(run, successor=""))
     if reason is Reason.RESTORE_FAILED:
         distrust_start(context, work, lease)
+    if reason in CANT_START and (run is None or run.running_ms is None):
+        _set_aside(work, lease)
     ending = Ending(
         reason=reason,
         detail=detail,
         provider=lease.provider,
         signed=lease.active_ms is not None,
         progressed=_progressed(work, lease),
+        ran=run is not None and run.running_ms is not None,
         successor=successor,
         topped_up=hold_ucr(job) > lease.hold_ucr - charged_ucr,
     )
@@ -160,6 +187,16 @@ def close(
     work.touch_offer(lease.provider)
     if successor:
         work.touch_offer(successor)
+
+
+def _set_aside(work: UnitOfWork, lease: LeaseFact) -> None:
+    """Lease nothing on a machine for a while that could not start a run."""
+    agent = work.get(AgentFact, lease.provider)
+    if agent is None:
+        return
+    after_failure = could_not_start(agent, lease.job, work.now_ms)
+    work.put(after_failure, before=agent)
+    work.set_aside(agent.id, after_failure.set_aside_until_ms)
 
 
 def send_stop(work: UnitOfWork, lease: LeaseFact, reason: Reason) -> None:

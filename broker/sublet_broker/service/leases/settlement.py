@@ -65,7 +65,7 @@ def settle(
 ) -> tuple[JobFact, int]:
     """Sign and post the settlement; return the job with what it has spent now, and the charge."""
     case = case_of(context, work, lease, reason)
-    if decision is None or decision.lease != lease.id:
+    if decision is None or (decision.lease, decision.reason) != (lease.id, reason):
         decision = decide(case)
     document = Settlement(
         broker=context.party,
@@ -98,6 +98,7 @@ def settle(
             lease.id,
             lease.provider,
             lease.renter,
+            reason,
             work.now_ms,
             signed.envelope,
         )

@@ -74,7 +74,7 @@ def _choose(
         if provider in excluded or offer is None:
             continue
         terms = accepted(offer.envelope, Offer)
-        if not fits(requirements, terms, entry_of(work.tx, offer).free_device_ids):
+        if not fits(requirements, terms, entry_of(work.tx, offer, work.now_ms).free_device_ids):
             return provider
     return None
 

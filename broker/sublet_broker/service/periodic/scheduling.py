@@ -163,7 +163,7 @@ class Scheduling:
         document = accepted(job.envelope, Job)
         if why_not_leased(job, document, open_leases, work.now_ms) is not None:
             return False
-        free = entry_of(work.tx, offer, job.id).free_device_ids
+        free = entry_of(work.tx, offer, work.now_ms, job.id).free_device_ids
         chosen = tuple(id for id in proposal.device_ids if id in free)
         asked = document.resources.devices
         if len(set(chosen)) != asked or len(proposal.device_ids) != asked:

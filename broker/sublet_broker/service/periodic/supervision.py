@@ -23,6 +23,7 @@ from sublet_broker.market.running import (
     nears_the_edge,
     silence_of,
 )
+from sublet_broker.market.setting_aside import is_set_aside
 from sublet_broker.service.content.retention import Retention
 from sublet_broker.service.leases.closing import close, give_up, release_if_ended
 from sublet_broker.service.leases.open_offers import OpenOffers
@@ -78,6 +79,8 @@ class Supervision:
                 if agent.connected:
                     work.put(replace(agent, connected=False))
                 work.touch_offer(agent.id)
+                if is_set_aside(agent, work.now_ms):
+                    work.set_aside(agent.id, agent.set_aside_until_ms)
             self._grant_grace(work)
             for lease in work.find(LeaseFact, {"state": LeaseState.ACTIVE}):
                 work.touch_ended(lease.id)  # Those that run are left out by the first look.
@@ -132,9 +135,18 @@ class Supervision:
             or now_ms >= self._next_look_ms
         ):
             self._look()
+        self._end_setting_aside(now_ms)
         if now_ms >= self._next_expiry_ms:
             self._sweep_expired()
             self._next_expiry_ms = now_ms + EXPIRY_EVERY_MS
+
+    def _end_setting_aside(self, now_ms: int) -> None:
+        """Put machines back on the market that have been set aside for long enough."""
+        aside = self._context.dirty.set_aside
+        over = [provider for provider, until_ms in list(aside.items()) if now_ms >= until_ms]
+        for provider in over:
+            del aside[provider]
+            self._context.dirty.offer_changed(provider)
 
     def _look(self) -> None:
         """Look at all that lives, and do what is due with it."""

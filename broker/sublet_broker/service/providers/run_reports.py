@@ -12,6 +12,7 @@ from sublet_broker.market.facts import (
 )
 from sublet_broker.market.leasing import is_held
 from sublet_broker.market.running import exited, heard, is_over, takes_logs
+from sublet_broker.market.setting_aside import has_started
 from sublet_broker.service.errors import StaleInstance
 from sublet_broker.service.leases.closing import close, close_if_due, send_stop
 from sublet_broker.service.leases.open_offers import OpenOffers
@@ -50,6 +51,14 @@ def current_agent(work: UnitOfWork, party: str, instance: str) -> AgentFact:
     if agent is None or agent.instance != instance:
         raise StaleInstance
     return agent
+
+
+def _trust_again(work: UnitOfWork, provider: str) -> None:
+    """A run has started there: whatever kept others from starting is over."""
+    agent = work.get(AgentFact, provider)
+    if agent is not None and agent.start_failures:
+        work.put(has_started(agent), before=agent)
+        work.touch_offer(provider)
 
 
 class RunReports:
@@ -113,6 +122,8 @@ class RunReports:
         reached = run.known_state if state is RunState.EXITED else state
         release_successor(work, before)
         after = work.put_run(before, heard(run, reached, work.now_ms))
+        if before.running_ms is None and after.running_ms is not None:
+            _trust_again(work, lease.provider)
         if after.running_ms is not None and job.state in (JobState.STARTING, JobState.RECOVERING):
             work.put_job(
                 job,

@@ -52,6 +52,8 @@ class Dirty:
     """Jobs of which the scheduler has to tell the match engine."""
     ended: dict[str, None] = field(default_factory=dict)
     """Leases whose runs have exited: settling closes them."""
+    set_aside: dict[str, int] = field(default_factory=dict)
+    """Providers that are set aside, and until when: then their offers are to be looked at."""
     last_run_change: object = None
     """The token of the last transaction that put a run or a lease: supervision looks at them."""
 
@@ -234,6 +236,11 @@ class UnitOfWork:
     def touch_offer(self, provider: str) -> None:
         """Note that what this provider has free, or its offer, is another now."""
         self.tx.after_commit(partial(self._dirty.offer_changed, provider))
+
+    def set_aside(self, provider: str, until_ms: int) -> None:
+        """Note that this provider's machine is set aside until then."""
+        self.tx.after_commit(lambda: self._dirty.set_aside.__setitem__(provider, until_ms))
+        self.touch_offer(provider)
 
     def touch_job(self, job: str) -> None:
         """Note that this job may want a machine now, or want one no longer."""

@@ -140,6 +140,9 @@ def make_tables() -> None:
         text("offer", nullable=True),
         whole("offer_sequence"),
         whole("withdrawn_sequence"),
+        whole("start_failures"),
+        text("start_failed_job"),
+        whole("set_aside_until_ms"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_agent")),
     )
     op.create_table(
@@ -257,6 +260,9 @@ def make_tables() -> None:
         whole("accepted_ucr"),
         whole("refusals"),
         whole("fruitless"),
+        whole("unstarted"),
+        text("image_unknown"),
+        whole("image_unknown_since_ms"),
         whole("not_before_ms"),
         text("avoid"),
         text("prefer"),
@@ -435,15 +441,20 @@ def make_tables() -> None:
         text("lease"),
         text("provider"),
         text("renter"),
+        text("reason"),
         whole("settled_ms"),
         text("envelope"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_settlement")),
     )
-    op.create_index(op.f("ix_settlement_job"), "settlement", ["job"])
+    op.create_index(op.f("ix_settlement_job_reason"), "settlement", ["job", "reason"])
     op.create_index(
         op.f("ix_settlement_provider_settled_ms"), "settlement", ["provider", "settled_ms"]
     )
-    op.create_index(op.f("ix_settlement_renter"), "settlement", ["renter"])
+    op.create_index(
+        op.f("ix_settlement_renter_reason_settled_ms"),
+        "settlement",
+        ["renter", "reason", "settled_ms"],
+    )
     op.create_index("uq_settlement_lease", "settlement", ["lease"], unique=True)
     op.create_table(
         "shard", text("id"), whole("epoch"), sa.PrimaryKeyConstraint("id", name=op.f("pk_shard"))
