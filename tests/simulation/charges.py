@@ -32,6 +32,7 @@ _PROVIDERS_FAULT = frozenset(
     ]
 )
 _BROKERS_FAULT = frozenset(["restore_failed"])
+_FREE_KILLS_A_JOB, _FREE_KILLS_A_RENTER, _WEEK_MS = 2, 10, 604_800_000
 _NOBODY_SEEN = frozenset(["killed_unattributed", "image_unknown"])
 
 
@@ -43,6 +44,8 @@ class Charges:
         self._market = auditor.market
         self.charged_ucr = 0
         self.lost_device_ms = 0
+        self._free_kills: list[tuple[str, str, int]] = []
+        """Job, renter and time of each settlement that a kill without a known sender made free."""
 
     def receipt(self, old: Any, new: Any) -> None:
         never(new is None, "a receipt was deleted")
@@ -125,6 +128,8 @@ class Charges:
         never(document["epoch"] != job.epoch, "an epoch was paid that isn't the job's")
         lease.settled = True
         reason = document["reason"]
+        if reason in ("killed_unattributed", "killed_too_often"):
+            self._kill(document, terms["renter"])
         devices = len(terms["device_ids"])
         head = lease.chain[-1] if lease.chain else None
         cum = durable = bound = 0
@@ -178,6 +183,23 @@ class Charges:
         self.lost_device_ms += cum - payable
         over = job.charged_ucr - job.budget_ucr
         never(over > 0, f"{over} ucr were charged beyond the budget")
+
+    def _kill(self, document: dict[str, Any], renter: str) -> None:
+        """Two kills a job and ten a renter and week are free; from then on they are paid."""
+        now_ms = document["issued_ms"]
+        of_job = sum(job == document["job"] for job, _, _ in self._free_kills)
+        of_renter = sum(
+            whose == renter and now_ms - when_ms < _WEEK_MS
+            for _, whose, when_ms in self._free_kills
+        )
+        free = of_job < _FREE_KILLS_A_JOB and of_renter < _FREE_KILLS_A_RENTER
+        never(
+            free != (document["reason"] == "killed_unattributed"),
+            f"a lease is settled by {document['reason']} after {of_job} free kills of its job and "
+            f"{of_renter} of its renter's week",
+        )
+        if free:
+            self._free_kills.append((document["job"], renter, now_ms))
 
     def _in_truth(
         self, document: dict[str, Any], lease: LeaseModel, payable: int, bound: int
