@@ -7,7 +7,7 @@ import pytest
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.effects import Step
-from sublet_agent.core.exit_reasons import ExitEvidence, reason_of_exit
+from sublet_agent.core.exit_reasons import ExitEvidence, exit_text, reason_of_exit
 from sublet_agent.core.offers import Terms
 from sublet_agent.core.records import Saved, Stop
 from sublet_contracts.documents import (
@@ -449,10 +449,13 @@ SEEN = {
     "SEGV": ExitEvidence(139, signal=11),
     "nobody knows": ExitEvidence(None),
     "out of memory": ExitEvidence(137, out_of_memory=True),
+    "too many processes": ExitEvidence(137, signal=9, limit_exceeded="more than 64 processes"),
     "docker stop, 0": ExitEvidence(0, engine_stopped="the engine stopped it"),
     "docker stop, 143": ExitEvidence(143, engine_stopped="the engine stopped it"),
     "kill -TERM by a shell, 0": ExitEvidence(0, returned=True, outside_signal="TERM, from bash"),
     "kill -TERM by a shell": ExitEvidence(143, signal=15, outside_signal="TERM, from bash"),
+    "TERM by nobody knows whom, 0": ExitEvidence(0, returned=True, unknown_signal="TERM"),
+    "TERM by nobody knows whom, 1": ExitEvidence(1, returned=True, unknown_signal="TERM"),
     "the GPU fell off": ExitEvidence(1, returned=True, device_failed="GPU 1 does not answer"),
     "the GPU fell off at the end": ExitEvidence(0, returned=True, device_failed="GPU 1 is lost"),
 }
@@ -472,12 +475,16 @@ SEEN = {
         ("SEGV", None, True, Reason.JOB_FAILED),
         ("nobody knows", None, True, Reason.KILLED_UNATTRIBUTED),
         ("out of memory", None, True, Reason.OUT_OF_MEMORY),
+        ("too many processes", None, True, Reason.JOB_FAILED),
         ("docker stop, 0", None, True, Reason.SUCCEEDED),
         ("docker stop, 0", None, False, Reason.ENGINE_STOPPED),
         ("docker stop, 143", None, True, Reason.ENGINE_STOPPED),
         ("kill -TERM by a shell, 0", None, True, Reason.SUCCEEDED),
         ("kill -TERM by a shell, 0", None, False, Reason.RUN_KILLED),
         ("kill -TERM by a shell", None, True, Reason.RUN_KILLED),
+        ("TERM by nobody knows whom, 0", None, True, Reason.SUCCEEDED),
+        ("TERM by nobody knows whom, 0", None, False, Reason.KILLED_UNATTRIBUTED),
+        ("TERM by nobody knows whom, 1", None, True, Reason.KILLED_UNATTRIBUTED),
         ("the GPU fell off", None, True, Reason.DEVICE_FAILED),
         ("the GPU fell off at the end", None, True, Reason.SUCCEEDED),
         ("0", "drain", True, Reason.SUCCEEDED),
@@ -490,6 +497,18 @@ SEEN = {
 def test_why_a_run_ended(seen: str, stop: Any, finished: bool, reason: Reason) -> None:
     asked = Stop(desired=stop, reason=Reason.RECLAIMED, deadline_ms=0) if stop else None
     assert reason_of_exit(SEEN[seen], asked, finished=finished) is reason
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_every_end_has_words(seen: str) -> None:
+    assert exit_text(SEEN[seen], reason_of_exit(SEEN[seen], None)), seen
+
+
+def test_what_the_renter_is_told_of_a_kill_that_nobody_owns_to() -> None:
+    says = exit_text(SEEN["KILL"], Reason.KILLED_UNATTRIBUTED)
+    assert says == "killed by SIGKILL; nothing that was seen says who sent it"
+    assert exit_text(SEEN["KILL"], Reason.RECLAIMED) == "killed by SIGKILL"
+    assert "nobody saw" in exit_text(SEEN["nobody knows"], Reason.KILLED_UNATTRIBUTED)
 
 
 @pytest.mark.parametrize("ahead_ms", [-250_000, 250_000])

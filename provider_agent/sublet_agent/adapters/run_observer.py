@@ -226,6 +226,8 @@ def _evidence(status: RunStatus) -> ExitEvidence:
         returned=status.returned,
         signal=status.signal,
         out_of_memory=status.oom_killed,
+        limit_exceeded=status.limit_exceeded,
         engine_stopped=status.engine_stopped,
         outside_signal=status.outside_signal,
+        unknown_signal=status.unknown_signal,
     )

@@ -25,11 +25,20 @@ class ExitEvidence:
     """The signal that ended it, where the wait status says so."""
     out_of_memory: bool = False
     """The kernel's record, for this run's own process tree."""
+    limit_exceeded: str = ""
+    """Which other limit of its own the run passed, for which the runner ended it."""
     device_failed: str = ""
     engine_stopped: str = ""
     """The engine's event, or its silence when the run ended."""
     outside_signal: str = ""
     """Who outside of the run was seen to send it a signal that ends or stops programs."""
+    unknown_signal: str = ""
+    """Such a signal was seen, and its sender can't be told: of the run itself, or from outside."""
+
+    @property
+    def asked_by_others(self) -> bool:
+        """Whether anybody but us was seen to ask it to end; it may have been the job itself."""
+        return bool(self.engine_stopped or self.outside_signal or self.unknown_signal)
 
     @property
     def killed_by(self) -> int | None:
@@ -48,11 +57,13 @@ def reason_of_exit(seen: ExitEvidence, stop: Stop | None, *, finished: bool = Tr
     3. Drained: that is why; how it died in the end doesn't matter.
     4. A device failed while it ran: whatever the job then did came of that.
     5. Out of memory, as the kernel recorded it.
-    6. The engine stopped it, or went away.
-    7. Somebody outside of the run sent it a signal.
-    8. Exit 75 unasked: it yields.
-    9. A code that it returned by itself, or a signal that a program's own mistake brings: failed.
-    10. A signal that somebody sends, and nothing says who: unattributed. So is an end of which
+    6. It passed another limit of its own, and was ended for that: failed.
+    7. The engine stopped it, or went away.
+    8. Somebody outside of the run sent it a signal.
+    9. Somebody sent it one, and nobody can tell who: unattributed, whatever it made of it.
+    10. Exit 75 unasked: it yields.
+    11. A code that it returned by itself, or a signal that a program's own mistake brings: failed.
+    12. A signal that somebody sends, and nothing says who: unattributed. So is an end of which
         nobody knows the code.
 
     `finished`: whether exit code 0 means that the work was done, where it was asked to stop. While
@@ -60,7 +71,7 @@ def reason_of_exit(seen: ExitEvidence, stop: Stop | None, *, finished: bool = Tr
     """
     if stop is not None and stop.desired == "stop":
         return stop.reason
-    asked = stop is not None or bool(seen.engine_stopped or seen.outside_signal)
+    asked = stop is not None or seen.asked_by_others
     if seen.exit_code == 0 and (finished or not asked):
         return Reason.SUCCEEDED
     if stop is not None:
@@ -69,10 +80,14 @@ def reason_of_exit(seen: ExitEvidence, stop: Stop | None, *, finished: bool = Tr
         return Reason.DEVICE_FAILED
     if seen.out_of_memory:
         return Reason.OUT_OF_MEMORY
+    if seen.limit_exceeded:
+        return Reason.JOB_FAILED
     if seen.engine_stopped:
         return Reason.ENGINE_STOPPED
     if seen.outside_signal:
         return Reason.RUN_KILLED
+    if seen.unknown_signal:
+        return Reason.KILLED_UNATTRIBUTED
     if seen.exit_code == EXIT_PREEMPTED:
         return Reason.YIELDED
     if seen.exit_code is None or seen.killed_by in _SENT:
@@ -80,11 +95,24 @@ def reason_of_exit(seen: ExitEvidence, stop: Stop | None, *, finished: bool = Tr
     return Reason.JOB_FAILED
 
 
-def exit_text(seen: ExitEvidence) -> str:
-    """Return what a renter is told of an end."""
-    evidence = seen.device_failed or seen.engine_stopped or seen.outside_signal
+def exit_text(seen: ExitEvidence, reason: Reason) -> str:
+    """Return what a renter is told of an end that was judged so."""
+    evidence = (
+        seen.device_failed
+        or seen.limit_exceeded
+        or seen.engine_stopped
+        or seen.outside_signal
+        or seen.unknown_signal
+    )
     if evidence:
         return evidence
+    says = _code_text(seen)
+    if reason is Reason.KILLED_UNATTRIBUTED and seen.exit_code is not None:
+        return f"{says}; nothing that was seen says who sent it"
+    return says
+
+
+def _code_text(seen: ExitEvidence) -> str:
     if seen.killed_by is not None:
         try:
             name = signal.Signals(seen.killed_by).name
@@ -93,4 +121,6 @@ def exit_text(seen: ExitEvidence) -> str:
         if seen.signal is not None:
             return f"killed by {name}"
         return f"exit code {seen.exit_code}: killed by {name}, or so it said itself"
-    return "" if seen.exit_code is None else f"exit code {seen.exit_code}"
+    if seen.exit_code is None:
+        return "nobody saw its end, so nobody knows its exit code"
+    return f"exit code {seen.exit_code}"

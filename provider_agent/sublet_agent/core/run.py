@@ -336,7 +336,8 @@ class Run:
         record.exit_code = end.exit_code
         record.reason = reason_of_exit(end, record.stop)
         record.unless_finished = reason_of_exit(end, record.stop, finished=False)
-        record.detail = (record.stop.detail if record.stop else "") or seen.detail or exit_text(end)
+        said = (record.stop.detail if record.stop else "") or seen.detail
+        record.detail = said or exit_text(end, record.reason)
         record.outputs_to_upload = record.reason is Reason.SUCCEEDED and bool(record.job.outputs)
         self._enter(Trigger.EXITED)
 

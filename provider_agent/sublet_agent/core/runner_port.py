@@ -109,8 +109,10 @@ class RunStatus:
     returned: bool = False
     signal: int | None = None
     oom_killed: bool = False
+    limit_exceeded: str = ""
     engine_stopped: str = ""
     outside_signal: str = ""
+    unknown_signal: str = ""
     paused_ms: int = 0  # wall time for which the engine held it still: nothing ran
     started_ms: int | None = None
     finished_ms: int | None = None
