@@ -146,6 +146,18 @@ class Unexpected:
 
 
 @dataclass(frozen=True)
+class ReadFacts:
+    """Look at the machine now -> FactsRead. Something waits for it."""
+
+
+@dataclass(frozen=True)
+class StartTest:
+    """Start something that does nothing, with these devices -> StartTested."""
+
+    device_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Done:
     """Everything is handed back: the agent may exit."""
 
@@ -169,6 +181,8 @@ Effect = (
     | AddLogLine
     | Say
     | Unexpected
+    | ReadFacts
+    | StartTest
     | Done
 )
 
@@ -196,6 +210,7 @@ class Save:
     next_mid: int | None = None
     epochs: dict[str, int] = field(default_factory=dict)
     settlements: list[Envelope] = field(default_factory=list)
+    reclaimed: bool | None = None
 
     @property
     def empty(self) -> bool:
@@ -211,6 +226,7 @@ class Save:
             or self.broker is not None
             or self.offer_sequence is not None
             or self.next_mid is not None
+            or self.reclaimed is not None
         )
 
 

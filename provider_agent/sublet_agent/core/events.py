@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.records import UploadKind
+from sublet_agent.core.supply import Facts
 from sublet_contracts.reasons import Reason
 from sublet_contracts.versions import Reads
 from sublet_contracts.wire import Message
@@ -176,6 +177,29 @@ class OfferAgain:
     """The owner puts the devices back on the market."""
 
 
+@dataclass(frozen=True)
+class FactsRead:
+    """The machine was looked at: this is what is there. `looked_ms`: when the look began."""
+
+    facts: Facts
+    looked_ms: int
+
+
+@dataclass(frozen=True)
+class DeviceFailed:
+    """The driver reported a fault of a device (a hardware Xid, memory that can't be corrected)."""
+
+    device_id: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class StartTested:
+    """The machine has tried to start something by itself; `trouble`: '' if that went well."""
+
+    trouble: str
+
+
 Event = (
     MessageArrived
     | Joined
@@ -197,4 +221,7 @@ Event = (
     | PrepareDone
     | DrainAsked
     | OfferAgain
+    | FactsRead
+    | DeviceFailed
+    | StartTested
 )

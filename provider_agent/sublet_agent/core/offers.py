@@ -45,6 +45,9 @@ class Terms:
     egress: bool
     accepts: tuple[str, ...]
     grace_ms: int
+    asked_memory_bytes: int = 0
+    """what the owner said may be offered in all; 0: most of what is there"""
+    asked_disk_bytes: int = 0
 
 
 @dataclass(frozen=True)

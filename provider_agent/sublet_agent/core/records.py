@@ -79,6 +79,12 @@ class RunRecord(_Record):
     folder_scanned: bool = False
     """whether the folder was read once more after the exit"""
     outputs_to_upload: bool = False
+    cpu_millis: int = 0
+    """of a job that has no wish: what its devices bring along, fixed when the lease was signed"""
+    device_failed: str = ""
+    """what was seen of a device of its that failed while it ran; '' if nothing was"""
+    device_failed_ms: int = 0
+    """when"""
     interval_began_ms: int = 0
     """when the last checkpoint was found, or was asked for with SAVE"""
     last_receipt_sequence: int = 0
@@ -117,3 +123,5 @@ class Saved(_Record):
     runs: dict[str, RunRecord] = Field(default_factory=dict)
     epochs: dict[str, int] = Field(default_factory=dict)
     """job -> the highest epoch that we have ever signed: an older Assign is an echo"""
+    reclaimed: bool = False
+    """The owner has taken the devices back and not offered them again."""

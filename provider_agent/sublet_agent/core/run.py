@@ -11,7 +11,7 @@ every change of phase goes through that table; here is what is done on the way. 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sublet_agent.core import checkpoints, metering, receipts
@@ -57,6 +57,8 @@ from sublet_contracts.wire import (
 VERDICT_WAIT_MS = 20_000
 MAX_REFUSALS = 3
 UNLISTED_MS = 60_000
+DEVICE_GRACE_MS = 10_000
+"""for a run whose device has failed: to end by itself, and then to save what it still can"""
 WIRE_STATES = {
     RunPhase.PULLING: "pulling",
     RunPhase.RESTORING: "restoring",
@@ -121,7 +123,10 @@ class Run:
             case ImageReady() | Restored():
                 self._enter(trigger)
             case PreparationFailed():
-                self._end(trigger, event.reason, event.detail, now_ms)
+                reason, detail = event.reason, event.detail
+                if self.record.device_failed and reason is Reason.START_FAILED:
+                    reason, detail = Reason.DEVICE_FAILED, self.record.device_failed
+                self._end(trigger, reason, detail, now_ms)
             case Observed():
                 self._observed(event)
             case Vanished():
@@ -157,6 +162,11 @@ class Run:
             if stop and not stop.killed and now_ms >= stop.deadline_ms:
                 stop.killed = self.changed = True
                 self.effects.append(do.Kill(record.lease_id))
+            failed_ms = record.device_failed_ms
+            if failed_ms and not stop and now_ms - failed_ms >= DEVICE_GRACE_MS:
+                says = record.device_failed
+                self.stop("drain", Reason.DEVICE_FAILED, DEVICE_GRACE_MS, now_ms, says)
+                stop = record.stop
             if not stop and record.phase is RunPhase.RUNNING:
                 if checkpoints.save_is_due(record, now_ms):
                     record.interval_began_ms = now_ms
@@ -206,6 +216,22 @@ class Run:
         if grace_ms <= 0:
             record.stop.killed = True
             self.effects.append(do.Kill(record.lease_id))
+
+    def device_failed(self, says: str, now_ms: int) -> None:
+        """A device of the run has failed. What has not started yet ends here; what runs is judged
+        by it when it exits, and is stopped if it doesn't."""
+        record = self.record
+        if record.device_failed or record.phase not in (
+            *LIVE,
+            RunPhase.PULLING,
+            RunPhase.RESTORING,
+        ):
+            return
+        record.device_failed, record.device_failed_ms = says[:2048], now_ms
+        self.changed = True
+        self.effects.append(do.AddLogLine(record.lease_id, f"a device of this run failed: {says}"))
+        if record.phase not in LIVE:
+            self.stop("stop", Reason.DEVICE_FAILED, 0, now_ms, says)
 
     def verdict(self, verdict: CheckpointVerdict, now_ms: int) -> None:
         """Take the broker's word on an upload."""
@@ -333,6 +359,8 @@ class Run:
         if seen.running:
             return
         end = seen.end or ExitEvidence(None)
+        if record.device_failed:
+            end = replace(end, device_failed=record.device_failed)
         record.exit_code = end.exit_code
         record.reason = reason_of_exit(end, record.stop)
         record.unless_finished = reason_of_exit(end, record.stop, finished=False)

@@ -98,6 +98,7 @@ class Journal:
                 for lease, text in self._db.execute("SELECT lease, record FROM runs")
             },
             epochs=dict(self._db.execute("SELECT job, epoch FROM epochs").fetchall()),
+            reclaimed=self._meta("reclaimed") == "yes",
         )
 
     @with_reserve
@@ -131,6 +132,8 @@ class Journal:
                 value = getattr(save, name)
                 if value is not None:
                     self._set(name, str(value))
+            if save.reclaimed is not None:
+                self._set("reclaimed", "yes" if save.reclaimed else "no")
             run("COMMIT")
             before = self._income
             self._income = Income(

@@ -98,7 +98,7 @@ class Workspace:
             command=job.command,
             env=job.env,
             device_ids=lease.device_ids,
-            cpu_millis=max(1, need.cpu_millis),
+            cpu_millis=max(1, need.cpu_millis or self.record.cpu_millis),
             memory_bytes=max(1, need.memory_bytes),
             disk_bytes=max(1, need.disk_bytes),
             pids=_PIDS_PER_RUN,
