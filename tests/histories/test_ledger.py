@@ -3,10 +3,16 @@
 tests/market/test_ledger.py holds the ledger's own functions; here the use-cases move the money
 (deposit, submit, amend, lease, charge, fee, release), and what each must move is computed anew from
 the rules in DESIGN.md, sharing no code with the broker.
+
+Some leases end because time passes: at the budget's edge the run is ordered to drain, after the
+job's grace to stop, and whoever doesn't stop then is given up. The model says when each of these is
+due, to the millisecond, and what the lease costs when it ends so: all its time where the agent
+stopped as it was told, only what was durable where the provider didn't.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
@@ -16,6 +22,7 @@ from sublet_broker.market.facts import AccountFact, PendingFact, TransferFact
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.export import verify_export
 from sublet_contracts.reasons import Reason
+from sublet_contracts.wire import Order
 from tests.histories.profiles import profile
 from tests.service.world import AgentDouble, RenterDouble, RunDouble, World
 
@@ -24,6 +31,17 @@ HOUR_MS = 3_600_000
 FREE = (Reason.RECLAIMED, Reason.RUN_KILLED, Reason.START_FAILED, Reason.PROVIDER_DRAINED)
 """Endings by the provider's fault, as DESIGN.md has it: what was not durable costs nothing."""
 PAID = (Reason.SUCCEEDED, Reason.JOB_FAILED, Reason.OUT_OF_MEMORY, Reason.YIELDED)
+FINAL = (Reason.SUCCEEDED, Reason.JOB_FAILED, Reason.OUT_OF_MEMORY)
+GRACE_MS = 30_000
+"""How long a job may take to save its state and stop: all jobs here say so."""
+MARGIN_MS = 10_000
+"""The drain at the budget's edge begins so much before the grace."""
+OVERDUE_MS = 30_000
+"""Whoever is still there so long after the stop is given up."""
+RESTART_GRACE_MS = 10_000
+"""Nothing is overdue so soon after the broker was away itself."""
+LOOK_MS = 8_000
+"""After that a broker may be so much late at the edge: it has forgotten what it was last told."""
 
 
 @dataclass
@@ -33,7 +51,25 @@ class JobModel:
     renter: str
     budget_ucr: int
     charged_ucr: int = 0
+    cancelled: bool = False
     over: bool = False
+
+
+class Told(AgentDouble):
+    """An agent whose every order and ending, of its own accord or not, the model hears of."""
+
+    told: Callable[[RunDouble, Order], None]
+    ends: Callable[[RunDouble, Reason], None]
+
+    def ordered(self, order: Order) -> None:
+        run = self.runs.get(order.lease)
+        if run is not None:
+            self.told(run, order)
+        super().ordered(order)
+
+    def exit(self, run: RunDouble, reason: Reason, code: int | None = None) -> None:
+        super().exit(run, reason, code)
+        self.ends(run, reason)
 
 
 class Money(RuleBasedStateMachine):
@@ -43,12 +79,17 @@ class Money(RuleBasedStateMachine):
         price=st.sampled_from((1, 3_599_999, 3_600_001, 7_777_777, 12_345_678)),
         fee=st.sampled_from((0, 1, 333, 500, 10_000)),
         funds=st.sampled_from((20_000_000, 6_000_000, 1)),
+        obeys=st.sampled_from((True, True, False)),
     )
-    def open_market(self, price: int, fee: int, funds: int) -> None:
+    def open_market(self, price: int, fee: int, funds: int, obeys: bool) -> None:
         plain = World().settings
         self.world = World(type(plain)(fee_bps=fee, fruitless_limit=1_000))
         self.price, self.fee = price, fee
-        self.agent: AgentDouble = self.world.agent("owner", price_ucr_per_device_hour=price)
+        self.agent = Told(self.world, "owner")
+        self.agent.told, self.agent.ends, self.agent.obeys = self.told, self.ends, obeys
+        self.world.agents.append(self.agent)
+        self.agent.join()
+        self.agent.announce(price_ucr_per_device_hour=price)
         self.renters: dict[str, RenterDouble] = {
             name: self.world.renter(name, credits_ucr=0) for name in RENTERS
         }
@@ -57,6 +98,9 @@ class Money(RuleBasedStateMachine):
         self.jobs: dict[str, JobModel] = {}
         self.transfers: dict[str, TransferFact] = {}
         self.resolved: dict[str, PendingFact] = {}
+        self.due_ms: dict[str, int] = {}
+        """By run that was ordered to end: when the next, harder step is due."""
+        self.restarted_ms = 0
         for name in RENTERS:
             self.deposit(name, funds)
             self.submit(name, -(-price // 60) * 20)
@@ -103,51 +147,49 @@ class Money(RuleBasedStateMachine):
         model.budget_ucr += more
         self.world.settle_down(2)
 
-    @rule(draw=st.data(), sure=st.integers(0, 4))
-    def cancel(self, draw: st.DataObject, sure: int) -> None:
+    @rule(draw=st.data(), sure=st.integers(0, 4), at_once=st.booleans())
+    def cancel(self, draw: st.DataObject, sure: int, at_once: bool) -> None:
         job = self.some_job(draw)
         if job is None or sure:
             return
         renter = self.renters[self.jobs[job].renter]
-        try:
-            self.world.broker.jobs.cancel(renter.party, job)
-        except Refusal:
-            return
+        self.world.broker.jobs.cancel(renter.party, job)
+        self.jobs[job].cancelled = True
+        self.world.settle_down(2)
         run = self.the_run()
-        if run is not None and run.job_id == job:
-            self.end(run, Reason.CANCELLED, covered=self.due(run))
-        self.world.settle_down(3)
-        self.close_books(job)
+        if run is None or run.job_id != job:
+            self.close_books(job)
+        elif at_once:
+            self.agent.exit(run, run.orders[0].reason)
+            self.world.settle_down(3)
 
     @precondition(lambda self: self.the_run() is not None)
     @rule(span_ms=st.integers(1, 60_000))
     def work(self, span_ms: int) -> None:
-        self.world.pass_ms(span_ms)
+        self.pass_ms(span_ms)
 
     @precondition(lambda self: self.the_run() is not None)
     @rule(span_ms=st.integers(1, 20_000))
     def save(self, span_ms: int) -> None:
-        self.world.pass_ms(span_ms)
+        self.pass_ms(span_ms)
         run = self.the_run()
-        if run is not None and not run.orders:
+        if run is not None:
             self.agent.durable(run, run.step + 1)
 
     @precondition(lambda self: self.the_run() is not None)
-    @rule(reason=st.sampled_from(FREE + PAID), span_ms=st.integers(0, 30_000))
-    def finish(self, reason: Reason, span_ms: int) -> None:
-        self.world.pass_ms(span_ms)
+    @rule(
+        reason=st.sampled_from(FREE + PAID),
+        span_ms=st.integers(0, 30_000),
+        heeds=st.sampled_from((True, True, False)),
+    )
+    def finish(self, reason: Reason, span_ms: int, heeds: bool) -> None:
+        """The run ends: as it was ordered to, or in its own way, order or not."""
+        self.pass_ms(span_ms)
         run = self.the_run()
         if run is None:
             return
-        if run.orders:
-            reason = run.orders[0].reason
-        free = reason in FREE
-        durable = run.durable[2] if run.durable else 0
-        self.end(run, reason, covered=min(durable, self.due(run)) if free else self.due(run))
-        job = run.job_id
+        self.agent.exit(run, run.orders[0].reason if run.orders and heeds else reason)
         self.world.settle_down(3)
-        if reason in (Reason.SUCCEEDED, Reason.JOB_FAILED, Reason.OUT_OF_MEMORY):
-            self.close_books(job)
 
     @precondition(lambda self: self.the_run() is not None)
     @rule()
@@ -160,6 +202,9 @@ class Money(RuleBasedStateMachine):
     def restart(self) -> None:
         """A broker that comes back adds nothing and forgets nothing."""
         self.world.restart_broker()
+        self.restarted_ms = self.world.now_ms
+        for run, due_ms in self.due_ms.items():
+            self.due_ms[run] = max(due_ms, self.restarted_ms + RESTART_GRACE_MS)
         self.agent.join()
         self.world.settle_down(2)
 
@@ -173,18 +218,65 @@ class Money(RuleBasedStateMachine):
         runs = list(self.agent.runs.values()) if hasattr(self, "agent") else []
         return runs[0] if runs else None
 
-    def due(self, run: RunDouble) -> int:
-        return run.cum_ms(self.world.now_ms)
+    def pass_ms(self, span_ms: int) -> None:
+        """Time passes, and whatever was due by then has been done."""
+        self.world.pass_ms(span_ms)
+        self.world.settle_down(2)
+        run = self.the_run()
+        if run is None:
+            return
+        if run.orders:
+            assert self.world.now_ms < self.due_ms[run.id], "nothing has become of an order"
+        elif self.world.now_ms >= self.restarted_ms + LOOK_MS:
+            assert not self.at_the_edge(run), "nobody has seen the budget's edge"
 
-    def end(self, run: RunDouble, reason: Reason, *, covered: int) -> None:
-        """The run ends; the model charges `covered` device-ms of it."""
-        self.agent.exit(run, reason)
-        model = self.jobs[run.job_id]
+    def at_the_edge(self, run: RunDouble) -> bool:
+        """Say whether the run must begin to drain: its own grace and a margin before its hold is
+        used up, but never in the first half of what it pays for."""
+        most = ((run.lease.hold_ucr + 1) * HOUR_MS - 1) // self.price
+        return run.cum_ms(self.world.now_ms) + min(GRACE_MS + MARGIN_MS, most // 2) >= most
+
+    def told(self, run: RunDouble, order: Order) -> None:
+        """The broker gives an order: it must be due, and the order that comes next."""
+        now_ms = self.world.now_ms
+        before = [given.desired for given in run.orders]
+        if not before:
+            assert (order.desired, order.grace_ms) == ("drain", GRACE_MS)
+            if self.jobs[run.job_id].cancelled:
+                assert order.reason is Reason.CANCELLED
+            else:
+                assert order.reason is Reason.BUDGET_EXHAUSTED
+                assert self.at_the_edge(run)
+            self.due_ms[run.id] = now_ms + GRACE_MS
+            return
+        assert (order.desired, order.grace_ms) == ("stop", 0)
+        assert now_ms >= self.due_ms[run.id]
+        if before == ["drain"]:
+            assert order.reason is run.orders[0].reason
+            self.due_ms[run.id] = now_ms + OVERDUE_MS
+        else:
+            # Given up, by the provider's fault: the agent forgets it too, as it would.
+            assert before == ["drain", "stop"]
+            assert not self.agent.obeys
+            assert order.reason is Reason.PROVIDER_LOST
+            run.stopped_ms = now_ms
+            self.agent.past[run.id] = self.agent.runs.pop(run.id)
+            self.ends(run, Reason.PROVIDER_LOST)
+
+    def ends(self, run: RunDouble, reason: Reason) -> None:
+        """The run has ended: the model charges what that makes payable, within the hold."""
+        self.due_ms.pop(run.id, None)
+        covered = run.cum_ms(self.world.now_ms)
+        if reason in FREE or reason is Reason.PROVIDER_LOST:
+            covered = min(run.durable[2] if run.durable else 0, covered)
         charge = min(self.price * covered // HOUR_MS, run.lease.hold_ucr)
         fee = charge * self.fee // 10_000
+        model = self.jobs[run.job_id]
         model.charged_ucr += charge
         self.earned += charge - fee
         self.fees += fee
+        if model.cancelled or reason in FINAL:
+            self.close_books(run.job_id)
 
     def close_books(self, job: str) -> None:
         model = self.jobs[job]
