@@ -117,6 +117,9 @@ def test_an_image_that_is_not_there_is_looked_for_by_three_providers() -> None:
         assert [len(a.runs) for a in agents] == [int(n == number) for n in range(4)]
         assert renter.view(job).state is not JobState.FAILED
         pulls_in_vain(agent, Reason.IMAGE_UNKNOWN)
+        if number == 0:
+            events = world.broker.views.events(renter.party, job).events
+            assert Reason.IMAGE_UNKNOWN in [event.reason for event in events], "told at the first"
     view = renter.view(job)
     assert (view.state, view.reason) == (JobState.FAILED, Reason.IMAGE_UNAVAILABLE)
     assert renter.balance_ucr() == 100_000_000

@@ -3,6 +3,7 @@
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import JobFact, LeaseFact, RunFact
 from sublet_broker.market.leasing import affords_a_lease
+from sublet_broker.market.resuming import PAUSED_WHEN_DURABLE
 from sublet_contracts.amounts import format_credits, format_duration
 from sublet_contracts.api import NextStep
 from sublet_contracts.documents import Job
@@ -22,7 +23,10 @@ def says(
     """Return what the job is doing, in words. `lease` and `run`: the newest."""
     match job.state:
         case JobState.QUEUED:
-            return _waiting("waits for a machine", job, now_ms)
+            if job.reason is None:
+                return _waiting("waits for a machine", job, now_ms)
+            why = f"{MEANINGS[job.reason].says}{_also(job.detail)}"
+            return _waiting(f"{why}; waits for another machine", job, now_ms)
         case JobState.STARTING:
             if run is not None and run.state in _DOING:
                 return f"{_DOING[run.state]}"
@@ -52,7 +56,8 @@ def next_step(job: JobFact, *, outputs_kept: bool) -> NextStep:
         return NextStep.NONE
     if _lacks_money(job):
         return NextStep.SIGN_RECEIPTS if _waits_for_signature(job) else NextStep.RAISE_BUDGET
-    return NextStep.READ_LOGS if job.reason is Reason.NO_PROGRESS else NextStep.RESUME
+    puzzling = (Reason.NO_PROGRESS, Reason.KILLED_TOO_OFTEN)
+    return NextStep.READ_LOGS if job.reason in puzzling else NextStep.RESUME
 
 
 def _also(detail: str) -> str:
@@ -89,7 +94,7 @@ def _recovering(job: JobFact, lease: LeaseFact | None, run: RunFact | None, now_
     if lease is not None and lease.state is not LeaseState.CLOSED:
         doing = _DOING.get(run.state, "it begins") if run else "a machine is asked to take it"
         return f"goes on from step {lease.start_step}: {doing}"
-    why = MEANINGS[job.reason].says if job.reason else "its run ended"
+    why = f"{MEANINGS[job.reason].says}{_also(job.detail)}" if job.reason else "its run ended"
     return _waiting(f"{why}; waits for another machine", job, now_ms)
 
 
@@ -100,6 +105,8 @@ def _paused(job: JobFact) -> str:
         return f"paused: {format_credits(_left_ucr(job))} of the budget are left"
     if job.reason is Reason.NO_PROGRESS:
         return f"paused: no new checkpoint in {job.detail}"
+    if job.reason in PAUSED_WHEN_DURABLE:
+        return f"paused: {MEANINGS[job.reason].says}{_also(job.detail)}"
     return "paused"
 
 
