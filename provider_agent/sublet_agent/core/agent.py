@@ -3,42 +3,59 @@
 The shell commits `step.save` in one transaction, then acknowledges the message, then performs
 `step.effects`. A crash between any two of these loses nothing: after a restart `started` looks at
 what is on disk and at what the runner still has, and asks for the missing effects again.
+
+Once somebody tells what is seen of the machine (`FactsRead`), a lease is signed, and a run that
+ended badly on a GPU is judged, only by a look that began after it came: until then it waits here.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from sublet_agent.core import effects
+from sublet_agent.core import draining, effects
 from sublet_agent.core.effects import Queued, Step
 from sublet_agent.core.events import (
+    DeviceFailed,
     Disconnected,
+    DiskUsed,
     DrainAsked,
     Event,
+    FactsRead,
     Joined,
     MessageArrived,
+    Observed,
     OfferAgain,
+    PreparationFailed,
     PrepareDone,
     Removed,
+    StartTested,
     Tick,
 )
 from sublet_agent.core.offers import (
     KEEP_OFFERS,
     OFFER_REFRESH_MS,
     Terms,
+    lacking,
     make_offer,
     read_assign,
     refusal,
 )
 from sublet_agent.core.records import IssuedOffer, RunRecord, Saved
 from sublet_agent.core.run import UNLISTED_MS, Run
-from sublet_agent.core.run_phases import RunPhase
+from sublet_agent.core.run_phases import LIVE, RunPhase
+from sublet_agent.core.runner_port import CPU_DEVICE
+from sublet_agent.core.set_aside import SetAside
+from sublet_agent.core.supply import Held, Supply, is_less, is_more
 from sublet_contracts.amounts import format_credits
 from sublet_contracts.documents import (
     DocumentRefused,
+    Offer,
     Settlement,
     open_document,
     sign_document,
 )
 from sublet_contracts.keys import SigningKey, short
+from sublet_contracts.reasons import Reason
+from sublet_contracts.rules import BPS, fee_ucr
 from sublet_contracts.session import MAX_SLEW
 from sublet_contracts.versions import Reads
 from sublet_contracts.wire import (
@@ -65,19 +82,45 @@ silence, and its connection has pings. A broker drops who says nothing for five 
 
 
 _IDLE_HEARTBEAT = Heartbeat(runs=())
+FRESH_MS = 250
+"""a look that began so short a time ago counts as one of now"""
+LOOK_WAIT_MS = 4_000
+"""what waits for a look goes on without it after so long: well within a lease's time to answer"""
+BETWEEN_GAINS_MS = 3_000
+"""What can be offered more waits for so long after an offer; what is gone is told at once."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """An event that waits for a look at the machine."""
+
+    event: Event
+    since_ms: int
 
 
 class AgentCore:
     """One agent at one broker. `saved` is what the journal holds; it is changed in step."""
 
     def __init__(self, terms: Terms, key: SigningKey, saved: Saved) -> None:
-        self.terms = terms
+        self.supply = Supply(terms, _remembered(saved))
         self.key = key
         self.saved = saved
         self.runs = {lease_id: Run(record, key) for lease_id, record in saved.runs.items()}
         self.live = False
         self.heartbeat_ms = 3_000
         self.draining: DrainAsked | None = None
+        if saved.reclaimed:
+            self.draining = DrainAsked(Reason.RECLAIMED, terms.grace_ms, then_stop=False)
+        self.aside = SetAside()
+        self.fee_bps: int | None = None
+        """the broker's share of a charge, as it said last"""
+        self._drain_wait: draining.Drain | None = None
+        self._announced: Terms | None = None
+        """what the offer says that the broker has; None: it has none of this agent's"""
+        self._looks = False
+        self._looked_ms = 0
+        self._waiting: dict[str, _Waiting] = {}
+        self._disk_used: dict[str, int] = {}
         self._last_heartbeat_ms = 0
         self._last_offer_ms: int | None = None
         self._withdrawn = False
@@ -86,6 +129,11 @@ class AgentCore:
         self._broker_reads: Reads = {}
         self._joined_ms = 0
         self._step = Step()
+
+    @property
+    def terms(self) -> Terms:
+        """What can be offered now."""
+        return self.supply.terms
 
     # -- in ---------------------------------------------------------------------------------------
 
@@ -96,11 +144,21 @@ class AgentCore:
         for run in self.runs.values():
             run.resume(now_ms)
             self._collect(run)
+        if self.draining:
+            self._say("reclaimed: nothing is offered until `sublet provider offer`")
         strangers = [lease_id for lease_id in found if lease_id not in self.runs]
         return self._take_step(), strangers
 
     def handle(self, event: Event, now_ms: int) -> Step:
         """Take one event."""
+        if self._needs_a_look(event, now_ms):
+            self._step.effects.append(effects.ReadFacts())
+        else:
+            self._take(event, now_ms)
+        self._check_drained(now_ms)
+        return self._take_step()
+
+    def _take(self, event: Event, now_ms: int) -> None:
         match event:
             case MessageArrived(message):
                 self._arrived(message, now_ms)
@@ -111,37 +169,50 @@ class AgentCore:
                     each.broker_reads = broker_reads
                 self._broker_ahead_ms = broker_ahead_ms
                 self._joined_ms = now_ms
+                self._something_moves(now_ms)
                 if not self.saved.broker:
                     self.saved.broker = self._step.save.broker = broker
             case Disconnected():
                 self.live = False
+                self._announced = None
+                self._something_moves(now_ms)
             case Tick():
                 self._tick(now_ms)
             case DrainAsked():
                 self._drain(event, now_ms)
             case OfferAgain():
-                self.draining = None
-                self._withdrawn = self._told_done = False
-                self._send_offer(now_ms)
+                self._offer_again(now_ms)
+            case FactsRead():
+                self._facts_read(event, now_ms)
+            case DeviceFailed(device_id, detail):
+                self._say(f"{device_id}: {detail}")
+                self.supply.fault(device_id, detail, now_ms)
+                self._device_failed(device_id, detail, now_ms)
+                self._update_offer(now_ms)
+            case StartTested(trouble):
+                self._start_tested(trouble, now_ms)
             case PrepareDone(job_id, ready, detail):
                 self._send(Prepared(job=job_id, ready=ready, detail=detail[:256]))
             case Removed(lease_id):
+                self._disk_used.pop(lease_id, None)
+                self._waiting.pop(lease_id, None)
                 if self.runs.pop(lease_id, None):
                     self.saved.runs.pop(lease_id, None)
                     self._step.save.forget_runs.append(lease_id)
             case _:
                 run = self.runs.get(event.lease_id)
                 if run:
-                    had_advanced = run.advanced
+                    had_advanced, before = run.advanced, run.record.phase
                     run.handle(event, now_ms)
+                    self._judge_start(run, event, before, now_ms)
+                    if isinstance(event, DiskUsed):
+                        self._disk_used[event.lease_id] = event.used_bytes
                     if run.advanced and not had_advanced:
                         # Somebody may be waiting for this step: it isn't left to the next beat.
                         self._send_heartbeat(now_ms)
                     if run.changed and run.record.phase is RunPhase.DISCARDED:
                         self._step.save.drop_messages_of.append(event.lease_id)
                     self._collect(run)
-        self._check_drained()
-        return self._take_step()
 
     def heartbeat(self) -> Heartbeat:
         """Return what the agent runs now."""
@@ -163,6 +234,10 @@ class AgentCore:
             case Assign():
                 self._assigned(message, now_ms)
             case Order():
+                waiting = self._waiting.get(message.lease)
+                if waiting is not None and isinstance(waiting.event, MessageArrived):
+                    del self._waiting[message.lease]
+                    self._refuse(message.lease, "it was to stop before it was signed")
                 run = self.runs.get(message.lease)
                 if run and run.record.lease.epoch == message.epoch:
                     run.stop(message.desired, message.reason, message.grace_ms, now_ms)
@@ -186,6 +261,7 @@ class AgentCore:
 
     def _welcomed(self, welcome: Welcome, now_ms: int) -> None:
         self.heartbeat_ms = welcome.heartbeat_ms
+        self._tell_fee(welcome.fee_bps)
         held = {(lease.lease, lease.epoch) for lease in welcome.leases}
         for run in self.runs.values():
             record = run.record
@@ -202,10 +278,19 @@ class AgentCore:
             if not run.record.is_over:
                 self._step.effects.append(effects.SendLogs(run.record.lease_id, -1))
         self._send_heartbeat(now_ms)
-        if self.draining:
-            self._withdraw()
-        else:
-            self._send_offer(now_ms)
+        self._announced = None
+        self._update_offer(now_ms)
+
+    def _tell_fee(self, fee_bps: int) -> None:
+        if fee_bps == self.fee_bps:
+            return
+        self.fee_bps = fee_bps
+        price = self.terms.price_ucr_per_device_hour
+        self._say(
+            f"the broker keeps {fee_bps * 100 / BPS:g} % of each charge: of "
+            f"{format_credits(price)} credits per device-hour you earn "
+            f"{format_credits(price - fee_ucr(price, fee_bps))}"
+        )
 
     def _broker_now_ms(self, now_ms: int) -> int:
         """Return what the broker's clock shows at the least: it may have been slow since we met."""
@@ -221,19 +306,19 @@ class AgentCore:
         except DocumentRefused as error:
             self._refuse(lease_id, f"{error.field}: {error}" if error.field else str(error))
             return
-        why = (
-            "I am being drained"
-            if self.draining
-            else refusal(
-                assigned,
-                provider=self.key.party,
-                offers=self.saved.offers,
-                runs=self.saved.runs.values(),
-                epochs=self.saved.epochs,
-                now_ms=now_ms,
-                broker_now_ms=self._broker_now_ms(now_ms),
-            )
+        why = self.why_nothing_is_offered() or refusal(
+            assigned,
+            provider=self.key.party,
+            offers=self.saved.offers,
+            runs=self.saved.runs.values(),
+            epochs=self.saved.epochs,
+            now_ms=now_ms,
+            broker_now_ms=self._broker_now_ms(now_ms),
         )
+        if not why and self._looks:
+            why = self.supply.why_not(assigned.lease.document.device_ids) or lacking(
+                assigned, self._make_offer(now_ms)
+            )
         if why:
             self._refuse(lease_id, why)
             return
@@ -244,6 +329,7 @@ class AgentCore:
             job=assigned.job.document,
             checkpoint=assigned.checkpoint.document if assigned.checkpoint else None,
             durable_step=assigned.lease.document.start_step,
+            cpu_millis=self.terms.cpu_millis * len(assigned.lease.document.device_ids),
         )
         run = Run(record, self.key, broker_reads=self._broker_reads)
         self.runs[lease_id] = run
@@ -295,8 +381,14 @@ class AgentCore:
             self._collect(run)
         if now_ms >= self._next_heartbeat_ms():
             self._send_heartbeat(now_ms)
-        if self.live and not self.draining and now_ms >= self._next_offer_ms():
-            self._send_offer(now_ms)
+        for lease_id, waiting in list(self._waiting.items()):
+            # Also where the clock went back.
+            if not 0 <= now_ms - waiting.since_ms <= LOOK_WAIT_MS:
+                del self._waiting[lease_id]
+                self._take(waiting.event, now_ms)
+        if self.aside.test_is_due(now_ms):
+            self._step.effects.append(effects.StartTest(self._all_devices()))
+        self._update_offer(now_ms)
 
     def _next_heartbeat_ms(self) -> int:
         return self._last_heartbeat_ms + self.heartbeat_ms * (
@@ -304,36 +396,66 @@ class AgentCore:
         )
 
     def _next_offer_ms(self) -> int:
+        if self.why_nothing_is_offered() or not self.terms.devices:
+            return NEVER_MS
         return 0 if self._last_offer_ms is None else self._last_offer_ms + OFFER_REFRESH_MS
 
     def quiet_until_ms(self) -> int:
         """Return the time before which a Tick does nothing, as long as no other event comes."""
-        if self.runs:
+        if self.runs or self._waiting:
             return 0
+        test_ms = self.aside.next_test_ms if self.aside.is_set else NEVER_MS
         if not self.live:
-            return NEVER_MS
-        return (
-            self._next_heartbeat_ms()
-            if self.draining
-            else min(self._next_heartbeat_ms(), self._next_offer_ms())
-        )
+            return test_ms
+        return min(test_ms, self._next_heartbeat_ms(), self._next_offer_ms())
 
     def _send_heartbeat(self, now_ms: int) -> None:
         if self.live:
             self._last_heartbeat_ms = now_ms
             self._send(self.heartbeat())
 
-    def _send_offer(self, now_ms: int) -> None:
-        if not self.live or not self.terms.devices:
+    # -- the market --------------------------------------------------------------------------------
+
+    def why_nothing_is_offered(self) -> str:
+        """Return why nothing at all is offered, in words; '' if something may be."""
+        if self.draining:
+            return "I am being drained"
+        if self.aside.is_set:
+            return f"this machine has set itself aside: {self.aside.why}"
+        if self.supply.engine:
+            return f"the machine's engine does not answer: {self.supply.engine}"
+        return ""
+
+    def _update_offer(self, now_ms: int) -> None:
+        """Bring the market to what can be offered: less at once, more after a while, and all of it
+        anew in time before it expires."""
+        if self.why_nothing_is_offered() or not self.terms.devices:
+            self._withdraw()
             return
-        sequence = self.saved.offer_sequence + 1
-        offer = make_offer(
+        if not self.live:
+            return
+        before = self._announced
+        since_ms = now_ms - (self._last_offer_ms or 0)
+        if (
+            before is None
+            or is_less(self.terms, before)
+            or now_ms >= self._next_offer_ms()
+            or (is_more(self.terms, before) and not 0 <= since_ms < BETWEEN_GAINS_MS)
+        ):
+            self._send_offer(now_ms)
+
+    def _make_offer(self, now_ms: int) -> Offer:
+        return make_offer(
             self.terms,
             provider=self.key.party,
             broker=self.saved.broker,
-            sequence=sequence,
+            sequence=self.saved.offer_sequence + 1,
             now_ms=now_ms,
         )
+
+    def _send_offer(self, now_ms: int) -> None:
+        offer = self._make_offer(now_ms)
+        sequence = offer.sequence
         signed = sign_document(offer, self.key)
         issued = IssuedOffer(id=signed.id, sequence=sequence, envelope=signed.envelope)
         self.saved.offers = [*self.saved.offers, issued][-KEEP_OFFERS:]
@@ -341,12 +463,131 @@ class AgentCore:
         self._step.save.offers = self.saved.offers
         self._step.save.offer_sequence = sequence
         self._last_offer_ms = now_ms
+        self._announced = self.terms
+        self._withdrawn = False
         self._send(Announce(offer=signed.envelope))
+
+    def _offer_again(self, now_ms: int) -> None:
+        self.draining = self._drain_wait = None
+        self._told_done = False
+        if self.saved.reclaimed:
+            self.saved.reclaimed = self._step.save.reclaimed = False
+        self.supply.believe_all()
+        self.aside.try_now(now_ms)
+        self._announced = None
+        self._update_offer(now_ms)
+        self._step.effects.append(effects.ReadFacts())
+
+    # -- the machine -------------------------------------------------------------------------------
+
+    def _needs_a_look(self, event: Event, now_ms: int) -> bool:
+        """Keep what is to be judged by how the machine is now until that was seen."""
+        if not self._looks or 0 <= now_ms - self._looked_ms <= FRESH_MS:
+            return False
+        match event:
+            case MessageArrived(Assign() as assign) if not self.why_nothing_is_offered():
+                lease_id = assign.lease.id
+                if lease_id in self.runs:
+                    return False
+            case Observed(lease_id, running=False, end=end) if not end or end.exit_code != 0:
+                if not self._holds_gpu(lease_id):
+                    return False
+            case PreparationFailed(lease_id, Reason.START_FAILED):
+                if not self._holds_gpu(lease_id):
+                    return False
+            case _:
+                return False
+        self._waiting.setdefault(lease_id, _Waiting(event, now_ms))
+        return True
+
+    def _holds_gpu(self, lease_id: str) -> bool:
+        run = self.runs.get(lease_id)
+        return run is not None and CPU_DEVICE not in run.record.lease.device_ids
+
+    def _facts_read(self, event: FactsRead, now_ms: int) -> None:
+        self._looks = True
+        self._looked_ms = event.looked_ms
+        before, missing = self.supply.engine, dict(self.supply.missing)
+        held = [
+            Held(
+                run.record.lease.device_ids,
+                run.record.job.resources.memory_bytes,
+                self._disk_used.get(lease_id, 0),
+            )
+            for lease_id, run in self.runs.items()
+            if run.record.phase in (*LIVE, RunPhase.FINISHING)
+        ]
+        for lost in self.supply.take(event.facts, held, now_ms):
+            self._device_failed(lost.id, lost.says, now_ms)
+        for id, one in self.supply.missing.items():
+            if id not in missing:
+                self._say(f"{id} is not offered: {one.says}")
+        for id in missing.keys() - self.supply.missing.keys():
+            self._say(f"{id} can be offered again")
+        if self.supply.engine and not before:
+            self._say(f"nothing is offered: the engine does not answer: {self.supply.engine}")
+        elif before and not self.supply.engine:
+            self._say("the engine answers again")
+        self._update_offer(now_ms)
+        for lease_id, waiting in list(self._waiting.items()):
+            if event.looked_ms >= waiting.since_ms:
+                del self._waiting[lease_id]
+                self._blame_doubtful(lease_id, now_ms)
+                self._take(waiting.event, now_ms)
+
+    def _blame_doubtful(self, lease_id: str, now_ms: int) -> None:
+        """Its end came while a device of its did not answer: that is what it is judged by."""
+        run = self.runs.get(lease_id)
+        for id in run.record.lease.device_ids if run else ():
+            if run and id in self.supply.missing:
+                run.device_failed(f"{id}: {self.supply.missing[id].says}", now_ms)
+                self._collect(run)
+
+    def _device_failed(self, device_id: str, says: str, now_ms: int) -> None:
+        for run in self.runs.values():
+            if device_id in run.record.lease.device_ids:
+                run.device_failed(f"{device_id}: {says}", now_ms)
+                self._collect(run)
+
+    def _all_devices(self) -> tuple[str, ...]:
+        return tuple(device.id for device in self.terms.devices)
+
+    def _judge_start(self, run: Run, event: Event, before: RunPhase, now_ms: int) -> None:
+        record = run.record
+        if before is RunPhase.STARTING and record.phase not in (before, RunPhase.ENDED):
+            self.aside.started()
+        elif (
+            isinstance(event, PreparationFailed)
+            and record.phase is not before
+            and record.reason is Reason.START_FAILED
+            and self.aside.start_failed(record.job_id, event.detail, now_ms)
+        ):
+            self._say(
+                "nothing is offered for now: the last jobs could not be started here, so it is "
+                f"this machine ({event.detail}). Mend that (the engine's own log says more: "
+                "`journalctl -u docker`); the agent tests itself and offers again, and "
+                "`sublet provider offer` has it try at once"
+            )
+            self._update_offer(now_ms)
+
+    def _start_tested(self, trouble: str, now_ms: int) -> None:
+        if not self.aside.is_set:
+            return
+        if self.aside.tested(trouble, now_ms):
+            self._say("a start test went well: offering again")
+            self._update_offer(now_ms)
+        else:
+            wait_s = max(0, self.aside.next_test_ms - now_ms) // 1000
+            self._say(f"a start test failed ({trouble}); the next one in {wait_s} s")
 
     # -- drain ------------------------------------------------------------------------------------
 
     def _drain(self, asked: DrainAsked, now_ms: int) -> None:
         self.draining = asked
+        self._told_done = False
+        self._drain_wait = draining.Drain(now_ms) if asked.then_stop else None
+        if not asked.then_stop:
+            self.saved.reclaimed = self._step.save.reclaimed = True
         self._withdraw()
         for run in self.runs.values():
             run.stop("drain", asked.reason, asked.grace_ms, now_ms)
@@ -355,10 +596,29 @@ class AgentCore:
     def _withdraw(self) -> None:
         if not self._withdrawn and self.saved.offer_sequence:
             self._withdrawn = True
+            self._announced = None
             self._queue("", Withdraw(offer_sequence=self.saved.offer_sequence))
 
-    def _check_drained(self) -> None:
-        if self.draining and self.draining.then_stop and not self.runs and not self._told_done:
+    def _something_moves(self, now_ms: int) -> None:
+        if self._drain_wait is not None:
+            self._drain_wait.moved_ms = now_ms
+
+    def waits_for(self) -> tuple[str, ...]:
+        """Return what a drain waits for, a line each; () if it doesn't, or isn't asked for."""
+        records = [run.record for run in self.runs.values()]
+        return draining.waits_for(records, live=self.live) if self._drain_wait else ()
+
+    def _check_drained(self, now_ms: int) -> None:
+        drain = self._drain_wait
+        if drain is None or self._told_done:
+            return
+        waits_for = self.waits_for()
+        for line in waits_for:
+            if line not in drain.told:
+                self._say(f"draining: waiting for {line}")
+        drain.told = waits_for
+        records = [run.record for run in self.runs.values()]
+        if drain.is_over(records, live=self.live, now_ms=now_ms):
             self._told_done = True
             self._step.effects.append(effects.Done())
 
@@ -399,6 +659,17 @@ class AgentCore:
             return effects.NOTHING
         step, self._step = self._step, Step()
         return step
+
+
+def _remembered(saved: Saved) -> dict[str, int]:
+    """Return the devices of the last offer, and what memory it said that each has."""
+    if not saved.offers:
+        return {}
+    try:
+        offer = open_document(saved.offers[-1].envelope, Offer).document
+    except DocumentRefused:
+        return {}  # An older release's: it is measured anew.
+    return {device.id: device.memory_bytes for device in offer.devices}
 
 
 def devices_in_use(runs: Mapping[str, RunRecord]) -> dict[str, str]:

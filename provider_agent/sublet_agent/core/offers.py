@@ -107,6 +107,13 @@ def read_assign(assign: Assign, broker: str) -> Assigned:
     return Assigned(lease, job, checkpoint)
 
 
+def lacking(assigned: Assigned, offer: Offer) -> str:
+    """Return what the lease's devices and this machine, as an offer says them, lack for the job."""
+    named = set(assigned.lease.document.device_ids)
+    devices = [device for device in offer.devices if device.id in named]
+    return "; ".join(map(str, shortfalls(required_by(assigned.job.document), offer, devices)))
+
+
 def refusal(
     assigned: Assigned,
     *,
@@ -146,9 +153,8 @@ def refusal(
         len(lease.device_ids) != job.resources.devices
     ):
         return f"device_ids: the job asks for {job.resources.devices} different devices"
-    lacking = shortfalls(required_by(job), offer, [devices[id] for id in lease.device_ids])
-    if lacking:
-        return "; ".join(map(str, lacking))
+    if short_of := lacking(assigned, offer):
+        return short_of
     for record in runs:
         taken = set(record.lease.device_ids) & set(lease.device_ids)
         if taken and not record.is_over:
