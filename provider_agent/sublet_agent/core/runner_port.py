@@ -198,9 +198,14 @@ def require_pinned(image: str, policy: Literal["digest", "any"], known_as: str |
     )
 
 
+def is_run_id(text: str) -> bool:
+    """Say whether a run can have this id."""
+    return _RUN_ID.match(text) is not None
+
+
 def check_spec(spec: RunSpec) -> None:
     """Raise RunRefused, naming the field, for a spec that no runner may start."""
-    if not _RUN_ID.match(spec.run_id):
+    if not is_run_id(spec.run_id):
         raise RunRefused(f"run_id {spec.run_id!r}: use 1 to 100 letters, digits, '_', '.', '-'")
     for name in ("cpu_millis", "memory_bytes", "disk_bytes", "pids"):
         if getattr(spec, name) < 1:

@@ -9,15 +9,16 @@ the form `name=path`.
 Memory and processes are limited by a supervisor that looks ten times a second, so a job can pass a
 limit for that long; RLIMIT_FSIZE bounds each file. Each run has a folder `runs/<run id>` below the
 agent's state folder: `spec.json`, `lock` (held while the supervisor lives), `running.json`,
-`exit.json`, the output, and `work/`, the job's working folder.
+`stop.json` (the agent asks the job to stop), `exit.json`, the output, and `work/`, the job's
+working folder. A job can reach all of them, so what is read there is believed only as far as it
+makes sense; and what is killed is told by the kernel, never by a file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -27,15 +28,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sublet_agent.adapters.process import logs as process_logs
+from sublet_agent.adapters.process import records
 from sublet_agent.adapters.process import tree as process_tree
-from sublet_agent.adapters.process.supervisor import write_durably
+from sublet_agent.adapters.process.files import open_plain, write_durably
+from sublet_agent.adapters.process.supervisor import STOP_ASKED
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.core import runner_port
 from sublet_agent.core.runner_port import FoundRun, LogBatch, ResolvedImage, RunSpec, RunStatus
 
+WITNESS = "SUBLET_WITNESS"
+"""The variable that, as `off`, does without the witness: see witness.py."""
 _SUPERVISOR = "sublet_agent.adapters.process.supervisor"
 _START_S = 30.0
 _END_S = 30.0
+_SAID_BYTES = 500
+_ODD = "a file of this run was changed or damaged, so nobody knows how it ended"
+_DIED = "the supervisor was killed, or the machine went down"
 
 
 class ProcessRunner:
@@ -82,7 +90,7 @@ class ProcessRunner:
                 write_durably(directory / "spec.json", self._describe(spec))
             with (directory / "supervisor.log").open("ab") as log:
                 started = subprocess.run(
-                    [sys.executable, "-m", _SUPERVISOR, str(directory)],
+                    [sys.executable, "-m", _SUPERVISOR, str(directory.absolute())],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -98,80 +106,98 @@ class ProcessRunner:
         deadline = time.monotonic() + _START_S
         while self.status(run_id).state == "created":
             if code != 0 or time.monotonic() > deadline:
-                said = (directory / "supervisor.log").read_text(errors="replace")[-500:].strip()
+                said = _last_words(directory / "supervisor.log")
                 raise runner_port.StartFailed(f"run {run_id}: the supervisor did not start: {said}")
             time.sleep(0.005)
 
     def find(self) -> list[FoundRun]:
-        """List the runs below the state folder. See `Runner`."""
+        """List the runs below the state folder. See `Runner`.
+
+        One whose own record is damaged is listed while anything of it goes on, so that it is ended.
+        """
         found = []
         for directory in sorted(self._runs.glob("*")):
-            spec = _read(directory / "spec.json")
-            if spec is not None and spec["owner"] == self._owner:
-                found.append(
-                    FoundRun(
-                        directory.name,
-                        spec["job_id"],
-                        spec["lease_id"],
-                        spec["epoch"],
-                        self.status(directory.name),
-                    )
-                )
+            run_id = directory.name
+            if not runner_port.is_run_id(run_id):
+                continue
+            status = self.status(run_id)
+            try:
+                spec = records.read(directory / "spec.json", records.SpecRecord)
+            except records.Damaged:
+                spec = None
+            if spec is None and status.state in ("running", "exited"):
+                found.append(FoundRun(run_id, "", "", 0, status))
+            elif spec is not None and spec.owner == self._owner:
+                found.append(FoundRun(run_id, spec.job_id, spec.lease_id, spec.epoch, status))
         return found
 
     def status(self, run_id: str) -> RunStatus:
         """Say how the run is, from its folder. See `Runner`."""
         directory = self._directory(run_id)
-        if _read(directory / "spec.json") is None:
-            return RunStatus("gone")
         # In this order: running.json is there only while or after the lock is held, and exit.json
         # is written before it is let go. Before running.json the lock is the supervisor's to take.
-        running = _read(directory / "running.json")
-        held = running is not None and _is_held(directory / "lock")
-        ended = _read(directory / "exit.json")
+        began = os.path.lexists(directory / "running.json")
+        held = began and _is_held(directory / "lock")
+        try:
+            ended = records.read(directory / "exit.json", records.ExitRecord)
+        except records.Damaged:
+            return RunStatus("running") if held else RunStatus("exited", error=_ODD)
         if ended is not None:
             return RunStatus(
                 "exited",
-                ended["exit_code"],
-                returned=ended["returned"],
-                signal=ended["signal"],
-                oom_killed=ended["oom_killed"],
-                started_ms=ended["started_ms"],
-                finished_ms=ended["finished_ms"],
-                error=ended["error"],
+                ended.exit_code,
+                returned=ended.returned,
+                signal=ended.signal,
+                oom_killed=ended.oom_killed,
+                limit_exceeded=ended.limit_exceeded,
+                outside_signal=ended.outside_signal,
+                unknown_signal=ended.unknown_signal,
+                started_ms=ended.started_ms,
+                finished_ms=ended.finished_ms,
+                error=ended.error,
             )
-        if running is None:
-            return RunStatus("created")
+        running = records.read_sound(directory / "running.json", records.RunningRecord)
+        since = None if running is None else running.started_ms
         if held:
-            return RunStatus("running", started_ms=running["started_ms"])
-        died = "the supervisor was killed, or the machine went down"
-        return RunStatus("exited", started_ms=running["started_ms"], error=died)
+            return RunStatus("running", started_ms=since)
+        if began:
+            return RunStatus("exited", started_ms=since, error=_DIED if running else _ODD)
+        try:
+            spec = records.read(directory / "spec.json", records.SpecRecord)
+        except records.Damaged:
+            return RunStatus("exited", error=_ODD)
+        return RunStatus("gone" if spec is None else "created")
 
     def stop(self, run_id: str) -> None:
         """Write STOP and send TERM to the job's own process. See `Runner`."""
         directory = self._directory(run_id)
-        spec, running = _read(directory / "spec.json"), _read(directory / "running.json")
-        if spec is None:
+        spec = records.read_sound(directory / "spec.json", records.SpecRecord)
+        running = records.read_sound(directory / "running.json", records.RunningRecord)
+        if spec is not None:
+            # Where the job has broken its folder, the signal has to do.
+            with contextlib.suppress(OSError):
+                folders.ask(Path(spec.checkpoint_dir), "STOP")
+        if running is None or not process_tree.is_alive(running.job_pid, running.job_started):
             return
-        folders.ask(Path(spec["checkpoint_dir"]), "STOP")
-        if running and process_tree.is_alive(running["job_pid"], running["job_started"]):
-            try:
-                os.kill(running["job_pid"], signal.SIGTERM)
-            except ProcessLookupError:
-                return
+        if not process_tree.is_marked(running.job_pid, self._mark(run_id)):
+            return  # whatever that is, it is not this run's
+        # First, so that whoever looks at the signal knows it for ours. Asked it is in any case.
+        with contextlib.suppress(OSError):
+            write_durably(directory / STOP_ASKED, {"pid": os.getpid()})
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.job_pid, signal.SIGTERM)
 
     def kill(self, run_id: str) -> None:
-        """End everything that the job started; its supervisor then writes down the end."""
-        spec = _read(self._directory(run_id) / "spec.json")
-        if spec is not None:
-            self._end(run_id, spec["mark"], with_supervisor=False)
+        """End everything that the job started; its supervisor then writes down the end.
+
+        Needs neither the agent nor a supervisor, nor any file of the run's.
+        """
+        self._end(run_id, with_supervisor=False)
 
     def remove(self, run_id: str) -> None:
         """End what is left, the supervisor too, and delete the run's folder. See `Runner`."""
+        self._end(run_id, with_supervisor=True)
         directory = self._directory(run_id)
-        spec = _read(directory / "spec.json")
-        if spec is not None:
-            self._end(run_id, spec["mark"], with_supervisor=True)
         if directory.exists():
             folders.delete(directory)
 
@@ -182,18 +208,17 @@ class ProcessRunner:
             return LogBatch((), cursor, False)
         return process_logs.read(directory, cursor, limit_bytes)
 
-    def _end(self, run_id: str, mark: str, *, with_supervisor: bool) -> None:
-        directory = self._directory(run_id)
+    def _end(self, run_id: str, *, with_supervisor: bool) -> None:
+        directory = self._directory(run_id).absolute()
+        mark = self._mark(run_id)
         deadline = time.monotonic() + _END_S
         while True:
-            running = _read(directory / "running.json")
+            supervisors = process_tree.started_as(_SUPERVISOR, str(directory))
             alive = process_tree.marked(mark)
-            supervisor = None
-            if running and process_tree.is_alive(running["pid"], running["started"]):
-                supervisor = running["pid"]
+            for supervisor in supervisors:
                 alive |= process_tree.descendants(supervisor)
-            if not alive and with_supervisor and supervisor is not None:
-                alive = {supervisor}
+            if not alive and with_supervisor:
+                alive = supervisors
             if not alive:
                 return
             if time.monotonic() > deadline:
@@ -202,6 +227,9 @@ class ProcessRunner:
                 )
             process_tree.end(alive)
             time.sleep(0.01)
+
+    def _mark(self, run_id: str) -> process_tree.Mark:
+        return process_tree.mark_of(self._owner, run_id)
 
     def _describe(self, spec: RunSpec) -> dict[str, Any]:
         paths = {path: str(host) for path, host in spec.destinations.items()}
@@ -223,21 +251,23 @@ class ProcessRunner:
         env["PATH"] = os.pathsep.join([own_bin, os.environ.get("PATH", os.defpath)])
         env.update((k, _on_host(v, paths)) for k, v in own.items())
         gpus = ",".join(runner_port.gpu_ids(spec))
-        mark = secrets.token_hex(8)
-        env.update({"CUDA_VISIBLE_DEVICES": gpus, process_tree.MARK: mark})
+        mark = self._mark(spec.run_id)
+        env.update({"CUDA_VISIBLE_DEVICES": gpus, process_tree.MARK: mark.text})
         return {
             "owner": self._owner,
             "job_id": spec.job_id,
             "lease_id": spec.lease_id,
             "epoch": spec.epoch,
             "image": spec.image,
-            "mark": mark,
+            "brand": mark.brand,
+            "witness": os.environ.get(WITNESS) != "off",
             "command": [_on_host(part, paths) for part in spec.command],
             "env": env,
             "checkpoint_dir": str(spec.checkpoint_dir),
             "memory_bytes": spec.memory_bytes,
             "disk_bytes": spec.disk_bytes,
             "pids": spec.pids,
+            "stop_grace_ms": spec.stop_grace_ms,
             "log_bytes": self._log_bytes,
         }
 
@@ -259,18 +289,19 @@ def _on_host(text: str, paths: dict[str, str]) -> str:
 
 def _is_held(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:
+        return False
     return False
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _last_words(path: Path) -> str:
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found
+        with open_plain(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _SAID_BYTES))
+            return file.read(_SAID_BYTES).decode("utf-8", "replace").strip()
+    except OSError as error:
+        return str(error)

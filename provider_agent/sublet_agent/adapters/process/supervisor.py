@@ -4,12 +4,14 @@
 
 It holds a lock on `RUN_DIRECTORY/lock` as long as it lives. It is the subreaper of all that the
 job starts, so nothing escapes by being orphaned; keeps the memory and the number of processes
-within the run's limits; takes the output into bounded files; and when the job's own process ends
-it ends the rest, as a container would, and then writes `exit.json`, durably.
+within the run's limits; takes the output into bounded files; sees who sends the job a signal
+(witness.py); and when the job's own process ends it ends the rest, as a container would, and then
+writes `exit.json`, durably.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -24,30 +26,21 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from sublet_agent.adapters.process import tree as process_tree
+from sublet_agent.adapters.process.files import read_bounded, write_durably
 from sublet_agent.adapters.process.logs import LogWriter
+from sublet_agent.adapters.process.witness import Testimony, Witness, testimony
 from sublet_agent.core.runner_port import MAX_LINE_BYTES
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _WATCH_S = 0.1
 _READ_BYTES = 64 * 1024
+_STOP_ASKED_BYTES = 1024
+_ERROR_LETTERS = 1000
 _DRAIN_S = 5.0
 _LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def write_durably(path: Path, value: dict[str, Any]) -> None:
-    """Replace a JSON file so that after a crash it is the old one or the new one."""
-    tmp = path.with_suffix(".tmp")
-    with tmp.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(tmp, path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+STOP_ASKED = "stop.json"
+"""Written before the agent asks the job to stop: by which process, so that it's known as ours."""
 
 
 class Supervisor:
@@ -59,7 +52,10 @@ class Supervisor:
         self._log = LogWriter(directory, self._spec["log_bytes"])
         self._pending: dict[str, bytes] = {}
         self._wait_status: int | None = None
+        self._ended_s = 0.0
+        self._witness: Witness | None = None
         self._out_of_memory = False
+        self._limit_exceeded = ""
         self._error: str | None = None
         self._started_ms = 0
         self._pid = 0
@@ -80,6 +76,11 @@ class Supervisor:
         child = process_tree.read_process(job.pid)
         about |= {"job_pid": job.pid, "job_started": child.started if child else 0}
         about["started_ms"] = self._started_ms
+        # At once, whatever else is being done: each stop of the job waits for this.
+        signal.signal(signal.SIGCHLD, lambda *_: self._serve())
+        if self._spec["witness"]:
+            self._witness = Witness(job.pid, self._is_ours)
+            self._witness.attend()
         write_durably(self._directory / "running.json", about)
         self._watch(job)
         status = self._wait_status
@@ -104,6 +105,10 @@ class Supervisor:
 
     def _limit(self) -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        brand = self._spec["brand"]
+        # Refused where the limit is lower already, in a job of a job's: the mark is there as well.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(process_tree.RLIMIT_LOCKS, (brand, brand))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         size = self._spec["disk_bytes"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -129,8 +134,12 @@ class Supervisor:
             if now >= next_watch:
                 self._log.flush()
                 self._reap()
-                alive = process_tree.descendants(os.getpid())
+                survey = process_tree.survey(os.getpid())
+                alive = set(survey.alive)
                 if self._wait_status is None:
+                    if self._witness is not None:
+                        self._witness.remember(survey)
+                        self._witness.attend()
                     self._hold_limits(alive)
                 elif alive:
                     process_tree.end(alive)
@@ -144,7 +153,8 @@ class Supervisor:
 
     def _hold_limits(self, alive: set[int]) -> None:
         if len(alive) > self._spec["pids"]:
-            self._error = f"more than {self._spec['pids']} processes"
+            self._limit_exceeded = f"more than {self._spec['pids']} processes"
+            self._error = self._limit_exceeded
         elif sum(map(process_tree.private_bytes, alive)) > self._spec["memory_bytes"]:
             self._out_of_memory = True
             self._error = f"more than {self._spec['memory_bytes']} bytes of memory"
@@ -182,19 +192,55 @@ class Supervisor:
             if pid == 0:
                 return
             if pid == self._pid:
-                self._wait_status = status
+                self._took(status)
 
-    def _finish(self, code: int | None, signal: int | None, about: dict[str, Any]) -> None:
+    def _serve(self) -> None:
+        """Take what the job's own process has come to, as often as there is something."""
+        while self._wait_status is None:
+            try:
+                pid, status = os.waitpid(self._pid, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._took(status)
+
+    def _took(self, status: int) -> None:
+        if not os.WIFSTOPPED(status):
+            self._ended_s = time.monotonic()
+            self._wait_status = status
+        elif self._witness is not None:
+            self._witness.pass_on(status)
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether the agent's process with this pid has asked the job to stop."""
+        try:
+            asked = json.loads(read_bounded(self._directory / STOP_ASKED, _STOP_ASKED_BYTES))
+        except (OSError, ValueError):
+            return False
+        return isinstance(asked, dict) and asked.get("pid") == pid
+
+    def _testimony(self, killed_by: int | None) -> Testimony:
+        if self._witness is None:
+            return Testimony()
+        grace_s = self._spec["stop_grace_ms"] / 1000
+        return testimony(self._witness.sightings, killed_by, self._ended_s, grace_s)
+
+    def _finish(self, code: int | None, killed_by: int | None, about: dict[str, Any]) -> None:
         for stream, rest in self._pending.items():
             if rest:
                 self._log.write("stdout" if stream == "stdout" else "stderr", _now_ms(), rest)
         self._log.flush(durable=True)
+        seen = self._testimony(killed_by)
         ended = {
             "exit_code": code,
-            "signal": signal,
-            "returned": code is not None and signal is None,
+            "signal": killed_by,
+            "returned": code is not None and killed_by is None,
             "oom_killed": self._out_of_memory,
-            "error": self._error,
+            "limit_exceeded": self._limit_exceeded,
+            "outside_signal": seen.outside_signal,
+            "unknown_signal": seen.unknown_signal,
+            "error": self._error and self._error[:_ERROR_LETTERS],
             "started_ms": self._started_ms,
             "finished_ms": _now_ms(),
         }
