@@ -173,7 +173,7 @@ class Observer:
             running=status.state == "running",
             started_ms=started_ms,
             ran_ms=max(0, ran_ms - status.paused_ms),
-            end=None if status.state != "exited" else _evidence(status),
+            end=None if status.state != "exited" else evidence_of(status),
             detail=status.error or "",
         )
 
@@ -220,7 +220,8 @@ class Observer:
             self._listener.post(events.DiskFull(self._lease_id, says))
 
 
-def _evidence(status: RunStatus) -> ExitEvidence:
+def evidence_of(status: RunStatus) -> ExitEvidence:
+    """Return what the runner saw of an end, as it is judged."""
     return ExitEvidence(
         exit_code=status.exit_code,
         returned=status.returned,

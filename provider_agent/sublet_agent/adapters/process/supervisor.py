@@ -53,6 +53,7 @@ class Supervisor:
         self._pending: dict[str, bytes] = {}
         self._wait_status: int | None = None
         self._ended_s = 0.0
+        self._serving = self._serve_again = False
         self._witness: Witness | None = None
         self._out_of_memory = False
         self._limit_exceeded = ""
@@ -195,15 +196,24 @@ class Supervisor:
                 self._took(status)
 
     def _serve(self) -> None:
-        """Take what the job's own process has come to, as often as there is something."""
-        while self._wait_status is None:
-            try:
-                pid, status = os.waitpid(self._pid, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            self._took(status)
+        """Take what the job's own process has come to, as often as there is something.
+
+        Runs as the handler of SIGCHLD, so it may begin within itself: then it leaves the work to
+        the one that is at it.
+        """
+        self._serve_again = True
+        while self._serve_again and not self._serving:
+            self._serving = True
+            self._serve_again = False
+            while self._wait_status is None:
+                try:
+                    pid, status = os.waitpid(self._pid, os.WNOHANG)
+                except ChildProcessError:
+                    break
+                if pid == 0:
+                    break
+                self._took(status)
+            self._serving = False
 
     def _took(self, status: int) -> None:
         if not os.WIFSTOPPED(status):

@@ -14,6 +14,8 @@ memory) and is told of each signal before it is delivered, with its sender. It l
 - A job's own process can't be traced twice: a debugger inside the job can't attach to it. Its
   children are free. `SUBLET_WITNESS=off` in the agent's environment does without the witness.
 - Should the supervisor be killed, the kernel kills what it has seized.
+- A job that gets more than 300 signals in a second is left alone for two: the witness must
+  slow nobody down.
 - Where seizing is refused (Yama, a container's filter) the run goes on without it.
 """
 
@@ -32,6 +34,7 @@ from enum import StrEnum
 from sublet_agent.adapters.process import tree as process_tree
 
 _PTRACE_CONT = 7
+_PTRACE_DETACH = 17
 _PTRACE_GETSIGINFO = 0x4202
 _PTRACE_SEIZE = 0x4206
 _PTRACE_LISTEN = 0x4208
@@ -47,6 +50,8 @@ _BY_SOMEBODY = frozenset({0, -1, -6})
 _MEMORY_S = 2.0
 _MARGIN_S = 10.0
 _KILLED_WITHIN_S = 10.0
+_MOST_STOPS = 300
+_REST_S = 2.0
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 _LIBC.ptrace.restype = ctypes.c_long
@@ -123,6 +128,9 @@ class Witness:
         self._pid = pid
         self._is_ours = is_ours
         self._refused = False
+        self._rests_until_s = 0.0
+        self._second_began_s = 0.0
+        self._stops = 0
         self._looks: collections.deque[tuple[float, process_tree.Survey]] = collections.deque()
         self._sightings: dict[int, Sighting] = {}
 
@@ -136,7 +144,9 @@ class Witness:
 
         Again and again: a thread that calls exec takes the process's place, unseized.
         """
-        if self._refused or process_tree.tracer_of(self._pid):
+        if self._refused or time.monotonic() < self._rests_until_s:
+            return
+        if process_tree.tracer_of(self._pid):
             return
         try:
             _ptrace(_PTRACE_SEIZE, self._pid, data=_PTRACE_O_EXITKILL)
@@ -166,7 +176,20 @@ class Witness:
                 # Stopped as any process may be: so it stays, until somebody says CONT.
                 _ptrace(_PTRACE_LISTEN, self._pid)
             else:
-                _ptrace(_PTRACE_CONT, self._pid, data=0 if event else number)
+                rests = self._must_rest()
+                request = _PTRACE_DETACH if rests else _PTRACE_CONT
+                _ptrace(request, self._pid, data=0 if event else number)
+
+    def _must_rest(self) -> bool:
+        """Count one more stop, and say whether this second has had too many."""
+        now = time.monotonic()
+        if now - self._second_began_s >= 1.0:
+            self._second_began_s, self._stops = now, 0
+        self._stops += 1
+        if self._stops <= _MOST_STOPS:
+            return False
+        self._rests_until_s = now + _REST_S
+        return True
 
     def _look_at(self, number: int) -> None:
         info = _SigInfo()
