@@ -21,6 +21,7 @@ from sublet_broker.adapters.ray.shards import (
     ShardReply,
     Silence,
 )
+from sublet_broker.market.facts import ShardFact
 from sublet_broker.service.ports import Proposal, Store, StoreAway, Transaction
 from tests.simulation.doom import Doom
 
@@ -199,6 +200,8 @@ class Host:
 
     def ask(self, changes: Changes, now_ms: int) -> SimAsked:
         """Ask all shards."""
+        if any(changes):
+            self._ray.stumble()
         asked = SimAsked()
         call = Call(self, changes, now_ms, asked)
         self._open.append(call)
@@ -256,6 +259,9 @@ class SimRay:
         self.host_doom = Doom(market.points)
         self.back_after_ms = 0
         """If the host dies at a crash point, so long it stays away."""
+        self.stumbles_ms = 0
+        """Told something next, all shards are late by so long, and the connection to the database
+        breaks over the commit by which others take their pools over; 0: they aren't."""
         self.host: Host | None = None
 
     # -- what the matcher asks for ------------------------------------------------------------
@@ -323,6 +329,17 @@ class SimRay:
         if host is not None and not host.hangs:
             host.hangs = True
             self.later(span_ms, lambda: self.lose_host() if self.host is host else None)
+
+    def stumble(self) -> None:
+        """Something is told to the shards: see `stumbles_ms`."""
+        span_ms, self.stumbles_ms = self.stumbles_ms, 0
+        if span_ms and self.host is not None:
+            for actor in self.host.keeper.actors:
+                actor.be_slow(span_ms, to_say=False)
+            # They answer again before the database does: it is they who go on.
+            store = self.market.broker.store
+            store.breaks_at = ShardFact
+            store.breaks_for_ms = span_ms + self.engine.draw_ms(0, span_ms)
 
     def dies(self, where: str) -> bool:
         """Say whether a shard dies at this point."""

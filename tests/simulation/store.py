@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sublet_broker.adapters.memory.store import MemoryStore, MemoryTransaction
+from sublet_broker.market.facts import Fact
 from sublet_broker.service.ports import StorageFull, StoreAway
 from tests.simulation.auditor import LOOKED_AT
 from tests.simulation.doom import Doom
@@ -57,6 +58,8 @@ class SimStore(MemoryStore):
         self.away_until_ms = 0
         self.breaks_in = 0
         """So many commits from now the connection breaks over one; 0: it doesn't."""
+        self.breaks_at: type[Fact] | None = None
+        """Or over the next one that changes a fact of this kind."""
         self.breaks_for_ms = 0
         """And so long nobody gets another one."""
         self.failed_ms = 0
@@ -101,7 +104,7 @@ class SimStore(MemoryStore):
             if self.full_until_ms > self._market.engine.now_ms:
                 raise StorageFull("the simulated disk is full")
             self._crash_point("before a commit")
-            breaks = self._breaks()
+            breaks = self._breaks(tx)
             if breaks and self._market.engine.happens(0.5):
                 raise StoreAway("the connection broke before the commit was made")
             before = {
@@ -114,13 +117,16 @@ class SimStore(MemoryStore):
             if breaks:
                 raise StoreAway("the connection broke once the commit was made")
 
-    def _breaks(self) -> bool:
-        if not self.breaks_in:
-            return False
-        self.breaks_in -= 1
-        if not self.breaks_in:
+    def _breaks(self, tx: MemoryTransaction) -> bool:
+        breaks = self.breaks_at in tx.sheet
+        if breaks:
+            self.breaks_at = None
+        elif self.breaks_in:
+            self.breaks_in -= 1
+            breaks = not self.breaks_in
+        if breaks:
             self.away_until_ms = self._market.engine.now_ms + self.breaks_for_ms
-        return not self.breaks_in
+        return breaks
 
     def _committed(self, tx: MemoryTransaction, before: dict[Any, Any]) -> None:
         self.mark = self.clock.mark()

@@ -99,7 +99,9 @@ def test_an_interrupted_hunt_goes_on_with_what_was_not_found(
     hunted: list[str] = []
     found: dict[str, int | None] = dict.fromkeys(names, 7) | {"bug_1": None}
 
-    def hunt(mutant: mutate.Mutant, seeds: int, hours: float) -> tuple[int | None, float, str]:
+    def hunt(
+        mutant: mutate.Mutant, seeds: int, hours: float, first: int
+    ) -> tuple[int | None, float, str]:
         hunted.append(mutant.name)
         if mutant.name == "bug_3" and len(hunted) < 5:
             raise KeyboardInterrupt

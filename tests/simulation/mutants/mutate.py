@@ -1,6 +1,6 @@
 """Does the net catch fish? Applies each known bug in a scratch copy; the simulator must find it.
 
-    python -m tests.simulation.mutants.mutate [--seeds N] [--only NAME ...] [--part K/N]
+    python -m tests.simulation.mutants.mutate [--seeds N] [--from N] [--only NAME ...] [--part K/N]
                                               [--processes N] [--json FILE [--resume]]
 
 A mutant is a .toml in this folder: `what` says in words what is wrong, and each `[[edit]]` names a
@@ -83,7 +83,7 @@ def copy_tree(target: Path) -> None:
     shutil.copy(ROOT / "tests/walls.py", target / "tests/walls.py")
 
 
-def hunt(mutant: Mutant, seeds: int, hours: float) -> tuple[int | None, float, str]:
+def hunt(mutant: Mutant, seeds: int, hours: float, first: int = 0) -> tuple[int | None, float, str]:
     """Return the seed that found it (None: it survived), seconds, and how."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sublet-mutant-") as folder:
@@ -98,6 +98,8 @@ def hunt(mutant: Mutant, seeds: int, hours: float) -> tuple[int | None, float, s
             "tests.simulation",
             "--seeds",
             str(seeds),
+            "--from",
+            str(first),
             "--hours",
             str(hours),
             "--fault-every-s",
@@ -132,6 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Hunt them all. 0: each was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=80)
+    parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed")
     parser.add_argument("--hours", type=float, default=0.5)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--part", default="1/1", metavar="K/N", help="the K-th of N parts of them")
@@ -154,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
             said = {one["name"]: one for one in before["mutants"] if one["seed"] is not None}
     with ThreadPoolExecutor(options.processes) as pool:
         hunts = {
-            pool.submit(hunt, mutant, options.seeds, options.hours): mutant
+            pool.submit(hunt, mutant, options.seeds, options.hours, options.first): mutant
             for mutant in mutants
             if mutant.name not in said
         }
