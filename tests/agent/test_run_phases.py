@@ -33,7 +33,7 @@ README = Path(__file__).parents[2] / "provider_agent" / "README.md"
 ORDER = list(RunPhase)
 FROM_WITHIN = {Trigger.EXITED, Trigger.HANDED_OVER}
 """What the core concludes by itself: it can't be posted."""
-ASKS_TO_STOP = {Trigger.DISK_FULL}
+ASKS_TO_STOP = {Trigger.DISK_FULL, Trigger.RULES_BROKEN}
 """What is taken and then asks to stop, within one event."""
 
 
@@ -79,6 +79,8 @@ def event_of(trigger: Trigger, lease_id: str) -> events.Event:
         Trigger.PROGRESSED: events.Progressed(lease_id, 5, 10),
         Trigger.DISK_USED: events.DiskUsed(lease_id, 1),
         Trigger.DISK_FULL: events.DiskFull(lease_id, "0 bytes are free"),
+        Trigger.RULES_BROKEN: events.RulesBroken(lease_id, Reason.CHECKPOINT_INVALID, "too many"),
+        Trigger.QUARANTINED: events.Quarantined(lease_id, "ValueError: odd"),
         Trigger.FOLDER_SCANNED: events.FolderScanned(lease_id, ()),
         Trigger.UPLOADED: events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 10),
         Trigger.UPLOAD_FAILED: events.UploadFailed(lease_id, "checkpoint", 5, "torn"),
@@ -108,7 +110,9 @@ def test_the_core_does_what_the_table_says(phase: RunPhase, trigger: Trigger) ->
         assert step.save.empty
         assert record.model_dump_json() == before
         return
-    assert not wanted(step, effects.Unexpected)
+    # A quarantine is told, whatever brought it about: also that of a run which had just ended.
+    told = trigger is Trigger.QUARANTINED and phase is not RunPhase.DISCARDED
+    assert len(wanted(step, effects.Unexpected)) == told
     after = next_phase(phase, trigger)
     if after is LATE:
         assert step.empty

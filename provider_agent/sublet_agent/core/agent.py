@@ -4,12 +4,17 @@ The shell commits `step.save` in one transaction, then acknowledges the message,
 `step.effects`. A crash between any two of these loses nothing: after a restart `started` looks at
 what is on disk and at what the runner still has, and asks for the missing effects again.
 
+A run's trouble stays its own: where handling one run raises, all that this event had changed of it
+is taken back, and its last saved record is ended as quarantined. The others notice nothing.
+
 Once somebody tells what is seen of the machine (`FactsRead`), a lease is signed, and a run that
 ended badly on a GPU is judged, only by a look that began after it came: until then it waits here.
 """
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from sublet_agent.core import draining, effects
 from sublet_agent.core.effects import Queued, Step
@@ -26,6 +31,7 @@ from sublet_agent.core.events import (
     OfferAgain,
     PreparationFailed,
     PrepareDone,
+    Quarantined,
     Removed,
     StartTested,
     Tick,
@@ -69,6 +75,7 @@ from sublet_contracts.wire import (
     Order,
     Prepare,
     Prepared,
+    RunReport,
     SettlementNotice,
     Unprepare,
     Welcome,
@@ -129,6 +136,8 @@ class AgentCore:
         self._broker_reads: Reads = {}
         self._joined_ms = 0
         self._step = Step()
+        self.last_saved: Callable[[str], RunRecord | None] = self._in_memory
+        """how a run's record was when it was last committed"""
 
     @property
     def terms(self) -> Terms:
@@ -141,21 +150,32 @@ class AgentCore:
         """After a start of the agent: take up what was running. `found` are the lease ids that the
         runner still has. Returns the first Step, and those of `found` that nobody knows (remove
         them)."""
-        for run in self.runs.values():
-            run.resume(now_ms)
-            self._collect(run)
+        for run in list(self.runs.values()):
+            self._with_run(run, partial(run.resume, now_ms), now_ms)
         if self.draining:
             self._say("reclaimed: nothing is offered until `sublet provider offer`")
         strangers = [lease_id for lease_id in found if lease_id not in self.runs]
         return self._take_step(), strangers
 
     def handle(self, event: Event, now_ms: int) -> Step:
-        """Take one event."""
-        if self._needs_a_look(event, now_ms):
-            self._step.effects.append(effects.ReadFacts())
-        else:
-            self._take(event, now_ms)
-        self._check_drained(now_ms)
+        """Take one event. It never raises for what the event holds."""
+        try:
+            if self._needs_a_look(event, now_ms):
+                self._step.effects.append(effects.ReadFacts())
+            else:
+                self._take(event, now_ms)
+            self._check_drained(now_ms)
+        except Exception as error:  # noqa: BLE001 - the event is lost, not the agent
+            # What was done so far is consistent, run by run; what is left out comes round again.
+            named = event.message if isinstance(event, MessageArrived) else event
+            self._unexpected("", f"{type(named).__name__}: {_said(error)}")
+        return self._take_step()
+
+    def put_aside(self, step: Step, lease_id: str, says: str, now_ms: int) -> Step:
+        """Return `step` with this run quarantined, and without what it had of it: that can't be
+        written down."""
+        self._step = step
+        self._quarantine(lease_id, says, now_ms)
         return self._take_step()
 
     def _take(self, event: Event, now_ms: int) -> None:
@@ -199,31 +219,101 @@ class AgentCore:
                 if self.runs.pop(lease_id, None):
                     self.saved.runs.pop(lease_id, None)
                     self._step.save.forget_runs.append(lease_id)
+            case Quarantined(lease_id, detail):
+                if lease_id in self.runs:
+                    self._quarantine(lease_id, detail, now_ms)
             case _:
                 run = self.runs.get(event.lease_id)
                 if run:
-                    had_advanced, before = run.advanced, run.record.phase
-                    run.handle(event, now_ms)
-                    self._judge_start(run, event, before, now_ms)
-                    if isinstance(event, DiskUsed):
-                        self._disk_used[event.lease_id] = event.used_bytes
-                    if run.advanced and not had_advanced:
-                        # Somebody may be waiting for this step: it isn't left to the next beat.
-                        self._send_heartbeat(now_ms)
-                    if run.changed and run.record.phase is RunPhase.DISCARDED:
-                        self._step.save.drop_messages_of.append(event.lease_id)
-                    self._collect(run)
+                    self._with_run(run, partial(self._happened, run, event, now_ms), now_ms)
+
+    def _happened(self, run: Run, event: Event, now_ms: int) -> None:
+        had_advanced, before = run.advanced, run.record.phase
+        run.handle(event, now_ms)
+        self._judge_start(run, event, before, now_ms)
+        if isinstance(event, DiskUsed):
+            self._disk_used[run.record.lease_id] = event.used_bytes
+        if run.advanced and not had_advanced:
+            # Somebody may be waiting for this step: it isn't left to the next beat.
+            self._send_heartbeat(now_ms)
+        if run.changed and run.record.phase is RunPhase.DISCARDED:
+            self._step.save.drop_messages_of.append(run.record.lease_id)
+
+    # -- what nobody had thought of ---------------------------------------------------------------
+
+    def _with_run(self, run: Run, act: Callable[[], object], now_ms: int) -> None:
+        """Do something to one run and take up what came of it. Where it raises, the run ends."""
+        try:
+            act()
+            self._collect(run)
+        except Exception as error:  # noqa: BLE001 - its run ends, not the agent
+            self._quarantine(run.record.lease_id, _said(error), now_ms)
+
+    def _quarantine(self, lease_id: str, says: str, now_ms: int) -> None:
+        self._take_back(lease_id)
+        metered_ms = self.runs[lease_id].record.cum_device_ms
+        record = self.last_saved(lease_id)
+        if record is None:
+            # Nobody outside has seen it: its signature is in what was just taken back.
+            job_id = self.runs.pop(lease_id).record.job_id
+            self.saved.runs.pop(lease_id, None)
+            self.saved.epochs.pop(job_id, None)
+            self._step.save.epochs.pop(job_id, None)
+            self._unexpected(lease_id, says)
+            self._refuse(lease_id, "an unexpected error at this provider")
+            return
+        record.cum_device_ms = max(record.cum_device_ms, metered_ms)
+        run = self._replace(record)
+        try:
+            run.handle(Quarantined(lease_id, says), now_ms)
+        except Exception as error:  # noqa: BLE001 - what can't end in order is dropped
+            # Its end can't even be told: the broker hears nothing more of it, and concludes.
+            run = self._replace(self.last_saved(lease_id) or record)
+            self._unexpected(lease_id, f"{says}; and its end can't be told: {_said(error)}")
+            run.discard()
+            self._step.save.drop_messages_of.append(lease_id)
+        self._collect(run)
+
+    def _replace(self, record: RunRecord) -> Run:
+        run = Run(record, self.key, broker_reads=self._broker_reads)
+        self.runs[record.lease_id] = run
+        self.saved.runs[record.lease_id] = record
+        return run
+
+    def _take_back(self, lease_id: str) -> None:
+        """Drop all that the step under way holds of a run: none of it was committed or sent."""
+        step = self._step
+        step.save.runs.pop(lease_id, None)
+        step.save.queue[:] = [each for each in step.save.queue if each.lease_id != lease_id]
+        for leases in (step.save.forget_runs, step.save.drop_messages_of):
+            leases[:] = [each for each in leases if each != lease_id]
+        step.effects[:] = [e for e in step.effects if getattr(e, "lease_id", "") != lease_id]
+
+    def _in_memory(self, lease_id: str) -> RunRecord | None:
+        run = self.runs.get(lease_id)
+        return copy.deepcopy(run.record) if run else None
+
+    def _unexpected(self, lease_id: str, text: str) -> None:
+        self._step.effects.append(effects.Unexpected(lease_id, text))
 
     def heartbeat(self) -> Heartbeat:
         """Return what the agent runs now."""
+        return self._heartbeat()[0]
+
+    def _heartbeat(self) -> tuple[Heartbeat, dict[str, str]]:
+        """Return it, and of which runs nothing can be said: lease id -> why."""
         if not self.runs:
-            return _IDLE_HEARTBEAT
-        reports = [
-            run.report()
-            for run in self.runs.values()
-            if run.record.phase not in (RunPhase.DISCARDED, RunPhase.ENDED)
-        ]
-        return Heartbeat(runs=tuple(reports[:64]))
+            return _IDLE_HEARTBEAT, {}
+        reports: list[RunReport] = []
+        failed: dict[str, str] = {}
+        for lease_id, run in self.runs.items():
+            if run.record.phase in (RunPhase.DISCARDED, RunPhase.ENDED):
+                continue
+            try:
+                reports.append(run.report())
+            except Exception as error:  # noqa: BLE001 - one must not silence the others
+                failed[lease_id] = _said(error)
+        return Heartbeat(runs=tuple(reports[:64])), failed
 
     # -- messages ---------------------------------------------------------------------------------
 
@@ -240,15 +330,14 @@ class AgentCore:
                     self._refuse(message.lease, "it was to stop before it was signed")
                 run = self.runs.get(message.lease)
                 if run and run.record.lease.epoch == message.epoch:
-                    run.stop(message.desired, message.reason, message.grace_ms, now_ms)
-                    self._collect(run)
+                    order = (message.desired, message.reason, message.grace_ms)
+                    self._with_run(run, partial(run.stop, *order, now_ms), now_ms)
             case CheckpointVerdict():
                 run = self.runs.get(message.lease)
                 if run:
-                    run.verdict(message, now_ms)
-                    self._collect(run)
+                    self._with_run(run, partial(run.verdict, message, now_ms), now_ms)
             case SettlementNotice():
-                self._settled(message)
+                self._settled(message, now_ms)
             case Prepare():
                 if not self.draining:
                     self._step.effects.append(effects.PrepareJob(message.job, message.checkpoint))
@@ -263,23 +352,26 @@ class AgentCore:
         self.heartbeat_ms = welcome.heartbeat_ms
         self._tell_fee(welcome.fee_bps)
         held = {(lease.lease, lease.epoch) for lease in welcome.leases}
-        for run in self.runs.values():
-            record = run.record
-            if (record.lease_id, record.lease.epoch) in held:
-                record.unlisted_since_ms = 0
-            elif record.phase is RunPhase.ENDED:
-                # It ended in order and may be settled any moment: its settlement is on the way.
-                record.unlisted_since_ms = record.unlisted_since_ms or now_ms
-            elif record.phase is not RunPhase.DISCARDED:
-                self._say(f"lease {short(record.lease_id)} went elsewhere meanwhile: stopping it")
-                self._discard(run)
-            self._collect(run)
+        for run in list(self.runs.values()):
+            self._with_run(run, partial(self._compare, run, held, now_ms), now_ms)
         for run in self.runs.values():
             if not run.record.is_over:
                 self._step.effects.append(effects.SendLogs(run.record.lease_id, -1))
         self._send_heartbeat(now_ms)
         self._announced = None
         self._update_offer(now_ms)
+
+    def _compare(self, run: Run, held: set[tuple[str, int]], now_ms: int) -> None:
+        """Go by what the broker says that we hold."""
+        record = run.record
+        if (record.lease_id, record.lease.epoch) in held:
+            record.unlisted_since_ms = 0
+        elif record.phase is RunPhase.ENDED:
+            # It ended in order and may be settled any moment: its settlement is on the way.
+            record.unlisted_since_ms = record.unlisted_since_ms or now_ms
+        elif record.phase is not RunPhase.DISCARDED:
+            self._say(f"lease {short(record.lease_id)} went elsewhere meanwhile: stopping it")
+            self._discard(run)
 
     def _tell_fee(self, fee_bps: int) -> None:
         if fee_bps == self.fee_bps:
@@ -353,7 +445,7 @@ class AgentCore:
         self._say(f"refused lease {short(lease_id)}: {why}")
         self._queue("", LeaseAnswer(lease=lease_id, signed=None, refusal=why[:256]))
 
-    def _settled(self, message: SettlementNotice) -> None:
+    def _settled(self, message: SettlementNotice, now_ms: int) -> None:
         try:
             settled = open_document(message.settlement, Settlement, signed_by=(self.saved.broker,))
         except DocumentRefused as error:
@@ -367,18 +459,13 @@ class AgentCore:
         )
         run = self.runs.get(document.lease)
         if run:
-            run.discard()
-            self._collect(run)
+            self._with_run(run, run.discard, now_ms)
 
     # -- time -------------------------------------------------------------------------------------
 
     def _tick(self, now_ms: int) -> None:
         for run in list(self.runs.values()):
-            run.tick(now_ms)
-            record = run.record
-            if record.unlisted_since_ms and now_ms - record.unlisted_since_ms > UNLISTED_MS:
-                self._discard(run)
-            self._collect(run)
+            self._with_run(run, partial(self._tick_run, run, now_ms), now_ms)
         if now_ms >= self._next_heartbeat_ms():
             self._send_heartbeat(now_ms)
         for lease_id, waiting in list(self._waiting.items()):
@@ -389,6 +476,12 @@ class AgentCore:
         if self.aside.test_is_due(now_ms):
             self._step.effects.append(effects.StartTest(self._all_devices()))
         self._update_offer(now_ms)
+
+    def _tick_run(self, run: Run, now_ms: int) -> None:
+        run.tick(now_ms)
+        since_ms = run.record.unlisted_since_ms
+        if since_ms and now_ms - since_ms > UNLISTED_MS:
+            self._discard(run)
 
     def _next_heartbeat_ms(self) -> int:
         return self._last_heartbeat_ms + self.heartbeat_ms * (
@@ -412,7 +505,10 @@ class AgentCore:
     def _send_heartbeat(self, now_ms: int) -> None:
         if self.live:
             self._last_heartbeat_ms = now_ms
-            self._send(self.heartbeat())
+            heartbeat, failed = self._heartbeat()
+            self._send(heartbeat)
+            for lease_id, says in failed.items():
+                self._quarantine(lease_id, says, now_ms)
 
     # -- the market --------------------------------------------------------------------------------
 
@@ -540,14 +636,14 @@ class AgentCore:
         run = self.runs.get(lease_id)
         for id in run.record.lease.device_ids if run else ():
             if run and id in self.supply.missing:
-                run.device_failed(f"{id}: {self.supply.missing[id].says}", now_ms)
-                self._collect(run)
+                says = f"{id}: {self.supply.missing[id].says}"
+                self._with_run(run, partial(run.device_failed, says, now_ms), now_ms)
 
     def _device_failed(self, device_id: str, says: str, now_ms: int) -> None:
-        for run in self.runs.values():
+        for run in list(self.runs.values()):
             if device_id in run.record.lease.device_ids:
-                run.device_failed(f"{device_id}: {says}", now_ms)
-                self._collect(run)
+                why = f"{device_id}: {says}"
+                self._with_run(run, partial(run.device_failed, why, now_ms), now_ms)
 
     def _all_devices(self) -> tuple[str, ...]:
         return tuple(device.id for device in self.terms.devices)
@@ -589,9 +685,9 @@ class AgentCore:
         if not asked.then_stop:
             self.saved.reclaimed = self._step.save.reclaimed = True
         self._withdraw()
-        for run in self.runs.values():
-            run.stop("drain", asked.reason, asked.grace_ms, now_ms)
-            self._collect(run)
+        for run in list(self.runs.values()):
+            ask = partial(run.stop, "drain", asked.reason, asked.grace_ms, now_ms)
+            self._with_run(run, ask, now_ms)
 
     def _withdraw(self) -> None:
         if not self._withdrawn and self.saved.offer_sequence:
@@ -680,3 +776,7 @@ def devices_in_use(runs: Mapping[str, RunRecord]) -> dict[str, str]:
         if not record.is_over
         for device in record.lease.device_ids
     }
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

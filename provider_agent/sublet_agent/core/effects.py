@@ -99,6 +99,13 @@ class Remove:
 
 
 @dataclass(frozen=True)
+class PutAside:
+    """Kill and remove the container of a quarantined run; its folder is kept as evidence."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
 class PrepareJob:
     """Pull the image and restore the checkpoint of a job that may come -> PrepareDone."""
 
@@ -138,10 +145,12 @@ class Say:
 
 @dataclass(frozen=True)
 class Unexpected:
-    """Something came that can't happen to a run in its phase (run_phases.py): a mistake of ours.
-    The run is left as it is; the owner's log says so, tests and the simulator fail."""
+    """A mistake of ours: something came that can't happen to a run in its phase (run_phases.py; the
+    run is left as it is), or an error that nobody had thought of (the run is quarantined). The
+    owner's log says so, tests and the simulator fail."""
 
     lease_id: str
+    """'': it was about no run"""
     text: str
 
 
@@ -175,6 +184,7 @@ Effect = (
     | AckStep
     | DeleteSteps
     | Remove
+    | PutAside
     | PrepareJob
     | UnprepareJob
     | SendLogs

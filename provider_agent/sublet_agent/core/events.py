@@ -87,6 +87,8 @@ class CheckpointFound:
 
     lease_id: str
     step: int
+    overtaken: tuple[int, ...] = ()
+    """older ones that were first seen at the same look: too many to be told one by one"""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,23 @@ class DiskUsed:
 @dataclass(frozen=True)
 class DiskFull:
     """This machine's own disk is full."""
+
+    lease_id: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class RulesBroken:
+    """The job has filled its folders with what nobody can be made to read. `reason`: its own."""
+
+    lease_id: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """Handling this run brought an unexpected error. `detail`: for the owner, and for us."""
 
     lease_id: str
     detail: str
@@ -217,6 +236,8 @@ Event = (
     | Progressed
     | DiskUsed
     | DiskFull
+    | RulesBroken
+    | Quarantined
     | Removed
     | PrepareDone
     | DrainAsked

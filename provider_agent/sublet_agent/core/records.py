@@ -65,6 +65,8 @@ class RunRecord(_Record):
     unless_finished: Reason | None = None
     """the reason instead of success, should the job's folder say that its work was not done"""
     detail: str = ""
+    quarantined: str = ""
+    """the unexpected error that came of handling it; '': none did"""
     local_checkpoints: dict[int, int] = Field(default_factory=dict)
     """whole checkpoints on this disk: step -> cum_device_ms when each was found"""
     uploading: Uploading | None = None

@@ -6,7 +6,9 @@ every change of phase goes through that table; here is what is done on the way. 
 2. Metering never goes back: the runner's clock counts from the container's start to its exit.
 3. Whatever ends a run, its end is told once: `exited` with a reason and the final receipt are
    saved together, after checkpoint and outputs are at the broker.
-4. A stop only hardens. After a drain the last checkpoint is uploaded and its verdict awaited (a
+4. An unexpected error ends the run: its last saved record is ended as quarantined, and what it was
+   asked for before stands all the same.
+5. A stop only hardens. After a drain the last checkpoint is uploaded and its verdict awaited (a
    while), because durable work is paid work and the successor starts from it.
 """
 
@@ -26,7 +28,9 @@ from sublet_agent.core.events import (
     Observed,
     PreparationFailed,
     Progressed,
+    Quarantined,
     Restored,
+    RulesBroken,
     Uploaded,
     UploadFailed,
     Vanished,
@@ -43,7 +47,7 @@ from sublet_agent.core.run_phases import (
 )
 from sublet_contracts.documents import Checkpoint, sign_document
 from sublet_contracts.keys import SigningKey
-from sublet_contracts.reasons import Reason
+from sublet_contracts.reasons import MEANINGS, Fault, Reason
 from sublet_contracts.versions import Reads
 from sublet_contracts.wire import (
     CheckpointUploaded,
@@ -55,6 +59,11 @@ from sublet_contracts.wire import (
 )
 
 VERDICT_WAIT_MS = 20_000
+MAX_DETAIL_CHARACTERS = 2048
+QUARANTINED_TEXT = (
+    "the agent met an unexpected error while it handled this run; what it left is kept there, and "
+    "the machine's owner was told"
+)
 MAX_REFUSALS = 3
 UNLISTED_MS = 60_000
 DEVICE_GRACE_MS = 10_000
@@ -92,6 +101,8 @@ _TRIGGERS: Mapping[type[Event], Trigger] = {
     Progressed: Trigger.PROGRESSED,
     DiskUsed: Trigger.DISK_USED,
     DiskFull: Trigger.DISK_FULL,
+    RulesBroken: Trigger.RULES_BROKEN,
+    Quarantined: Trigger.QUARANTINED,
 }
 
 
@@ -132,6 +143,7 @@ class Run:
             case Vanished():
                 self._vanished()
             case CheckpointFound():
+                self._delete_overtaken(event.overtaken)
                 self._checkpoint_found(event.step)
             case FolderScanned():
                 for step in event.steps:
@@ -153,6 +165,10 @@ class Run:
                     self.stop("stop", Reason.DISK_LIMIT, 0, now_ms, says)
             case DiskFull():
                 self.stop("stop", Reason.PROVIDER_DISK_FULL, 0, now_ms, event.detail)
+            case RulesBroken():
+                self.stop("stop", event.reason, 0, now_ms, event.detail)
+            case Quarantined():
+                self._put_aside(event.detail, now_ms)
 
     def tick(self, now_ms: int) -> None:
         """Time passes: deadlines, receipts, and the asks for a checkpoint."""
@@ -205,7 +221,7 @@ class Run:
             desired=desired,
             reason=reason,
             deadline_ms=min(deadline_ms, before.deadline_ms) if before else deadline_ms,
-            detail=says,
+            detail=_printable(says),
         )
         self.changed = True
         if next_phase(record.phase, Trigger.STOP_ASKED) is RunPhase.ENDED:
@@ -270,6 +286,8 @@ class Run:
             self.effects.append(do.AskStop(lease_id))
         if record.stop and record.stop.killed and record.phase in LIVE:
             self.effects.append(do.Kill(lease_id))
+        if record.quarantined and record.phase is RunPhase.ENDED:
+            self.effects.append(do.PutAside(lease_id))
         if record.uploading:
             uploading = record.uploading
             self.effects.append(do.Upload(lease_id, uploading.kind, uploading.step))
@@ -365,7 +383,7 @@ class Run:
         record.reason = reason_of_exit(end, record.stop)
         record.unless_finished = reason_of_exit(end, record.stop, finished=False)
         said = (record.stop.detail if record.stop else "") or seen.detail
-        record.detail = said or exit_text(end, record.reason)
+        record.detail = _printable(said or exit_text(end, record.reason))
         record.outputs_to_upload = record.reason is Reason.SUCCEEDED and bool(record.job.outputs)
         self._enter(Trigger.EXITED)
 
@@ -457,7 +475,7 @@ class Run:
             # The command succeeded, yet what it made breaks the rules and can't be brought back.
             record.outputs_to_upload = False
             record.reason = Reason.CHECKPOINT_INVALID
-            record.detail = f"outputs: {event.detail}"[:2048]
+            record.detail = _printable(f"outputs: {event.detail}")
         else:
             record.uploaded_step = max(record.uploaded_step, event.step)
             self._upload_next()
@@ -509,13 +527,30 @@ class Run:
 
     def _end(self, trigger: Trigger, reason: Reason, detail: str, now_ms: int) -> None:
         record = self.record
-        record.reason, record.detail = reason, detail[:2048]
+        record.reason, record.detail = reason, _printable(detail)
         record.uploading = None
         self._enter(trigger)
         self.messages.append(self._changed("exited"))
         self._receipt(now_ms, final=reason)
         # The devices are free from here on; nothing of a container may be left on them.
         self.effects.append(do.Kill(record.lease_id))
+
+    def _put_aside(self, detail: str, now_ms: int) -> None:
+        """End it where it stands. What was known of its end by then stays known: a job can't make
+        its own failure ours by what it leaves behind."""
+        record = self.record
+        record.quarantined = _printable(detail) or "unknown"
+        record.uploading = None
+        self.changed = True
+        self.effects.append(do.Unexpected(record.lease_id, record.quarantined))
+        if record.phase is not RunPhase.ENDED:
+            reason, says = Reason.RUN_QUARANTINED, QUARANTINED_TEXT
+            if record.stop is not None and record.stop.desired == "stop":
+                reason, says = record.stop.reason, record.stop.detail
+            elif record.reason is not None and MEANINGS[record.reason].fault is Fault.RENTER:
+                reason, says = record.reason, record.detail
+            self._end(Trigger.QUARANTINED, reason, says, now_ms)
+        self.effects.append(do.PutAside(record.lease_id))
 
     def _receipt(self, now_ms: int, final: Reason | None = None) -> None:
         envelope = receipts.write_receipt(
@@ -524,9 +559,24 @@ class Run:
         self.changed = True
         self.messages.append(ReceiptIssued(receipt=envelope))
 
+    def _delete_overtaken(self, steps: tuple[int, ...]) -> None:
+        """Let go of what was never told of: the newest alone are worth resuming from."""
+        unknown = tuple(step for step in steps if step not in self.record.local_checkpoints)
+        if unknown:
+            self.effects.append(do.DeleteSteps(self.record.lease_id, unknown))
+
     def _delete_old_checkpoints(self) -> None:
         steps = checkpoints.to_delete(self.record)
         if steps:
             for step in steps:
                 del self.record.local_checkpoints[step]
             self.effects.append(do.DeleteSteps(self.record.lease_id, steps))
+
+
+def _printable(text: str) -> str:
+    """Return what of a text from outside can be written down: bounded, no half characters."""
+    return (
+        text[:MAX_DETAIL_CHARACTERS]
+        .encode(errors="backslashreplace")
+        .decode()[:MAX_DETAIL_CHARACTERS]
+    )

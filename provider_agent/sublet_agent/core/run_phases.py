@@ -55,6 +55,8 @@ class Trigger(StrEnum):
     PROGRESSED = "progressed"
     DISK_USED = "disk used"
     DISK_FULL = "disk full"
+    RULES_BROKEN = "rules broken"
+    """The job has filled its folders with what nobody can be made to read."""
     FOLDER_SCANNED = "folder scanned"
     """What lies in the folder of a run that has exited is known."""
     UPLOADED = "uploaded"
@@ -67,6 +69,8 @@ class Trigger(StrEnum):
     """By the broker, by the owner, or by a limit of the job: to drain, or to stop."""
     LEASE_GONE = "lease gone"
     """The lease is settled, or has gone elsewhere."""
+    QUARANTINED = "quarantined"
+    """Handling the run brought an unexpected error: it ends here, wherever it stands."""
 
 
 LATE = None
@@ -89,26 +93,30 @@ _SEEN = (
     Trigger.PROGRESSED,
     Trigger.DISK_USED,
     Trigger.DISK_FULL,
+    Trigger.RULES_BROKEN,
 )
 _MOVED = (Trigger.CHECKPOINT_FOUND, Trigger.UPLOADED, Trigger.UPLOAD_FAILED, Trigger.VERDICT)
-_MEASURED = (Trigger.PROGRESSED, Trigger.DISK_USED, Trigger.DISK_FULL)
+_MEASURED = (Trigger.PROGRESSED, Trigger.DISK_USED, Trigger.DISK_FULL, Trigger.RULES_BROKEN)
 
 TABLE: Mapping[RunPhase, Mapping[Trigger, RunPhase | None]] = {
     RunPhase.PULLING: {
         Trigger.IMAGE_READY: RunPhase.RESTORING,
         Trigger.PREPARATION_FAILED: RunPhase.ENDED,
         Trigger.STOP_ASKED: RunPhase.ENDED,
+        Trigger.QUARANTINED: RunPhase.ENDED,
         Trigger.LEASE_GONE: RunPhase.DISCARDED,
     },
     RunPhase.RESTORING: {
         Trigger.RESTORED: RunPhase.STARTING,
         Trigger.PREPARATION_FAILED: RunPhase.ENDED,
         Trigger.STOP_ASKED: RunPhase.ENDED,
+        Trigger.QUARANTINED: RunPhase.ENDED,
         Trigger.LEASE_GONE: RunPhase.DISCARDED,
     },
     RunPhase.STARTING: {
         Trigger.OBSERVED: RunPhase.RUNNING,
         Trigger.PREPARATION_FAILED: RunPhase.ENDED,
+        Trigger.QUARANTINED: RunPhase.ENDED,
         Trigger.LEASE_GONE: RunPhase.DISCARDED,
         # It is kept in mind until the container is there to be asked.
         **_stays(RunPhase.STARTING, Trigger.STOP_ASKED),
@@ -121,6 +129,7 @@ TABLE: Mapping[RunPhase, Mapping[Trigger, RunPhase | None]] = {
         Trigger.STOP_ASKED: RunPhase.DRAINING,
         Trigger.EXITED: RunPhase.FINISHING,
         Trigger.VANISHED: RunPhase.FINISHING,
+        Trigger.QUARANTINED: RunPhase.ENDED,
         Trigger.LEASE_GONE: RunPhase.DISCARDED,
         **_stays(RunPhase.RUNNING, Trigger.OBSERVED, *_MOVED, *_MEASURED),
         # An adopted run is started once more, to be sure: that this fails doesn't matter to it.
@@ -129,6 +138,7 @@ TABLE: Mapping[RunPhase, Mapping[Trigger, RunPhase | None]] = {
     RunPhase.DRAINING: {
         Trigger.EXITED: RunPhase.FINISHING,
         Trigger.VANISHED: RunPhase.FINISHING,
+        Trigger.QUARANTINED: RunPhase.ENDED,
         Trigger.LEASE_GONE: RunPhase.DISCARDED,
         # A stop only hardens.
         **_stays(RunPhase.DRAINING, Trigger.STOP_ASKED),
@@ -137,20 +147,23 @@ TABLE: Mapping[RunPhase, Mapping[Trigger, RunPhase | None]] = {
     },
     RunPhase.FINISHING: {
         Trigger.HANDED_OVER: RunPhase.ENDED,
+        Trigger.QUARANTINED: RunPhase.ENDED,
         Trigger.LEASE_GONE: RunPhase.DISCARDED,
         **_stays(RunPhase.FINISHING, Trigger.FOLDER_SCANNED, Trigger.PROGRESSED, *_MOVED),
         # It has come to its end by itself, on whatever disk it found.
-        **_late(Trigger.STOP_ASKED, Trigger.DISK_USED, Trigger.DISK_FULL),
+        **_late(Trigger.STOP_ASKED, Trigger.DISK_USED, Trigger.DISK_FULL, Trigger.RULES_BROKEN),
         **_late(Trigger.PREPARATION_FAILED, Trigger.OBSERVED, Trigger.VANISHED),
     },
     RunPhase.ENDED: {
         Trigger.LEASE_GONE: RunPhase.DISCARDED,
         # Nobody waits for the verdict on outputs; where it is bad they are sent once more.
         **_stays(RunPhase.ENDED, Trigger.VERDICT, Trigger.UPLOADED, Trigger.UPLOAD_FAILED),
+        # Its end was told and stands; its folder is kept, and nothing more is tried with it.
+        **_stays(RunPhase.ENDED, Trigger.QUARANTINED),
         **_late(Trigger.STOP_ASKED, *_PREPARED, *_SEEN),
     },
     RunPhase.DISCARDED: {
-        **_late(Trigger.LEASE_GONE, Trigger.STOP_ASKED, *_PREPARED, *_SEEN),
+        **_late(Trigger.LEASE_GONE, Trigger.STOP_ASKED, Trigger.QUARANTINED, *_PREPARED, *_SEEN),
         **_late(Trigger.FOLDER_SCANNED, Trigger.UPLOADED, Trigger.UPLOAD_FAILED),
         # It is noted, and the job may hear of it while it is still there; no message comes of it.
         **_stays(RunPhase.DISCARDED, Trigger.VERDICT),
