@@ -15,7 +15,9 @@ from typing import Any
 import httpx
 
 from sublet_agent.adapters.clock import SteadyClock
+from sublet_agent.adapters.machine.facts import Machine
 from sublet_agent.adapters.machine.terms import choose_runner, make_terms, trusted
+from sublet_agent.adapters.machine.watch import Watch
 from sublet_agent.adapters.options import Options, UsageError, read_options, read_owner_command
 from sublet_agent.adapters.owner.commands import run_owner_command
 from sublet_agent.adapters.owner.control import Control
@@ -87,7 +89,11 @@ async def _provide(options: Options, output: OwnerOutput) -> int:
         stack.callback(journal.close)
         key = SigningKey.load_or_create(options.state / "key")
         runner = choose_runner(options, journal.state_id, say)
-        terms = make_terms(options, runner, trusted(options, runner, say), say)
+        accepts = trusted(options, runner, say)
+        machine = Machine(options, runner)
+        stack.callback(machine.close)
+        facts = machine.first(say)
+        terms = make_terms(options, runner, accepts, facts, clock.now_ms())
         (options.state / "agent.json").write_text(json.dumps({"broker": options.broker}))
         core = AgentCore(terms, key, journal.load())
         spool = Spool(options.state / "spool.db", journal.reserve)
@@ -116,6 +122,9 @@ async def _provide(options: Options, output: OwnerOutput) -> int:
             lambda: core.saved.broker,
         )
         shell.link = link
+        watch = Watch(machine, shell, facts, lambda: core.heartbeat_ms)
+        stack.callback(watch.close)
+        shell.look_now = watch.look_now
         signals = Signals()
         control = Control(options.state, lambda asked: _answer(shell, options, asked))
         await control.open()
@@ -125,17 +134,21 @@ async def _provide(options: Options, output: OwnerOutput) -> int:
             say(f"offering {device.id} ({device.name}) at {price} credits per device-hour")
         say(f"provider {key.party}, state in {options.state}")
         await shell.start()
+        watch.begin()
         _handle_signals(shell, options, say, signals)
-        return await _until_done(shell, link, options, output)
+        return await _until_done(shell, link, watch, options, output)
 
 
-async def _until_done(shell: Shell, link: Link, options: Options, output: OwnerOutput) -> int:
+async def _until_done(
+    shell: Shell, link: Link, watch: Watch, options: Options, output: OwnerOutput
+) -> int:
     say = output.say
     tasks = [
         asyncio.create_task(work)
         for work in (
             link.run(),
             shell.ticking(),
+            watch.run(),
             _register_name(shell),
             _show_status(shell, options, output),
         )

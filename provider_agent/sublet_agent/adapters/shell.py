@@ -91,6 +91,8 @@ class Shell:
         self.now_ms = now_ms
         self.say = say
         self.link: Link | None = None
+        self.look_now: Callable[[], None] = lambda: None
+        """has the machine looked at"""
         self.done = asyncio.Event()
         self.knows_broker = asyncio.Event()
         self.failed: BaseException | None = None
@@ -192,6 +194,10 @@ class Shell:
                 self.say(f"{UNEXPECTED}: lease {short(lease_id)}: {text}")
             case effects.Done():
                 self.done.set()
+            case effects.ReadFacts():
+                self.look_now()
+            case effects.StartTest(device_ids):
+                self._spawn("test", "", self._start_test(device_ids))
             case effects.Pull(lease_id):
                 self._spawn("prepare", lease_id, self._pull(lease_id))
             case effects.Restore(lease_id):
@@ -376,6 +382,16 @@ class Shell:
     async def _ask_save(self, lease_id: str) -> None:
         folder = self._workspace(lease_id).checkpoint
         await self._act(functools.partial(ask, folder, "SAVE"))
+
+    async def _start_test(self, device_ids: tuple[str, ...]) -> None:
+        folder = self.state / "start-test"
+        try:
+            await self.blocking(self.runner.start_test, folder, device_ids)
+        except (RunnerError, OSError) as error:
+            self.post(events.StartTested(str(error)[:2048] or type(error).__name__))
+        else:
+            self.post(events.StartTested(""))
+        await self._act(functools.partial(delete, folder))
 
     # -- out ---------------------------------------------------------------------------------------
 

@@ -164,6 +164,10 @@ class Runner(Protocol):
     def start(self, spec: RunSpec) -> None:
         """Start the run; nothing if it was started before. Raises RunRefused or StartFailed."""
 
+    def start_test(self, folder: Path, device_ids: tuple[str, ...]) -> None:
+        """Start something that does nothing, as a job with these devices is started, and see it
+        end well; `folder` is for its files. Raises StartFailed."""
+
     def find(self) -> list[FoundRun]:
         """List this agent's runs, by its owner id."""
 

@@ -18,7 +18,10 @@ that (DOCKER-USER for forwarded packets, INPUT on the bridge for the host).
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -32,6 +35,7 @@ from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from sublet_agent.adapters.docker import logs as docker_logs
 from sublet_agent.adapters.docker import seccomp
+from sublet_agent.adapters.start_test import idle_program, start_and_end
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.core import runner_port
 from sublet_agent.core.runner_port import FoundRun, LogBatch, ResolvedImage, RunSpec, RunStatus
@@ -191,6 +195,28 @@ class DockerRunner:
                 raise runner_port.StartFailed(
                     f"run {spec.run_id}: {_explanation(error)}"
                 ) from error
+
+    def start_test(self, folder: Path, device_ids: tuple[str, ...]) -> None:
+        """Start a program of our own that does nothing, in an image that holds nothing else. See
+        `Runner`."""
+        program = idle_program(os.uname().machine)
+        if program is None:
+            return  # No program for this architecture: the next jobs show whether they start.
+        with self._errors("a start test"):
+            packed = io.BytesIO()
+            with tarfile.open(fileobj=packed, mode="w") as tar:
+                entry = tarfile.TarInfo("idle")
+                entry.mode, entry.size = 0o755, len(program)
+                tar.addfile(entry, io.BytesIO(program))
+            name = f"sublet-start-test:{self._owner[:12]}"
+            said = self._client().api.import_image_from_data(packed.getvalue(), *name.split(":"))
+            image_id = str(json.loads(said.splitlines()[-1])["status"])
+            try:
+                start_and_end(
+                    self, folder, device_ids, image=name, image_id=image_id, command=("/idle",)
+                )
+            finally:
+                self._client().api.remove_image(name, force=True)
 
     def find(self) -> list[FoundRun]:
         """List this agent's containers. See `Runner`."""

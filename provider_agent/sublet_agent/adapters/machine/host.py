@@ -29,11 +29,16 @@ class HostFacts:
     cpu_name: str
     cpu_count: int
     memory_bytes: int
+    memory_free_bytes: int
     disk_free_bytes: int
     hardware_class: str
 
 
-def read_host(state_dir: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> HostFacts:
+def read_host(
+    state_dir: Path,
+    cpuinfo: Path = Path("/proc/cpuinfo"),
+    meminfo: Path = Path("/proc/meminfo"),
+) -> HostFacts:
     """Read the facts; the free disk is that of the agent's state folder. Raises OSError."""
     text = cpuinfo.read_text(errors="replace")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -45,9 +50,16 @@ def read_host(state_dir: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> HostFac
         cpu_name=cpu_name(text),
         cpu_count=len(os.sched_getaffinity(0)),
         memory_bytes=memory,
+        memory_free_bytes=min(memory, memory_free(meminfo.read_text(errors="replace"), memory)),
         disk_free_bytes=shutil.disk_usage(state_dir).free,
         hardware_class=cpu_class(platform.machine(), text),
     )
+
+
+def memory_free(meminfo: str, otherwise_bytes: int) -> int:
+    """Return from the text of /proc/meminfo what new programs can have without swapping."""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB$", meminfo, re.MULTILINE)
+    return int(found[1]) * 1024 if found else otherwise_bytes
 
 
 def cpu_name(cpuinfo: str) -> str:

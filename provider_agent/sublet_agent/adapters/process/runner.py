@@ -32,6 +32,7 @@ from sublet_agent.adapters.process import records
 from sublet_agent.adapters.process import tree as process_tree
 from sublet_agent.adapters.process.files import open_plain, write_durably
 from sublet_agent.adapters.process.supervisor import STOP_ASKED
+from sublet_agent.adapters.start_test import start_and_end
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.core import runner_port
 from sublet_agent.core.runner_port import FoundRun, LogBatch, ResolvedImage, RunSpec, RunStatus
@@ -109,6 +110,10 @@ class ProcessRunner:
                 said = _last_words(directory / "supervisor.log")
                 raise runner_port.StartFailed(f"run {run_id}: the supervisor did not start: {said}")
             time.sleep(0.005)
+
+    def start_test(self, folder: Path, device_ids: tuple[str, ...]) -> None:
+        """Start `true`. See `Runner`."""
+        start_and_end(self, folder, device_ids, image="none", image_id=None, command=("true",))
 
     def find(self) -> list[FoundRun]:
         """List the runs below the state folder. See `Runner`.
