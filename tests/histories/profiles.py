@@ -6,12 +6,12 @@
 |---|---|---|---|---|
 | `short`, without it | as the test says | as the test says | the same everywhere | 30 s |
 | `sample` | three times as many | as many | anew each time | at most 2 min |
-| `long` | ten times as many | three times as many | anew each time | at most 8 min |
+| `long` | ten or `long` times as many | three times as many | anew each time | at most 8 min |
 
-What it takes is for two processes, as `make` has them, on two idle cores; a new machine has to fit
-in. What is checked after each command grows with the history, so that one of three times the
-commands takes up to nine times as long. `sample` and `long` keep examples that fail in .hypothesis/
-and try them first.
+What it takes is for two processes, as `make` has them, on two idle cores. What is checked after
+each command grows with the history, so that one of three times the commands takes up to nine times
+as long: a test that would take more than about a minute says a smaller `long`. `sample` and `long`
+keep examples that fail in .hypothesis/ and try them first.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ def by_form(short: int, sample: int, long: int) -> int:
     return {Form.SHORT: short, Form.SAMPLE: sample, Form.LONG: long}[FORM]
 
 
-def profile(*, examples: int, steps: int = 50) -> settings:
-    """Return the settings of a test whose short form is `examples` of at most `steps` commands."""
+def profile(*, examples: int, steps: int = 50, long: int = 10) -> settings:
+    """Return the settings of a test whose short form is `examples` of at most `steps` commands; its
+    long one has `long` times as many."""
     anew = FORM is not Form.SHORT
     return settings(
-        max_examples=examples * by_form(1, 3, 10),
+        max_examples=examples * by_form(1, 3, long),
         stateful_step_count=steps * by_form(1, 1, 3),
         deadline=None,
         derandomize=not anew,

@@ -79,9 +79,10 @@ class Money(RuleBasedStateMachine):
         price=st.sampled_from((1, 3_599_999, 3_600_001, 7_777_777, 12_345_678)),
         fee=st.sampled_from((0, 1, 333, 500, 10_000)),
         funds=st.sampled_from((20_000_000, 6_000_000, 1)),
-        obeys=st.sampled_from((True, True, False)),
+        obeys=st.booleans(),
+        minutes=st.sampled_from((1, 2, 20)),
     )
-    def open_market(self, price: int, fee: int, funds: int, obeys: bool) -> None:
+    def open_market(self, price: int, fee: int, funds: int, obeys: bool, minutes: int) -> None:
         plain = World().settings
         self.world = World(type(plain)(fee_bps=fee, fruitless_limit=1_000))
         self.price, self.fee = price, fee
@@ -103,7 +104,7 @@ class Money(RuleBasedStateMachine):
         self.restarted_ms = 0
         for name in RENTERS:
             self.deposit(name, funds)
-            self.submit(name, -(-price // 60) * 20)
+            self.submit(name, -(-price // 60) * minutes)
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -164,7 +165,7 @@ class Money(RuleBasedStateMachine):
             self.world.settle_down(3)
 
     @precondition(lambda self: self.the_run() is not None)
-    @rule(span_ms=st.integers(1, 60_000))
+    @rule(span_ms=st.integers(1, 60_000) | st.sampled_from((65_000, 95_000, 200_000)))
     def work(self, span_ms: int) -> None:
         self.pass_ms(span_ms)
 
@@ -338,5 +339,5 @@ class Money(RuleBasedStateMachine):
             assert verdict.charged_ucr == model.charged_ucr
 
 
-Money.TestCase.settings = profile(examples=80, steps=30)
+Money.TestCase.settings = profile(examples=80, steps=30, long=3)
 TestMoney = Money.TestCase

@@ -333,5 +333,5 @@ class Chain(RuleBasedStateMachine):
         assert verdict.lost_work_charged_ucr == 0
 
 
-Chain.TestCase.settings = profile(examples=100, steps=25)
+Chain.TestCase.settings = profile(examples=100, steps=25, long=3)
 TestChain = Chain.TestCase
