@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sublet_agent.core.agent import AgentCore, devices_in_use
 from sublet_agent.core.metering import charge_ucr
 from sublet_agent.core.run_phases import RunPhase
+from sublet_contracts.documents import Device
 from sublet_contracts.reasons import Reason
 from sublet_contracts.rules import fee_ucr
 
@@ -40,6 +41,7 @@ class DeviceStatus(_View):
     name: str
     memory_bytes: int
     lease: str | None = Field(description="the lease that holds it; null: it is free")
+    trouble: str = Field(default="", description="why it can't be offered; '' if it can")
 
 
 class HeldRun(_View):
@@ -72,7 +74,22 @@ class Status(_View):
     runner: str
     draining: bool = Field(description="nothing is offered, and what runs is asked to stop")
     stopping: bool = Field(description="draining, and the agent ends when all is handed back")
+    set_aside: str = Field(
+        default="",
+        description="what fails, where the agent has taken itself off the market until a start "
+        "test passes; '' otherwise",
+    )
+    engine_trouble: str = Field(default="", description="why its runner can't work; '' if it can")
+    waits_for: tuple[str, ...] = Field(
+        default=(), description="what a drain waits for, a line each"
+    )
     price_ucr_per_device_hour: int
+    fee_bps: int | None = Field(
+        default=None, description="the broker's share of a charge; null: it has not said so yet"
+    )
+    net_ucr_per_device_hour: int | None = Field(
+        default=None, description="what is left of the price after the fee"
+    )
     devices: tuple[DeviceStatus, ...]
     runs: tuple[HeldRun, ...]
     earned_ucr: int = Field(description="by all settlements that this agent has received")
@@ -93,6 +110,7 @@ def make_status(
 ) -> Status:
     """Return how the agent stands."""
     taken = devices_in_use(core.saved.runs)
+    price, fee = core.terms.price_ucr_per_device_hour, core.fee_bps
     return Status(
         provider=core.key.party,
         name=core.terms.name,
@@ -103,22 +121,39 @@ def make_status(
         runner=core.terms.runner,
         draining=core.draining is not None,
         stopping=core.draining is not None and core.draining.then_stop,
-        price_ucr_per_device_hour=core.terms.price_ucr_per_device_hour,
-        devices=tuple(
-            DeviceStatus(
-                id=device.id,
-                kind=device.kind,
-                name=device.name,
-                memory_bytes=device.memory_bytes,
-                lease=taken.get(device.id),
-            )
-            for device in core.terms.devices
+        set_aside=core.aside.why if core.aside.is_set else "",
+        engine_trouble=core.supply.engine,
+        waits_for=core.waits_for(),
+        price_ucr_per_device_hour=price,
+        fee_bps=fee,
+        net_ucr_per_device_hour=None if fee is None else price - fee_ucr(price, fee),
+        devices=(
+            *(_device(device, taken, "") for device in core.terms.devices),
+            *(
+                _device(core.supply.known.get(id) or _unseen(id), taken, one.says)
+                for id, one in core.supply.missing.items()
+            ),
         ),
         runs=_runs(core),
         earned_ucr=income.earned_ucr,
         settled_leases=income.leases,
         now_ms=now_ms,
     )
+
+
+def _device(device: Device, taken: dict[str, str], trouble: str) -> DeviceStatus:
+    return DeviceStatus(
+        id=device.id,
+        kind=device.kind,
+        name=device.name,
+        memory_bytes=device.memory_bytes,
+        lease=taken.get(device.id),
+        trouble=trouble,
+    )
+
+
+def _unseen(id: str) -> Device:
+    return Device(id=id, kind="gpu", name="GPU", memory_bytes=0, hardware_class="unknown")
 
 
 def _runs(core: AgentCore) -> tuple[HeldRun, ...]:

@@ -99,6 +99,8 @@ class Supply:
     engine: str = ""
     missing: dict[str, Missing] = field(default_factory=dict)
     """what belongs to the offer and is left out, now"""
+    known: dict[str, Device] = field(default_factory=dict)
+    """every device that was ever seen, as it was last"""
     _measured: dict[str, int] = field(default_factory=dict)
     _in_use_until_ms: dict[str, int] = field(default_factory=dict)
     _missing_since_ms: dict[str, int] = field(default_factory=dict)
@@ -124,6 +126,7 @@ class Supply:
                 self._loss(id).count += 1
         kept = []
         self.missing = gone
+        self.known.update((seen.device.id, seen.device) for seen in facts.devices)
         for seen in facts.devices:
             why = self._not_yet(seen.device.id, now_ms)
             if why:

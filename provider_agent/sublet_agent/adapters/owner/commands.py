@@ -80,6 +80,8 @@ def _wait_until_free(command: OwnerCommand, status: Status) -> Status:
     last = ""
     while any(run.phase is not RunPhase.ENDED for run in status.runs):
         words = ", ".join(f"{run.job[:8]} ({safe(run.name)}): {run.phase}" for run in status.runs)
+        if status.waits_for:
+            words = "waiting for " + "; ".join(safe(line) for line in status.waits_for)
         if words != last and not command.json:
             print(words, flush=True)
         last = words

@@ -79,6 +79,8 @@ def _market(status: Status) -> list[Text]:
     if not status.devices:
         return [*trouble, _line("offers", "nothing (--devices none); what runs goes on")]
     price = f"{format_credits(status.price_ucr_per_device_hour)} credits per device-hour"
+    if status.net_ucr_per_device_hour is not None:
+        price += f", {format_credits(status.net_ucr_per_device_hour)} after the fee"
     head = _line("offers", price, ("  ", ""), (f"runner {status.runner}", "dim"))
     if status.draining:
         says = (
@@ -87,6 +89,13 @@ def _market(status: Status) -> list[Text]:
             else "nothing, by `reclaim`; `sublet provider offer` offers again"
         )
         head = _line("offers", (says, "yellow"))
+    elif status.set_aside:
+        says = f"nothing until a start test passes: {safe(status.set_aside)}"
+        head = _line("offers", (says, "yellow"))
+    elif status.engine_trouble:
+        says = f"nothing while the engine is silent: {safe(status.engine_trouble)}"
+        head = _line("offers", (says, "yellow"))
+    trouble += [_line("", (f"waits for {safe(line)}", "yellow")) for line in status.waits_for[:4]]
     return [*trouble, head, *_devices(status)]
 
 
@@ -97,12 +106,15 @@ def _devices(status: Status) -> list[Text]:
     kinds: dict[tuple[str, int], list[DeviceStatus]] = {}
     for device in status.devices:
         kinds.setdefault((device.name, device.memory_bytes), []).append(device)
+    gone = [device for device in status.devices if device.trouble]
     found = []
     for (name, memory_bytes), devices in kinds.items():
-        free = sum(device.lease is None for device in devices)
+        free = sum(device.lease is None and not device.trouble for device in devices)
         found.append(
             _line("", f"{len(devices)} x {safe(name)}, {_memory(memory_bytes)}, {free} free")
         )
+    for device in gone[:MAX_DEVICE_LINES]:
+        found.append(_line("", f"{device.id[:_DEVICE_COLUMNS]}  ", (safe(device.trouble), "red")))
     return found
 
 
@@ -110,6 +122,8 @@ def _device(device: DeviceStatus, run: HeldRun | None, status: Status) -> Text:
     state = ("not offered", "dim") if status.draining else ("free", "cyan")
     if device.lease is not None:
         state = (f"leased to {run.job[:_JOB_COLUMNS]}" if run else "leased", "green")
+    if device.trouble:
+        state = (f"not offered: {safe(device.trouble)}", "red")
     words = " ".join(safe(device.name).split())
     if len(words) > 36:
         words = words[:35] + "…"
