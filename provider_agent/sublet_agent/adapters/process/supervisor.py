@@ -28,7 +28,7 @@ from typing import IO, Any, Literal
 from sublet_agent.adapters.process import tree as process_tree
 from sublet_agent.adapters.process.files import read_bounded, write_durably
 from sublet_agent.adapters.process.logs import LogWriter
-from sublet_agent.adapters.process.witness import Testimony, Witness, testimony
+from sublet_agent.adapters.process.witness import Statement, Witness, statement
 from sublet_agent.core.runner_port import MAX_LINE_BYTES
 
 _PR_SET_PDEATHSIG = 1
@@ -230,18 +230,18 @@ class Supervisor:
             return False
         return isinstance(asked, dict) and asked.get("pid") == pid
 
-    def _testimony(self, killed_by: int | None) -> Testimony:
+    def _statement(self, killed_by: int | None) -> Statement:
         if self._witness is None:
-            return Testimony()
+            return Statement()
         grace_s = self._spec["stop_grace_ms"] / 1000
-        return testimony(self._witness.sightings, killed_by, self._ended_s, grace_s)
+        return statement(self._witness.sightings, killed_by, self._ended_s, grace_s)
 
     def _finish(self, code: int | None, killed_by: int | None, about: dict[str, Any]) -> None:
         for stream, rest in self._pending.items():
             if rest:
                 self._log.write("stdout" if stream == "stdout" else "stderr", _now_ms(), rest)
         self._log.flush(durable=True)
-        seen = self._testimony(killed_by)
+        seen = self._statement(killed_by)
         ended = {
             "exit_code": code,
             "signal": killed_by,

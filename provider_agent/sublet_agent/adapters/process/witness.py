@@ -93,16 +93,16 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class Testimony:
+class Statement:
     """What the witness has to say of an end; each text is empty, or for people."""
 
     outside_signal: str = ""
     unknown_signal: str = ""
 
 
-def testimony(
+def statement(
     sightings: list[Sighting], killed_by: int | None, ended_s: float, grace_s: float
-) -> Testimony:
+) -> Statement:
     """Return what the sightings say of an end. Newest first, and first match counts:
 
     1. The signal that killed it, if that was just seen.
@@ -115,9 +115,9 @@ def testimony(
         asked = seen.number in _ASKING and ago_s <= grace_s + _MARGIN_S
         if fatal or asked:
             if seen.sender is Sender.OUTSIDE:
-                return Testimony(outside_signal=seen.says)
-            return Testimony(unknown_signal=seen.says)
-    return Testimony()
+                return Statement(outside_signal=seen.says)
+            return Statement(unknown_signal=seen.says)
+    return Statement()
 
 
 class Witness:
