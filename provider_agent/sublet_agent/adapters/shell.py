@@ -2,12 +2,19 @@
 
 All of the core runs on the event loop's thread; what blocks (runner, transfer, hashing) runs in
 threads and comes back as an event.
+
+An error that nobody had thought of, in whatever is done for one run, quarantines that run: it ends,
+its folder is kept, and the owner is asked to report the line. What can end the agent is its own
+state: a journal or a spool that can't be written.
 """
 
 import asyncio
 import functools
 import shutil
+import sqlite3
 import threading
+import time
+import traceback
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,10 +23,11 @@ from typing import Any, Literal, TypeVar
 import httpx
 
 from sublet_agent.adapters.run_observer import Observer
-from sublet_agent.adapters.session.journal import Journal
+from sublet_agent.adapters.session.journal import Journal, unwritable
 from sublet_agent.adapters.session.link import Link
 from sublet_agent.adapters.session.log_sender import LogSender
 from sublet_agent.adapters.session.log_spool import Spool
+from sublet_agent.adapters.workspace import quarantine
 from sublet_agent.adapters.workspace.disk_space import check_room, fault_of
 from sublet_agent.adapters.workspace.folders import ask, delete
 from sublet_agent.adapters.workspace.transfer import (
@@ -59,9 +67,12 @@ from sublet_contracts.wire import Message
 TICK_S = 0.2
 THREAD_NAME = "sublet-agent"
 """how the names begin of the threads in which it waits for others"""
-UNEXPECTED = "unexpected, please report it"
-"""how a line begins that tells of a mistake of ours"""
+UNEXPECTED = effects.UNEXPECTED
 LOG_AFTER_REMOVAL_S = 300.0
+REMOVE_AGAIN_S = 2.0
+REMOVE_AGAIN_MOST_S = 60.0
+MAX_TRACE_CHARACTERS = 20_000
+SAY_AGAIN_S = 60.0
 T = TypeVar("T")
 
 
@@ -101,27 +112,41 @@ class Shell:
         self._cancels: dict[str, threading.Event] = {}
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._observers: dict[str, Observer] = {}
+        self._traces: dict[str, str] = {}
+        """lease id -> the traceback of what it is quarantined for"""
+        self._said_s: dict[str, float] = {}
         self._logs = LogSender(spool, core, lambda: self.link)
+        core.last_saved = lambda lease_id: self.journal.run(lease_id)
 
     # -- the loop ----------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Take up what was running before: adopt it, and remove what nobody knows."""
-        found = await self.blocking(self.runner.find)
+        try:
+            found = await self.blocking(self.runner.find)
+        except Exception as error:  # noqa: BLE001 - each run is looked at by itself as well
+            self._unexpected("what runs here", error)
+            found = []
         by_run = {run_id(lease_id): lease_id for lease_id in self.core.runs}
         adopted = [by_run.get(item.run_id, item.lease_id) for item in found]
         step, _ = self.core.started(adopted, self.now_ms())
         for item in found:
             if item.run_id not in by_run:
                 self.say(f"removing a run that belongs to no lease: {item.run_id}")
-                await self.blocking(self.runner.remove, item.run_id)
+                await self._tried("a run of no lease", self.runner.remove, item.run_id)
+        for lease_id, record_text in self.journal.unreadable.items():
+            says = "its saved record can't be read: it is put aside, and the broker will miss it"
+            self.say(f"{UNEXPECTED}: lease {short(lease_id)}: {says}")
+            keep = functools.partial(quarantine.keep, record=record_text, error=says)
+            await self._tried("a record that can't be read", keep, self.state, lease_id)
+            self.journal.forget(lease_id)
         # What was fetched ahead is cheap to fetch again, and nobody would tell us to drop it.
         ahead = self.state / "prepared"
         await self.blocking(functools.partial(shutil.rmtree, ahead, ignore_errors=True))
         kept = {lease_id[:16] for lease_id in self.core.runs}
         for folder in self._folders():
             if folder.name not in kept:
-                await self.blocking(delete, folder)
+                await self._tried(f"the folder {folder}", delete, folder)
         for lease_id, run in self.core.runs.items():
             if run.record.phase in LIVE:
                 self.watch(lease_id)
@@ -131,14 +156,28 @@ class Shell:
         runs = self.state / "runs"
         return list(runs.iterdir()) if runs.is_dir() else []
 
+    async def _tried(self, what: str, call: Callable[..., object], *arguments: Any) -> None:
+        """Do what the agent can start without."""
+        try:
+            await self.blocking(call, *arguments)
+        except (RunnerError, OSError) as error:
+            self.say(f"{what}: {error}")
+        except Exception as error:  # noqa: BLE001 - no run of before keeps the agent from starting
+            self._unexpected(what, error)
+
     async def ticking(self) -> None:
         """Time passes, until cancelled."""
         while True:
             await asyncio.sleep(TICK_S)
-            self.journal.reserve.hold()
-            if self.now_ms() >= self.core.quiet_until_ms():
-                self.post(events.Tick())
-            self._logs.pump()
+            try:
+                self.journal.reserve.hold()
+                if self.now_ms() >= self.core.quiet_until_ms():
+                    self.post(events.Tick())
+                self._logs.pump()
+            except Exception as error:
+                if self.failed is not None or _own_state_is_broken(error):
+                    raise
+                self._unexpected("the time", error)
 
     def post(self, event: events.Event) -> None:
         """Let the core take an event: commit, then perform."""
@@ -149,7 +188,7 @@ class Shell:
 
     def _perform(self, step: effects.Step) -> None:
         try:
-            self.journal.commit(step.save)
+            step = self._committed(step)
         except Exception as error:
             # What can't be written must not be done: stop here, and a restart takes it up.
             self.failed = error
@@ -158,7 +197,26 @@ class Shell:
         if step.save.queue and self.link is not None:
             self.link.outbox_grew()
         for effect in step.effects:
-            self._do(effect)
+            try:
+                self._do(effect)
+            except Exception as error:  # noqa: BLE001 - the other effects are other runs'
+                self._trouble(type(effect).__name__, getattr(effect, "lease_id", ""), error)
+
+    def _committed(self, step: effects.Step) -> effects.Step:
+        """Commit; where one run has what can't be written down by anybody, without that run."""
+        try:
+            self.journal.commit(step.save)
+        except (sqlite3.Error, OSError):
+            raise
+        except Exception as error:
+            found = {id: says for id, says in unwritable(step.save).items() if id in self.core.runs}
+            if not found:
+                raise
+            for lease_id, says in found.items():
+                self._traces[lease_id] = _trace(error)
+                step = self.core.put_aside(step, lease_id, says, self.now_ms())
+            self.journal.commit(step.save)
+        return step
 
     # -- Listener of the link ----------------------------------------------------------------------
 
@@ -191,7 +249,8 @@ class Shell:
             case effects.Say(text):
                 self.say(text)
             case effects.Unexpected(lease_id, text):
-                self.say(f"{UNEXPECTED}: lease {short(lease_id)}: {text}")
+                about = f"lease {short(lease_id)}: " if lease_id else ""
+                self._say_once(f"{UNEXPECTED}: {about}{text}")
             case effects.Done():
                 self.done.set()
             case effects.ReadFacts():
@@ -224,12 +283,14 @@ class Shell:
                 )
             case effects.DeleteSteps(lease_id, steps):
                 self._spawn(
-                    "tidy",
+                    f"tidy {steps[-1:]}",
                     lease_id,
                     self._act(functools.partial(self._workspace(lease_id).delete_steps, steps)),
                 )
             case effects.Remove(lease_id):
                 self._spawn("remove", lease_id, self._remove(lease_id))
+            case effects.PutAside(lease_id):
+                self._spawn("put aside", lease_id, self._put_aside(lease_id))
             case effects.PrepareJob(job, checkpoint):
                 self._spawn("ahead", job.id, self._prepare(job, checkpoint))
             case effects.UnprepareJob(job_id):
@@ -255,9 +316,92 @@ class Shell:
     def _ended(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
         if self._tasks.get(key) is task:
             del self._tasks[key]
-        if not task.cancelled() and task.exception() is not None:
-            self.failed = task.exception()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._trouble(*key, error)
+
+    # -- what nobody had thought of ----------------------------------------------------------------
+
+    def _trouble(self, what: str, owner: str, error: BaseException) -> None:
+        """Something that is done for `owner`, a lease or a job, has raised."""
+        if self.failed is not None:
+            return
+        if not isinstance(error, Exception) or _own_state_is_broken(error):
+            self.failed = error
             self.done.set()
+            return
+        self._cancels.pop(owner, threading.Event()).set()
+        if owner in self.core.runs and what not in ("put aside", "remove"):
+            self._traces[owner] = _trace(error)
+            says = f"{what}: {type(error).__name__}: {error}"
+            try:
+                self.post(events.Quarantined(owner, says))
+            except Exception as again:  # noqa: BLE001 - `post` has said that the agent ends
+                self._unexpected(what, again)
+            return
+        self._unexpected(f"{what} of {owner[:10]}", error)
+        if what == "ahead":
+            self.post(events.PrepareDone(owner, False, "an unexpected error"))
+        elif what == "remove":
+            # Its lease is over. What is left of it is removed by the next start.
+            self.post(events.Removed(owner))
+
+    def _unexpected(self, what: str, error: Exception) -> None:
+        self._say_once(f"{UNEXPECTED}: {what}: {type(error).__name__}: {error}", _trace(error))
+
+    def _say_once(self, line: str, more: str = "") -> None:
+        """Say what may come round five times a second, once in a while."""
+        now = time.monotonic()
+        if now - self._said_s.get(line, -SAY_AGAIN_S) < SAY_AGAIN_S:
+            return
+        if len(self._said_s) > 1000:
+            self._said_s.clear()
+        self._said_s[line] = now
+        self.say(line)
+        if more:
+            self.say(more)
+
+    async def _put_aside(self, lease_id: str) -> None:
+        """End a quarantined run's container; keep its folder, and tell the owner where."""
+        record = self._record(lease_id)
+        if record is None:
+            return
+        self._cancel(lease_id).set()
+        observer = self._observers.pop(lease_id, None)
+        if observer:
+            observer.stop()
+        self.log_line(lease_id, record.detail)
+        await self._runner_call(self.runner.kill, lease_id)
+        await self._remove_container(lease_id)
+        error = "\n".join((record.quarantined, self._traces.pop(lease_id, "")))
+        keep = functools.partial(
+            quarantine.keep, record=record.model_dump_json(indent=1), error=error
+        )
+        try:
+            place = await self.blocking(keep, self.state, lease_id)
+        except OSError as problem:
+            self.say(f"lease {short(lease_id)} can't be put aside: {problem}")
+        else:
+            self.say(
+                f"lease {short(lease_id)} was put aside; what is known of it lies in {place}: "
+                f"please send it along with the line above that begins with {UNEXPECTED!r}"
+            )
+
+    async def _remove_container(self, lease_id: str) -> None:
+        """Kill and remove it, however often it takes: no container outlives its lease."""
+        delay_s = REMOVE_AGAIN_S
+        while True:
+            try:
+                await self.blocking(self.runner.remove, run_id(lease_id))
+                return
+            except RunnerError as error:
+                self.say(f"can't remove a run yet: {error}")
+            except Exception as error:  # noqa: BLE001 - it is tried again
+                self._unexpected(f"removing the run of lease {short(lease_id)}", error)
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, REMOVE_AGAIN_MOST_S)
+
+    # -- threads -----------------------------------------------------------------------------------
 
     async def blocking(self, call: Callable[..., T], *arguments: Any) -> T:
         """Run something that blocks in a thread."""
@@ -441,19 +585,19 @@ class Shell:
         if observer:
             observer.stop()
         workspace = self._workspace(lease_id)
-        while True:
-            try:
-                await self.blocking(self.runner.remove, run_id(lease_id))
-                break
-            except RunnerError as error:
-                self.say(f"can't remove a run yet: {error}")
-                await asyncio.sleep(2.0)
+        aside = self._tasks.get(("put aside", lease_id))
+        if aside is not None:
+            await asyncio.wait([aside])
+        await self._remove_container(lease_id)
         await self.blocking(workspace.delete)
+        if workspace.root.exists():
+            self.say(f"not all of {workspace.root} could be deleted: the next start tries again")
         # What was said last, such as why a checkpoint is left out, may still be under way. The
         # device is free by now, so this may take its time; the broker refuses what it doesn't want.
         await self._logs.drain(lease_id, LOG_AFTER_REMOVAL_S)
         self.spool.forget(lease_id)
         self._cancels.pop(lease_id, None)
+        self._traces.pop(lease_id, None)
         self.post(events.Removed(lease_id))
 
     # -- preparing ahead ---------------------------------------------------------------------------
@@ -491,10 +635,20 @@ class Shell:
 
     def log_line(self, lease_id: str, text: str) -> None:
         """Put a line of ours into a run's log."""
-        self.spool.add(lease_id, [OutputLine("sublet", self.now_ms(), text)], None)
+        shown = text.encode(errors="backslashreplace").decode()
+        self.spool.add(lease_id, [OutputLine("sublet", self.now_ms(), shown)], None)
 
     def close(self) -> None:
         """Stop threads; runs go on."""
         for cancel in self._cancels.values():
             cancel.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _own_state_is_broken(error: BaseException) -> bool:
+    """Whether it tells of the agent's own files: nothing can be promised that can't be kept."""
+    return isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-MAX_TRACE_CHARACTERS:]

@@ -251,28 +251,29 @@ class AgentCore:
 
     def _quarantine(self, lease_id: str, says: str, now_ms: int) -> None:
         self._take_back(lease_id)
-        metered_ms = self.runs[lease_id].record.cum_device_ms
-        record = self.last_saved(lease_id)
-        if record is None:
-            # Nobody outside has seen it: its signature is in what was just taken back.
-            job_id = self.runs.pop(lease_id).record.job_id
-            self.saved.runs.pop(lease_id, None)
-            self.saved.epochs.pop(job_id, None)
-            self._step.save.epochs.pop(job_id, None)
-            self._unexpected(lease_id, says)
-            self._refuse(lease_id, "an unexpected error at this provider")
-            return
-        record.cum_device_ms = max(record.cum_device_ms, metered_ms)
-        run = self._replace(record)
+        run = self.runs[lease_id]
         try:
+            record = self.last_saved(lease_id)
+            if record is None:
+                self._unsign(run.record, says)
+                return
+            record.cum_device_ms = max(record.cum_device_ms, run.record.cum_device_ms)
+            run = self._replace(record)
             run.handle(Quarantined(lease_id, says), now_ms)
         except Exception as error:  # noqa: BLE001 - what can't end in order is dropped
             # Its end can't even be told: the broker hears nothing more of it, and concludes.
-            run = self._replace(self.last_saved(lease_id) or record)
+            run.messages, run.effects = [], []
             self._unexpected(lease_id, f"{says}; and its end can't be told: {_said(error)}")
-            run.discard()
-            self._step.save.drop_messages_of.append(lease_id)
+            self._discard(run)
         self._collect(run)
+
+    def _unsign(self, record: RunRecord, says: str) -> None:
+        """Forget a lease that nobody outside has seen signed: the signature was taken back."""
+        del self.runs[record.lease_id], self.saved.runs[record.lease_id]
+        self.saved.epochs.pop(record.job_id, None)
+        self._step.save.epochs.pop(record.job_id, None)
+        self._unexpected(record.lease_id, says)
+        self._refuse(record.lease_id, "an unexpected error at this provider")
 
     def _replace(self, record: RunRecord) -> Run:
         run = Run(record, self.key, broker_reads=self._broker_reads)

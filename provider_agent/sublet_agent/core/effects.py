@@ -9,6 +9,9 @@ from sublet_agent.core.records import IssuedOffer, RunRecord, UploadKind
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.wire import Message
 
+UNEXPECTED = "unexpected, please report it"
+"""how a line begins that tells of a mistake of ours"""
+
 
 @dataclass(frozen=True)
 class Send:

@@ -43,7 +43,8 @@ class Pending:
 
     number: int
     mid: str
-    message: Message
+    message: Message | None
+    """None: what was written can't be read any more"""
 
 
 class Journal:
@@ -77,6 +78,8 @@ class Journal:
             "INSERT OR IGNORE INTO meta VALUES ('state_id', ?)", (os.urandom(8).hex(),)
         )
         self.state_id = self._meta("state_id")
+        self.unreadable: dict[str, str] = {}
+        """lease id -> the saved record that `load` could not read"""
         earned = [_earned(envelope) for envelope in self.settlements()]
         self._income = Income(earned_ucr=sum(earned), leases=len(earned))
 
@@ -93,13 +96,20 @@ class Journal:
             offer_sequence=int(self._meta("offer_sequence", "0")),
             next_mid=int(self._meta("next_mid", "1")),
             offers=[IssuedOffer.model_validate_json(json.dumps(o)) for o in offers],
-            runs={
-                lease: RunRecord.model_validate_json(text)
-                for lease, text in self._db.execute("SELECT lease, record FROM runs")
-            },
+            runs=self._load_runs(),
             epochs=dict(self._db.execute("SELECT job, epoch FROM epochs").fetchall()),
             reclaimed=self._meta("reclaimed") == "yes",
         )
+
+    def _load_runs(self) -> dict[str, RunRecord]:
+        found: dict[str, RunRecord] = {}
+        for lease, text in self._db.execute("SELECT lease, record FROM runs"):
+            try:
+                found[lease] = RunRecord.model_validate_json(text)
+            except ValueError:
+                # One record must not keep the agent, and with it all other runs, from starting.
+                self.unreadable[lease] = text
+        return found
 
     @with_reserve
     def commit(self, save: Save) -> None:
@@ -144,13 +154,24 @@ class Journal:
                 run("ROLLBACK")
             raise
 
+    def run(self, lease_id: str) -> RunRecord | None:
+        """Return a run's record as it was committed last; None: it never was."""
+        row = self._db.execute("SELECT record FROM runs WHERE lease=?", (lease_id,)).fetchone()
+        return RunRecord.model_validate_json(row[0]) if row else None
+
+    @with_reserve
+    def forget(self, lease_id: str) -> None:
+        """Drop what is saved of a run."""
+        self._db.execute("DELETE FROM runs WHERE lease=?", (lease_id,))
+        self._db.execute("DELETE FROM outbox WHERE lease=?", (lease_id,))
+
     def pending(self, after: int = 0, limit: int = 1000) -> list[Pending]:
         """Return unacknowledged messages in order, past number `after`."""
         rows = self._db.execute(
             "SELECT mid, type, body FROM outbox WHERE mid>? ORDER BY mid LIMIT ?", (after, limit)
         )
         return [
-            Pending(number, f"{self.state_id}-{number}", MESSAGES[kind].model_validate_json(body))
+            Pending(number, f"{self.state_id}-{number}", _message(kind, body))
             for number, kind, body in rows
         ]
 
@@ -193,3 +214,22 @@ class Journal:
 def _earned(envelope: Envelope) -> int:
     """Return a settlement's provider_ucr; the core has verified it before it was written."""
     return int(json.loads(envelope.payload_bytes)["provider_ucr"])
+
+
+def unwritable(save: Save) -> dict[str, str]:
+    """Return the leases of which something in `save` can't be written down, and why."""
+    found: dict[str, str] = {}
+    things = [*save.runs.items(), *((each.lease_id, each.message) for each in save.queue)]
+    for lease_id, thing in things:
+        try:
+            thing.model_dump_json()
+        except ValueError as error:
+            found[lease_id] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def _message(kind: str, body: str) -> Message | None:
+    try:
+        return MESSAGES[kind].model_validate_json(body)
+    except (KeyError, ValueError):
+        return None

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import random
 import socket
+import sqlite3
 import ssl
 from collections.abc import Callable
 from typing import Protocol
@@ -24,9 +25,11 @@ from websockets.exceptions import (
 from sublet_agent.adapters.clock import SteadyClock
 from sublet_agent.adapters.options import UsageError
 from sublet_agent.adapters.session.journal import Journal
+from sublet_agent.core.effects import UNEXPECTED
 from sublet_agent.core.fixes import with_fix
 from sublet_agent.core.status import Connection
 from sublet_contracts.keys import SigningKey
+from sublet_contracts.problems import ProblemCode
 from sublet_contracts.session import AgentSession, Phase, SessionCode, SessionError
 from sublet_contracts.versions import Reads
 from sublet_contracts.wire import MAX_FRAME_BYTES, Ack, FrameRefused, Message
@@ -42,6 +45,11 @@ PING_S = 4.0
 SILENCE_S = 8.0
 """A connection on which no pong comes for so long is as good as gone. Where only this connection is
 dead (half-open), it's replaced within any job's default patience, 20 s."""
+
+
+class Replaced(Exception):
+    """Another agent with our key is the broker's from now on. To come back would only drive that
+    one away, which would come back as well."""
 
 
 class Listener(Protocol):
@@ -111,7 +119,7 @@ class Link:
         self._outbox_wake.set()
 
     async def run(self) -> None:
-        """Hold the session until cancelled."""
+        """Hold the session until cancelled. Raises Replaced."""
         delay_s = BACKOFF_FIRST_S
         last = ""
         while True:
@@ -120,6 +128,8 @@ class Link:
                 says = "the broker closed the connection"
             except SessionError as error:
                 says = f"refused ({error.code}): {with_fix(error.code, error.detail)}"
+                if error.code == ProblemCode.STALE_INSTANCE:
+                    raise Replaced(says) from error
                 if error.code == SessionCode.CLOCK:
                     # It may have been set since it was read, or the machine has slept.
                     self._clock.set()
@@ -127,6 +137,10 @@ class Link:
                 raise UsageError(f"--broker: {error}") from error
             except (OSError, InvalidHandshake, WebSocketException, TimeoutError) as error:
                 says = _no_connection(error, self._url)
+            except sqlite3.Error:
+                raise
+            except Exception as error:  # noqa: BLE001 - an odd frame ends a session, not the agent
+                says = f"{UNEXPECTED}: the session: {type(error).__name__}: {error}"
             self._changed(connected=False, trouble=says)
             if self._was_live:
                 delay_s = BACKOFF_FIRST_S
@@ -215,12 +229,25 @@ class Link:
             if session is None:
                 return
             for pending in self._journal.pending(after=self._sent_up_to):
-                await self._outgoing.put(session.send(pending.message, pending.mid))
+                if pending.message is None:
+                    self._drop(pending.mid, "what was written of it can't be read any more")
+                    continue
+                try:
+                    frame = session.send(pending.message, pending.mid)
+                except FrameRefused as error:
+                    self._drop(pending.mid, str(error))
+                    continue
+                await self._outgoing.put(frame)
                 self._sent_up_to = pending.number
             try:
                 await asyncio.wait_for(self._outbox_wake.wait(), RESEND_S)
             except TimeoutError:
                 self._sent_up_to = 0
+
+    def _drop(self, mid: str, why: str) -> None:
+        """Never send a message that keeps all that come after it from being sent."""
+        self._listener.say(f"{UNEXPECTED}: message {mid} is not sent: {why}")
+        self._journal.acknowledged((mid,))
 
 
 async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
