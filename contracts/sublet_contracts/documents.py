@@ -141,7 +141,9 @@ class Resources(BaseModel):
     device_memory_bytes: Count = Field(default=0, description="least memory of each device")
     device_name: Text = Field(default="", description="a part of the device's name")
     hardware_class: str = Field(default="", max_length=64, description="exactly this class")
-    cpu_millis: Count = Field(default=1000, description="thousandths of a core, in all")
+    cpu_millis: Count = Field(
+        default=0, description="thousandths of a core, in all; 0: what comes with the devices"
+    )
     memory_bytes: Count = Field(description="main memory, in all")
     disk_bytes: Count = Field(description="disk for checkpoints and outputs, in all")
     region: str = Field(default="", max_length=64, description="exactly this region")

@@ -84,6 +84,10 @@ def _as_tuple(value: Sequence[str], name: str) -> object:
     return tuple(value)
 
 
+def _cores_or_share(value: Amount, name: str) -> object:
+    return 0 if value == "" else cores_to_millis(value, name)
+
+
 def _as_dict(value: Mapping[str, str] | None, name: str) -> object:
     return dict(value or {})
 
@@ -191,9 +195,10 @@ class JobOptions(TypedDict, total=False):
         Option(
             "cores, in all",
             "machine",
-            default=1,
+            default="",
+            default_help="what comes with the devices, and one thread of arithmetic",
             fields=("cpu_millis",),
-            convert=cores_to_millis,
+            convert=_cores_or_share,
             metavar="N",
         ),
     ]

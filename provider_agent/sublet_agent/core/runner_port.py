@@ -80,6 +80,7 @@ class RunSpec:
     inputs_dir: Path
     helper_dir: Path
     stop_grace_ms: int
+    threads: int = 0  # of arithmetic (OMP_NUM_THREADS); 0: as many as there are whole cores
     destinations: Mapping[str, Path] = field(default_factory=dict)  # container path -> host path
     outputs_dir: Path | None = None
     outputs_path: str | None = None  # where the job writes them, in the container
@@ -253,7 +254,7 @@ def job_environment(
     The job's own OMP_NUM_THREADS wins, its PYTHONPATH comes after the helper, and no SUBLET_* of
     its own does.
     """
-    threads = str(max(1, spec.cpu_millis // 1000))
+    threads = str(spec.threads or max(1, spec.cpu_millis // 1000))
     env = {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     env.update((k, v) for k, v in spec.env.items() if not k.startswith("SUBLET_"))
     own = spec.env.get("PYTHONPATH")

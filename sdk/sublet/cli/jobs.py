@@ -134,7 +134,7 @@ def requirements_text(need: Resources) -> str:
     parts = [f"{need.devices}x {safe(device)}"]
     if need.device_memory_bytes:
         parts[0] += f" of {format_bytes(need.device_memory_bytes)}"
-    parts.append(f"{need.cpu_millis / 1000:g} cores")
+    parts += [f"{need.cpu_millis / 1000:g} cores"] if need.cpu_millis else []
     parts.append(f"{format_bytes(need.memory_bytes)} memory")
     parts.append(f"{format_bytes(need.disk_bytes)} disk")
     parts += [f"class {safe(need.hardware_class)}"] if need.hardware_class else []
