@@ -23,24 +23,26 @@ from sublet_agent.adapters.owner.commands import run_owner_command
 from sublet_agent.adapters.owner.control import Control
 from sublet_agent.adapters.owner.screen import OwnerOutput, make_output
 from sublet_agent.adapters.session.journal import Journal, NewerState, StateFolderInUse
-from sublet_agent.adapters.session.link import Link
+from sublet_agent.adapters.session.link import Link, Replaced
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.shell import THREAD_NAME, Shell
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core import events
 from sublet_agent.core.agent import AgentCore
+from sublet_agent.core.run_phases import LIVE, RunPhase
 from sublet_agent.core.status import Connection, Status, make_status
 from sublet_contracts.amounts import format_credits
 from sublet_contracts.api import SignedRequest
 from sublet_contracts.ckpt_helper_install import write_helper
 from sublet_contracts.documents import KeyDocument, sign_document
-from sublet_contracts.keys import KeyRefused, SigningKey
+from sublet_contracts.keys import KeyRefused, SigningKey, short
 from sublet_contracts.reasons import Reason
 
 FLUSH_S = 5.0
 CANCEL_S = 1.0
 LEAVE_S = 2.0
 SHOW_S = 0.5
+PREPARING = frozenset({RunPhase.PULLING, RunPhase.RESTORING})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +62,9 @@ def _run(options: Options, output: OwnerOutput) -> int:
         return 2
     except (StateFolderInUse, NewerState, KeyRefused) as error:
         output.say(f"error: --state: {error}")
+        return 1
+    except Replaced as error:
+        output.say(f"error: {error}; this one ends, and what it runs goes on without it")
         return 1
     except KeyboardInterrupt:
         output.say("stopped before anything was offered")
@@ -230,7 +235,17 @@ def _handle_signals(
 
 
 def _closing_line(shell: Shell) -> str:
-    left = [run for run in shell.core.runs.values() if not run.record.is_over]
+    records = [run.record for run in shell.core.runs.values()]
+    left = [record for record in records if record.phase in PREPARING | LIVE]
+    finished = [record for record in records if record.phase is RunPhase.FINISHING]
+    if not left and (finished or shell.journal.pending(limit=1)):
+        jobs = ", ".join(short(record.job_id) for record in finished)
+        return (
+            "handed back; what is finished waits on this disk for the broker"
+            + (f" (of job {jobs})" if jobs else "")
+            + ": start the agent again, with --devices none if it is to offer nothing, to hand it "
+            "over; else this machine is paid up to the last checkpoint that is there"
+        )
     if left:
         return (
             f"left: {len(left)} run(s) go on without this agent; start it again to take them up, "
