@@ -101,6 +101,25 @@ def test_a_renter_has_ten_free_kills_in_a_week_whatever_the_jobs() -> None:
     world.audit()
 
 
+def test_an_agent_that_cannot_hear_the_broker_stops_at_the_budgets_edge_and_is_paid() -> None:
+    world = World(Settings(fee_bps=0))
+    agent = world.agent("owner", price_ucr_per_device_hour=3_600_000)
+    renter = world.renter()
+    job = renter.run(
+        max_price_ucr_per_device_hour=3_600_000, budget_ucr=120_000, patience_ms=600_000
+    )
+    run = agent.the_run
+    agent.leave()
+    world.pass_ms(95_000)
+    agent.join()
+    agent.exit(run, Reason.BUDGET_EXHAUSTED, 75)
+    world.settle_down()
+    assert charges(renter, job) == [(Reason.BUDGET_EXHAUSTED, ran_ms(agent)[0])]
+    view = renter.view(job)
+    assert (view.state, view.reason) == (JobState.PAUSED, Reason.BUDGET_EXHAUSTED)
+    world.audit()
+
+
 def pulls_in_vain(agent: AgentDouble, reason: Reason) -> None:
     agent.exit(agent.the_run, reason)
     agent.world.settle_down(3)

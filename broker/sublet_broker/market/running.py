@@ -10,7 +10,8 @@ Rules:
 - What the broker wants only hardens: run, drain, stop. A drain that outlives its grace becomes a
   stop; a stop that isn't obeyed in time makes the run count as lost.
 - An agent may not end a run for a reason that is the broker's or the renter's to give, unless that
-  was ordered.
+  was ordered. At the budget's edge it may, by the time it has reported: there it stops by itself
+  when it can't hear the broker.
 - The drain at the budget's edge begins early enough for the job to save its state: its own grace
   and a margin before the hold is used up, but never in the first half of a lease.
 - Log lines are taken from the holder of the epoch, and for a while from a run that ended by itself;
@@ -71,12 +72,18 @@ def heard(run: RunFact, state: RunState, now_ms: int) -> RunFact:
 
 
 def exited(
-    run: RunFact, reason: Reason, exit_code: int | None, detail: str, now_ms: int
+    run: RunFact,
+    reason: Reason,
+    exit_code: int | None,
+    detail: str,
+    now_ms: int,
+    *,
+    at_edge: bool = False,
 ) -> RunFact:
-    """Return the run after its agent reported that it ended."""
+    """Return the run after its agent reported that it ended. `at_edge`: its budget's."""
     if is_over(run):
         return run
-    judged = judge_exit(run, reason)
+    judged = judge_exit(run, reason, at_edge=at_edge)
     return replace(
         run,
         state=step(RUN, run.state, RunState.EXITED),
@@ -90,10 +97,12 @@ def exited(
     )
 
 
-def judge_exit(run: RunFact, reason: Reason) -> Reason:
+def judge_exit(run: RunFact, reason: Reason, *, at_edge: bool) -> Reason:
     """Return the reason that counts when the agent says `reason`."""
     if reason in _NEVER_THE_AGENTS:
         return Reason.RUN_KILLED
+    if reason is Reason.BUDGET_EXHAUSTED and at_edge:
+        return reason
     if reason in _ONLY_ORDERED and run.order_reason is not reason:
         return Reason.RUN_KILLED
     return reason
@@ -196,3 +205,13 @@ def nears_the_edge(
     used_ms = run.cum_device_ms + max(0, now_ms - run.last_seen_ms) * devices
     reserve_ms = min((stop_grace_ms + margin_ms) * devices, most_ms // 2)
     return used_ms + reserve_ms >= most_ms
+
+
+def is_at_edge(lease: LeaseFact, cum_device_ms: int, *, stop_grace_ms: int, margin_ms: int) -> bool:
+    """Say whether a run that has used so much had come to where its hold ends: `nears_the_edge`,
+    by the time that was reported alone."""
+    most_ms = device_ms_within(lease.price_ucr_per_device_hour, lease.hold_ucr)
+    if most_ms is None:
+        return False
+    reserve_ms = (stop_grace_ms + margin_ms) * len(lease.device_ids)
+    return cum_device_ms + min(reserve_ms, most_ms // 2) >= most_ms

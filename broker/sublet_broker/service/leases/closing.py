@@ -19,7 +19,7 @@ from sublet_broker.market.facts import (
 )
 from sublet_broker.market.leasing import hold_ucr
 from sublet_broker.market.resuming import Ending, after
-from sublet_broker.market.running import is_over, judge_exit, lost
+from sublet_broker.market.running import is_at_edge, is_over, judge_exit, lost
 from sublet_broker.market.setting_aside import CANT_START, could_not_start
 from sublet_broker.market.settling import SettlementDecision
 from sublet_broker.market.unattributed import reason_that_counts
@@ -116,9 +116,16 @@ def give_up(
     chain = work.must(ChainFact, lease.id)
     if chain.state is ChainState.SEALED and chain.head is not None and not is_over(run):
         head = accepted(work.must(ReceiptFact, chain.head).envelope, Receipt)
-        said = judge_exit(run, head.reason or reason)
         job = work.must(JobFact, lease.job)
-        whole = job.outputs is not None or not accepted(job.envelope, Job).outputs
+        document = accepted(job.envelope, Job)
+        at_edge = is_at_edge(
+            lease,
+            head.cum_device_ms,
+            stop_grace_ms=document.stop_grace_ms,
+            margin_ms=context.settings.drain_margin_ms,
+        )
+        said = judge_exit(run, head.reason or reason, at_edge=at_edge)
+        whole = job.outputs is not None or not document.outputs
         if said is not Reason.SUCCEEDED or whole:
             said = _that_counts(work, lease, said)
             reason, detail = said, "its final receipt came before it fell silent"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import (
     AgentFact,
     ChainFact,
@@ -11,7 +12,7 @@ from sublet_broker.market.facts import (
     RunFact,
 )
 from sublet_broker.market.leasing import is_held
-from sublet_broker.market.running import exited, heard, is_over, takes_logs
+from sublet_broker.market.running import exited, heard, is_at_edge, is_over, takes_logs
 from sublet_broker.market.setting_aside import has_started
 from sublet_broker.service.errors import StaleInstance
 from sublet_broker.service.leases.closing import close, close_if_due, send_stop
@@ -21,7 +22,7 @@ from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.heartbeats import with_figures
 from sublet_broker.service.unit_of_work.signed_input import merge, receive_document
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
-from sublet_contracts.documents import DocumentRefused, Lease
+from sublet_contracts.documents import DocumentRefused, Job, Lease
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import (
@@ -159,9 +160,21 @@ class RunReports:
                 return
             release_successor(work, run)
             reason = message.reason or Reason.RUN_KILLED
-            work.put_run(
-                run, exited(counted, reason, message.exit_code, message.detail, work.now_ms)
+            at_edge = is_at_edge(
+                lease,
+                message.cum_device_ms,
+                stop_grace_ms=accepted(job.envelope, Job).stop_grace_ms,
+                margin_ms=self._context.settings.drain_margin_ms,
             )
+            ended = exited(
+                counted,
+                reason,
+                message.exit_code,
+                message.detail,
+                work.now_ms,
+                at_edge=at_edge,
+            )
+            work.put_run(run, ended)
             close_if_due(self._context, work, lease)
 
     def _note_notice(self, work: UnitOfWork, run: RunFact, message: RunChanged) -> None:
