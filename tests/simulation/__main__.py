@@ -92,6 +92,7 @@ class Sum:
     lost_device_ms: int = 0
     charged_ucr: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
     points: set[str] = field(default_factory=set)
     crashed: set[str] = field(default_factory=set)
     violations: list[str] = field(default_factory=list)
@@ -105,6 +106,7 @@ class Sum:
         self.lost_device_ms += outcome.lost_device_ms
         self.charged_ucr += outcome.charged_ucr
         self.faults.update(dict(outcome.counts))
+        self.reasons.update(dict(outcome.reasons))
         self.points |= outcome.points
         self.crashed |= outcome.crashed
         if outcome.violation:
@@ -153,7 +155,8 @@ class Progress:
         total = said.pop("total")
         for name in ("points", "crashed"):
             total[name] = set(total[name])
-        total["faults"] = Counter(total["faults"])
+        for name in ("faults", "reasons"):
+            total[name] = Counter(total[name])
         return cls(**{**said, "done": set(said["done"]), "total": Sum(**total)})
 
 
@@ -201,8 +204,10 @@ def _many(seeds: range, plan: Plan, progress: Progress, options: argparse.Namesp
     finally:
         outcomes.close()
     keep()
-    for name in sorted(total.faults):
-        print(f"  {total.faults[name]:7d}  {name}")
+    for title, counts in (("faults", total.faults), ("leases settled as", total.reasons)):
+        print(title)
+        for name in sorted(counts):
+            print(f"  {counts[name]:7d}  {name}")
     return 1 if total.violations else 0
 
 
@@ -252,6 +257,7 @@ def _write(path: Path, total: Sum, first: int, spent_s: float, plan: Plan) -> No
         "hours_of_faults_each": plan.hours,
         "providers_each": plan.providers,
         "faults": dict(sorted(total.faults.items())),
+        "settled_as": dict(sorted(total.reasons.items())),
         "crash_points": len(total.points),
         "crash_points_died_at": len(total.crashed),
         "crash_points_missed": sorted(total.points - total.crashed),

@@ -9,19 +9,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.effects import Step
-from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.offers import Terms
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.run_phases import LIVE, RunPhase
+from sublet_agent.core.supply import DeviceSeen, Facts, Missing
 from sublet_contracts.keys import SigningKey
+from sublet_contracts.reasons import Reason
 from sublet_contracts.session import AgentSession, SessionError
 from sublet_contracts.session import Phase as SessionPhase
-from sublet_contracts.wire import Ack, Assign, Message
+from sublet_contracts.wire import Ack, Assign, Message, Order
 from tests.simulation.broker import Door
 from tests.simulation.doom import Doom
 from tests.simulation.engine import BEGIN_MS, Crashed, Quartz
@@ -40,6 +41,8 @@ CALM_TICK_MS = 3_000
 _CALM = (RunPhase.RUNNING, RunPhase.PULLING, RunPhase.RESTORING)
 RESEND_MS = 5_000
 LOOK_MS = 2_000
+FACTS_MS = 3_000
+"""Where something of the machine is missing, it is looked at so often."""
 _TICK = events.Tick()
 SILENCE_MS = (8_000, 12_000)
 """A line that is blocked for so long costs the connection: pings come every 4 s, and 8 s without a
@@ -68,6 +71,14 @@ class AgentHost:
         """What a liar does with a lease, in the core's place."""
         self.full_until_ms = 0
         self.hung_until_ms = 0
+        self.lost_devices: dict[str, int] = {}
+        """Until when each device doesn't answer."""
+        self.engine_away_until_ms = 0
+        self.broken_until_ms = 0
+        """So long it can start nothing,"""
+        self.breaks_by: Literal["start", "odd"] = "start"
+        """because its engine refuses, or because its agent can't handle what it is given."""
+        self.odd_runs: set[str] = set()
         self.inflates = 1
         self.honest = True
         self.up = False
@@ -89,6 +100,7 @@ class AgentHost:
         self._tick_ms = 0
         """When the next tick is planned."""
         self._look_planned: set[str] = set()
+        self._facts_planned = False
 
     # -- the process --------------------------------------------------------------------------
 
@@ -106,13 +118,16 @@ class AgentHost:
         self.engine.say(f"{self.name} starts (start {self.started})")
         self.doing = "its start"
         self.core = AgentCore(self.terms, self.key, self.journal.load())
+        self.core.last_saved = self.journal.run
         step, strangers = self.core.started(list(self.containers), self.now_ms())
         for lease_id in strangers:
             self._drop_container(lease_id)
         for lease_id, run in self.core.runs.items():
             if run.record.phase in LIVE:
                 self._watch(lease_id)
+        self._facts_planned = False
         self._guard(lambda: self._perform(step))
+        self._later(0, lambda: self._facts_read(self.now_ms()))
         self._later(self.engine.draw_ms(10, 500), self._dial)
         self._tick_ms = 0
         self._plan_tick()
@@ -315,6 +330,8 @@ class AgentHost:
         if self.live:
             if mid is not None:
                 self.engine.say(f"{self.name} takes {message.TYPE} {mid}")
+            if isinstance(message, Order):
+                self.market.auditor.truth.asked(message.lease, message.reason, message.desired)
             if self.on_assign is not None and isinstance(message, Assign):
                 self.on_assign(message)
             else:
@@ -357,6 +374,8 @@ class AgentHost:
             case effects.Say(text):
                 self.engine.say(f"{self.name}: {text}")
             case effects.Unexpected(lease_id, text):
+                if lease_id in self.odd_runs:
+                    return
                 raise Violation(f"{self.name}: lease {lease_id[:10]}: {text}")
             case effects.Pull(lease_id):
                 self._later(draw(50, 3_000), lambda: self._pulled(lease_id))
@@ -365,11 +384,11 @@ class AgentHost:
             case effects.Start(lease_id):
                 self._later(draw(100, 500), lambda: self._start(lease_id))
             case effects.AskStop(lease_id):
-                self._later(draw(1, 50), lambda: self._on_container(lease_id, Container.stop))
+                self._later(draw(1, 50), lambda: self._tell_engine(lease_id, Container.stop))
             case effects.AskSave(lease_id):
                 self._later(draw(1, 500), lambda: self._on_container(lease_id, Container.save))
             case effects.Kill(lease_id):
-                self._later(draw(1, 50), lambda: self._on_container(lease_id, Container.kill))
+                self._later(draw(1, 50), lambda: self._tell_engine(lease_id, Container.kill))
             case effects.ScanFolder(lease_id):
                 self._later(draw(1, 100), lambda: self._scan(lease_id))
             case effects.Upload(lease_id, kind, step):
@@ -380,8 +399,15 @@ class AgentHost:
                 container = self.containers.get(lease_id)
                 for step in steps if container else ():
                     container.steps.pop(step, None)
+            case effects.PutAside(lease_id):
+                self._later(draw(10, 500), lambda: self._tell_engine(lease_id, Container.kill))
             case effects.Remove(lease_id):
                 self._later(draw(10, 500), lambda: self._remove(lease_id))
+            case effects.ReadFacts():
+                slow = self.engine.happens(0.02)
+                self._look_at_machine(draw(5, 6_000 if slow else 300))
+            case effects.StartTest():
+                self._later(draw(200, 2_000), self._test_start)
             case effects.PrepareJob(job, checkpoint):
                 self._later(draw(50, 3_000), lambda: self.transfer.prepare(job, checkpoint))
             case _:
@@ -396,12 +422,63 @@ class AgentHost:
         if container is not None:
             act(container)
 
+    def _tell_engine(self, lease_id: str, act: Callable[[Container], None]) -> None:
+        """As the shell does: what an engine that is away isn't told is not told later."""
+        if self._engine_is_away():
+            self.engine.say(f"{self.name}: the engine does not answer")
+        else:
+            self._on_container(lease_id, act)
+
+    def _engine_is_away(self) -> bool:
+        return self.engine_away_until_ms > self.engine.now_ms
+
+    def fail(self, lease_id: str, reason: Reason, says: str) -> None:
+        """A run could not be prepared, in truth."""
+        self.market.auditor.truth.not_started(lease_id, reason)
+        self.post(events.PreparationFailed(lease_id, reason, says))
+
     def _pulled(self, lease_id: str) -> None:
-        self.post(events.ImageReady(lease_id))
+        record = self._record(lease_id)
+        trouble = self.market.registry.pull(record.job.image, self.name) if record else None
+        if trouble is None:
+            self.post(events.ImageReady(lease_id))
+        else:
+            self.fail(lease_id, *trouble)
+
+    def quarantine(self, lease_id: str) -> None:
+        """The agent's own mistake, in handling one run."""
+        self.odd_runs.add(lease_id)
+        self.market.auditor.truth.asked(lease_id, "run_quarantined", "stop")
+        self.post(events.Quarantined(lease_id, "KeyError: 'State'"))
+
+    def _cant_start(self, record: RunRecord) -> tuple[Reason, str] | None:
+        now_ms = self.engine.now_ms
+        if self._engine_is_away():
+            return Reason.START_FAILED, "the engine does not answer"
+        lost = [id for id in record.lease.device_ids if self.lost_devices.get(id, 0) > now_ms]
+        if lost:
+            self.market.auditor.truth.asked(record.lease_id, "device_failed", "drain")
+            return Reason.START_FAILED, f"could not select device {lost[0]}"
+        if self.broken_until_ms > now_ms and self.breaks_by == "start":
+            return Reason.START_FAILED, "OCI runtime create failed"
+        return None
+
+    def _test_start(self) -> None:
+        trouble = "the engine does not answer" if self._engine_is_away() else ""
+        if self.broken_until_ms > self.engine.now_ms:
+            trouble = "OCI runtime create failed"
+        self.post(events.StartTested(trouble))
 
     def _start(self, lease_id: str) -> None:
         record = self._record(lease_id)
         if record is None or record.is_over:
+            return
+        if self.broken_until_ms > self.engine.now_ms and self.breaks_by == "odd":
+            self.quarantine(lease_id)
+            return
+        trouble = self._cant_start(record)
+        if trouble is not None and (lease_id not in self.containers or self._engine_is_away()):
+            self.fail(lease_id, *trouble)
             return
         if lease_id not in self.containers:
             program = Program.of(record.job)
@@ -417,6 +494,7 @@ class AgentHost:
                 begin,
                 bool(record.job.outputs),
                 lambda: self._look_soon(lease_id),
+                devices=record.lease.device_ids,
             )
             self.containers[lease_id] = container
             container.start()
@@ -441,11 +519,12 @@ class AgentHost:
         record = self._record(lease_id)
         if record is None or record.phase not in LIVE:
             return
+        if self._engine_is_away():
+            self._look_soon(lease_id, 1_000)
+            return
         container = self.containers.get(lease_id)
-        if container is None:
+        if container is None or container.forgotten:
             self.post(events.Vanished(lease_id))
-            if record.phase is RunPhase.STARTING:
-                return
             return
         told = self._told.setdefault(lease_id, set())
         for step in sorted(container.steps.keys() - told):
@@ -461,7 +540,7 @@ class AgentHost:
                 running=container.running,
                 started_ms=BEGIN_MS + container.started_ms + self._offset_ms,
                 ran_ms=container.clocked_ms() * self.inflates,
-                end=None if container.running else ExitEvidence(container.exit_code),
+                end=container.end,
             )
         )
         if container.running and lease_id not in self._look_planned:
@@ -475,9 +554,13 @@ class AgentHost:
     def _scan(self, lease_id: str) -> None:
         container = self.containers.get(lease_id)
         steps = tuple(sorted(container.steps)) if container else ()
-        self.post(events.FolderScanned(lease_id, steps))
+        finished = container is not None and container.had_finished
+        self.post(events.FolderScanned(lease_id, steps, finished))
 
     def _remove(self, lease_id: str) -> None:
+        if self._engine_is_away():
+            self._later(2_000, lambda: self._remove(lease_id))
+            return
         self._drop_container(lease_id)
         self.restored.pop(lease_id, None)
         self.post(events.Removed(lease_id))
@@ -491,13 +574,117 @@ class AgentHost:
     # -- faults -------------------------------------------------------------------------------
 
     def reboot(self) -> None:
-        """The machine reboots: the process and every run are gone."""
+        """The machine reboots: the process and every run are gone; the folders are there."""
+        forgets = self.engine.happens(0.5)
         for container in self.containers.values():
             container.looked = _nobody
-            container.kill()
-        if self.engine.happens(0.5):
-            self.containers = {}
+            if forgets:
+                container.ends(None, "forgotten")
+                container.forgotten = True
+            elif self.engine.happens(0.5):
+                container.engine_says = "the machine was started anew"
+                container.ends(137, "engine")
+            else:
+                container.ends(None, "killed unseen")
         self.die(self.engine.draw_ms(5_000, 90_000))
+
+    def restart_engine(self, away_ms: int, *, keeps_runs: bool) -> None:
+        """The container engine goes away for a while, and with it what runs, unless it keeps it."""
+        self.engine_away_until_ms = self.engine.now_ms + away_ms
+        for container in self.containers.values() if not keeps_runs else ():
+            patient = self.engine.happens(0.5)
+            container.engine_stops("the engine went away", patient=patient)
+        self.engine.after(self.engine.draw_ms(0, FACTS_MS), self._notice)
+        self.engine.after(away_ms, self._notice)
+
+    def lose_device(self, id: str, span_ms: int) -> None:
+        """A device fails, and answers again later."""
+        self.lost_devices[id] = self.engine.now_ms + span_ms
+        says = f"{id}: the driver says that the GPU is lost"
+        self._note_lost(id)
+        for container in self.containers.values():
+            if id in container.devices and container.running:
+                container.device_says = says
+                hangs = self.engine.happens(0.5)
+                if hangs:
+                    container.hang()
+                ends = partial(container.ends, self.engine.random.choice((1, 134, 137)), "device")
+                if hangs or self.engine.happens(0.6):
+                    self.engine.after(self.engine.draw_ms(50, 40_000), ends)
+        if self.engine.happens(0.5):
+            self._later(
+                self.engine.draw_ms(1, 2_000), lambda: self.post(events.DeviceFailed(id, says))
+            )
+        self.engine.after(self.engine.draw_ms(0, FACTS_MS), self._notice)
+        self.engine.after(span_ms, self._notice)
+
+    def _note_lost(self, device: str) -> None:
+        for lease_id, run in self.core.runs.items():
+            if device in run.record.lease.device_ids:
+                self.market.auditor.truth.asked(lease_id, "device_failed", "drain")
+
+    # -- the machine --------------------------------------------------------------------------
+
+    def _notice(self) -> None:
+        if self.up:
+            self._look_at_machine(1)
+
+    def _look_at_machine(self, delay_ms: int) -> None:
+        """Look at it, and again as long as something is missing."""
+        began_ms = self.now_ms()
+        self._later(delay_ms, lambda: self._facts_read(began_ms))
+
+    def _facts_read(self, began_ms: int) -> None:
+        facts = self._facts()
+        for missing in facts.missing:
+            self._note_lost(missing.id)
+        self.post(events.FactsRead(facts, began_ms))
+        supply = self.core.supply
+        if (supply.missing or supply.engine) and not self._facts_planned:
+            self._facts_planned = True
+            self._later(FACTS_MS, self._look_again_at_machine)
+
+    def _look_again_at_machine(self) -> None:
+        self._facts_planned = False
+        self._look_at_machine(self.engine.draw_ms(5, 300))
+
+    def _facts(self) -> Facts:
+        now_ms, terms = self.engine.now_ms, self.terms
+        gone = [d.id for d in terms.devices if self.lost_devices.get(d.id, 0) > now_ms]
+        count = len(terms.devices)
+        return Facts(
+            devices=tuple(DeviceSeen(d) for d in terms.devices if d.id not in gone),
+            cpu_millis=terms.cpu_millis * count,
+            memory_bytes=terms.memory_bytes * count * 2,
+            memory_free_bytes=terms.memory_bytes * count * 2,
+            disk_free_bytes=terms.disk_bytes * count * 2,
+            missing=tuple(Missing(id, "the driver says that the GPU is lost") for id in gone),
+            engine="it does not answer" if self._engine_is_away() else "",
+        )
+
+    def calm(self) -> None:
+        """Everything works from now on, and its owner is honest."""
+        self.doom.lift()
+        self.on_assign = None
+        self.full_until_ms = self.wall_offset_ms = self.broken_until_ms = 0
+        self.engine_away_until_ms = 0
+        self.lost_devices = {}
+        self.hung_until_ms = self.engine.now_ms
+        self.inflates = 1
+        self.line.open()
+        self.start()
+        self._later(1_000, lambda: self.post(events.OfferAgain()))
+
+    def disk_full(self, lease_id: str) -> None:
+        """A run meets the end of the machine's disk."""
+        self.market.auditor.truth.asked(lease_id, "provider_disk_full", "stop")
+        self.post(events.DiskFull(lease_id, "the disk is full"))
+
+    def drain(self, reason: Reason, grace_ms: int) -> None:
+        """Its owner takes all devices back."""
+        for lease_id in self.core.runs:
+            self.market.auditor.truth.asked(lease_id, reason, "drain")
+        self.post(events.DrainAsked(reason, grace_ms, then_stop=False))
 
     def break_wire(self, *, late: bool) -> None:
         """The connection breaks."""

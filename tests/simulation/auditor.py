@@ -22,6 +22,8 @@ from tests.simulation.models import (
     never,
     read,
 )
+from tests.simulation.set_aside import SetAside
+from tests.simulation.truth import Truth
 
 if TYPE_CHECKING:
     from tests.simulation.jobs import Container
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 KEPT = 3
 ENDED = ("succeeded", "failed", "cancelled")
 FRUITLESS_LIMIT = 5
+UNSTARTED_LIMIT = 20
 
 _JOB = {
     "": "queued",
@@ -64,11 +67,15 @@ class Auditor:
         self.events = 0
         self.ledger = Ledger(self.documents)
         self.charges = Charges(self)
+        self.truth = Truth(self)
+        self.set_aside = SetAside(self)
         self.heard_ms: dict[str, int] = {}
         self.started_ms = 0
         self.clock_ms = 0
         self.runs: dict[str, Container] = {}
         self.took: set[tuple[str, str]] = set()
+        self._closed_now: list[str] = []
+        """Signed leases that this commit closes."""
         self.checks = 0
         self.claims: dict[str, int] = defaultdict(int)
         """How many scopes count on a content's being here."""
@@ -174,6 +181,9 @@ class Auditor:
             look, olds = _ORDER[rank][1], before[kind]
             for key, fact in sheet[kind].items():
                 look(self, olds[key], fact)
+        closed, self._closed_now = self._closed_now, []
+        for id in closed:
+            self.truth.closed(id, self.leases[id], now_ms)
 
     def _log_entry(self, old: Any, new: Any) -> None:
         never(old is not None or new is None, "the log was changed")
@@ -230,6 +240,7 @@ class Auditor:
         model = self.checkpoints.get(new.id)
         if model is None:
             document = read(new.envelope)
+            self._never_stale(document, "is taken up")
             model = self.checkpoints[new.id] = CheckpointModel(document, "")
             self.of_job[document["job"]].append(new.id)
         state = str(new.state)
@@ -260,15 +271,18 @@ class Auditor:
         least = 1 if self.jobs[model.document["job"]].state in ENDED else KEPT
         never(len(newer) < least, f"a checkpoint was let go with {len(newer)} newer ones")
 
-    def _durable(self, id: str, model: CheckpointModel) -> None:
-        document = model.document
+    def _never_stale(self, document: dict[str, Any], becomes: str) -> None:
+        """Whoever has lost a job writes nothing more."""
         lease, job = self.leases[document["lease"]], self.jobs[document["job"]]
-        stale = lease.state != "active" or document["epoch"] != job.epoch
         never(
-            stale,
-            f"a checkpoint of epoch {document['epoch']} counts, the job is at "
+            lease.state != "active" or document["epoch"] != job.epoch,
+            f"a checkpoint of epoch {document['epoch']} {becomes}, the job is at "
             f"{job.epoch}, its lease {lease.state}",
         )
+
+    def _durable(self, id: str, model: CheckpointModel) -> None:
+        document = model.document
+        self._never_stale(document, "counts")
         # A verdict may wait for the database: what was damaged meanwhile was whole when verified.
         verified_ms = self.market.verified_ms.get(id, 0)
         damaged_ms = self.market.broker.disk.damaged_ms
@@ -345,7 +359,17 @@ class Auditor:
                 and c.document["step"] > model.document["start_step"]
                 for c in self._checkpoints_of_lease(new.id)
             )
-            job.fruitless = 0 if progressed else job.fruitless + (1 if model.signed else 0)
+            if model.signed:
+                self._closed_now.append(new.id)
+                self._count_attempt(job, ran=model.ran, progressed=progressed)
+            self.set_aside.closed(model, self.clock_ms)
+
+    def _count_attempt(self, job: JobModel, *, ran: bool, progressed: bool) -> None:
+        if not ran:
+            job.unstarted += 1
+            return
+        job.unstarted = 0
+        job.fruitless = 0 if progressed else job.fruitless + 1
 
     def _lease_is_new(self, new: Any) -> LeaseModel:
         document = read(new.envelope)
@@ -354,6 +378,7 @@ class Auditor:
         )
         self.heard_ms[new.id] = self.clock_ms
         self.market.matching.leased(document)
+        self.set_aside.leased(document["provider"], self.clock_ms)
         job = self.jobs[document["job"]]
         never(bool(job.live), "a job has two holders")
         job.live = new.id
@@ -394,13 +419,32 @@ class Auditor:
         if state != model.state:
             self._edge("job", _JOB, model.state, state)
             if model.state == "paused":
-                model.fruitless = 0
+                model.fruitless = model.unstarted = 0
+                self.set_aside.resumed(new.id)
             model.state = state
+            self._given_up(new, state)
         waits = state in ("queued", "recovering") and not model.live
         never(
             waits and model.fruitless >= FRUITLESS_LIMIT,
             f"tried again after {model.fruitless} attempts without a new step",
         )
+        never(
+            waits and model.unstarted >= UNSTARTED_LIMIT,
+            f"tried again after {model.unstarted} attempts that never ran",
+        )
+
+    def _given_up(self, new: Any, state: str) -> None:
+        """What has something durable is never given up for its image, or for who kills it."""
+        reason = str(new.reason)
+        if reason == "image_unavailable":
+            self.set_aside.image_given_up(new.id, self.clock_ms)
+        if state == "failed" and reason in ("image_unavailable", "killed_too_often"):
+            lost = self._resume_point(new.id)[1] is not None
+            never(lost, f"a job has failed as {reason} that has something durable")
+
+    def _agent(self, old: Any, new: Any) -> None:
+        never(new is None, "an agent was deleted")
+        self.set_aside.agent(new)
 
     def _job_adds_up(self, old: Any, new: Any) -> None:
         if new is None:
@@ -419,6 +463,8 @@ class Auditor:
     def _run(self, old: Any, new: Any) -> None:
         never(new is None, "a run was deleted")
         model = self.leases[new.id]
+        if new.running_ms is not None and not model.ran:
+            self._began_to_run(new, model)
         state = str(new.state)
         if state == model.run:
             return
@@ -438,6 +484,13 @@ class Auditor:
                 silent_ms < patience_ms,
                 f"a run was given up after {silent_ms} ms of silence; {patience_ms} are promised",
             )
+
+    def _began_to_run(self, new: Any, model: LeaseModel) -> None:
+        model.ran = True
+        provider = model.document["provider"]
+        honest = self.market.agents_by_party[provider].honest
+        never(honest and new.id not in self.runs, "a run counts as begun that never was")
+        self.set_aside.started(provider)
 
     def _outbox(self, old: Any, new: Any) -> None:
         if new is None and old is not None:
@@ -485,6 +538,7 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("JobFact", Auditor._job),
     ("OutboxFact", Auditor._outbox),
     ("JobFact", Auditor._job_adds_up),
+    ("AgentFact", Auditor._agent),
 )
 _RANKS = {
     name: [rank for rank, (other, _) in enumerate(_ORDER) if other == name] for name, _ in _ORDER

@@ -23,6 +23,7 @@ from sublet_contracts.wire import (
     RunReport,
 )
 from tests.simulation.broker import BrokerAway
+from tests.simulation.mishaps import Mishaps
 from tests.simulation.store import UNKEPT
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ COUNTED_LATER = frozenset({"two-leases"})
 """They come to nothing where the market gives them no opportunity."""
 
 
-class Chaos:
+class Chaos(Mishaps):
     """Draws what goes wrong next."""
 
     def __init__(self, market: Market) -> None:
@@ -72,28 +73,19 @@ class Chaos:
         self.engine.say("the faults stop")
         market.broker.store.doom.lift()
         market.broker.store.full_until_ms = market.broker.store.away_until_ms = 0
-        market.broker.store.breaks_in = 0
+        market.broker.store.breaks_in, market.broker.store.breaks_at = 0, None
         market.broker.disk.calm()
         market.broker.wall_offset_ms = 0
         # A broker that lost time while its wall clock was wrong is restarted by its operator.
         market.broker.die(1_000)
         market.broker.start()
+        market.registry.calm()
         for agent in market.agents:
-            agent.doom.lift()
-            agent.on_assign = None
-            agent.full_until_ms = agent.wall_offset_ms = 0
-            agent.hung_until_ms = self.engine.now_ms
-            agent.inflates = 1
-            agent.line.open()
-            agent.start()
-            agent._later(1_000, lambda a=agent: a.post(events.OfferAgain()))  # type: ignore[misc]
+            agent.calm()
         for renter in market.renters:
             renter.mute = False
             renter.generous = True
             renter.fund(200_000_000)
-
-    def _agent(self) -> AgentHost:
-        return self.engine.random.choice(self.market.agents)
 
     def _sweeper(self) -> None:
         self.market.broker.blobs.sweeps_in = self.engine.draw_ms(1, 12)
@@ -183,6 +175,9 @@ class Chaos:
             self._shard()  # Ray's files lie there too
 
     def _database(self) -> None:
+        if "shard-slow" in self.names and self.engine.happens(0.5):
+            self.market.broker.ray.stumbles_ms = self.engine.draw_ms(500, 12_000)
+            return
         store = self.market.broker.store
         kind = self.engine.random.random()
         span_ms = 0 if kind < 0.3 else self.engine.draw_ms(200, 5_000 if kind < 0.7 else 90_000)
@@ -286,11 +281,6 @@ class Chaos:
     def _machine(self) -> None:
         self._agent().reboot()
 
-    def _run_killed(self) -> None:
-        running = [c for c in self._agent().containers.values() if c.running]
-        if running:
-            self.engine.random.choice(running).kill()
-
     def _torn(self) -> None:
         agent = self._agent()
         for lease_id in sorted(agent.containers):
@@ -305,10 +295,7 @@ class Chaos:
             return
         for lease_id in sorted(agent.core.runs):
             if agent.core.runs[lease_id].record.phase in LIVE and self.engine.happens(0.3):
-                agent._later(
-                    20_000,
-                    lambda i=lease_id: agent.post(events.DiskFull(i, "the disk is full")),  # type: ignore[misc]
-                )
+                agent._later(20_000, partial(agent.disk_full, lease_id))
 
     def _pause(self) -> None:
         self._agent().hung_until_ms = self.engine.now_ms + self._span_ms()
@@ -330,7 +317,7 @@ class Chaos:
             return
         reason = self.engine.random.choice((Reason.RECLAIMED, Reason.PROVIDER_DRAINED))
         grace_ms = self.engine.random.choice((0, 5_000, 30_000, 60_000))
-        agent._later(1, lambda: agent.post(events.DrainAsked(reason, grace_ms, then_stop=False)))
+        agent._later(1, lambda: agent.drain(reason, grace_ms))
         agent._later(self.engine.draw_ms(30_000, 300_000), lambda: agent.post(events.OfferAgain()))
 
     # -- liars --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.models import LeaseModel, ReceiptModel, is_signed_by, never, read
@@ -44,6 +45,8 @@ class Charges:
         self._market = auditor.market
         self.charged_ucr = 0
         self.lost_device_ms = 0
+        self.reasons: Counter[str] = Counter()
+        """How often leases were settled by each."""
         self._free_kills: list[tuple[str, str, int]] = []
         """Job, renter and time of each settlement that a kill without a known sender made free."""
 
@@ -128,6 +131,7 @@ class Charges:
         never(document["epoch"] != job.epoch, "an epoch was paid that isn't the job's")
         lease.settled = True
         reason = document["reason"]
+        self.reasons[reason] += 1
         if reason in ("killed_unattributed", "killed_too_often"):
             self._kill(document, terms["renter"])
         devices = len(terms["device_ids"])
@@ -215,7 +219,7 @@ class Charges:
         never(claimed > bound, f"{claimed} device-ms were honestly used, {bound} are believed")
         head = lease.chain[-1].document if lease.chain else None
         if document["reason"] == "succeeded":
-            done = container is not None and container.exit_code == 0
+            done = container is not None and container.truth == "finished"
             never(not done, "a job counts as succeeded that didn't")
             if head is not None and head["final"]:
                 never(payable != ran, f"{payable} device-ms are paid of {ran} that were due")

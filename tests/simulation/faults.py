@@ -23,7 +23,14 @@ FAULTS: dict[str, str] = {
     "verifier": "the verifier's worker dies: what it was checking must be checked again",
     "agent-crash": "an agent dies before or after one of its next commits or effects",
     "machine": "a provider's machine reboots: its runs are gone",
-    "run-killed": "somebody kills a run on the provider's machine",
+    "run-killed": "somebody kills a run on the provider's machine; some are seen doing it",
+    "gpu-lost": "a device fails while a run is on it: it ends, hangs or goes on; back later",
+    "engine": "a container engine stops a run, or restarts: with its runs, or without them",
+    "registry": "a registry is busy, or knows nothing of an image, for one machine or for all",
+    "worker-oom": "the kernel kills a worker for the memory that its job asked for",
+    "self-kill": "a job sends itself KILL or TERM, or returns 137 or 143 by itself",
+    "start-fails": "a machine can start nothing for a while",
+    "deadline": "an agent dies and comes back long after the deadlines of its runs",
     "torn": "a checkpoint is torn on the provider's disk",
     "agent-full": "a provider's disk is full",
     "pause": "an agent hangs for a while (SIGSTOP) and goes on",
@@ -42,7 +49,8 @@ FAULTS: dict[str, str] = {
     "renter-repeats": "a renter sends the same job again",
     "renter-drains": "a renter sends two jobs at once, each with most of what is there as budget",
     "renter-mute": "some renters never sign a receipt",
-    "bad-jobs": "some jobs fail, yield, or don't listen to a stop",
+    "bad-jobs": "some jobs fail, yield, kill themselves, are deaf to a stop, or end with 0 at it; "
+    "some have an image that is nowhere",
 }
 
 

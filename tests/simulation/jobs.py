@@ -12,11 +12,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_contracts.documents import Job
 from sublet_contracts.tree import Chunk, TreeFile, TreeIndex
 from tests.simulation.engine import Engine, Quartz
 
 PREEMPTED = 75
+ENGINE_GRACE_MS = 10_000
+"""What a container engine stops gets TERM, and after so long KILL."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Program:
     every: int
     save_ms: int
     ending: str = "done"
-    """done, fail (exit 1 halfway), yield (exit 75 once), deaf (doesn't hear STOP or SAVE)"""
+    """done, fail (exit 1 halfway), returns (exit 137 halfway, by itself), yield (exit 75 once),
+    deaf (doesn't hear STOP or SAVE), polite (exits with 0 whenever it is asked to stop), suicide
+    (KILLs itself halfway, each time: where no such end is paid it computes for nothing)"""
 
     def command(self) -> tuple[str, ...]:
         """Return it as the job's command."""
@@ -97,6 +102,18 @@ class Container:
     """Whole checkpoints in out/: state; None: torn."""
     stopping: bool = False
     state: tuple[int, str] = (0, "")
+    devices: tuple[str, ...] = ()
+    end: ExitEvidence | None = None
+    """What the machine saw of its end."""
+    truth: str = ""
+    """How it ended in truth (truth.py)."""
+    engine_says: str = ""
+    device_says: str = ""
+    """What the engine did to it, or what became of a device of its, where that was so."""
+    forgotten: bool = False
+    """The engine knows it no longer; its folder is there."""
+    hangs_ms: int | None = None
+    """It hangs, since it had run for so long."""
 
     def start(self) -> None:
         """Begin to compute."""
@@ -121,33 +138,54 @@ class Container:
 
     def step_now(self) -> int:
         """Return the step that it has reached."""
-        done = self.ran_ms() // self.program.step_ms
+        ran_ms = self.ran_ms() if self.hangs_ms is None else self.hangs_ms
+        done = ran_ms // self.program.step_ms
         return min(self.program.steps, self.begin[0] + done)
 
     def _plan_next(self) -> None:
         program = self.program
         step = self.step_now()
         target = min(program.steps, (step // program.every + 1) * program.every)
-        if program.ending in ("fail", "yield") and self.begin[0] == 0:
-            target = min(target, max(1, program.steps // 2))
+        if self._ends_at is not None:
+            target = min(target, self._ends_at)
         at_ms = self.started_ms + (target - self.begin[0]) * program.step_ms
         self.engine.after(at_ms - self.engine.now_ms, lambda: self._reached(target))
 
+    @property
+    def _ends_at(self) -> int | None:
+        """The step at which it ends before its time, of its own accord."""
+        begin, steps = self.begin[0], self.program.steps
+        if self.program.ending == "suicide":
+            half = begin + max(1, (steps - begin) // 2)
+            return half if half < steps else None
+        odd = self.program.ending in ("fail", "returns", "yield") and begin == 0
+        return max(1, steps // 2) if odd else None
+
     def _reached(self, step: int) -> None:
-        if not self.running or self.stopping:
+        if not self.running or self.stopping or self.hangs_ms is not None:
             return
-        program = self.program
-        ends_early = program.ending in ("fail", "yield") and self.begin[0] == 0
-        if ends_early and step >= max(1, program.steps // 2):
-            if program.ending == "yield":
-                self._write(step)
-            self._exit(1 if program.ending == "fail" else PREEMPTED)
+        if self._ends_at is not None and step >= self._ends_at:
+            self._end_early(step)
             return
         self._write(step)
-        if step >= program.steps:
-            self._exit(0)
+        if step >= self.program.steps:
+            self._exit(0, "finished")
         else:
             self._plan_next()
+
+    def _end_early(self, step: int) -> None:
+        match self.program.ending:
+            case "fail":
+                self._exit(1, "failed")
+            case "returns":
+                self._exit(137, "failed", returned=True)
+            case "yield":
+                self._write(step)
+                self._exit(PREEMPTED, "yielded")
+            case _:
+                if self.begin[0]:  # so that it comes to an end
+                    self._write(step)
+                self._exit(137, "killed unseen", signal=9)
 
     def _write(self, step: int) -> None:
         self.state = (step, state_at(self.nonce, step, self.state))
@@ -156,35 +194,74 @@ class Container:
 
     def save(self) -> None:
         """SAVE was asked for."""
-        if self.running and not self.stopping and self.program.ending != "deaf":
+        hears = self.running and not self.stopping and self.hangs_ms is None
+        if hears and self.program.ending != "deaf":
             step = self.step_now()
             if step not in self.steps and step > self.begin[0]:
                 self._write(step)
 
     def stop(self) -> None:
         """STOP and TERM: it saves and leaves."""
-        if not self.running or self.stopping or self.program.ending == "deaf":
+        hears = self.running and not self.stopping and self.hangs_ms is None
+        if not hears or self.program.ending == "deaf":
             return
         self.stopping = True
 
         def leave() -> None:
-            if self.running:
+            if self.running and self.hangs_ms is None:
                 step = self.step_now()
                 if step > self.begin[0] and step not in self.steps:
                     self._write(step)
-                self._exit(0 if step >= self.program.steps else PREEMPTED)
+                if step >= self.program.steps:
+                    self._exit(0, "finished")
+                else:
+                    self._exit(0 if self.program.ending == "polite" else PREEMPTED, "left")
 
         self.engine.after(self.program.save_ms, leave)
 
-    def kill(self) -> None:
-        """End it at once."""
-        if self.running:
-            self._exit(137)
+    @property
+    def had_finished(self) -> bool:
+        """What its folder says of its work: all of it was done."""
+        return self.state[0] >= self.program.steps
 
-    def _exit(self, code: int) -> None:
+    def kill(self) -> None:
+        """Its agent ends it at once."""
+        self.ends(137, "killed by its agent", signal=9)
+
+    def ends(self, code: int | None, truth: str, **evidence: object) -> None:
+        """It ends at once, for what befell it."""
+        if self.running:
+            self._exit(code, truth, **evidence)
+
+    def hang(self) -> None:
+        """It computes no further, and hears nothing."""
+        if self.running and self.hangs_ms is None:
+            self.hangs_ms = self.ran_ms()
+
+    def engine_stops(self, says: str, *, patient: bool) -> None:
+        """The machine's engine stops it: TERM, and KILL after a while, or where it isn't patient at
+        once."""
+        if not self.running:
+            return
+        self.engine_says = says
+        if not patient:
+            self.ends(137, "engine")
+            return
+        self.stop()
+        self.engine.after(ENGINE_GRACE_MS, lambda: self.ends(137, "engine"))
+
+    def _exit(self, code: int | None, truth: str, **evidence: object) -> None:
         self.finished_ms = self.engine.now_ms
         self.ended_ahead_ms = self.clock.ahead_ms()
         self.exit_code = code
+        by_itself = truth not in ("finished", "killed by its agent")
+        if self.device_says and by_itself:
+            truth = "device"
+        elif self.engine_says and by_itself and truth != "memory":
+            truth = "engine"
+        self.truth = truth
+        evidence |= {"engine_stopped": self.engine_says, "device_failed": self.device_says}
+        self.end = ExitEvidence(code, **evidence)  # type: ignore[arg-type]
         self.looked()
 
     @property

@@ -23,6 +23,7 @@ class SimJournal:
         self._epochs: dict[str, int] = {}
         self.outbox: dict[int, tuple[str, Message]] = {}
         self.settlements: dict[str, None] = {}
+        self._reclaimed = False
 
     def commit(self, save: Save) -> None:
         """Write all of it."""
@@ -44,6 +45,13 @@ class SimJournal:
             value = getattr(save, name)
             if value is not None:
                 self._meta[name] = value
+        if save.reclaimed is not None:
+            self._reclaimed = save.reclaimed
+
+    def run(self, lease_id: str) -> RunRecord | None:
+        """Return a run's record as it was saved last."""
+        saved = self._runs.get(lease_id)
+        return None if saved is None else RunRecord.model_validate_json(saved)
 
     def load(self) -> Saved:
         """Return all that was saved."""
@@ -55,4 +63,5 @@ class SimJournal:
             offers=[IssuedOffer.model_validate_json(json.dumps(o)) for o in offers],
             runs={k: RunRecord.model_validate_json(v) for k, v in self._runs.items()},
             epochs=dict(self._epochs),
+            reclaimed=self._reclaimed,
         )

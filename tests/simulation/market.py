@@ -24,6 +24,7 @@ from tests.simulation.doom import CrashPoints
 from tests.simulation.engine import Engine
 from tests.simulation.matching import Matching
 from tests.simulation.models import Violation
+from tests.simulation.registry import Registry
 from tests.simulation.renters import RenterHost
 from tests.simulation.silence import Silence
 
@@ -60,6 +61,8 @@ class Outcome:
     steps: int = 0
     simulated_ms: int = 0
     counts: tuple[tuple[str, int], ...] = ()
+    reasons: tuple[tuple[str, int], ...] = ()
+    """By which leases were settled, and how often."""
     points: frozenset[str] = frozenset()
     """Where a process could have died: each side of each kind of commit and effect."""
     crashed: frozenset[str] = frozenset()
@@ -92,6 +95,7 @@ class Market:
         """When the content of each checkpoint was verified last; true time."""
         self.honest = True
         """Whether the broker's log is what it was."""
+        self.registry = Registry(self.engine)
         self.shards = self.engine.draw_ms(1, 3)
         self.auditor = Auditor(self)
         self.matching = Matching(self)
@@ -158,6 +162,7 @@ class Market:
             steps=self.engine.steps,
             simulated_ms=self.engine.now_ms,
             counts=tuple(sorted(self.counts.items())),
+            reasons=tuple(sorted(self.auditor.charges.reasons.items())),
             points=frozenset(self.points.met),
             crashed=frozenset(self.points.died_at),
             jobs=len(self.auditor.jobs),

@@ -133,7 +133,8 @@ class Matching:
         found = []
         for agent in facts.get("AgentFact", {}).values():
             offer = facts["OfferFact"].get((agent.offer,)) if agent.connected else None
-            if offer is None or not offer.open or offer.expires_ms <= clock_ms:
+            aside = self._market.auditor.set_aside.is_set_aside(agent.id, clock_ms)
+            if offer is None or not offer.open or offer.expires_ms <= clock_ms or aside:
                 self._since.pop(agent.id, None)
                 continue
             document = self._offered(offer)

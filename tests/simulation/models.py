@@ -66,6 +66,9 @@ class JobModel:
     unsigned_ucr: int = 0
     """Charged without the renter's signature on the receipt."""
     fruitless: int = 0
+    """Runs without a new step, one after the other;"""
+    unstarted: int = 0
+    """and leases under which nothing ever ran."""
     live: str = ""
     """The lease that isn't closed."""
 
@@ -98,6 +101,8 @@ class LeaseModel:
     unsigned_ucr: int = 0
     reason: str = ""
     run: str = ""
+    ran: bool = False
+    """Whether the broker has heard that its command was running."""
 
 
 @dataclass

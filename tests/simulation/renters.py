@@ -27,6 +27,7 @@ from tests.simulation.broker import TROUBLES, BrokerAway
 from tests.simulation.engine import BEGIN_MS
 from tests.simulation.jobs import Program, state_at
 from tests.simulation.models import Violation
+from tests.simulation.registry import IMAGES, NOWHERE
 from tests.simulation.store import UNKEPT
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ LOOK_MS = 60_000
 MAX_PRICE = 2_500_000
 FUTURE = "in the future"
 ENDED = ("succeeded", "failed", "cancelled")
+BAD_ENDINGS = ("fail", "returns", "yield", "deaf", "polite", "suicide")
 
 
 class RenterHost:
@@ -51,6 +53,8 @@ class RenterHost:
         self.party = self.key.party
         market.names[self.party] = self.name
         self.mute = "renter-mute" in market.plan.faults and self.engine.happens(0.3)
+        self.kills = "self-kill" in market.plan.faults and self.engine.happens(0.08)
+        """All its jobs kill themselves: it would compute for nothing."""
         self.jobs: dict[str, Signed[Job]] = {}
         self.documents: list[Signed[Job]] = []
         share = market.plan.jobs // market.plan.renters
@@ -163,7 +167,7 @@ class RenterHost:
             step_ms=draw.choice((2_000, 7_001, 15_000, 40_000)),
             every=draw.randint(1, 8),
             save_ms=draw.choice((100, 1_000, 8_000)),
-            ending=draw.choice(("fail", "yield", "deaf")) if odd else "done",
+            ending="suicide" if self.kills else draw.choice(BAD_ENDINGS) if odd else "done",
         )
         hours = program.steps * program.step_ms / 3_600_000
         least = -(-MAX_PRICE // 60)
@@ -175,7 +179,7 @@ class RenterHost:
             broker=self.market.broker_key.party,
             nonce=draw.randbytes(16).hex(),
             name=f"job-{self.name[-1]}-{number}",
-            image="train@sha256:" + "0" * 64,
+            image=NOWHERE if odd and draw.random() < 0.1 else draw.choice(IMAGES),
             command=program.command(),
             env={},
             resources=Resources(

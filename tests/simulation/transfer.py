@@ -70,17 +70,13 @@ class Transfer:
                     lambda: self._fetch(checkpoint, record.lease.epoch),
                 )
             except TreeRefused as error:
-                self.host.post(
-                    events.PreparationFailed(lease_id, Reason.RESTORE_FAILED, str(error))
-                )
+                self.host.fail(lease_id, Reason.RESTORE_FAILED, str(error))
                 return
             except Refusal as error:
                 if error.code == "stale_epoch":
                     self.host.post(events.UploadFailed(lease_id, "checkpoint", 0, str(error), True))
                 else:
-                    self.host.post(
-                        events.PreparationFailed(lease_id, Reason.RESTORE_FAILED, str(error)[:200])
-                    )
+                    self.host.fail(lease_id, Reason.RESTORE_FAILED, str(error)[:200])
                 return
             if found is None:
                 return

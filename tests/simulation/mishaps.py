@@ -1,0 +1,110 @@
+"""What befalls machines and jobs, as the world has taught it: devices, engines, registries, memory,
+signals. The machine supplies the truth and what is seen of it; the agent's core judges."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tests.simulation.registry import EVERYBODY, IMAGES
+
+if TYPE_CHECKING:
+    from tests.simulation.agents import AgentHost
+    from tests.simulation.engine import Engine
+    from tests.simulation.jobs import Container
+    from tests.simulation.market import Market
+
+
+class Mishaps:
+    """The part of Chaos that is about them."""
+
+    market: Market
+    engine: Engine
+
+    def _agent(self) -> AgentHost:
+        return self.engine.random.choice(self.market.agents)
+
+    def _some_run(self) -> tuple[AgentHost, Container] | None:
+        """Return a run that is under way somewhere."""
+        running = [
+            (agent, container)
+            for agent in self.market.agents
+            for container in agent.containers.values()
+            if container.running
+        ]
+        return self.engine.random.choice(running) if running else None
+
+    def _run_killed(self) -> None:
+        found = self._some_run()
+        if found is None:
+            return
+        _, container = found
+        match self.engine.random.choice(("unseen", "unseen", "by someone", "seen")):
+            case "unseen":
+                container.ends(137, "killed unseen", signal=9)
+            case "by someone":
+                says = "something sent it KILL, of the run or not"
+                container.ends(137, "killed unseen", unknown_signal=says)
+            case "seen":
+                container.ends(137, "killed from outside", outside_signal="pid 1 of the host: KILL")
+
+    def _self_kill(self) -> None:
+        """A job ends itself in ways that look as if somebody else had."""
+        found = self._some_run()
+        if found is None:
+            return
+        _, container = found
+        match self.engine.random.choice(("returns", "returns", "TERM", "KILL")):
+            case "returns":
+                code = self.engine.random.choice((137, 143))
+                container.ends(code, "failed", returned=True)
+            case "TERM":
+                container.ends(143, "killed unseen")
+            case "KILL":
+                container.ends(137, "killed unseen")
+
+    def _worker_oom(self) -> None:
+        """The kernel kills one of its workers, and the job ends with that, in its own way."""
+        found = self._some_run()
+        if found is not None:
+            found[1].ends(self.engine.random.choice((1, 137)), "memory", out_of_memory=True)
+
+    def _gpu_lost(self) -> None:
+        found = self._some_run() if self.engine.happens(0.8) else None
+        agent = found[0] if found else self._agent()
+        devices = found[1].devices if found else tuple(d.id for d in agent.terms.devices)
+        agent.lose_device(self.engine.random.choice(devices), self.engine.draw_ms(5_000, 600_000))
+
+    def _engine(self) -> None:
+        draw = self.engine.random
+        found = self._some_run() if self.engine.happens(0.8) else None
+        if found is not None and self.engine.happens(0.4):
+            says = "the engine was asked to stop it"
+            found[1].engine_stops(says, patient=draw.random() < 0.7)
+            return
+        agent = found[0] if found else self._agent()
+        agent.restart_engine(self.engine.draw_ms(1_000, 40_000), keeps_runs=draw.random() < 0.3)
+
+    def _registry(self) -> None:
+        registry = self.market.registry
+        span_ms = self.engine.draw_ms(5_000, self.engine.random.choice((60_000, 1_200_000)))
+        whom = EVERYBODY if self.engine.happens(0.5) else self._agent().name
+        if self.engine.happens(0.4):
+            registry.is_busy(span_ms, whom)
+        else:
+            registry.lacks(self.engine.random.choice(IMAGES), span_ms, whom)
+
+    def _start_fails(self) -> None:
+        agent = self._agent()
+        most_ms = self.engine.random.choice((60_000, 600_000, 3_600_000))
+        agent.broken_until_ms = self.engine.now_ms + self.engine.draw_ms(10_000, most_ms)
+        agent.breaks_by = self.engine.random.choice(("start", "start", "odd"))
+        if agent.breaks_by == "odd" and agent.up and agent.core.runs:
+            lease_id = self.engine.random.choice(sorted(agent.core.runs))
+            agent._later(self.engine.draw_ms(1, 20_000), partial(agent.quarantine, lease_id))
+
+    def _deadline(self) -> None:
+        """An agent dies and stays away for longer than its runs may live without it."""
+        found = self._some_run()
+        agent = found[0] if found else self._agent()
+        agent.die(self.engine.draw_ms(60_000, 3_600_000))
