@@ -270,8 +270,8 @@ class AgentCore:
     def _unsign(self, record: RunRecord, says: str) -> None:
         """Forget a lease that nobody outside has seen signed: the signature was taken back."""
         del self.runs[record.lease_id], self.saved.runs[record.lease_id]
-        self.saved.epochs.pop(record.job_id, None)
-        self._step.save.epochs.pop(record.job_id, None)
+        if self._step.save.epochs.pop(record.job_id, None):
+            self.saved.epochs.pop(record.job_id, None)
         self._unexpected(record.lease_id, says)
         self._refuse(record.lease_id, "an unexpected error at this provider")
 
@@ -427,8 +427,11 @@ class AgentCore:
         run = Run(record, self.key, broker_reads=self._broker_reads)
         self.runs[lease_id] = run
         self.saved.runs[lease_id] = record
-        epoch = assigned.lease.document.epoch
-        self.saved.epochs[record.job_id] = self._step.save.epochs[record.job_id] = epoch
+        self._with_run(run, partial(self._sign, run, assign), now_ms)
+
+    def _sign(self, run: Run, assign: Assign) -> None:
+        record, lease_id = run.record, run.record.lease_id
+        epoch = record.lease.epoch
         # The signature leaves this machine with the outbox, and that is in the same transaction as
         # the record that blocks the devices.
         self._queue(
@@ -440,7 +443,7 @@ class AgentCore:
             f"job {record.job.name!r} of {short(record.job.renter)} on "
             f"{', '.join(record.lease.device_ids)}, epoch {epoch}"
         )
-        self._collect(run)
+        self.saved.epochs[record.job_id] = self._step.save.epochs[record.job_id] = epoch
 
     def _refuse(self, lease_id: str, why: str) -> None:
         self._say(f"refused lease {short(lease_id)}: {why}")

@@ -539,6 +539,9 @@ class Run:
         """End it where it stands. What was known of its end by then stays known: a job can't make
         its own failure ours by what it leaves behind."""
         record = self.record
+        if record.quarantined and record.phase is RunPhase.ENDED:
+            self.effects.append(do.Unexpected(record.lease_id, _printable(detail)))
+            return
         record.quarantined = _printable(detail) or "unknown"
         record.uploading = None
         self.changed = True
