@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from sublet_agent.adapters.machine.host import cpu_class, gpu_class, read_host
+from sublet_agent.adapters.machine.facts import device_of
+from sublet_agent.adapters.machine.host import cpu_class, gpu_class, memory_free, read_host
 from sublet_agent.adapters.machine.nvml import Gpu
-from sublet_agent.adapters.machine.terms import device_of
 from sublet_contracts.documents import Device
 from tests.services import require
 
@@ -99,6 +99,9 @@ def test_all_facts_of_a_gpu(found: dict[str, Any]) -> None:
         "pcie_lanes": 16,
         "power_limit_mw": 400000,
         "parent_uuid": None,
+        "index": 0,
+        "instance": None,
+        "used_bytes": 0,
     }
 
 
@@ -106,7 +109,7 @@ def test_a_gpu_that_tells_only_its_uuid(found: dict[str, Any]) -> None:
     gpu = found["gpus"][1]
     assert gpu["uuid"] == "GPU-1"
     assert gpu["name"] == "NVIDIA GPU"
-    told = {"uuid", "name", "hardware_class", "driver"}
+    told = {"uuid", "name", "hardware_class", "driver", "index", "used_bytes"}
     assert {k for k, v in gpu.items() if v is not None} == told
 
 
@@ -130,7 +133,7 @@ def test_what_the_driver_tells_stands_in_the_offer(found: dict[str, Any]) -> Non
             if not field.is_required() and getattr(device, name) == field.default
         }
         assert unsaid == untold, (
-            f"no offer says {sorted(unsaid - untold)}: nvml.py reads it, terms.py's device_of "
+            f"no offer says {sorted(unsaid - untold)}: nvml.py reads it, facts.py's device_of "
             "passes it on"
         )
 
@@ -173,9 +176,16 @@ def test_gpu_class(name: str, memory_bytes: int | None, expected: str) -> None:
     assert gpu_class(name, memory_bytes) == expected
 
 
+def test_memory_that_programs_can_still_have() -> None:
+    text = "MemTotal: 100 kB\nMemFree: 10 kB\nMemAvailable:   40 kB\n"
+    assert memory_free(text, 7) == 40 * 1024
+    assert memory_free("MemTotal: 100 kB\n", 7) == 7
+
+
 def test_this_machine(tmp_path: Path) -> None:
     facts = read_host(tmp_path)
     assert facts.cpu_count >= 1
     assert facts.memory_bytes > 2**28
+    assert 0 < facts.memory_free_bytes <= facts.memory_bytes
     assert facts.disk_free_bytes > 0
     assert facts.hardware_class.startswith("cpu-")

@@ -16,7 +16,7 @@ from sublet_contracts.keys import PARTY_PATTERN
 from sublet_contracts.rules import UCR_PER_CREDIT
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, None: 1_000}
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -215,7 +215,9 @@ def _size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match or len(match[1]) > 20:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 16GB")
-    return int(float(match[1]) * 1024 ** _POWERS[match[2].lower()])
+    # As renters write sizes: GB are powers of 1000, GiB of 1024.
+    step = 1024 if match[3] else 1000
+    return int(Decimal(match[1]) * step ** _POWERS[(match[2] or "").lower()])
 
 
 def _devices(text: str) -> tuple[str, ...]:
