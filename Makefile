@@ -55,7 +55,7 @@ began=$$SECONDS; status=0; $(2) || status=$$?; spent=$$((SECONDS - began)); \
 printf '%s took %d min %02d s\n' '$(1)' $$((spent / 60)) $$((spent % 60)); exit $$status
 endef
 
-.PHONY: help venv demo test test-all test-slow test-histories fuzz check hooks fix bench simulate mutants floors \
+.PHONY: help venv demo test test-all test-slow test-histories sample-histories fuzz check hooks fix bench simulate mutants floors \
 	reliability clean distclean
 
 help: ## show this
@@ -113,8 +113,11 @@ test-all: $(READY) ## all tests, and the searches for a while; a third of what i
 test-slow: $(READY) ## what `make test` leaves out: chaos, kills, whole fine-tunings; PART=2/3, PYTEST_ARGS
 	@$(call timed,make test-slow,$(PYTEST) -m slow --part $(PART) $(PYTEST_ARGS))
 
-test-histories: $(READY) ## Hypothesis with new examples, ten times as many
+test-histories: $(READY) ## Hypothesis with new examples, up to ten times as many
 	@$(call timed,make test-histories,SUBLET_HISTORIES=long $(PYTEST) tests/histories $(PYTEST_ARGS))
+
+sample-histories: $(READY) ## Hypothesis with new examples, three times as many; at most 2 min
+	@$(call timed,make sample-histories,SUBLET_HISTORIES=sample $(PYTEST) tests/histories $(PYTEST_ARGS))
 
 fuzz: $(READY) ## fuzz all parsers of hostile bytes, in one process, for FUZZ_SECONDS
 	@$(call timed,make fuzz,$(PY) -m tests.histories.fuzz --seconds $(FUZZ_SECONDS) every)
