@@ -32,12 +32,16 @@ _RESERVED = ("/proc", "/sys", "/dev", "/sublet")
 class RunnerError(Exception):
     """A runner can't do what it was asked. The text says why and what to do next."""
 
+    raw = ""
+    """the engine's own words, where there are any: for the owner only"""
+
 
 class RunnerUnavailable(RunnerError):
     """This runner can't work on this machine at all."""
 
-    def __init__(self, reason: str, fix: str) -> None:
+    def __init__(self, reason: str, fix: str, raw: str = "") -> None:
         super().__init__(f"{reason}: {fix}")
+        self.raw = raw
         self.reason = reason
         self.fix = fix
 
@@ -56,6 +60,10 @@ class RunRefused(RunnerError):
 
 class StartFailed(RunnerError):
     """The runner could not bring the run up, for a reason of this machine. Not the job's fault."""
+
+    def __init__(self, text: str, raw: str = "") -> None:
+        super().__init__(text)
+        self.raw = raw
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,7 @@ class RunStatus:
     engine_stopped: str = ""
     outside_signal: str = ""
     unknown_signal: str = ""
+    paused: bool = False  # the engine holds it still
     paused_ms: int = 0  # wall time for which the engine held it still: nothing ran
     started_ms: int | None = None
     finished_ms: int | None = None
