@@ -11,8 +11,8 @@
 4. Main memory, disk and cores are shared evenly by the devices that belong to the offer, whether
    they answer or not. Of memory and disk no more is offered than is free, counting as free what our
    own runs may hold.
-5. What differs by less than a NOISE_PERCENT of the whole (or NOISE_BYTES) is no news: others' use
-   below it counts as none, and a change below it waits for the next refresh of the offer.
+5. A change of less than NOISE_PERCENT, or than NOISE_BYTES, is no news: it waits for the next
+   refresh of the offer. Others' use of a GPU below that counts as none.
 """
 
 from collections.abc import Collection, Iterable, Mapping
