@@ -36,6 +36,7 @@ from sublet_agent.core.events import (
     StartTested,
     Tick,
 )
+from sublet_agent.core.image_troubles import ImageTroubles
 from sublet_agent.core.offers import (
     KEEP_OFFERS,
     OFFER_REFRESH_MS,
@@ -119,6 +120,7 @@ class AgentCore:
         if saved.reclaimed:
             self.draining = DrainAsked(Reason.RECLAIMED, terms.grace_ms, then_stop=False)
         self.aside = SetAside()
+        self.images = ImageTroubles()
         self.fee_bps: int | None = None
         """the broker's share of a charge, as it said last"""
         self._drain_wait: draining.Drain | None = None
@@ -127,7 +129,7 @@ class AgentCore:
         self._looks = False
         self._looked_ms = 0
         self._waiting: dict[str, _Waiting] = {}
-        self._disk_used: dict[str, int] = {}
+        self.disk_used: dict[str, int] = {}
         self._last_heartbeat_ms = 0
         self._last_offer_ms: int | None = None
         self._withdrawn = False
@@ -214,7 +216,7 @@ class AgentCore:
             case PrepareDone(job_id, ready, detail):
                 self._send(Prepared(job=job_id, ready=ready, detail=detail[:256]))
             case Removed(lease_id):
-                self._disk_used.pop(lease_id, None)
+                self.disk_used.pop(lease_id, None)
                 self._waiting.pop(lease_id, None)
                 if self.runs.pop(lease_id, None):
                     self.saved.runs.pop(lease_id, None)
@@ -231,8 +233,9 @@ class AgentCore:
         had_advanced, before = run.advanced, run.record.phase
         run.handle(event, now_ms)
         self._judge_start(run, event, before, now_ms)
+        self.images.take(run.record.job.image, event, now_ms)
         if isinstance(event, DiskUsed):
-            self._disk_used[run.record.lease_id] = event.used_bytes
+            self.disk_used[run.record.lease_id] = event.used_bytes
         if run.advanced and not had_advanced:
             # Somebody may be waiting for this step: it isn't left to the next beat.
             self._send_heartbeat(now_ms)
@@ -412,6 +415,7 @@ class AgentCore:
             why = self.supply.why_not(assigned.lease.document.device_ids) or lacking(
                 assigned, self._make_offer(now_ms)
             )
+        why = why or self.images.why_not(assigned.job.document.image, now_ms)
         if why:
             self._refuse(lease_id, why)
             return
@@ -612,7 +616,7 @@ class AgentCore:
             Held(
                 run.record.lease.device_ids,
                 run.record.job.resources.memory_bytes,
-                self._disk_used.get(lease_id, 0),
+                self.disk_used.get(lease_id, 0),
             )
             for lease_id, run in self.runs.items()
             if run.record.phase in (*LIVE, RunPhase.FINISHING)
