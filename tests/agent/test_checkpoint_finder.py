@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sublet_agent.adapters.workspace import checkpoint_finder
+from sublet_agent.adapters.workspace import outputs_search
 from sublet_agent.adapters.workspace.checkpoint_finder import CheckpointFinder
-from sublet_contracts.checkpoint_layouts import Snapshot
+from sublet_agent.adapters.workspace.outputs_search import OutputsSearch
+from sublet_contracts.checkpoint_layouts import QUIET_MS, Snapshot
 from sublet_contracts.tree import TreeRefused, write_tree
 
 LIMIT_BYTES = 2**30
@@ -62,6 +63,27 @@ def step_of(found: Snapshot | None) -> int | None:
     return None if found is None else found.step
 
 
+def newest(
+    finder: CheckpointFinder, after_step: int, *, quiet_ms: int = QUIET_MS, since_ms: int = 0
+) -> Snapshot | None:
+    """Search and take what is found, as the agent and its reader do between them."""
+    last_step, last_mtime_ms, since_ms = finder.search_from(since_ms)
+    top = os.open(finder._outputs, os.O_RDONLY)
+    try:
+        fresh = OutputsSearch().newest(
+            top,
+            after_step=max(after_step, last_step),
+            last_mtime_ms=last_mtime_ms,
+            quiet_ms=quiet_ms,
+            since_ms=since_ms,
+        )
+    finally:
+        os.close(top)
+    if fresh is not None:
+        finder.take(fresh)
+    return finder.last()
+
+
 def move(root: Path, step: int, to: Path) -> CheckpointFinder:
     """Carry a checkpoint to another machine's run, as its bytes go through the broker."""
     tree = CheckpointFinder(root).scan(step, LIMIT_BYTES)
@@ -75,7 +97,7 @@ def move(root: Path, step: int, to: Path) -> CheckpointFinder:
 
 def test_a_checkpoint_lies_on_the_other_machine_as_it_lay_here(root: Path, tmp_path: Path) -> None:
     folder = save(root, 20)
-    found = CheckpointFinder(root).newest(0)
+    found = newest(CheckpointFinder(root), 0)
     assert step_of(found) == 20
     there = move(root, 20, tmp_path / "there")
     restored = tmp_path / "there" / "outputs" / "checkpoint-20"
@@ -83,28 +105,28 @@ def test_a_checkpoint_lies_on_the_other_machine_as_it_lay_here(root: Path, tmp_p
         f.name: f.read_bytes() for f in folder.iterdir()
     }
     # What was placed is not found again as the run's own; what comes after it is.
-    assert step_of(there.newest(20)) == 20
+    assert step_of(newest(there, 20)) == 20
     save(tmp_path / "there", 30, by_s=-1)
-    assert step_of(there.newest(20, quiet_ms=-10_000)) == 30
+    assert step_of(newest(there, 20, quiet_ms=-10_000)) == 30
 
 
 def test_nothing_is_taken_before_it_is_quiet_or_once_the_run_is_over(root: Path) -> None:
     save(root, 20)
     save(root, 30, by_s=0)
-    assert step_of(CheckpointFinder(root).newest(0, quiet_ms=60_000)) == 20
-    assert step_of(CheckpointFinder(root).newest(0, quiet_ms=0)) == 30
+    assert step_of(newest(CheckpointFinder(root), 0, quiet_ms=60_000)) == 20
+    assert step_of(newest(CheckpointFinder(root), 0, quiet_ms=0)) == 30
 
 
 def test_an_agent_that_starts_again_finds_the_same_step(root: Path) -> None:
     torch_file(root / "outputs" / "last.ckpt", b"one")
     age(root / "outputs" / "last.ckpt")
-    assert step_of(CheckpointFinder(root).newest(0)) == 1
+    assert step_of(newest(CheckpointFinder(root), 0)) == 1
     # Killed before it had noted what it found, or after that.
-    assert step_of(CheckpointFinder(root).newest(0)) == 1
-    assert step_of(CheckpointFinder(root).newest(1)) == 1
+    assert step_of(newest(CheckpointFinder(root), 0)) == 1
+    assert step_of(newest(CheckpointFinder(root), 1)) == 1
     torch_file(root / "outputs" / "last.ckpt", b"two")
     age(root / "outputs" / "last.ckpt", SECONDS_AGO / 2)
-    assert step_of(CheckpointFinder(root).newest(1)) == 2
+    assert step_of(newest(CheckpointFinder(root), 1)) == 2
 
 
 @pytest.mark.parametrize("torn", ["trainer_state.json", "optimizer.pt"])
@@ -112,32 +134,32 @@ def test_a_checkpoint_that_a_kill_left_torn_is_passed_over(root: Path, torn: str
     save(root, 20)
     file = save(root, 30) / torn
     file.write_bytes(file.read_bytes()[:-10])
-    assert step_of(CheckpointFinder(root).newest(0, quiet_ms=0)) == 20
+    assert step_of(newest(CheckpointFinder(root), 0, quiet_ms=0)) == 20
 
 
 def test_a_record_that_a_power_cut_left_torn_is_passed_over(root: Path) -> None:
     """It would have ended the agent at each of its starts."""
     save(root, 20, 300)
-    assert step_of(CheckpointFinder(root).newest(0)) == 20
+    assert step_of(newest(CheckpointFinder(root), 0)) == 20
     save(root, 30)
-    assert step_of(CheckpointFinder(root).newest(20)) == 30
+    assert step_of(newest(CheckpointFinder(root), 20)) == 30
     (root / "layouts" / "step-30.json").write_bytes(b"")
     again = CheckpointFinder(root)
     assert step_of(again.last()) == 20
     with pytest.raises(TreeRefused, match="can't be read"):
         again.scan(30, LIMIT_BYTES)
-    assert step_of(again.newest(30)) == 31
+    assert step_of(newest(again, 30)) == 31
 
 
 def test_what_was_not_noted_before_the_machine_started_is_no_checkpoint(root: Path) -> None:
     """No script fsyncs what it saves: after a power cut it may be torn where nobody can tell."""
     save(root, 20, 300)
-    assert step_of(CheckpointFinder(root).newest(0)) == 20
+    assert step_of(newest(CheckpointFinder(root), 0)) == 20
     booted_ms = int((save(root, 30).stat().st_mtime + 10) * 1000)
     restarted = CheckpointFinder(root)
-    assert step_of(restarted.newest(20, quiet_ms=0, since_ms=booted_ms)) == 20
+    assert step_of(newest(restarted, 20, quiet_ms=0, since_ms=booted_ms)) == 20
     save(root, 40, 50)
-    assert step_of(restarted.newest(20, quiet_ms=0, since_ms=booted_ms)) == 40
+    assert step_of(newest(restarted, 20, quiet_ms=0, since_ms=booted_ms)) == 40
 
 
 def test_a_checkpoint_is_durable_before_it_is_noted(
@@ -158,22 +180,22 @@ def test_a_checkpoint_is_durable_before_it_is_noted(
     folder = "outputs/checkpoint-20"
     files = sorted(f"{folder}/{path.name}" for path in save(root, 20, 300).iterdir())
     found = CheckpointFinder(root)
-    assert step_of(found.newest(0)) == 20
+    assert step_of(newest(found, 0)) == 20
     assert sorted(synced[:-1]) == sorted([*files, folder, "outputs"])
     assert synced[-1] == "layouts/new.tmp"
     save(root, 30)
     fails_at = "outputs/checkpoint-30/optimizer.pt"
     with pytest.raises(OSError, match="Input/output"):
-        found.newest(20)
+        newest(found, 20)
     fails_at = ""
     # The kernel tells once that something was lost.
-    assert step_of(found.newest(20)) == 20
+    assert step_of(newest(found, 20)) == 20
 
 
 def test_the_best_checkpoint_goes_along(root: Path, tmp_path: Path) -> None:
     for step in (10, 20, 30):
         save(root, step, by_s=SECONDS_AGO - step, best_global_step=10)
-    assert step_of(CheckpointFinder(root).newest(0)) == 30
+    assert step_of(newest(CheckpointFinder(root), 0)) == 30
     move(root, 30, tmp_path / "there")
     there = sorted((tmp_path / "there" / "outputs").iterdir(), key=lambda f: f.stat().st_mtime)
     assert [folder.name for folder in there] == ["checkpoint-10", "checkpoint-30"]
@@ -182,7 +204,7 @@ def test_the_best_checkpoint_goes_along(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("deletes", ["a file", "all"])
 def test_what_the_script_deletes_meanwhile_is_left_out(root: Path, deletes: str) -> None:
     folder = save(root, 20)
-    assert step_of(CheckpointFinder(root).newest(0)) == 20
+    assert step_of(newest(CheckpointFinder(root), 0)) == 20
     for file in list(folder.iterdir())[: 1 if deletes == "a file" else None]:
         file.unlink()
     with pytest.raises(TreeRefused, match="checkpoint-20"):
@@ -192,7 +214,7 @@ def test_what_the_script_deletes_meanwhile_is_left_out(root: Path, deletes: str)
 def test_what_the_script_overwrites_meanwhile_is_left_out(root: Path) -> None:
     torch_file(root / "outputs" / "last.ckpt", b"one")
     age(root / "outputs" / "last.ckpt")
-    assert step_of(CheckpointFinder(root).newest(0)) == 1
+    assert step_of(newest(CheckpointFinder(root), 0)) == 1
     torch_file(root / "outputs" / "last.ckpt", b"two")
     with pytest.raises(TreeRefused, match="changed"):
         CheckpointFinder(root).scan(1, LIMIT_BYTES)
@@ -200,7 +222,7 @@ def test_what_the_script_overwrites_meanwhile_is_left_out(root: Path) -> None:
 
 def test_a_checkpoint_beyond_the_limit_is_refused(root: Path) -> None:
     save(root, 20)
-    CheckpointFinder(root).newest(0)
+    newest(CheckpointFinder(root), 0)
     with pytest.raises(TreeRefused, match="bytes"):
         CheckpointFinder(root).scan(20, 100)
 
@@ -210,13 +232,13 @@ def test_links_lead_nowhere(root: Path, tmp_path: Path) -> None:
     save(host, 20)
     (root / "outputs" / "checkpoint-20").symlink_to(host / "outputs" / "checkpoint-20")
     (root / "outputs" / "run").symlink_to(host / "outputs")
-    assert CheckpointFinder(root).newest(0) is None
+    assert newest(CheckpointFinder(root), 0) is None
 
 
 def test_a_folder_that_became_a_link_is_not_read_through(root: Path, tmp_path: Path) -> None:
     host = new_run(tmp_path / "host")
     folder = save(root, 20)
-    assert step_of(CheckpointFinder(root).newest(0)) == 20
+    assert step_of(newest(CheckpointFinder(root), 0)) == 20
     folder.rename(host / "outputs" / "checkpoint-20")
     folder.symlink_to(host / "outputs" / "checkpoint-20")
     with pytest.raises((TreeRefused, OSError)):
@@ -228,18 +250,18 @@ def test_pipes_and_odd_names_hold_nobody_up(root: Path) -> None:
     os.mkfifo(folder / "pipe.pt")
     (root / "outputs" / "line\nbreak.ckpt").write_bytes(b"x")
     (root / "outputs" / os.fsdecode(b"\xff.ckpt")).write_bytes(b"x")
-    found = CheckpointFinder(root).newest(0)
+    found = newest(CheckpointFinder(root), 0)
     assert found is not None
     assert "checkpoint-20/pipe.pt" not in {file.path for file in found.files}
 
 
 def test_a_forest_of_folders_is_not_walked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_finder, "MAX_ENTRIES", 50)
+    monkeypatch.setattr(outputs_search, "MAX_ENTRIES", 50)
     save(root, 20)
     for number in range(60):
         (root / "outputs" / f"folder-{number}").mkdir()
     with pytest.raises(TreeRefused, match="more than 50 files and folders"):
-        CheckpointFinder(root).newest(0)
+        newest(CheckpointFinder(root), 0)
 
 
 def test_a_deep_tree_is_not_followed_down(root: Path) -> None:
@@ -251,13 +273,13 @@ def test_a_deep_tree_is_not_followed_down(root: Path) -> None:
         os.close(folder)
         folder = below
     os.close(folder)
-    assert step_of(CheckpointFinder(root).newest(0)) == 20
+    assert step_of(newest(CheckpointFinder(root), 0)) == 20
 
 
 @pytest.mark.parametrize("lie", ["a file is missing", "a file is longer", "not json", "climbs"])
 def test_a_record_that_is_not_so_is_refused(root: Path, tmp_path: Path, lie: str) -> None:
     save(root, 20)
-    CheckpointFinder(root).newest(0)
+    newest(CheckpointFinder(root), 0)
     tree = CheckpointFinder(root).scan(20, LIMIT_BYTES)
     target = tmp_path / "there" / "step-20"
     write_tree(tree.index, target, tree.read_chunk)
@@ -284,3 +306,11 @@ def test_a_checkpoint_by_the_protocol_stays_where_it_is(root: Path, tmp_path: Pa
     (target / "outputs-layout.json").write_text("the job's own")
     assert not CheckpointFinder(root).place(target, 5)
     assert (target / "DONE").exists()
+
+
+def test_a_step_that_nothing_can_follow_is_said_and_ends_nothing(root: Path) -> None:
+    """Another provider made it durable, or a job did with one name."""
+    save(root, 20)
+    with pytest.raises(TreeRefused, match="no step comes after"):
+        newest(CheckpointFinder(root), 2**53 - 1)
+    assert step_of(newest(CheckpointFinder(root), 2**53 - 2)) == 2**53 - 1

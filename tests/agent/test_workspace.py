@@ -2,12 +2,15 @@
 
 import json
 import os
+from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sublet_agent.adapters.workspace import folders
+from sublet_agent.adapters.workspace.folder_reader import FolderReader
 from sublet_agent.adapters.workspace.workspace import Workspace
 from sublet_contracts.tree import TreeRefused
 from tests.agent.test_core import World
@@ -22,6 +25,23 @@ def workspace(tmp_path: Path) -> Workspace:
     made = Workspace(tmp_path / "state", world.core.runs[lease_id].record)
     made.make()
     return made
+
+
+@pytest.fixture
+async def reader() -> AsyncIterator[FolderReader]:
+    reader = FolderReader()
+    yield reader
+    reader.close()
+
+
+async def at_once(call: Callable[..., Any], *arguments: Any) -> Any:
+    return call(*arguments)
+
+
+async def search(workspace: Workspace, reader: FolderReader) -> int | None:
+    """Look for what a script left in its outputs, once it has exited."""
+    look = await workspace.look(reader)
+    return await workspace.search_outputs(reader, look, at_once, exited=True)
 
 
 def save(out: Path, step: int, content: bytes = b"weights") -> Path:
@@ -39,9 +59,9 @@ def save(out: Path, step: int, content: bytes = b"weights") -> Path:
     return folder
 
 
-def test_a_whole_checkpoint_is_read(workspace: Workspace) -> None:
+async def test_a_whole_checkpoint_is_read(workspace: Workspace, reader: FolderReader) -> None:
     save(workspace.checkpoint / "out", 5)
-    assert workspace.steps() == {5}
+    assert (await workspace.look(reader)).steps == (5,)
     tree = workspace.scan_checkpoint(5)
     assert [file.path for file in tree.index.files] == ["DONE", "model.bin"]
 
@@ -92,15 +112,17 @@ def test_a_link_in_a_checkpoint_is_refused(workspace: Workspace, tmp_path: Path,
         workspace.scan_checkpoint(5)
 
 
-def test_a_pipe_does_not_hold_the_agent_up(workspace: Workspace) -> None:
+async def test_a_pipe_does_not_hold_the_agent_up(
+    workspace: Workspace, reader: FolderReader
+) -> None:
     folder = save(workspace.checkpoint / "out", 5)
     (folder / "DONE").unlink()
     os.mkfifo(folder / "DONE")
     os.mkfifo(workspace.checkpoint / "progress.json")
-    assert workspace.steps() == set()
+    assert (await workspace.look(reader)).steps == ()
     with pytest.raises(TreeRefused):
         workspace.scan_checkpoint(5)
-    assert workspace.progress() is None
+    assert (await workspace.look(reader)).progress is None
 
 
 def test_outputs_carry_no_link(workspace: Workspace, tmp_path: Path) -> None:
@@ -117,14 +139,14 @@ def test_an_infinite_step_is_refused(workspace: Workspace) -> None:
         workspace.scan_checkpoint(5)
 
 
-def test_nothing_of_the_host_is_deleted_through_a_link(
-    workspace: Workspace, tmp_path: Path
+async def test_nothing_of_the_host_is_deleted_through_a_link(
+    workspace: Workspace, reader: FolderReader, tmp_path: Path
 ) -> None:
     host = tmp_path / "host"
     save(host, 5)
     (workspace.checkpoint / "out").rmdir()
     (workspace.checkpoint / "out").symlink_to(host)
-    assert workspace.steps() == set()
+    assert (await workspace.look(reader)).steps == ()
     workspace.delete_steps((5,))
     assert (host / "step-5" / "model.bin").exists()
 
@@ -146,36 +168,46 @@ def trainer_checkpoint(outputs: Path, step: int, total: int = 60) -> None:
     )
 
 
-def test_a_trainers_checkpoint_is_found_and_told_as_progress(workspace: Workspace) -> None:
+async def test_a_trainers_checkpoint_is_found_and_told_as_progress(
+    workspace: Workspace, reader: FolderReader
+) -> None:
     trainer_checkpoint(workspace.outputs, 20)
-    assert workspace.found_in_outputs(exited=True) == 20
-    assert workspace.progress() == (20, 60, {})
+    assert await search(workspace, reader) == 20
+    assert workspace.progress(await workspace.look(reader)) == (20, 60, {})
     files = {file.path for file in workspace.scan_checkpoint(20).index.files}
     assert "outputs-layout/checkpoint-20/model.safetensors" in files
 
 
-def test_a_job_that_saves_by_the_protocol_is_not_saved_twice(workspace: Workspace) -> None:
+async def test_a_job_that_saves_by_the_protocol_is_not_saved_twice(
+    workspace: Workspace, reader: FolderReader
+) -> None:
     save(workspace.checkpoint / "out", 20)
     trainer_checkpoint(workspace.outputs, 20)
-    assert workspace.found_in_outputs(exited=True) is None
+    assert await search(workspace, reader) is None
 
 
-def test_exit_0_when_asked_to_stop_is_believed_of_who_can_mean_it(workspace: Workspace) -> None:
-    assert not workspace.finished()
+async def test_exit_0_when_asked_to_stop_is_believed_of_who_can_mean_it(
+    workspace: Workspace, reader: FolderReader
+) -> None:
+    assert not workspace.finished(await workspace.look(reader))
     trainer_checkpoint(workspace.outputs, 20)
-    workspace.found_in_outputs(exited=True)
-    assert not workspace.finished()
+    await search(workspace, reader)
+    assert not workspace.finished(await workspace.look(reader))
     trainer_checkpoint(workspace.outputs, 60)
-    workspace.found_in_outputs(exited=True)
-    assert workspace.finished()
+    await search(workspace, reader)
+    assert workspace.finished(await workspace.look(reader))
 
 
-def test_exit_0_is_believed_of_a_job_that_uses_the_protocol(workspace: Workspace) -> None:
+async def test_exit_0_is_believed_of_a_job_that_uses_the_protocol(
+    workspace: Workspace, reader: FolderReader
+) -> None:
     (workspace.checkpoint / "progress.json").write_text('{"step": 3, "total": 0}')
-    assert workspace.finished()
+    assert workspace.finished(await workspace.look(reader))
 
 
-def test_a_bottomless_folder_is_over_any_limit_and_can_be_deleted(workspace: Workspace) -> None:
+async def test_a_bottomless_folder_is_over_any_limit_and_can_be_deleted(
+    workspace: Workspace, reader: FolderReader
+) -> None:
     folder = os.open(workspace.outputs, os.O_RDONLY)
     for _ in range(3000):
         os.mkdir("d", dir_fd=folder)
@@ -184,12 +216,12 @@ def test_a_bottomless_folder_is_over_any_limit_and_can_be_deleted(workspace: Wor
         folder = below
     os.close(folder)
     assert folders.usage([workspace.outputs]) > 2**50
-    assert workspace.found_in_outputs() is None
+    assert await search(workspace, reader) is None
     workspace.delete()
     assert not workspace.root.exists()
 
 
-def test_old_steps_are_deleted(workspace: Workspace) -> None:
+async def test_old_steps_are_deleted(workspace: Workspace, reader: FolderReader) -> None:
     save(workspace.checkpoint / "out", 5)
     workspace.delete_steps((5,))
-    assert workspace.steps() == set()
+    assert (await workspace.look(reader)).steps == ()

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from sublet_agent.adapters.workspace.workspace import MAX_PROGRESS_BYTES, check_done, read_progress
+from sublet_agent.adapters.workspace.reader import MAX_PROGRESS_BYTES, read_progress
+from sublet_agent.adapters.workspace.workspace import check_done
 from sublet_contracts.api import JobLogLine
 from sublet_contracts.auth import EMPTY_SHA256, RequestRefused, authenticate, sign_request
 from sublet_contracts.checkpoint_layouts import read_record, read_trainer_state

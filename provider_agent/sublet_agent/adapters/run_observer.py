@@ -1,25 +1,40 @@
-"""Watches one run: its state, its output, its checkpoints, its progress, its disk."""
+"""Watches one run: its state, its output, its checkpoints, its progress, its disk.
+
+What the job wrote is read by the processes of folder_reader.py. Where they can't answer this time,
+the look goes on without them and asks again later, less often each time; a folder that holds more
+than anybody is to read ends the run, as the job's own doing.
+"""
 
 import asyncio
-import functools
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.workspace.disk_space import LEAST_FREE_BYTES
-from sublet_agent.adapters.workspace.folders import usage
+from sublet_agent.adapters.workspace.folder_reader import FolderBusy, FolderReader, FolderRefused
+from sublet_agent.adapters.workspace.reader import Look, Progress
 from sublet_agent.adapters.workspace.workspace import Workspace, run_id
 from sublet_agent.core import events
 from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.runner_port import Runner, RunnerError, RunStatus
-from sublet_contracts.tree import TreeRefused
+from sublet_contracts.reasons import Reason
 
 LOOK_S = 0.2
 DISK_EVERY_S = 2.0
 SEARCH_EVERY_S = 1.0
 LOG_BYTES = 1024 * 1024
+AGAIN_S = 1.0
+ODD_ANSWERS = 3
+"""so often in a row a look may raise what nobody had thought of, before the run ends by it"""
+BACKOFF_FIRST_S = 0.5
+BACKOFF_MOST_S = 30.0
+FINAL_TRIES = 6
+WALK_SHARE = 10
+"""Who took so long to be walked through is left in peace for so many times as long."""
+TOLD_AT_ONCE = 8
+"""of the checkpoints first seen at one look: the newest; the older ones are let go of"""
 T = TypeVar("T")
 
 
@@ -31,6 +46,9 @@ class Listener(Protocol):
 
     @property
     def spool(self) -> Spool: ...
+
+    @property
+    def reader(self) -> FolderReader: ...
 
     @property
     def now_ms(self) -> Callable[[], int]: ...
@@ -59,8 +77,14 @@ class Observer:
         self._stopped = False
         self._reported_steps: set[int] = set()
         self._reported_progress: object = None
-        self._disk_measured_s = 0.0
-        self._outputs_searched_s = 0.0
+        self._look: Look = Look()
+        """the newest look at the checkpoint folder"""
+        self._look_after_s = 0.0
+        self._busy_s = 0.0
+        """for how long the folder is left in peace next, should it be busy again"""
+        self._walk: asyncio.Task[None] | None = None
+        self._measure_after_s = self._search_after_s = 0.0
+        self._rules_broken = False
         self._search_trouble = ""
         self._trouble_told = False
         self._first_seen: tuple[int, float] | None = None
@@ -78,75 +102,170 @@ class Observer:
 
     async def run(self) -> None:
         """Look until the run is over."""
-        while not self._stopped:
-            self._wake.clear()
-            try:
-                over = await self._look()
-            except RunnerError as error:
-                # The engine may be restarting: the run is neither gone nor ended by that.
-                self._listener.say(f"runner: {error}")
-                over = False
-                await asyncio.sleep(1.0)
-            if over:
-                break
-            try:
-                await asyncio.wait_for(self._wake.wait(), LOOK_S)
-            except TimeoutError:
-                continue
-        self._listener.forget_observer(self._lease_id)
+        odd = 0
+        try:
+            while not self._stopped:
+                self._wake.clear()
+                try:
+                    over = await self._look_once()
+                    odd = 0
+                except RunnerError as error:
+                    # The engine may be restarting: the run is neither gone nor ended by that.
+                    self._listener.say(f"runner: {error}")
+                    over = False
+                    await asyncio.sleep(AGAIN_S)
+                except Exception as error:
+                    odd += 1
+                    if odd >= ODD_ANSWERS:
+                        raise
+                    self._listener.say(f"looking at a run: {type(error).__name__}: {error}")
+                    over = False
+                    await asyncio.sleep(AGAIN_S)
+                if over:
+                    break
+                try:
+                    await asyncio.wait_for(self._wake.wait(), LOOK_S)
+                except TimeoutError:
+                    continue
+        finally:
+            if self._walk is not None:
+                self._walk.cancel()
+            self._listener.forget_observer(self._lease_id)
 
-    async def final_look(self) -> set[int]:
-        """After the exit: the rest of the output, and every checkpoint that is there."""
+    async def final_look(self) -> tuple[set[int], bool]:
+        """After the exit: the rest of the output, and every checkpoint that is there. Return their
+        steps, and whether exit code 0 means that the job had finished.
+
+        Raises FolderBusy, OSError: its folder can't be read.
+        """
+        listener, workspace = self._listener, self._workspace
         await self._read_logs(to_the_end=True)
-        self._tell_progress(await self._listener.blocking(self._workspace.progress))
-        steps = await self._listener.blocking(self._workspace.steps)
-        in_outputs = await self._listener.blocking(
-            functools.partial(self._search_outputs, exited=True)
-        )
+        steps: set[int] = set()
+        delay_s = BACKOFF_FIRST_S
+        for tries_left in reversed(range(FINAL_TRIES)):
+            try:
+                self._look = await workspace.look(listener.reader)
+                steps = set(self._look.steps)
+                found = await workspace.search_outputs(
+                    listener.reader, self._look, listener.blocking, exited=True
+                )
+                steps |= set() if found is None else {found}
+                break
+            except FolderRefused as error:
+                self._search_trouble = str(error)
+                break
+            except (FolderBusy, OSError):
+                if not tries_left:
+                    raise
+                await asyncio.sleep(delay_s)
+                delay_s *= 2
         self._tell_search_trouble()
-        return steps | in_outputs
+        self._tell_progress(await listener.blocking(workspace.progress, self._look))
+        return set(sorted(steps)[-TOLD_AT_ONCE:]), workspace.finished(self._look)
 
-    async def _look(self) -> bool:
+    async def _look_once(self) -> bool:
         listener = self._listener
-        status, steps, progress = await listener.blocking(self._read)
+        # The state first: what lies there when it has exited is then all there is.
+        status = await listener.blocking(listener.runner.status, self._run)
+        await self._look_at_folder()
         if self._stopped:
             return True
         # Before anything is written, and before an exit that may come of it is taken for the job's.
         self._check_free_disk(status)
         self._tell_search_trouble()
         await self._read_logs(to_the_end=False)
-        self._tell_progress(progress)
-        for step in sorted(steps - self._reported_steps):
-            self._reported_steps.add(step)
-            listener.post(events.CheckpointFound(self._lease_id, step))
-        if status.state == "gone":
+        self._tell_progress(await listener.blocking(self._workspace.progress, self._look))
+        self._tell_steps(self._look.steps)
+        if status.state in ("gone", "created"):
             listener.post(events.Vanished(self._lease_id))
             return True
-        if status.state == "created":
-            listener.post(events.Vanished(self._lease_id))
-            return True
-        await self._measure_disk()
+        self._walk_on()
         observed = self._observed(status)
         listener.post(observed)
         return not observed.running
 
-    def _read(self) -> tuple[RunStatus, set[int], tuple[int, int, dict[str, float]] | None]:
-        # The state first: what lies there when it has exited is then all there is.
-        status = self._listener.runner.status(self._run)
-        steps = self._workspace.steps()
-        now = time.monotonic()
-        if now - self._outputs_searched_s >= SEARCH_EVERY_S:
-            self._outputs_searched_s = now
-            steps |= self._search_outputs()
-        return status, steps, self._workspace.progress()
+    # -- what the job wrote ------------------------------------------------------------------------
 
-    def _search_outputs(self, *, exited: bool = False) -> set[int]:
+    async def _look_at_folder(self) -> None:
+        if time.monotonic() < self._look_after_s:
+            return
         try:
-            step = self._workspace.found_in_outputs(exited=exited)
-        except (TreeRefused, OSError) as error:
+            self._look = await self._workspace.look(self._listener.reader)
+        except FolderBusy:
+            self._leave_in_peace()
+        except FolderRefused as error:
+            self._leave_in_peace()
+            self._break_rules(Reason.CHECKPOINT_INVALID, error)
+        else:
+            self._busy_s = 0.0
+
+    def _leave_in_peace(self) -> None:
+        self._busy_s = min(2 * self._busy_s or BACKOFF_FIRST_S, BACKOFF_MOST_S)
+        self._look_after_s = time.monotonic() + self._busy_s
+
+    def _break_rules(self, reason: Reason, error: FolderRefused) -> None:
+        if not self._rules_broken:
+            self._rules_broken = True
+            says = str(error)
+            self._listener.log_line(self._lease_id, f"{reason}: {says}")
+            self._listener.post(events.RulesBroken(self._lease_id, reason, says))
+
+    def _tell_steps(self, steps: Iterable[int]) -> None:
+        fresh = sorted(set(steps) - self._reported_steps)
+        self._reported_steps.update(fresh)
+        overtaken, told = tuple(fresh[:-TOLD_AT_ONCE]), fresh[-TOLD_AT_ONCE:]
+        for step in told:
+            self._listener.post(events.CheckpointFound(self._lease_id, step, overtaken))
+            overtaken = ()
+
+    def _walk_on(self) -> None:
+        """Measure the disk and search the outputs, beside the looks: that may take its time."""
+        if self._walk is not None:
+            if not self._walk.done():
+                return
+            self._walk.result()
+        now = time.monotonic()
+        self._walk = (
+            asyncio.create_task(self._walk_through())
+            if now >= min(self._measure_after_s, self._search_after_s)
+            else None
+        )
+
+    async def _walk_through(self) -> None:
+        began = time.monotonic()
+        if began >= self._measure_after_s:
+            await self._measure_disk()
+            took_s = time.monotonic() - began
+            self._measure_after_s = time.monotonic() + max(DISK_EVERY_S, WALK_SHARE * took_s)
+        began = time.monotonic()
+        if began >= self._search_after_s:
+            await self._search_outputs()
+            took_s = time.monotonic() - began
+            self._search_after_s = time.monotonic() + max(SEARCH_EVERY_S, WALK_SHARE * took_s)
+
+    async def _measure_disk(self) -> None:
+        try:
+            used = await self._workspace.usage(self._listener.reader)
+        except FolderBusy:
+            return
+        except FolderRefused as error:
+            self._break_rules(Reason.DISK_LIMIT, error)
+            return
+        self._listener.post(events.DiskUsed(self._lease_id, used))
+
+    async def _search_outputs(self) -> None:
+        listener = self._listener
+        try:
+            step = await self._workspace.search_outputs(
+                listener.reader, self._look, listener.blocking
+            )
+        except FolderBusy:
+            return
+        except (FolderRefused, OSError) as error:
             self._search_trouble = str(error)
-            return set()
-        return set() if step is None else {step}
+            return
+        if step is not None:
+            self._tell_steps([step])
 
     def _tell_search_trouble(self) -> None:
         """Tell the renter, once, why the checkpoints in the outputs folder are not seen."""
@@ -194,27 +313,16 @@ class Observer:
                 if not batch.more:
                     return
 
-    def _tell_progress(self, progress: tuple[int, int, dict[str, float]] | None) -> None:
+    def _tell_progress(self, progress: Progress | None) -> None:
         if progress is None or progress == self._reported_progress:
             return
         self._reported_progress = progress
         step, total, metrics = progress
         self._listener.post(events.Progressed(self._lease_id, step, total, metrics))
 
-    async def _measure_disk(self) -> None:
-        now = time.monotonic()
-        if now - self._disk_measured_s < DISK_EVERY_S:
-            return
-        self._disk_measured_s = now
-        workspace = self._workspace
-        limit = workspace.record.job.resources.disk_bytes
-        paths = [workspace.checkpoint / "out", workspace.outputs]
-        used = await self._listener.blocking(usage, paths, limit)
-        self._listener.post(events.DiskUsed(self._lease_id, used))
-
     def _check_free_disk(self, status: RunStatus) -> None:
         """Tell that the disk is full, unless the run has come to its good end with it."""
-        free = shutil.disk_usage(self._workspace.root).free
+        free = shutil.disk_usage(self._workspace.state).free
         if free < LEAST_FREE_BYTES and not (status.state == "exited" and status.exit_code == 0):
             says = f"{free} bytes are free on this machine"
             self._listener.post(events.DiskFull(self._lease_id, says))

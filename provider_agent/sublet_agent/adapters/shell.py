@@ -29,6 +29,7 @@ from sublet_agent.adapters.session.log_sender import LogSender
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.workspace import quarantine
 from sublet_agent.adapters.workspace.disk_space import check_room, fault_of
+from sublet_agent.adapters.workspace.folder_reader import FolderReader
 from sublet_agent.adapters.workspace.folders import ask, delete
 from sublet_agent.adapters.workspace.transfer import (
     Cancelled,
@@ -108,6 +109,7 @@ class Shell:
         self.knows_broker = asyncio.Event()
         self.failed: BaseException | None = None
         self.images: dict[str, ResolvedImage] = {}
+        self.reader = FolderReader()
         self._threads = ThreadPoolExecutor(16, thread_name_prefix=THREAD_NAME)
         self._cancels: dict[str, threading.Event] = {}
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -545,8 +547,7 @@ class Shell:
             return
         workspace = self._workspace(lease_id)
         observer = self._observers.get(lease_id) or Observer(self, lease_id, workspace)
-        steps = await observer.final_look()
-        finished = await self.blocking(workspace.finished)
+        steps, finished = await observer.final_look()
         self.spool.add_dropped_line(lease_id, self.now_ms())
         record = self._record(lease_id)
         # A successor waits for a run that was stopped: its log gets less time than another.
@@ -642,6 +643,7 @@ class Shell:
         """Stop threads; runs go on."""
         for cancel in self._cancels.values():
             cancel.set()
+        self.reader.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 

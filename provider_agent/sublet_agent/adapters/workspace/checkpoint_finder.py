@@ -15,33 +15,21 @@ import contextlib
 import os
 import re
 import shutil
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from sublet_agent.adapters.workspace.outputs_search import as_listed, descend, opened
 from sublet_contracts.checkpoint_layouts import (
     MAX_RECORD_BYTES,
-    MAX_STATE_BYTES,
-    QUIET_MS,
     RECORD,
-    ZIP_TAIL_BYTES,
-    FoundCheckpoint,
     ListedFile,
     Snapshot,
-    TrainerState,
-    ends_whole,
-    find_checkpoints,
-    next_snapshot,
     packed,
     placed,
     read_record,
-    read_trainer_state,
 )
 from sublet_contracts.tree import (
-    MAX_FILES,
     ScannedTree,
     TreeFile,
     TreeIndex,
@@ -49,13 +37,9 @@ from sublet_contracts.tree import (
     scan_tree,
 )
 
-MAX_ENTRIES = 2 * MAX_FILES
-MAX_DEPTH = 16
 _RECORDS_KEPT = 4
-_MAX_EXAMINED = 1000
 _RECORD_NAME = re.compile(r"step-(0|[1-9][0-9]{0,15})\.json")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class CheckpointFinder:
@@ -66,39 +50,28 @@ class CheckpointFinder:
         self._outputs = root / "outputs"
         self._records = root / "layouts"
         self._last: Snapshot | None = None
-        self._examined: dict[FoundCheckpoint, TrainerState | bool] = {}
+        self._spoiled_ms = -1
+        """checkpoints up to this time may have lost what was written of them"""
 
     # -- out ---------------------------------------------------------------------------------------
 
-    def newest(
-        self, after_step: int, *, quiet_ms: int = QUIET_MS, since_ms: int = 0
-    ) -> Snapshot | None:
-        """Look for a checkpoint newer than the last; return the newest known, or None.
-
-        A new one takes its step past `after_step` and is durable and written down before it is
-        returned, so that an agent that is killed meanwhile finds the same one under the same step.
-        `since_ms`: when this machine was started. Raises TreeRefused where there is too much to
-        look through, OSError.
-        """
+    def search_from(self, since_ms: int) -> tuple[int, int, int]:
+        """Return what is of interest only: the step and the time (ms) that a new one has to be
+        past, and since when. `since_ms`: when this machine was started."""
         last = self.last()
-        listing = self._list()
-        before_ms = time.time_ns() // 1_000_000 - quiet_ms
-        found = [c for c in find_checkpoints(listing) if since_ms <= c.mtime_ms <= before_ms]
-        if not found or (last is not None and found[0].mtime_ms <= last.mtime_ms):
-            return last
-        states: dict[str, TrainerState] = {}
-        sound = [checkpoint for checkpoint in found if self._is_sound(checkpoint, states)]
-        fresh = next_snapshot(sound, states, last, after_step)
-        if fresh is None:
-            return last
+        step, mtime_ms = (last.step, last.mtime_ms) if last is not None else (0, -1)
+        return step, mtime_ms, max(since_ms, self._spoiled_ms + 1)
+
+    def take(self, fresh: Snapshot) -> None:
+        """Take a checkpoint that was found: durable and written down once this returns, so that an
+        agent that is killed later finds the same one under the same step. Raises OSError."""
         try:
             self._fsync(fresh)
         except OSError:
             # The kernel tells of a lost write once: the next fsync would be believed wrongly.
-            self._examined.update(dict.fromkeys(sound, False))
+            self._spoiled_ms = fresh.mtime_ms
             raise
         self._write_record(fresh)
-        return fresh
 
     def last(self) -> Snapshot | None:
         """Return the newest one that was found or placed; None: none was."""
@@ -171,8 +144,6 @@ class CheckpointFinder:
         shutil.rmtree(target)
         return True
 
-    # -- how it looks ------------------------------------------------------------------------------
-
     @contextlib.contextmanager
     def _open_outputs(self) -> Iterator[int]:
         top = os.open(self._outputs, _FOLDER)
@@ -181,45 +152,10 @@ class CheckpointFinder:
         finally:
             os.close(top)
 
-    def _list(self) -> list[ListedFile]:
-        """List the regular files, down to MAX_DEPTH folders. Raises TreeRefused: too many."""
-        listing: list[ListedFile] = []
-        left = MAX_ENTRIES  # folders count: they cost time
-        pending: list[tuple[str, ...]] = [()]
-        with self._open_outputs() as top:
-            while pending:
-                parts = pending.pop()
-                try:
-                    folder = _descend(top, parts)
-                except (FileNotFoundError, NotADirectoryError):
-                    continue  # deleted meanwhile, or replaced by a link
-                try:
-                    with os.scandir(folder) as entries:
-                        for entry in entries:
-                            left -= 1
-                            if left < 0:
-                                raise TreeRefused(
-                                    f"the outputs folder holds more than {MAX_ENTRIES} files and"
-                                    " folders, too many to look for checkpoints in it"
-                                )
-                            if entry.is_dir(follow_symlinks=False):
-                                if len(parts) < MAX_DEPTH:
-                                    pending.append((*parts, entry.name))
-                                continue
-                            try:
-                                info = entry.stat(follow_symlinks=False)
-                            except FileNotFoundError:
-                                continue
-                            if listed := _as_listed("/".join((*parts, entry.name)), info):
-                                listing.append(listed)
-                finally:
-                    os.close(folder)
-        return listing
-
     def _listed(self, top: int, path: str) -> ListedFile | None:
         *above, name = path.split("/")
         try:
-            folder = _descend(top, tuple(above))
+            folder = descend(top, tuple(above))
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
@@ -228,31 +164,7 @@ class CheckpointFinder:
             return None
         finally:
             os.close(folder)
-        return _as_listed(path, info)
-
-    def _is_sound(self, checkpoint: FoundCheckpoint, states: dict[str, TrainerState]) -> bool:
-        """Whether its files are not torn, as far as can be told without unpickling anything."""
-        # Looked at once: a job could make us read the same torn file each second.
-        if checkpoint not in self._examined:
-            if len(self._examined) >= _MAX_EXAMINED:
-                self._examined.clear()
-            self._examined[checkpoint] = self._examine(checkpoint)
-        known = self._examined[checkpoint]
-        if isinstance(known, TrainerState) and checkpoint.state_path is not None:
-            states[checkpoint.state_path] = known
-        return known is not False
-
-    def _examine(self, checkpoint: FoundCheckpoint) -> TrainerState | bool:
-        with self._open_outputs() as top:
-            for path in checkpoint.torch_paths:
-                with _opened(top, path) as file:
-                    if file is None or not _is_whole(file):
-                        return False
-            if checkpoint.state_path is None:
-                return True
-            with _opened(top, checkpoint.state_path) as file:
-                data = b"" if file is None else os.pread(file, MAX_STATE_BYTES, 0)
-        return read_trainer_state(data, checkpoint.step) or False
+        return as_listed(path, info)
 
     # -- what was found ----------------------------------------------------------------------------
 
@@ -279,12 +191,12 @@ class CheckpointFinder:
         paths = [file.path.split("/") for file in snapshot.files]
         with self._open_outputs() as top:
             for *above, name in paths:
-                with _opened(top, "/".join((*above, name))) as file:
+                with opened(top, "/".join((*above, name))) as file:
                     if file is not None:  # or it has changed, which is noticed when it is read
                         os.fsync(file)
             for parts in {tuple(path[:depth]) for path in paths for depth in range(len(path))}:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    folder = _descend(top, parts)
+                    folder = descend(top, parts)
                     try:
                         os.fsync(folder)
                     finally:
@@ -301,59 +213,6 @@ class CheckpointFinder:
         for old in self._recorded_steps()[:-_RECORDS_KEPT]:
             self._record_path(old).unlink()
         self._last = snapshot
-
-
-def _descend(top: int, parts: tuple[str, ...]) -> int:
-    """Return a descriptor of the folder `parts` below `top`. Raises FileNotFoundError, and
-    NotADirectoryError for a link too."""
-    here = os.dup(top)
-    for part in parts:
-        try:
-            below = os.open(part, _FOLDER, dir_fd=here)
-        finally:
-            os.close(here)
-        here = below
-    return here
-
-
-@contextlib.contextmanager
-def _opened(top: int, path: str) -> Iterator[int | None]:
-    """Open a regular file below `top`; None: it is none, or not there (any more)."""
-    *above, name = path.split("/")
-    try:
-        folder = _descend(top, tuple(above))
-    except OSError:
-        yield None
-        return
-    try:
-        file = os.open(name, _FILE, dir_fd=folder)
-    except OSError:
-        yield None
-        return
-    finally:
-        os.close(folder)
-    try:
-        yield file if stat.S_ISREG(os.fstat(file).st_mode) else None
-    finally:
-        os.close(file)
-
-
-def _is_whole(file: int) -> bool:
-    size = os.fstat(file).st_size
-    tail = os.pread(file, ZIP_TAIL_BYTES, max(0, size - ZIP_TAIL_BYTES))
-    return ends_whole(os.pread(file, 4, 0), tail)
-
-
-def _as_listed(path: str, info: os.stat_result) -> ListedFile | None:
-    """Return the entry, or None for what no checkpoint can hold: other than files, odd names."""
-    if not stat.S_ISREG(info.st_mode):
-        return None
-    try:
-        return ListedFile(
-            path=path, size_bytes=info.st_size, mtime_ms=info.st_mtime_ns // 1_000_000
-        )
-    except ValidationError:
-        return None
 
 
 def _set_mtime(path: Path, mtime_ms: int) -> None:

@@ -10,16 +10,17 @@ What the job wrote is hostile: nothing follows a link, everything is bounded.
 import contextlib
 import json
 import os
-import re
 import shutil
-import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.adapters.workspace.checkpoint_finder import CheckpointFinder
+from sublet_agent.adapters.workspace.folder_reader import FolderReader
+from sublet_agent.adapters.workspace.reader import DONE, Look, Progress
 from sublet_agent.adapters.workspace.transfer import Transfer
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.runner_port import ResolvedImage, RunSpec
@@ -27,12 +28,15 @@ from sublet_contracts.checkpoint_layouts import QUIET_MS
 from sublet_contracts.documents import Checkpoint, Job
 from sublet_contracts.tree import ScannedTree, TreeRefused, scan_tree
 
-DONE = "DONE"
+T = TypeVar("T")
 MAX_DONE_BYTES = 16 * 1024 * 1024
-MAX_PROGRESS_BYTES = 64 * 1024
-_STEP = re.compile(r"step-(0|[1-9][0-9]{0,14})")
 _PIDS_PER_RUN = 1024
-_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ /:@+-]{0,127}")
+
+
+class Blocking(Protocol):
+    """Runs what blocks in a thread."""
+
+    async def __call__(self, call: Callable[..., T], *arguments: Any) -> T: ...
 
 
 @contextlib.contextmanager
@@ -50,15 +54,6 @@ def _own_folder(path: Path) -> Iterator[int | None]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _has_done(out: int | None, name: str) -> bool:
-    try:
-        folder = os.stat(name, dir_fd=out, follow_symlinks=False)
-        done = os.stat(f"{name}/{DONE}", dir_fd=out, follow_symlinks=False)
-    except OSError:
-        return False
-    return stat.S_ISDIR(folder.st_mode) and stat.S_ISREG(done.st_mode)
 
 
 class Workspace:
@@ -156,30 +151,40 @@ class Workspace:
 
     # -- out ---------------------------------------------------------------------------------------
 
-    def steps(self) -> set[int]:
-        """Return the steps of whole checkpoints in out/: renamed, with DONE."""
-        found = set()
-        with _own_folder(self.checkpoint / "out") as out:
-            for name in os.listdir(out) if out is not None else ():
-                match = _STEP.fullmatch(name)
-                if match and _has_done(out, name):
-                    found.add(int(match.group(1)))
-        return found
+    async def look(self, reader: FolderReader) -> Look:
+        """Look what lies in the checkpoint folder. Raises FolderRefused, FolderBusy."""
+        return await reader.look(self.checkpoint)
 
-    def found_in_outputs(self, *, exited: bool = False) -> int | None:
+    async def usage(self, reader: FolderReader) -> int:
+        """Measure what the job has on disk, up to its limit. Raises FolderRefused, FolderBusy."""
+        limit = self.record.job.resources.disk_bytes
+        return await reader.usage(self.checkpoint, self.outputs, limit)
+
+    async def search_outputs(
+        self, reader: FolderReader, look: Look, blocking: Blocking, *, exited: bool = False
+    ) -> int | None:
         """Return the step of the newest checkpoint that the script left in its outputs folder.
 
         None, too, for a job that saves by the protocol: it looks for its state in in/step-N, and
         what else it writes is its own. Once it has exited, nothing needs to be quiet. Raises
-        TreeRefused: too much is there; OSError.
+        FolderRefused: too much is there, or no step is left; FolderBusy; OSError.
         """
-        if not self.record.job.outputs or self._saves_by_protocol():
+        if not self.record.job.outputs or look.by_protocol:
             return None
         after = max([self.record.lease.start_step, *self.record.local_checkpoints])
-        found = self._finder.newest(
-            after, quiet_ms=0 if exited else QUIET_MS, since_ms=_booted_ms()
+        last_step, last_mtime_ms, since_ms = await blocking(self._finder.search_from, _booted_ms())
+        fresh = await reader.search(
+            self.record.lease_id,
+            self.outputs,
+            after_step=max(after, last_step),
+            last_mtime_ms=last_mtime_ms,
+            quiet_ms=0 if exited else QUIET_MS,
+            since_ms=since_ms,
         )
-        return None if found is None else found.step
+        if fresh is not None:
+            await blocking(self._finder.take, fresh)
+        last = self._finder.last()
+        return None if last is None else last.step
 
     def scan_checkpoint(self, step: int) -> ScannedTree:
         """Read a checkpoint, checking DONE against what is there. Raises TreeRefused, OSError."""
@@ -197,23 +202,17 @@ class Workspace:
         limit = self.record.job.resources.disk_bytes
         return scan_tree(self.outputs, max_bytes=limit, inside=self.root)
 
-    def finished(self) -> bool:
+    def finished(self, look: Look) -> bool:
         """Whether exit code 0 of a job that was asked to stop means that it had finished.
 
         A job that uses the checkpoint protocol knows that 75 is the code for what isn't. Any other
         script may end with 0 whenever it's asked to (Lightning does): then its trainer_state.json
         must say that the last step was made.
         """
-        if self._saves_by_protocol() or self._told_progress() is not None:
+        if look.by_protocol or look.progress is not None:
             return True
         last = self._finder.last()
         return last is not None and last.finished
-
-    def _saves_by_protocol(self) -> bool:
-        if self.steps():
-            return True
-        with _own_folder(self.checkpoint / "in") as restored:
-            return restored is not None and bool(os.listdir(restored))
 
     def acknowledge(self, step: int) -> None:
         """Tell the job: durable off this machine."""
@@ -231,27 +230,15 @@ class Workspace:
                 with contextlib.suppress(RecursionError):
                     shutil.rmtree(f"step-{step}", ignore_errors=True, dir_fd=out)
 
-    def progress(self) -> tuple[int, int, dict[str, float]] | None:
+    def progress(self, look: Look) -> Progress | None:
         """Return step, total steps and metrics that the job told last; None: nothing sensible.
 
         A script that tells none is as far as its newest checkpoint says.
         """
-        told = self._told_progress()
-        last = self._finder.last() if told is None else None
-        return told if last is None else (last.trained_step or last.step, last.total_steps, {})
-
-    def _told_progress(self) -> tuple[int, int, dict[str, float]] | None:
-        try:
-            descriptor = os.open(
-                self.checkpoint / "progress.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            )
-        except OSError:
-            return None
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return None
-            data = file.read(MAX_PROGRESS_BYTES + 1)
-        return read_progress(data)
+        last = self._finder.last() if look.progress is None else None
+        if last is None:
+            return look.progress
+        return last.trained_step or last.step, last.total_steps, {}
 
 
 def _booted_ms() -> int:
@@ -405,29 +392,3 @@ def _sayable(text: str) -> str:
     """Return what of a stranger's text fits into a message: short, and no half of a character,
     which can't be written to a log or a database."""
     return text[:200].encode(errors="backslashreplace").decode()
-
-
-def read_progress(data: bytes) -> tuple[int, int, dict[str, float]] | None:
-    """Read progress.json as a stranger's: what doesn't fit is left out."""
-    if len(data) > MAX_PROGRESS_BYTES:
-        return None
-    try:
-        said = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(said, dict):
-        return None
-    step, total, metrics = said.get("step"), said.get("total"), said.get("metrics")
-    good: dict[str, float] = {}
-    for name, value in metrics.items() if isinstance(metrics, dict) else ():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        # As it will be written: an integer just below the bound is on it once it is a float.
-        fits = number and abs(value) < 1e300 and abs(float(value)) < 1e300
-        if fits and _METRIC.fullmatch(name) and len(good) < 32:
-            good[name] = float(value)
-    return _count(step), _count(total), good
-
-
-def _count(value: object) -> int:
-    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
-    return value if whole and isinstance(value, int) else 0
