@@ -137,8 +137,9 @@ class Money(RuleBasedStateMachine):
             return
         model = self.jobs[job]
         renter = self.renters[model.renter]
+        total = max(0, model.budget_ucr + more)
+        more = total - model.budget_ucr
         try:
-            total = model.budget_ucr + more
             self.world.broker.jobs.resume(renter.party, job, renter.amendment(job, total))
         except Refusal:
             assert renter.view(job).budget_ucr == model.budget_ucr
@@ -205,7 +206,10 @@ class Money(RuleBasedStateMachine):
         self.world.restart_broker()
         self.restarted_ms = self.world.now_ms
         for run, due_ms in self.due_ms.items():
-            self.due_ms[run] = max(due_ms, self.restarted_ms + RESTART_GRACE_MS)
+            # Orders count from the end of the grace: what is due next, by its own time more.
+            orders = self.agent.runs[run].orders
+            more_ms = OVERDUE_MS if orders[-1].desired == "stop" else 0
+            self.due_ms[run] = max(due_ms, self.restarted_ms + RESTART_GRACE_MS + more_ms)
         self.agent.join()
         self.world.settle_down(2)
 
