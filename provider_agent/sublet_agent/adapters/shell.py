@@ -49,9 +49,10 @@ from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.run_phases import LIVE
 from sublet_agent.core.runner_port import (
-    ImageNotPinned,
-    ImageUnavailable,
+    ImageNeeds,
+    ImageTrouble,
     OutputLine,
+    PullCancelled,
     ResolvedImage,
     Runner,
     RunnerError,
@@ -66,6 +67,8 @@ from sublet_contracts.versions import Reads
 from sublet_contracts.wire import Message
 
 TICK_S = 0.2
+TIDY_S = 60.0
+"""how often it is seen to that renters' images leave room"""
 THREAD_NAME = "sublet-agent"
 """how the names begin of the threads in which it waits for others"""
 UNEXPECTED = effects.UNEXPECTED
@@ -109,8 +112,12 @@ class Shell:
         self.knows_broker = asyncio.Event()
         self.failed: BaseException | None = None
         self.images: dict[str, ResolvedImage] = {}
+        """by lease, and by job where it is prepared ahead"""
+        self._wanted_images: dict[str, str] = {}
+        self._tidied_s = time.monotonic()
         self.reader = FolderReader()
         self._threads = ThreadPoolExecutor(16, thread_name_prefix=THREAD_NAME)
+        self._movers = ThreadPoolExecutor(32, thread_name_prefix=f"{THREAD_NAME}-moving")
         self._cancels: dict[str, threading.Event] = {}
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._observers: dict[str, Observer] = {}
@@ -176,6 +183,9 @@ class Shell:
                 if self.now_ms() >= self.core.quiet_until_ms():
                     self.post(events.Tick())
                 self._logs.pump()
+                if time.monotonic() - self._tidied_s >= TIDY_S:
+                    self._tidied_s = time.monotonic()
+                    self._spawn("images", "", self._tidy_images())
             except Exception as error:
                 if self.failed is not None or _own_state_is_broken(error):
                     raise
@@ -410,6 +420,11 @@ class Shell:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, call, *arguments)
 
+    async def moving(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Run what moves bytes to or from the broker, which may be away for hours: in threads of
+        its own, or runs could neither be looked at nor stopped meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._movers, call, *arguments)
+
     async def _act(self, act: Callable[[], object]) -> None:
         try:
             await self.blocking(act)
@@ -447,24 +462,68 @@ class Shell:
         if record is None:
             return
         try:
-            await self._ensure_image(record.job.image)
-        except (ImageUnavailable, ImageNotPinned) as error:
-            self._failed(lease_id, fault_of(error, Reason.IMAGE_UNAVAILABLE), error)
+            await self._ensure_image(lease_id, record.job.image)
+        except PullCancelled:
+            return
+        except ImageTrouble as error:
+            self._image_failed(lease_id, error)
         except RunnerError as error:
             self._failed(lease_id, Reason.START_FAILED, error)
         else:
             self.post(events.ImageReady(lease_id))
 
-    async def _ensure_image(self, image: str) -> None:
+    async def _ensure_image(self, owner: str, image: str) -> ResolvedImage:
+        """Have the image of a lease, or of a job that is prepared. Raises RunnerError."""
         pinned = self.core.terms.image_policy == "digest"
         policy: Literal["digest", "any"] = "digest" if pinned else "any"
         loop = asyncio.get_running_loop()
+        self._wanted_images[owner] = image
+
+        def tell(text: str) -> None:
+            self.say(text)
+            if owner in self.core.runs:
+                self.log_line(owner, text)
+                self._logs.pump()
 
         def progress(text: str) -> None:
-            loop.call_soon_threadsafe(self.say, text)
+            loop.call_soon_threadsafe(tell, text)
 
-        call = functools.partial(self.runner.ensure_image, image, progress, policy)
-        self.images[image] = await self.blocking(call)
+        await self._tidy_images()
+        cancel = self._cancel(owner)
+        call = functools.partial(self.runner.ensure_image, image, progress, policy, cancel)
+        self.images[owner] = await self.blocking(call)
+        return self.images[owner]
+
+    async def _tidy_images(self) -> None:
+        """Let go of renters' images that nothing needs, where room is short."""
+        records = [run.record for run in self.core.runs.values() if not run.record.is_over]
+        reserved = sum(record.job.resources.disk_bytes for record in records)
+        needs = ImageNeeds(
+            in_use=frozenset(
+                [
+                    *(record.job.image for record in records),
+                    *self._wanted_images.values(),
+                    *(image.image_id for image in self.images.values()),
+                ]
+            ),
+            offered_bytes=self.core.terms.asked_disk_bytes,
+            reserved_bytes=reserved,
+            unwritten_bytes=max(0, reserved - sum(self.core.disk_used.values())),
+        )
+        try:
+            for line in await self.blocking(self.runner.tidy_images, needs):
+                self.say(line)
+        except RunnerError as error:
+            self.say(f"images: {error}")
+
+    def _forget_image(self, owner: str) -> None:
+        self.images.pop(owner, None)
+        self._wanted_images.pop(owner, None)
+
+    def _image_failed(self, lease_id: str, error: ImageTrouble) -> None:
+        if error.raw:
+            self.say(f"lease {short(lease_id)}: the engine said: {error.raw}")
+        self._failed(lease_id, fault_of(error, error.reason), error)
 
     async def _restore(self, lease_id: str) -> None:
         if lease_id not in self.core.runs:
@@ -474,7 +533,7 @@ class Shell:
         try:
             if not Prepared(self.state, record.job_id).root.is_dir():
                 check_room(self.state, record.job, record.checkpoint)
-            await self.blocking(workspace.restore, self.transfer, cancel)
+            await self.moving(workspace.restore, self.transfer, cancel)
         except Cancelled:
             return
         except StaleEpoch as error:
@@ -495,8 +554,15 @@ class Shell:
         if record is None or record.is_over:
             return
         try:
-            spec = self._workspace(lease_id).spec(self.images.get(record.job.image), self.helper)
+            image = self.images.get(lease_id)
+            if image is None:  # the agent was started anew in between
+                image = await self._ensure_image(lease_id, record.job.image)
+            spec = self._workspace(lease_id).spec(image, self.helper)
             await self.blocking(self.runner.start, spec)
+        except PullCancelled:
+            return
+        except ImageTrouble as error:
+            self._image_failed(lease_id, error)
         except RunRefused as error:
             # The job's own fault: no machine may start it like this.
             self._failed(lease_id, Reason.JOB_FAILED, error)
@@ -562,14 +628,20 @@ class Shell:
             return
         workspace, cancel = self._workspace(lease_id), self._cancel(lease_id)
 
+        def on_bytes(_size: int) -> None:
+            if cancel.is_set():
+                raise Cancelled("reading a folder")
+
         def work() -> tuple[str, int]:
             tree = (
-                workspace.scan_outputs() if kind == "outputs" else workspace.scan_checkpoint(step)
+                workspace.scan_outputs(on_bytes)
+                if kind == "outputs"
+                else workspace.scan_checkpoint(step, on_bytes)
             )
             return self.transfer.upload(record.job_id, record.lease.epoch, tree, cancel)
 
         try:
-            index_sha256, total_bytes = await self.blocking(work)
+            index_sha256, total_bytes = await self.moving(work)
         except Cancelled:
             return
         except StaleEpoch as error:
@@ -590,8 +662,7 @@ class Shell:
         if aside is not None:
             await asyncio.wait([aside])
         await self._remove_container(lease_id)
-        await self.blocking(workspace.delete)
-        if workspace.root.exists():
+        if not await self.blocking(workspace.delete):
             self.say(f"not all of {workspace.root} could be deleted: the next start tries again")
         # What was said last, such as why a checkpoint is left out, may still be under way. The
         # device is free by now, so this may take its time; the broker refuses what it doesn't want.
@@ -599,6 +670,7 @@ class Shell:
         self.spool.forget(lease_id)
         self._cancels.pop(lease_id, None)
         self._traces.pop(lease_id, None)
+        self._forget_image(lease_id)
         self.post(events.Removed(lease_id))
 
     # -- preparing ahead ---------------------------------------------------------------------------
@@ -613,10 +685,10 @@ class Shell:
             if found is not None and found.job != job_id:
                 raise DocumentRefused("the checkpoint is another job's", "checkpoint.job")
             check_room(self.state, job, found)
-            await self._ensure_image(job.image)
+            await self._ensure_image(job_id, job.image)
             prepared = Prepared(self.state, job_id)
-            await self.blocking(prepared.fetch, self.transfer, job_id, job, found, cancel)
-        except Cancelled:
+            await self.moving(prepared.fetch, self.transfer, job_id, job, found, cancel)
+        except (Cancelled, PullCancelled):
             return
         except (
             DocumentRefused,
@@ -632,6 +704,7 @@ class Shell:
             self.post(events.PrepareDone(job_id, True))
 
     async def _unprepare(self, job_id: str) -> None:
+        self._forget_image(job_id)
         await self._act(Prepared(self.state, job_id).delete)
 
     def log_line(self, lease_id: str, text: str) -> None:
@@ -644,7 +717,8 @@ class Shell:
         for cancel in self._cancels.values():
             cancel.set()
         self.reader.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._movers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _own_state_is_broken(error: BaseException) -> bool:

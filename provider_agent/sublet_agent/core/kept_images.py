@@ -75,9 +75,9 @@ def images_to_evict(
     """Return what has to go so that the rest fits `limit_bytes`, in that order. `in_use` are
     references and ids that are needed."""
     held = held_bytes(images)
-    chosen = []
+    chosen: list[PulledImage] = []
     for image in sorted(images, key=lambda one: (one.last_used_ms, one.pinned)):
-        if held <= limit_bytes:
+        if held <= limit_bytes and len(images) - len(chosen) <= MAX_IMAGES:
             break
         if image.owner_had or not image.image_id or image.is_named_by(in_use):
             continue

@@ -12,10 +12,13 @@ gone.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
+
+from sublet_contracts.reasons import Reason
 
 CHECKPOINT_PATH = "/sublet/checkpoint"
 HELPER_PATH = "/sublet/helper"
@@ -46,12 +49,40 @@ class RunnerUnavailable(RunnerError):
         self.fix = fix
 
 
-class ImageUnavailable(RunnerError):
-    """The image is neither here nor can it be pulled."""
+class ImageTrouble(RunnerError):
+    """The image can't be used here. The text is ours alone, `raw` what the engine said: that is for
+    the owner only."""
+
+    reason = Reason.PULL_FAILED
+
+    def __init__(self, text: str, raw: str = "", *, errno: int | None = None) -> None:
+        super().__init__(text)
+        self.raw = raw
+        self.errno = errno
 
 
-class ImageNotPinned(RunnerError):
+class ImageUnknown(ImageTrouble):
+    """There is no such image for anybody, as far as this machine can tell."""
+
+    reason = Reason.IMAGE_UNKNOWN
+
+
+class ImageNotAllowed(ImageTrouble):
+    """The owner does not let renters use it."""
+
+    reason = Reason.IMAGE_NOT_ALLOWED
+
+
+class ImageNotPinned(ImageNotAllowed):
     """The policy wants an image named by its digest."""
+
+
+class PullFailed(ImageTrouble):
+    """This machine could not pull it; another one may."""
+
+
+class PullCancelled(RunnerError):
+    """Nobody waits for the image any more."""
 
 
 class RunRefused(RunnerError):
@@ -102,6 +133,20 @@ class ResolvedImage:
     image_id: str
     digest: str | None = None
     size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ImageNeeds:
+    """What images have to leave room for, and which of them are needed."""
+
+    in_use: frozenset[str]
+    """images as jobs name them, and ids of those that are about to start"""
+    offered_bytes: int = 0
+    """the disk that the owner offers in all; 0: what is free"""
+    reserved_bytes: int = 0
+    """what the runs asked for"""
+    unwritten_bytes: int = 0
+    """what of that they have not written yet"""
 
 
 @dataclass(frozen=True)
@@ -167,9 +212,18 @@ class Runner(Protocol):
         """Raise RunnerUnavailable where this runner can't work here."""
 
     def ensure_image(
-        self, image: str, progress: Callable[[str], None], policy: Literal["digest", "any"]
+        self,
+        image: str,
+        progress: Callable[[str], None],
+        policy: Literal["digest", "any"],
+        cancel: threading.Event | None = None,
     ) -> ResolvedImage:
-        """Have the image here, pulling it if need be. Raises ImageUnavailable or ImageNotPinned."""
+        """Have the image here, pulling it if need be. `cancel`: it isn't wanted any more. Raises
+        ImageTrouble or PullCancelled."""
+
+    def tidy_images(self, needs: ImageNeeds) -> list[str]:
+        """Let go of images that were pulled for renters until the rest fits. Returns lines that say
+        what went."""
 
     def start(self, spec: RunSpec) -> None:
         """Start the run; nothing if it was started before. Raises RunRefused or StartFailed."""
@@ -208,7 +262,7 @@ def require_pinned(image: str, policy: Literal["digest", "any"], known_as: str |
         return
     hint = f"use {known_as}" if known_as else f"use {image.split('@')[0]}@sha256:<digest>"
     raise ImageNotPinned(
-        f"image {image!r} can change under its tag and this owner wants it pinned: {hint}"
+        f"image {image!a} can change under its tag and this owner wants it pinned: {hint}"
     )
 
 

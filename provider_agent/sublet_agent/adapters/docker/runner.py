@@ -22,6 +22,7 @@ import io
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -30,15 +31,23 @@ from typing import Any, Literal
 
 import docker
 import requests
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, DockerException, NotFound
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from sublet_agent.adapters.docker import logs as docker_logs
 from sublet_agent.adapters.docker import seccomp
+from sublet_agent.adapters.docker.images import EVERYBODYS, DockerImages, ImageRules
 from sublet_agent.adapters.start_test import idle_program, start_and_end
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.core import runner_port
-from sublet_agent.core.runner_port import FoundRun, LogBatch, ResolvedImage, RunSpec, RunStatus
+from sublet_agent.core.runner_port import (
+    FoundRun,
+    ImageNeeds,
+    LogBatch,
+    ResolvedImage,
+    RunSpec,
+    RunStatus,
+)
 
 LABEL = "sublet"
 EGRESS_NETWORK = "sublet-egress"
@@ -66,14 +75,17 @@ class DockerRunner:
     def __init__(
         self,
         owner: str,
+        state_dir: Path | None = None,
         *,
         user: tuple[int, int] | None = None,
         allow_egress: bool = False,
         log_bytes: int = 16 * 1024 * 1024,
         tmp_bytes: int = 1024 * 1024 * 1024,
         client: docker.DockerClient | None = None,
+        images: ImageRules = EVERYBODYS,
     ) -> None:
-        """`user` is the (uid, gid) of jobs; `log_bytes` and `tmp_bytes` bound each run's."""
+        """`state_dir`: where the list of pulled images is kept; None: in memory only. `images`: what
+        the owner lets renters use. `user` is the (uid, gid) of jobs; `log_bytes` and `tmp_bytes` bound each run's."""
         self._owner = owner
         own = (os.geteuid(), os.getegid())
         self._user = user or (own if own[0] != 0 else (JOB_UID, JOB_UID))
@@ -83,6 +95,7 @@ class DockerRunner:
         self._log_bytes = log_bytes
         self._tmp_bytes = tmp_bytes
         self._connected_client = client
+        self._images = DockerImages(self._client, rules=images, state=state_dir)
 
     # ---- the machine ----
 
@@ -110,52 +123,20 @@ class DockerRunner:
                 )
 
     def ensure_image(
-        self, image: str, progress: Callable[[str], None], policy: Literal["digest", "any"]
+        self,
+        image: str,
+        progress: Callable[[str], None],
+        policy: Literal["digest", "any"],
+        cancel: threading.Event | None = None,
     ) -> ResolvedImage:
-        """Have the image in the engine. See `Runner`."""
-        with self._errors(f"image {image!r}"):
-            found = self._local_image(image)
-            runner_port.require_pinned(image, policy, _pinned_name(found) if found else None)
-            if found is None:
-                if image.startswith("sha256:"):
-                    raise runner_port.ImageUnavailable(
-                        f"image {image} is not on this machine and an id alone can't be pulled: "
-                        "name it name@sha256:<digest>, or load it here with docker load"
-                    )
-                self._pull(image, progress)
-                found = self._local_image(image)
-            if found is None:
-                raise runner_port.ImageUnavailable(
-                    f"image {image!r} was pulled and is not there: check the engine's disk"
-                )
-            return ResolvedImage(image, found["Id"], _pinned_name(found), found.get("Size"))
+        """Have an image in the engine that a renter may use. See `Runner`."""
+        with self._errors(f"image {image[:200]!a}"):
+            return self._images.ensure(image, progress, policy, cancel)
 
-    def _local_image(self, image: str) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = self._client().api.inspect_image(image)
-        except ImageNotFound:
-            return None
-        return found
-
-    def _pull(self, image: str, progress: Callable[[str], None]) -> None:
-        name, tag = docker.utils.parse_repository_tag(image)
-        advice = "check its name and digest, that the registry answers here and lets you in"
-        try:
-            events = self._client().api.pull(name, tag or "latest", stream=True, decode=True)
-            last = ""
-            for event in events:
-                if "error" in event:
-                    raise runner_port.ImageUnavailable(
-                        f"image {image!r}: {event['error']}: {advice}"
-                    )
-                line = " ".join(str(event[k]) for k in ("id", "status") if event.get(k))
-                if line and line != last:
-                    progress(line)
-                    last = line
-        except (APIError, requests.RequestException) as error:
-            raise runner_port.ImageUnavailable(
-                f"image {image!r}: {_explanation(error)}: {advice}"
-            ) from error
+    def tidy_images(self, needs: ImageNeeds) -> list[str]:
+        """Let go of renters' images until the rest fits. See `Runner`."""
+        with self._errors("images"):
+            return self._images.tidy(needs)
 
     # ---- a run's life ----
 
@@ -289,7 +270,7 @@ class DockerRunner:
 
     def _create(self, spec: RunSpec) -> None:
         api = self._client().api
-        image = spec.image_id or spec.image
+        image = spec.image_id or self._images.id_of(spec.image)
         shown = api.inspect_image(image)
         volumes = (shown.get("Config") or {}).get("Volumes") or {}
         api.create_container(
@@ -450,11 +431,6 @@ class DockerRunner:
 
 def _explanation(error: Exception) -> str:
     return str(getattr(error, "explanation", None) or error)
-
-
-def _pinned_name(image: Mapping[str, Any]) -> str:
-    digests = image.get("RepoDigests") or ()
-    return str(digests[0]) if digests else str(image["Id"])
 
 
 def _status(container: Mapping[str, Any]) -> RunStatus:

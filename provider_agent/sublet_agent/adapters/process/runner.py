@@ -22,6 +22,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,14 @@ from sublet_agent.adapters.process.supervisor import STOP_ASKED
 from sublet_agent.adapters.start_test import start_and_end
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.core import runner_port
-from sublet_agent.core.runner_port import FoundRun, LogBatch, ResolvedImage, RunSpec, RunStatus
+from sublet_agent.core.runner_port import (
+    FoundRun,
+    ImageNeeds,
+    LogBatch,
+    ResolvedImage,
+    RunSpec,
+    RunStatus,
+)
 
 WITNESS = "SUBLET_WITNESS"
 """The variable that, as `off`, does without the witness: see witness.py."""
@@ -66,12 +74,20 @@ class ProcessRunner:
             )
 
     def ensure_image(
-        self, image: str, progress: Callable[[str], None], policy: Literal["digest", "any"]
+        self,
+        image: str,
+        progress: Callable[[str], None],
+        policy: Literal["digest", "any"],
+        cancel: threading.Event | None = None,
     ) -> ResolvedImage:
         """Record the image; this runner uses none."""
         runner_port.require_pinned(image, policy, None)
-        progress(f"the process runner ignores the image {image}")
+        progress(f"the process runner ignores the image {image!a}")
         return ResolvedImage(image, image)
+
+    def tidy_images(self, needs: ImageNeeds) -> list[str]:
+        """Nothing to do: this runner keeps none."""
+        return []
 
     def start(self, spec: RunSpec) -> None:
         """Start the supervisor and wait until the job has its process. See `Runner`."""
