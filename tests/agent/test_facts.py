@@ -340,8 +340,8 @@ def test_a_job_without_a_wish_gets_the_cores_that_come_with_its_devices() -> Non
     lease_id, _ = world.assigned()
     world.look(0)
     assert world.core.runs[lease_id].record.cpu_millis == 500
-    _, step = world.assigned(1, cpu_millis=1_000)
-    assert "cpu: 0.5 cores there, 1 core" in refusal(step)
+    world.assigned(1, cpu_millis=1_000)
+    assert "cpu: 0.5 cores there, 1 core" in refusal(world.look(0))
 
 
 # -- runs ------------------------------------------------------------------------------------------

@@ -10,18 +10,22 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sublet.client import Job
 from sublet.errors import SubletError
+from sublet_agent.adapters.machine.facts import Machine as MachineReader
+from sublet_agent.adapters.machine.facts import choose_gpus, device_of
 from sublet_agent.adapters.machine.nvml import Gpu, GpuProbe
-from sublet_agent.adapters.machine.terms import choose_gpus, device_of, make_terms
+from sublet_agent.adapters.machine.terms import make_terms
 from sublet_agent.adapters.options import UsageError, read_options
 from sublet_agent.adapters.process.runner import ProcessRunner
-from tests.agent.nvml_stub import build
+from tests.agent.nvml_stub import CARDS, Driver, build
 from tests.agent.owners_command import provider
 from tests.e2e.bad_market import BadMarket
 
@@ -40,6 +44,8 @@ WHOLE = {
     "power_limit_mw": 400_000,
 }
 ALL = ["GPU-0", "GPU-1", "MIG-10", "MIG-12"]
+INSTANCES = {"MIG-10": (2, 0), "MIG-12": (2, 2)}
+"""the number of the GPU that they are of, and theirs"""
 BROKER = ("--broker", "http://broker.example")
 
 
@@ -47,7 +53,9 @@ def gpu(uuid: str) -> Gpu:
     """A GPU of which the driver tells only the uuid."""
     unknown = (field.name for field in dataclasses.fields(Gpu))
     facts: dict[str, Any] = dict.fromkeys(unknown)
-    return Gpu(**facts | {"uuid": uuid, "name": "NVIDIA GPU", "hardware_class": "nvidia-gpu"})
+    index, instance = INSTANCES.get(uuid, (int(uuid[-1]), None))
+    told = {"uuid": uuid, "name": "NVIDIA GPU", "hardware_class": "nvidia-gpu", "used_bytes": 0}
+    return Gpu(**facts | told | {"index": index, "instance": instance})
 
 
 FOUND = GpuProbe(tuple(gpu(uuid) for uuid in ALL), ())
@@ -58,7 +66,8 @@ FOUND = GpuProbe(tuple(gpu(uuid) for uuid in ALL), ())
     [
         ("all", ALL),
         ("GPU-0", ["GPU-0"]),
-        ("2", ["MIG-10"]),
+        ("2", ["MIG-10", "MIG-12"]),
+        ("2:0", ["MIG-10"]),
         ("MIG-12,0", ["GPU-0", "MIG-12"]),
         ("0,GPU-0", ["GPU-0"]),
     ],
@@ -70,14 +79,21 @@ def test_named_ones_only(option: str, ids: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("option", "missing"),
-    [("GPU-7", "GPU-7"), ("0,GPU-7", "GPU-7"), ("GPU-7,0", "GPU-7"), ("4", "4")],
+    [
+        ("GPU-7", "GPU-7"),
+        ("0,GPU-7", "GPU-7"),
+        ("GPU-7,0", "GPU-7"),
+        ("4", "4"),
+        ("2:1", "2:1"),
+    ],
 )
 def test_one_that_is_not_there_and_those_that_are(option: str, missing: str) -> None:
     wanted = read_options([*BROKER, "--devices", option]).devices
     with pytest.raises(UsageError) as caught:
         choose_gpus(FOUND, wanted)
     assert str(caught.value) == (
-        f"--devices: no GPU {missing} here; there are: 0 (GPU-0), 1 (GPU-1), 2 (MIG-10), 3 (MIG-12)"
+        f"--devices: no GPU {missing} here; there are: 0 (GPU-0), 1 (GPU-1), 2:0 (MIG-10), "
+        "2:2 (MIG-12)"
     )
 
 
@@ -92,8 +108,9 @@ def test_no_driver() -> None:
 def test_none_offers_nothing_and_says_that_runs_go_on(tmp_path: Path) -> None:
     options = read_options([*BROKER, "--devices", "none", "--state", str(tmp_path)])
     said: list[str] = []
-    terms = make_terms(options, ProcessRunner("owner", tmp_path), ("party",), said.append)
-    assert terms.devices == ()
+    runner = ProcessRunner("owner", tmp_path)
+    facts = MachineReader(options, runner).first(said.append)
+    assert make_terms(options, runner, ("party",), facts, 0).devices == ()
     assert said == ["--devices none: nothing is offered; runs that are there go on"]
 
 
@@ -168,7 +185,9 @@ def test_a_real_agent_offers_them_with_their_facts(world: BadMarket, tmp_path: P
         whole, silent, part, other = machine.devices()
         assert [device["id"] for device in (whole, silent, part, other)] == ALL
         assert {key: whole[key] for key in WHOLE} == WHOLE
-        assert (silent["name"], silent["memory_bytes"]) == ("NVIDIA GPU", 0)
+        # It has no memory of its own, and so it has its share of the machine's.
+        assert silent["name"] == "NVIDIA GPU"
+        assert 0 < silent["memory_bytes"] < part["memory_bytes"]
         assert silent["compute_capability"] is silent["ecc"] is silent["power_limit_mw"] is None
         assert (part["mig"], part["memory_bytes"]) == (True, 10 * 2**30)
         # A person sees them, too: on the market, and at the machine.
@@ -191,3 +210,138 @@ def refused_for_want_of_memory(machine: Machine) -> None:
         machine.world.python(machine.region, "pass", gpus="1x200GB", max_price="2.00")
     assert caught.value.problem.code == "no_match"
     assert caught.value.fix
+
+
+# -- GPUs that go, and come back -------------------------------------------------------------------
+
+# Stands for a job that computes: it dies when its GPU no longer answers, and is done when told so.
+ON_A_GPU = """
+import os, sys, time
+control, finish, mine = sys.argv[1], sys.argv[2], os.environ["CUDA_VISIBLE_DEVICES"]
+print("on", mine)
+while not os.path.exists(finish):
+    told = open(control).read()
+    if "all " in told or f"err{mine[4]} " in told:
+        sys.exit("CUDA error: the GPU does not answer")
+    time.sleep(0.1)
+"""
+
+
+class Lab:
+    """A machine of two GPUs with a driver that says what it is told, and jobs on it."""
+
+    def __init__(self, world: BadMarket, region: str, folder: Path) -> None:
+        self.world = world
+        self.driver = Driver(folder / "driver")
+        self.machine = Machine(world, region, self.driver.environment)
+        self.finish = folder / "finish"
+
+    def submit(self) -> Job:
+        arguments = [str(self.driver.file), str(self.finish)]
+        return self.world.submit(
+            self.machine.region, ["python3", "-c", ON_A_GPU, *arguments], gpus="1x24GB"
+        )
+
+    def run_on_both(self) -> dict[str, Job]:
+        """Have a job run on each GPU; return them by GPU."""
+        self.offered(*CARDS)
+        jobs = [self.submit(), self.submit()]
+        for job in jobs:
+            self.world.until(job, lambda view: view.state == "running", "running")
+        held = {run["job"]: run["devices"][0] for run in self.machine.status()["runs"]}
+        return {held[job.id]: job for job in jobs}
+
+    def offered(self, *uuids: str) -> float:
+        """Wait until just these are on the market; return how long that took."""
+        began = time.monotonic()
+        self.world.soon(
+            lambda: [device["id"] for device in self.machine.devices()] == [*uuids],
+            f"the offer of {uuids}",
+        )
+        return time.monotonic() - began
+
+    def memory(self) -> set[int]:
+        return {device["memory_bytes"] for device in self.machine.devices()}
+
+    def finished(self, *jobs: Job) -> None:
+        self.finish.write_text("")
+        for job in jobs:
+            assert self.world.ended(job).state == "succeeded"
+
+
+@pytest.fixture
+def lab(world: BadMarket, tmp_path: Path, request: pytest.FixtureRequest) -> Lab:
+    return Lab(world, request.node.name.replace("_", "-")[-40:].strip("-"), tmp_path)
+
+
+def test_a_gpu_that_falls_off_is_not_held_against_its_job(lab: Lab) -> None:
+    with lab.machine.provides():
+        jobs = lab.run_on_both()
+        lab.driver.says(err1=15)
+        # Heartbeats come every half second here, and the machine is looked at as often.
+        assert lab.offered(CARDS[0]) < 5.0
+        lost, other = jobs[CARDS[1]], jobs[CARDS[0]]
+        view = lab.world.until(lost, lambda view: view.runs[0].reason, "the run's end")
+        assert view.runs[0].reason == "device_failed"
+        assert view.state in ("queued", "starting", "recovering")
+        # Whoever looks at the machine sees it, and no new job is sent there.
+        [gone] = [d for d in lab.machine.status()["devices"] if d["trouble"]]
+        assert (gone["id"], gone["trouble"], gone["lease"]) == (CARDS[1], "GPU is lost", None)
+        late = lab.submit()
+        time.sleep(2.0)
+        assert not late.view().runs
+        assert [run["devices"] for run in lab.machine.status()["runs"]] == [[CARDS[0]]]
+        # It answers again: it is offered again, and used.
+        lab.driver.says()
+        lab.offered(*CARDS)
+        lab.finished(lost, other, late)
+    assert [charge.reason for charge in lost.statement().charges if charge.charged_ucr] == [
+        "succeeded"
+    ]
+
+
+def test_all_gpus_gone_by_an_upgrade_of_the_driver_and_back(lab: Lab) -> None:
+    with lab.machine.provides():
+        jobs = lab.run_on_both()
+        lab.driver.says(init=18, all=18)
+        lab.offered()
+        for job in jobs.values():
+            view = lab.world.until(job, lambda view: view.runs[0].reason, "the run's end")
+            assert view.runs[0].reason == "device_failed"
+        lab.driver.says()
+        lab.offered(*CARDS)
+        lab.finished(*jobs.values())
+
+
+def test_a_driver_that_hangs_stops_neither_agent_nor_jobs(lab: Lab) -> None:
+    with lab.machine.provides():
+        jobs = lab.run_on_both()
+        lab.driver.says(hang0=1)
+        lab.offered()
+        # The agent answers its owner, and the broker hears from its runs.
+        began = time.monotonic()
+        assert len(lab.machine.status()["runs"]) == 2
+        assert time.monotonic() - began < 2.0
+        lab.driver.says()
+        lab.offered(*CARDS)
+        lab.finished(*jobs.values())
+        assert all(len(job.view().runs) == 1 for job in jobs.values())
+
+
+def test_a_job_is_not_sent_where_the_owner_uses_the_memory(lab: Lab) -> None:
+    lab.driver.says(used0=19_000_000_000, used1=19_000_000_000)
+    with lab.machine.provides():
+        lab.offered(*CARDS)
+        assert lab.memory() == {6_757_220_864}
+        with pytest.raises(SubletError) as caught:
+            lab.submit()
+        assert caught.value.problem.code == "no_match"
+        # The owner is done: no restart is needed.
+        lab.driver.says()
+        lab.world.soon(
+            lambda: (
+                {device["memory_bytes"] for device in lab.machine.devices()} == {25_757_220_864}
+            ),
+            "all of the memory",
+        )
+        lab.finished(lab.submit())

@@ -90,8 +90,6 @@ silence, and its connection has pings. A broker drops who says nothing for five 
 
 
 _IDLE_HEARTBEAT = Heartbeat(runs=())
-FRESH_MS = 250
-"""a look that began so short a time ago counts as one of now"""
 LOOK_WAIT_MS = 4_000
 """what waits for a look goes on without it after so long: well within a lease's time to answer"""
 BETWEEN_GAINS_MS = 3_000
@@ -127,7 +125,6 @@ class AgentCore:
         self._announced: Terms | None = None
         """what the offer says that the broker has; None: it has none of this agent's"""
         self._looks = False
-        self._looked_ms = 0
         self._waiting: dict[str, _Waiting] = {}
         self.disk_used: dict[str, int] = {}
         self._last_heartbeat_ms = 0
@@ -586,7 +583,7 @@ class AgentCore:
 
     def _needs_a_look(self, event: Event, now_ms: int) -> bool:
         """Keep what is to be judged by how the machine is now until that was seen."""
-        if not self._looks or 0 <= now_ms - self._looked_ms <= FRESH_MS:
+        if not self._looks:
             return False
         match event:
             case MessageArrived(Assign() as assign) if not self.why_nothing_is_offered():
@@ -610,7 +607,6 @@ class AgentCore:
 
     def _facts_read(self, event: FactsRead, now_ms: int) -> None:
         self._looks = True
-        self._looked_ms = event.looked_ms
         before, missing = self.supply.engine, dict(self.supply.missing)
         held = [
             Held(
