@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sublet_agent.adapters.workspace.outputs_search import as_listed, descend, opened
@@ -82,7 +82,9 @@ class CheckpointFinder:
                     break
         return self._last
 
-    def scan(self, step: int, limit_bytes: int) -> ScannedTree:
+    def scan(
+        self, step: int, limit_bytes: int, on_bytes: Callable[[int], None] | None = None
+    ) -> ScannedTree:
         """Read a checkpoint that was found. Raises TreeRefused (the script has deleted or changed
         it meanwhile, too), OSError."""
         snapshot = self._read_record(step)
@@ -92,7 +94,7 @@ class CheckpointFinder:
         for path in [None, *(file.path for file in snapshot.files)]:
             at = self._record_path(step) if path is None else self._outputs / path
             try:
-                part = scan_tree(at, max_bytes=limit_bytes, inside=self._root)
+                part = scan_tree(at, max_bytes=limit_bytes, inside=self._root, on_bytes=on_bytes)
             except FileNotFoundError as error:
                 raise TreeRefused(f"{path} was deleted before it could be read") from error
             if [file.path for file in part.index.files] != [at.name]:

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Literal
 
 TOO_DEEP_BYTES = 2**60
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PASSES = 3
 _ENTRY_BYTES = 4096  # what an empty file costs at least, so that a million of them count
 
 
@@ -48,24 +48,44 @@ def usage(paths: Iterable[Path], stop_at_bytes: int | None = None) -> int:
     return total
 
 
-def delete(path: Path) -> None:
-    """Delete a folder that a job filled, however deep it is; what can't be deleted is left."""
-    with contextlib.suppress(RecursionError):
-        shutil.rmtree(path, ignore_errors=True)
-    # Left of it may be what is nested deeper than a recursion, or our descriptors, can go.
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        top = os.open(path, _FOLDER)
+def delete(path: Path) -> bool:
+    """Delete a folder that a job filled, however deep it is and whatever it has closed. Return
+    whether it is gone: what the system keeps (a file that root made immutable) is left."""
+    top = _parent(path)
+    if top is None:
+        return not os.path.lexists(path)
+    try:
+        return delete_in(top, path.name)
+    finally:
+        os.close(top)
+
+
+def delete_in(above: int, name: str) -> bool:
+    """Delete what is called so in an open folder; return whether it is gone.
+
+    Level by level: what lies in a subfolder is moved up beside it first. So it takes no recursion,
+    and two descriptors, however deep the job has gone.
+    """
+    for _ in range(_PASSES):
+        folder = _opened(name, above)
+        if folder is None:
+            return _unlink(name, above)
         try:
-            _delete_flat(top)
+            _empty(folder)
         finally:
-            os.close(top)
-        with contextlib.suppress(OSError):
-            os.rmdir(path)
+            os.close(folder)
+        try:
+            os.rmdir(name, dir_fd=above)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            continue  # somebody still writes there, or it can't be emptied
+        return True
+    return False
 
 
-def _delete_flat(top: int) -> None:
-    """Empty a folder, level by level: what lies in a subfolder is moved up beside it first."""
-    waiting = []
+def _empty(top: int) -> None:
+    waiting: list[str] = []
     with os.scandir(top) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -75,9 +95,8 @@ def _delete_flat(top: int) -> None:
     moved = 0
     while waiting:
         name = waiting.pop()
-        try:
-            folder = os.open(name, _FOLDER, dir_fd=top)
-        except OSError:
+        folder = _opened(name, top)
+        if folder is None:
             continue
         try:
             with os.scandir(folder) as entries:
@@ -87,8 +106,7 @@ def _delete_flat(top: int) -> None:
                         continue
                     moved += 1
                     beside = f".{secrets.token_hex(8)}-{moved}"
-                    with contextlib.suppress(OSError):
-                        os.rename(entry.name, beside, src_dir_fd=folder, dst_dir_fd=top)
+                    if _move_up(entry.name, folder, beside, top):
                         waiting.append(beside)
         finally:
             os.close(folder)
@@ -96,9 +114,55 @@ def _delete_flat(top: int) -> None:
             os.rmdir(name, dir_fd=top)
 
 
-def _unlink(name: str, folder: int) -> None:
-    with contextlib.suppress(OSError):
+def _move_up(name: str, folder: int, beside: str, top: int) -> bool:
+    for _ in range(2):
+        try:
+            os.rename(name, beside, src_dir_fd=folder, dst_dir_fd=top)
+        except PermissionError:
+            # Its owner has closed it, and who is moved has to be told where its parent is.
+            held = _opened(name, folder)
+            if held is not None:
+                os.close(held)
+        except OSError:
+            return False
+        else:
+            return True
+    return False
+
+
+def _opened(name: str, above: int) -> int | None:
+    """Open a folder, also where its owner, who we are, has closed it; None: it is none."""
+    try:
+        held = os.open(name, os.O_PATH | _FOLDER, dir_fd=above)
+    except OSError:
+        return None
+    try:
+        mode = stat.S_IMODE(os.fstat(held).st_mode)
+        if mode & stat.S_IRWXU != stat.S_IRWXU:
+            with contextlib.suppress(OSError):
+                os.chmod(f"/proc/self/fd/{held}", mode | stat.S_IRWXU)
+        return os.open(".", _FOLDER, dir_fd=held)
+    except OSError:
+        return None
+    finally:
+        os.close(held)
+
+
+def _parent(path: Path) -> int | None:
+    try:
+        return os.open(path.parent, _FOLDER)
+    except OSError:
+        return None
+
+
+def _unlink(name: str, folder: int) -> bool:
+    try:
         os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def ask(checkpoint_dir: Path, question: Literal["STOP", "SAVE"]) -> None:

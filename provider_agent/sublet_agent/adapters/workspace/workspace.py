@@ -29,8 +29,12 @@ from sublet_contracts.documents import Checkpoint, Job
 from sublet_contracts.tree import ScannedTree, TreeRefused, scan_tree
 
 T = TypeVar("T")
+OnBytes = Callable[[int], None]
+MAX_STEP = 10**15 - 1
+"""the highest that the name of a checkpoint's folder can say"""
 MAX_DONE_BYTES = 16 * 1024 * 1024
 _PIDS_PER_RUN = 1024
+_DONE_MORE = 100_000  # of what the job notes about itself
 
 
 class Blocking(Protocol):
@@ -75,9 +79,9 @@ class Workspace:
         if self.record.job.outputs:
             self.outputs.mkdir(exist_ok=True)
 
-    def delete(self) -> None:
-        """Delete everything of this run."""
-        folders.delete(self.root)
+    def delete(self) -> bool:
+        """Delete everything of this run; return whether nothing is left."""
+        return folders.delete(self.root)
 
     def spec(self, image: ResolvedImage | None, helper: Path) -> RunSpec:
         """Return what the runner is to run."""
@@ -131,6 +135,8 @@ class Workspace:
             fetch_inputs(transfer, record.job_id, epoch, record.job, self.inputs, cancel)
         if record.checkpoint is not None:
             step = record.checkpoint.step
+            if step >= MAX_STEP:
+                raise CheckpointLost(f"step {step}: nothing that is saved after it can be told")
             target = self.checkpoint / "in" / f"step-{step}"
             ready = prepared.checkpoint(record.checkpoint)
             if ready.is_dir():
@@ -186,21 +192,22 @@ class Workspace:
         last = self._finder.last()
         return None if last is None else last.step
 
-    def scan_checkpoint(self, step: int) -> ScannedTree:
-        """Read a checkpoint, checking DONE against what is there. Raises TreeRefused, OSError."""
+    def scan_checkpoint(self, step: int, on_bytes: OnBytes | None = None) -> ScannedTree:
+        """Read a checkpoint, checking DONE against what is there. Raises TreeRefused, OSError, and
+        what `on_bytes` raises, which is told of each piece that was read."""
         limit = self.record.job.resources.disk_bytes
         folder = self.checkpoint / "out" / f"step-{step}"
         if not folder.is_symlink() and folder.is_dir():
             # `out` is the job's to replace by a link at any moment; the folder above it is ours.
-            tree = scan_tree(folder, max_bytes=limit, inside=self.checkpoint)
+            tree = scan_tree(folder, max_bytes=limit, inside=self.checkpoint, on_bytes=on_bytes)
             check_done(tree, step)
             return tree
-        return self._finder.scan(step, limit)
+        return self._finder.scan(step, limit, on_bytes)
 
-    def scan_outputs(self) -> ScannedTree:
-        """Read the outputs folder. Raises TreeRefused, OSError."""
+    def scan_outputs(self, on_bytes: OnBytes | None = None) -> ScannedTree:
+        """Read the outputs folder. Raises TreeRefused, OSError, and what `on_bytes` raises."""
         limit = self.record.job.resources.disk_bytes
-        return scan_tree(self.outputs, max_bytes=limit, inside=self.root)
+        return scan_tree(self.outputs, max_bytes=limit, inside=self.root, on_bytes=on_bytes)
 
     def finished(self, look: Look) -> bool:
         """Whether exit code 0 of a job that was asked to stop means that it had finished.
@@ -225,10 +232,9 @@ class Workspace:
     def delete_steps(self, steps: tuple[int, ...]) -> None:
         """Delete checkpoints that are no longer needed here."""
         with _own_folder(self.checkpoint / "out") as out:
-            for step in steps if out is not None else ():
-                # Too deep for this: left until the run's folder is deleted as a whole.
-                with contextlib.suppress(RecursionError):
-                    shutil.rmtree(f"step-{step}", ignore_errors=True, dir_fd=out)
+            if out is not None:
+                for step in steps:
+                    folders.delete_in(out, f"step-{step}")
 
     def progress(self, look: Look) -> Progress | None:
         """Return step, total steps and metrics that the job told last; None: nothing sensible.
@@ -372,6 +378,12 @@ def check_done(tree: ScannedTree, step: int) -> None:
     if entry.size_bytes > MAX_DONE_BYTES:
         raise TreeRefused(f"DONE has more than {MAX_DONE_BYTES} bytes")
     data = b"".join(tree.read_chunk(chunk.sha256) for chunk in entry.chunks)
+    # Parsing holds up all threads: what can't be this tree's is not parsed.
+    if (
+        data.count(b"{") + data.count(b"[") > 2 * len(tree.index.files) + _DONE_MORE
+        or data.count(b",") > 4 * len(tree.index.files) + _DONE_MORE
+    ):
+        raise TreeRefused("DONE holds more than the files that are there")
     try:
         done = json.loads(data)
         said = {str(f["path"]): (str(f["sha256"]), int(f["size_bytes"])) for f in done["files"]}
