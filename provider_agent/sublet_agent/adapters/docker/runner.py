@@ -18,11 +18,15 @@ that (DOCKER-USER for forwarded packets, INPUT on the bridge for the host).
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
 import json
 import os
+import signal
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -36,10 +40,13 @@ from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from sublet_agent.adapters.docker import logs as docker_logs
 from sublet_agent.adapters.docker import seccomp
+from sublet_agent.adapters.docker.engine_events import EngineEvents
 from sublet_agent.adapters.docker.images import EVERYBODYS, DockerImages, ImageRules
+from sublet_agent.adapters.docker.start_errors import judge_start
 from sublet_agent.adapters.start_test import idle_program, start_and_end
 from sublet_agent.adapters.workspace import folders
-from sublet_agent.core import runner_port
+from sublet_agent.core import engine_evidence, runner_port
+from sublet_agent.core.engine_evidence import EngineFact
 from sublet_agent.core.runner_port import (
     FoundRun,
     ImageNeeds,
@@ -56,6 +63,8 @@ _LOG_FILES = 2
 _TIMEOUT_S = 60
 _OPEN_FILES = 16384  # under the hard limit that any engine itself runs with
 _MIN_MEMORY_BYTES = 6 * 1024 * 1024  # the engine accepts no less
+_OOM_RECORD_S = 0.5
+_LAST_SIGNAL = 64
 _NEVER = "0001-01-01T00:00:00Z"
 
 
@@ -84,8 +93,9 @@ class DockerRunner:
         client: docker.DockerClient | None = None,
         images: ImageRules = EVERYBODYS,
     ) -> None:
-        """`state_dir`: where the list of pulled images is kept; None: in memory only. `images`: what
-        the owner lets renters use. `user` is the (uid, gid) of jobs; `log_bytes` and `tmp_bytes` bound each run's."""
+        """`state_dir`: where evidence and the list of pulled images are kept over a restart of the
+        agent; None: in memory only. `images`: what the owner lets renters use.
+        `user` is the (uid, gid) of jobs; `log_bytes` and `tmp_bytes` bound each run's."""
         self._owner = owner
         own = (os.geteuid(), os.getegid())
         self._user = user or (own if own[0] != 0 else (JOB_UID, JOB_UID))
@@ -95,7 +105,9 @@ class DockerRunner:
         self._log_bytes = log_bytes
         self._tmp_bytes = tmp_bytes
         self._connected_client = client
+        evidence = None if state_dir is None else state_dir / "evidence"
         self._images = DockerImages(self._client, rules=images, state=state_dir)
+        self._events = EngineEvents(self._client, owner, evidence)
 
     # ---- the machine ----
 
@@ -110,17 +122,7 @@ class DockerRunner:
             raise runner_port.RunnerUnavailable(
                 f"no Docker Engine answers ({why_silent(error)})", fix
             ) from error
-        if info.get("OSType") != "linux":
-            raise runner_port.RunnerUnavailable("the engine does not run Linux containers", fix)
-        if not any("seccomp" in option for option in info.get("SecurityOptions") or ()):
-            raise runner_port.RunnerUnavailable(
-                "the engine can't filter system calls", "use a kernel and an engine with seccomp"
-            )
-        for field, what in (("MemoryLimit", "memory"), ("PidsLimit", "processes")):
-            if not info.get(field):
-                raise runner_port.RunnerUnavailable(
-                    f"the engine can't limit {what}", "enable that cgroup controller"
-                )
+        _require_usable(info, fix)
 
     def ensure_image(
         self,
@@ -150,6 +152,8 @@ class DockerRunner:
             )
         if spec.memory_bytes < _MIN_MEMORY_BYTES:
             raise runner_port.RunRefused(f"memory_bytes: at least {_MIN_MEMORY_BYTES}")
+        self._events.know(spec.run_id)
+        self._events.begin()
         with self._errors(f"run {spec.run_id}"):
             found = self._inspect(spec.run_id)
             if found is None:
@@ -157,25 +161,26 @@ class DockerRunner:
                     self._hand_over(spec)
                 except OSError as error:
                     raise runner_port.StartFailed(
-                        f"run {spec.run_id}: its folders: {error}"
+                        f"run {spec.run_id}: its folders: {error.strerror}", str(error)
                     ) from error
                 try:
                     self._create(spec)
                 except APIError as error:
                     # Somebody else created it in between: theirs is the same run.
                     if error.status_code != 409 or self._inspect(spec.run_id) is None:
-                        raise runner_port.StartFailed(
-                            f"run {spec.run_id}: {_explanation(error)}"
-                        ) from error
+                        raise _start_error(spec.run_id, error) from error
                 found = self._inspect(spec.run_id)
             if found is not None and _status(found).state != "created":
                 return
             try:
                 self._client().api.start(self._name(spec.run_id))
             except APIError as error:
-                raise runner_port.StartFailed(
-                    f"run {spec.run_id}: {_explanation(error)}"
-                ) from error
+                # A command that can't be run is an end of the job's own, and `status` tells it.
+                if judge_start(_explanation(error)).exit_code is None:
+                    raise _start_error(spec.run_id, error) from error
+            found = self._inspect(spec.run_id)
+            if found is not None and _status(found).started_ms is not None:
+                self._events.began(spec.run_id, _nanoseconds(found["State"]["StartedAt"]))
 
     def start_test(self, folder: Path, device_ids: tuple[str, ...]) -> None:
         """Start a program of our own that does nothing, in an image that holds nothing else. See
@@ -204,6 +209,9 @@ class DockerRunner:
         wanted = {"label": [f"{LABEL}.owner={self._owner}"]}
         with self._errors("finding runs"):
             listed = self._client().api.containers(all=True, filters=wanted)
+            for entry in listed:
+                self._events.know(entry["Labels"][f"{LABEL}.run"])
+            self._events.begin()
             found = []
             for entry in listed:
                 labels = entry["Labels"]
@@ -222,30 +230,120 @@ class DockerRunner:
     def status(self, run_id: str) -> RunStatus:
         """Say how the container is. See `Runner`."""
         with self._errors(f"run {run_id}"):
+            before = self._events.facts(run_id)
             found = self._inspect(run_id)
-            return RunStatus("gone") if found is None else _status(found)
+            if found is None:
+                self._events.forget(run_id)
+                return RunStatus("gone")
+            seen = _status(found)
+            if seen.started_ms is None:
+                return seen
+            return self._with_evidence(run_id, found, seen, before)
+
+    def _with_evidence(
+        self,
+        run_id: str,
+        container: Mapping[str, Any],
+        seen: RunStatus,
+        before: tuple[EngineFact, ...],
+    ) -> RunStatus:
+        """Add what the engine's events say to what it says of a container that was started.
+        `before`: what was known when it was looked at."""
+        created_ns = _nanoseconds(container["Created"])
+        started_ns = _nanoseconds(container["State"]["StartedAt"])
+        before = _since(created_ns, before)
+        began_ns = engine_evidence.began_ns(before)
+        if began_ns is None:
+            self._events.began(run_id, started_ns)
+        elif started_ns != began_ns:
+            return self._end_of_first(run_id, created_ns, began_ns, seen)
+        if seen.state == "running":
+            now_ms = time.time_ns() // 1_000_000
+            self._agree_on_pause(run_id, seen.paused, before)
+            facts = _since(created_ns, self._events.facts(run_id))
+            paused_ms = engine_evidence.paused_ms(facts, now_ms)
+            return dataclasses.replace(seen, paused_ms=paused_ms)
+        memory = self._events.look()
+        if seen.exit_code == 128 + signal.SIGKILL and not _explains_kill(self._events, run_id):
+            # The kernel's record comes to the engine by another way than the end itself.
+            memory = self._events.look(_OOM_RECORD_S)
+        facts = _since(created_ns, self._events.facts(run_id))
+        finished_ms = seen.finished_ms or 0
+        end = engine_evidence.end_evidence(
+            facts,
+            exit_code=seen.exit_code,
+            finished_ms=finished_ms,
+            oom_flag=seen.oom_killed,
+            memory=memory,
+            away=self._events.away(),
+        )
+        died = any(fact.kind == "die" for fact in facts)
+        if not died and (seen.started_ms or 0) < _boot_ms() <= finished_ms:
+            # The machine went down under it, and the engine writes its own next start for the end.
+            finished_ms = max((fact.at_ms for fact in before), default=seen.started_ms or 0)
+        return dataclasses.replace(
+            seen,
+            oom_killed=end.out_of_memory,
+            engine_stopped=end.engine_stopped,
+            paused_ms=engine_evidence.paused_ms(facts, finished_ms),
+            finished_ms=finished_ms,
+        )
+
+    def _end_of_first(
+        self, run_id: str, created_ns: int, began_ns: int, seen: RunStatus
+    ) -> RunStatus:
+        """The engine has started the container once more (docker restart, or start after stop): the
+        run has ended, and what runs now is no run of ours."""
+        if seen.state == "running":
+            self._signal(run_id, signal.SIGKILL)
+        self._events.look()
+        facts = _since(created_ns, self._events.facts(run_id))
+        end = engine_evidence.end_of_first(facts)
+        finished_ms = end.at_ms if end is not None else seen.started_ms or 0
+        return RunStatus(
+            "exited",
+            end.number if end is not None else None,
+            engine_stopped="the engine stopped the container and started it again",
+            started_ms=began_ns // 1_000_000,
+            finished_ms=finished_ms,
+            paused_ms=engine_evidence.paused_ms(facts, finished_ms),
+        )
+
+    def _agree_on_pause(self, run_id: str, paused: bool, before: tuple[EngineFact, ...]) -> None:
+        """Where the events of a pause were lost, what is seen now counts from now."""
+        if engine_evidence.is_paused(before) == paused:
+            return
+        self._events.look()
+        if engine_evidence.is_paused(self._events.facts(run_id)) != paused:
+            self._events.saw(run_id, "pause" if paused else "unpause")
 
     def stop(self, run_id: str) -> None:
-        """Write STOP and send TERM. See `Runner`."""
+        """Write STOP and send TERM, also to one that the engine holds still. See `Runner`."""
         with self._errors(f"run {run_id}"):
             found = self._inspect(run_id)
             if found is None:
                 return
             folders.ask(Path(found["Config"]["Labels"][f"{LABEL}.checkpoint_dir"]), "STOP")
-            self._signal(run_id, "SIGTERM")
+            if found["State"].get("Paused"):
+                self._go_on(run_id)
+            self._signal(run_id, signal.SIGTERM)
 
     def kill(self, run_id: str) -> None:
         """Send KILL to the container's init, which ends all in it. See `Runner`."""
         with self._errors(f"run {run_id}"):
-            self._signal(run_id, "SIGKILL")
+            found = self._inspect(run_id)
+            if found is None or found["State"]["Status"] in ("exited", "dead", "created"):
+                return
+            self._signal(run_id, signal.SIGKILL)
+            if found["State"].get("Paused"):
+                self._go_on(run_id)  # what stands still doesn't even die
 
     def remove(self, run_id: str) -> None:
         """Remove the container, its log and its anonymous volumes. See `Runner`."""
         with self._errors(f"run {run_id}"):
-            try:
+            with contextlib.suppress(NotFound):
                 self._client().api.remove_container(self._name(run_id), force=True, v=True)
-            except NotFound:
-                return
+            self._events.forget(run_id)
 
     def read_logs(self, run_id: str, cursor: str | None, limit_bytes: int) -> LogBatch:
         """Read the container's log. See `Runner`."""
@@ -257,14 +355,29 @@ class DockerRunner:
             except NotFound:
                 return LogBatch((), cursor, False)
 
-    def _signal(self, run_id: str, signal: str) -> None:
+    def _signal(self, run_id: str, number: signal.Signals) -> None:
+        self._events.about_to_send(run_id, number)
         try:
-            self._client().api.kill(self._name(run_id), signal)
+            self._client().api.kill(self._name(run_id), number.name)
         except NotFound:
             return
         except APIError as error:
             if error.status_code != 409:  # 409: it is not running, so there is nobody to tell
                 raise
+
+    def _go_on(self, run_id: str) -> None:
+        try:
+            self._client().api.unpause(self._name(run_id))
+        except NotFound:
+            return
+        except APIError as error:
+            # It goes on already, or has ended.
+            if error.status_code not in (409, 500) or self._is_paused(run_id):
+                raise
+
+    def _is_paused(self, run_id: str) -> bool:
+        found = self._inspect(run_id)
+        return found is not None and bool(found["State"].get("Paused"))
 
     # ---- the container ----
 
@@ -326,6 +439,9 @@ class DockerRunner:
                 Ulimit(name="fsize", soft=spec.disk_bytes, hard=spec.disk_bytes),
             ],
             "network_mode": self._network(spec),
+            # An engine that maps users would hand the job folders that aren't its own. Without the
+            # mapping all that holds a job on other engines holds it here: it is never root.
+            "userns_mode": "host" if _has_option(self._client().info(), "name=userns") else None,
             "log_config": LogConfig(
                 type=LogConfig.types.JSON,
                 config={
@@ -422,41 +538,95 @@ class DockerRunner:
         try:
             yield
         except APIError as error:
-            raise runner_port.RunnerError(f"{what}: {_explanation(error)}") from error
+            failed = runner_port.RunnerError(f"{what}: the Docker Engine answers with an error")
+            failed.raw = _explanation(error)
+            raise failed from error
         except (DockerException, requests.RequestException, OSError) as error:
             raise runner_port.RunnerUnavailable(
-                f"{what}: the Docker Engine does not answer ({error})", "is dockerd running?"
+                f"{what}: the Docker Engine does not answer", "is dockerd running?", str(error)
             ) from error
+
+
+def _require_usable(info: Mapping[str, Any], fix: str) -> None:
+    """Raise RunnerUnavailable for an engine that can't hold or serve a stranger's job."""
+    if info.get("OSType") != "linux":
+        raise runner_port.RunnerUnavailable("the engine does not run Linux containers", fix)
+    if not any("seccomp" in option for option in info.get("SecurityOptions") or ()):
+        raise runner_port.RunnerUnavailable(
+            "the engine can't filter system calls", "use a kernel and an engine with seccomp"
+        )
+    for field, what in (("MemoryLimit", "memory"), ("PidsLimit", "processes")):
+        if not info.get(field):
+            raise runner_port.RunnerUnavailable(
+                f"the engine can't limit {what}", "enable that cgroup controller"
+            )
+    if _has_option(info, "rootless"):
+        # Its users are mapped from the start, so that no job could write into its own folders.
+        raise runner_port.RunnerUnavailable(
+            "the engine runs rootless, so a job could not use its folders", "use one that root runs"
+        )
+
+
+def _has_option(info: Mapping[str, Any], name: str) -> bool:
+    return any(name in option for option in info.get("SecurityOptions") or ())
 
 
 def _explanation(error: Exception) -> str:
     return str(getattr(error, "explanation", None) or error)
 
 
+def _start_error(run_id: str, error: APIError) -> runner_port.RunnerError:
+    raw = _explanation(error)
+    meant = judge_start(raw)
+    if meant.exit_code is not None:
+        return runner_port.RunRefused(f"run {run_id}: {meant.says}")
+    return runner_port.StartFailed(f"run {run_id}: {meant.says}", raw)
+
+
 def _status(container: Mapping[str, Any]) -> RunStatus:
+    """Say what the engine says of a container by itself."""
     state = container["State"]
-    error = state.get("Error") or None
     started = _milliseconds(state.get("StartedAt"))
+    meant = judge_start(state["Error"]) if state.get("Error") else None
     match state["Status"]:
-        case "created" if error is None:
+        case "created" if meant is not None and meant.exit_code is not None:
+            return RunStatus("exited", meant.exit_code, returned=True, error=meant.says)
+        case "created":  # also where this machine failed to start it: it is tried again
             return RunStatus("created")
-        case "created":  # the engine refused to start it, and says why
-            return RunStatus("exited", state.get("ExitCode"), error=error)
         case "exited" | "dead":
+            code = int(state["ExitCode"])
             return RunStatus(
                 "exited",
-                state["ExitCode"],
+                code,
+                # Its init turns signal n into code 128 + n, and so may a job.
+                returned=not 128 < code <= 128 + _LAST_SIGNAL,
                 oom_killed=bool(state.get("OOMKilled")),
                 started_ms=started,
                 finished_ms=_milliseconds(state.get("FinishedAt")),
-                error=error,
+                error=meant.says if meant else None,
             )
-    return RunStatus("running", started_ms=started)
+    return RunStatus("running", paused=bool(state.get("Paused")), started_ms=started)
+
+
+def _since(created_ns: int, facts: tuple[EngineFact, ...]) -> tuple[EngineFact, ...]:
+    """Leave out what the engine told of a container that had the same name before."""
+    return tuple(fact for fact in facts if fact.at_ns >= created_ns)
+
+
+def _explains_kill(events: EngineEvents, run_id: str) -> bool:
+    kinds = {(fact.kind, fact.number) for fact in events.facts(run_id)}
+    return any(kind == "oom" or number == signal.SIGKILL for kind, number in kinds)
+
+
+def _boot_ms() -> int:
+    return (time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) // 1_000_000
 
 
 def _milliseconds(stamp: str | None) -> int | None:
-    if not stamp or stamp == _NEVER:
-        return None
+    return None if not stamp or stamp == _NEVER else _nanoseconds(stamp) // 1_000_000
+
+
+def _nanoseconds(stamp: str) -> int:
     whole, _, fraction = stamp.rstrip("Z").partition(".")
     seconds = int(datetime.fromisoformat(whole + "+00:00").timestamp())
-    return seconds * 1000 + int((fraction + "000")[:3])
+    return seconds * 1_000_000_000 + int((fraction + "0" * 9)[:9])
