@@ -71,9 +71,9 @@ def parse_reference(text: str) -> ImageReference:
     if colon and not _TAG.fullmatch(tag):
         raise _refused(text, "a tag has 1 to 128 letters, digits, '_', '.' and '-'")
     first, found_slash, rest = f"{head}{slash}{last}".partition("/")
-    if found_slash and _is_registry(first):
-        registry, repository = first, rest
-        if not _REGISTRY.fullmatch(registry) or _port(registry) > 65_535:
+    if found_slash and _looks_like_registry(first):
+        registry, repository = first.lower(), rest
+        if not is_registry(registry):
             raise _refused(text, "before the first '/' stands a registry's host, and maybe a port")
     else:
         registry, repository = DEFAULT_REGISTRY, f"{head}{slash}{last}"
@@ -107,11 +107,14 @@ def host_and_port(registry: str) -> tuple[str, int | None]:
     return host.removeprefix("[").removesuffix("]"), int(port) if port else None
 
 
-def _port(registry: str) -> int:
-    return host_and_port(registry)[1] or 0
+def is_registry(text: str) -> bool:
+    """Say whether a text is a registry's host, and maybe its port."""
+    if len(text) > MAX_NAME_CHARACTERS or not _REGISTRY.fullmatch(text):
+        return False
+    return (host_and_port(text)[1] or 0) <= 65_535
 
 
-def _is_registry(word: str) -> bool:
+def _looks_like_registry(word: str) -> bool:
     # As the Docker Engine tells a registry from a user's name at the default one.
     return "." in word or ":" in word or word == "localhost" or word != word.lower()
 

@@ -12,6 +12,12 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
+from sublet_contracts.image_references import (
+    ReferenceRefused,
+    is_image_id,
+    is_registry,
+    parse_reference,
+)
 from sublet_contracts.keys import PARTY_PATTERN
 from sublet_contracts.rules import UCR_PER_CREDIT
 
@@ -40,6 +46,9 @@ class Options:
     name: str
     grace_ms: int
     image_policy: str
+    allow_images: tuple[str, ...]
+    allow_registries: tuple[str, ...]
+    image_cap_bytes: int
     allow_egress: bool
     memory_bytes: int
     disk_bytes: int
@@ -116,9 +125,40 @@ def read_options(argv: Sequence[str]) -> Options:
         default="any",
         help="digest: only images that are pinned by digest",
     )
+    add(
+        "--allow-image",
+        type=_image,
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        help="an image of this machine that renters may use as well, by name or id (may be given "
+        "several times); they have all that can be pulled without a login",
+    )
+    add(
+        "--allow-registry",
+        type=_registry,
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="a registry that renters may use although its address is private (may be given "
+        "several times)",
+    )
+    add(
+        "--image-cap",
+        type=_size,
+        default="0",
+        metavar="SIZE",
+        help="the biggest image that is pulled (default: half of --disk)",
+    )
     add("--allow-egress", action="store_true", help="jobs that ask for it may reach the network")
     add("--memory", type=_size, default="0", metavar="SIZE", help="main memory offered, in all")
-    add("--disk", type=_size, default="0", metavar="SIZE", help="disk offered, in all")
+    add(
+        "--disk",
+        type=_size,
+        default="0",
+        metavar="SIZE",
+        help="disk offered, in all: for what runs write, and for renters' images",
+    )
     add("--json", action="store_true", help="one JSON object a line instead of words")
     found = parser.parse_args(argv)
     if not found.broker:
@@ -143,6 +183,9 @@ def read_options(argv: Sequence[str]) -> Options:
         name=found.name[:256],
         grace_ms=found.grace,
         image_policy=found.image_policy,
+        allow_images=tuple(dict.fromkeys(found.allow_image)),
+        allow_registries=tuple(dict.fromkeys(found.allow_registry)),
+        image_cap_bytes=found.image_cap,
         allow_egress=found.allow_egress,
         memory_bytes=found.memory,
         disk_bytes=found.disk,
@@ -225,6 +268,21 @@ def _devices(text: str) -> tuple[str, ...]:
     if not names:
         raise argparse.ArgumentTypeError("name devices, or all, or none")
     return names
+
+
+def _image(text: str) -> str:
+    try:
+        if not is_image_id(text):
+            parse_reference(text)
+    except ReferenceRefused as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _registry(text: str) -> str:
+    if not is_registry(text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a registry such as host:5000")
+    return text.lower()
 
 
 def _party(text: str) -> str:

@@ -1,6 +1,7 @@
 """From command line and machine to terms: which runner, which renters, what is offered."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,9 +23,17 @@ def choose_runner(options: Options, owner: str, say: Callable[[str], None]) -> R
 
     if options.runner in ("docker", "auto"):
         try:
+            from sublet_agent.adapters.docker.images import ImageRules
             from sublet_agent.adapters.docker.runner import DockerRunner
 
-            docker = DockerRunner(owner, allow_egress=options.allow_egress)
+            docker = DockerRunner(
+                owner,
+                options.state,
+                allow_egress=options.allow_egress,
+                images=ImageRules(
+                    options.allow_images, options.allow_registries, _image_cap_bytes(options)
+                ),
+            )
             docker.check()
             say("runner: docker (an engine answers; jobs are isolated)")
             return docker
@@ -39,6 +48,12 @@ def choose_runner(options: Options, owner: str, say: Callable[[str], None]) -> R
         raise UsageError(f"--runner process: {error}") from error
     say("warning: the process runner isolates nothing; only trusted renters' jobs run here")
     return process
+
+
+def _image_cap_bytes(options: Options) -> int:
+    """Return the most that one image may have: half of the disk, unless the owner says it."""
+    disk = options.disk_bytes or shutil.disk_usage(options.state).free
+    return options.image_cap_bytes or disk // 2
 
 
 def trusted(options: Options, runner: Runner, say: Callable[[str], None]) -> tuple[str, ...]:
