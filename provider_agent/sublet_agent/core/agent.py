@@ -716,7 +716,8 @@ class AgentCore:
         for line in waits_for:
             if line not in drain.told:
                 self._say(f"draining: waiting for {line}")
-        drain.told = waits_for
+        if waits_for != drain.told:
+            drain.told, drain.moved_ms = waits_for, now_ms
         records = [run.record for run in self.runs.values()]
         if drain.is_over(records, live=self.live, now_ms=now_ms):
             self._told_done = True
