@@ -74,16 +74,15 @@ class Shard:
     proposes and never commits.
     """
 
-    def __init__(
-        self, tx: Transaction, number: int, shards: int, incarnation: str, now_ms: int = 0
-    ) -> None:
+    def __init__(self, tx: Transaction, number: int, shards: int, incarnation: str) -> None:
         self.incarnation = incarnation
         self._number = number
         self._shards = shards
         self._books: dict[str, OrderBook] = {}
         self._jobs: dict[str, JobFact] = {}
-        # Whose offers have expired is judged again at each proposal, by the caller's clock.
-        entries, jobs = load_order_book(tx, now_ms)
+        # What has expired is judged at each proposal by the caller's clock, and who is set aside
+        # by the scheduler, which then tells of it: this process has no clock of the market's.
+        entries, jobs = load_order_book(tx, None)
         for job in jobs:
             self._want(job)
         for entry in entries:

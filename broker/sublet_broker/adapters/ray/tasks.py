@@ -14,8 +14,7 @@ from pathlib import Path
 from sublet_broker.adapters.blobs.file_blobs import FileBlobs
 from sublet_broker.adapters.blobs.verifying import check_checkpoint
 from sublet_broker.adapters.ray.shards import Shard
-from sublet_broker.adapters.sql.store import CLOCK_COUNTER, SqlStore
-from sublet_broker.market.facts import CounterFact
+from sublet_broker.adapters.sql.store import SqlStore
 from sublet_broker.market.settling import SettlementCase, SettlementDecision, decide
 from sublet_broker.service.ports import VerifyResult, VerifyTask
 
@@ -29,9 +28,7 @@ class ShardActor(Shard):
         store = SqlStore(database_url, read_only=True)
         try:
             with store.snapshot() as tx:
-                mark = tx.get(CounterFact, CLOCK_COUNTER)
-                now_ms = mark.value if mark else 0
-                super().__init__(tx, number, shards, secrets.token_hex(8), now_ms)
+                super().__init__(tx, number, shards, secrets.token_hex(8))
         finally:
             store.close()
         built = {"shard": number, "pid": os.getpid(), "pools": len(self._books)}

@@ -43,17 +43,18 @@ def entry_of(tx: Transaction, offer: OfferFact, now_ms: int, for_job: str = "") 
 
 
 def load_entries(
-    tx: Transaction, providers: Collection[str], now_ms: int
+    tx: Transaction, providers: Collection[str], now_ms: int | None
 ) -> dict[str, BookEntry | None]:
     """Return for each of these providers its offer with what is free of it; None: it has none that
-    can be leased. Five questions by key, however many they are."""
+    can be leased. Five questions by key, however many they are. `now_ms`: None where nobody knows
+    the time; then none is left out for it, and whoever leases looks at it once more."""
     agents = tx.find(AgentFact, {"id": tuple(providers), "connected": True})
     ids = tuple(agent.offer for agent in agents if agent.offer is not None)
-    aside = {agent.id for agent in agents if is_set_aside(agent, now_ms)}
+    aside = {a.id for a in agents if now_ms is not None and is_set_aside(a, now_ms)}
     offers = {
         offer.provider: offer
         for offer in tx.find(OfferFact, {"id": ids})
-        if offer.open and offer.expires_ms > now_ms
+        if offer.open and (now_ms is None or offer.expires_ms > now_ms)
     }
     taken = defaultdict[str, list[LeaseFact]](list)
     for lease in tx.find(LeaseFact, {"provider": tuple(offers), "state": LIVE_LEASE}):
@@ -75,7 +76,7 @@ def load_entries(
     return entries
 
 
-def load_offers(tx: Transaction, now_ms: int) -> list[BookEntry]:
+def load_offers(tx: Transaction, now_ms: int | None) -> list[BookEntry]:
     """Return all offers that can be leased, with what is free of them: for a start, never for one
     request."""
     connected = [agent.id for agent in tx.find(AgentFact, {"connected": True})]
@@ -91,7 +92,7 @@ def is_queued(tx: Transaction, job: JobFact) -> bool:
     return wants_machine(job, tx.find(LeaseFact, {"job": job.id, "state": LIVE_LEASE}))
 
 
-def load_order_book(tx: Transaction, now_ms: int) -> tuple[list[BookEntry], list[JobFact]]:
+def load_order_book(tx: Transaction, now_ms: int | None) -> tuple[list[BookEntry], list[JobFact]]:
     """Return everything that shards hold: the offers, and the queued jobs."""
     waiting = tx.find(JobFact, {"state": (JobState.QUEUED, JobState.RECOVERING)})
     return load_offers(tx, now_ms), [job for job in waiting if is_queued(tx, job)]
