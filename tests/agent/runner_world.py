@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sublet_agent.adapters.docker.images import ImageRules
 from sublet_agent.adapters.docker.runner import DockerRunner
 from sublet_agent.adapters.process.runner import ProcessRunner
 from sublet_agent.core.runner_port import OutputLine, Runner, RunSpec, RunStatus
@@ -40,7 +41,8 @@ class World:
     def restarted(self, **options: Any) -> Runner:
         """A runner as a restarted agent makes it: with the same state and nothing in memory."""
         if self.kind == "docker":
-            return DockerRunner(self.owner, log_bytes=LOG_BYTES, **options)
+            images = ImageRules(allowed=(base_image(),))
+            return DockerRunner(self.owner, log_bytes=LOG_BYTES, **{"images": images, **options})
         return ProcessRunner(self.owner, self.root / "state", log_bytes=LOG_BYTES)
 
     def spec(self, code: str, **changes: Any) -> RunSpec:

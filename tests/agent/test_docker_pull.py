@@ -19,14 +19,16 @@ import httpx
 import pytest
 
 from sublet.cli.images import local_digest
+from sublet_agent.adapters.docker.images import ImageRules
 from sublet_agent.adapters.docker.runner import DockerRunner
-from sublet_agent.core.runner_port import ImageNotPinned, ImageUnavailable
+from sublet_agent.core.runner_port import ImageNotPinned, ImageUnknown
 from tests.agent.runner_world import World
 from tests.images import base_image
 from tests.services import require
 
 pytestmark = pytest.mark.docker
 
+HERE = ImageRules(registries=("127.0.0.1",))
 CONFIG = """
 version: 0.1
 storage: {{filesystem: {{rootdirectory: {folder}}}}}
@@ -105,16 +107,17 @@ def until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture
 def runner(registry: Registry) -> DockerRunner:
     registry.forget()
-    return DockerRunner("pulls")
+    return DockerRunner("pulls", images=HERE)
 
 
 def test_it_pulls_by_digest_and_runs_what_it_pulled(registry: Registry, tmp_path: Path) -> None:
     world = World("docker", tmp_path)
+    world.runner = world.restarted(images=HERE)
     registry.forget()
     said: list[str] = []
     image = world.runner.ensure_image(registry.pinned, said.append, "digest")
     assert image.digest == registry.pinned
-    assert said
+    assert said == [f"pulling the image {registry.pinned}"]
     spec = world.spec("print('pulled')", image=registry.pinned, image_id=image.image_id)
     world.runner.start(spec)
     assert world.ended(spec.run_id).exit_code == 0
@@ -133,12 +136,12 @@ def test_a_tag_where_a_digest_is_wanted(registry: Registry, runner: DockerRunner
     # Now that it is known here, the error says what to write instead, and so does the SDK.
     with pytest.raises(ImageNotPinned, match=f"use {registry.pinned}"):
         runner.ensure_image(f"{registry.name}:1", print, "digest")
-    assert local_digest(f"{registry.name}:1") == registry.pinned
+    assert local_digest(registry.pinned) == registry.pinned
 
 
 def test_what_the_registry_does_not_have(registry: Registry, runner: DockerRunner) -> None:
     for absent in (f"{registry.name}:2", f"{registry.name}@sha256:{'0' * 64}"):
-        with pytest.raises(ImageUnavailable, match="check its name and digest"):
+        with pytest.raises(ImageUnknown, match="the registry has no such image"):
             runner.ensure_image(absent, print, "any")
 
 
@@ -162,9 +165,10 @@ def test_a_layer_that_is_not_what_its_digest_says(registry: Registry, runner: Do
     )
     whole = layer.read_bytes()
     layer.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ImageUnavailable):
+    with pytest.raises(ImageUnknown, match="does not fit its digest"):
         runner.ensure_image(f"{name}:1", print, "any")
     layer.write_bytes(whole)
-    assert runner.ensure_image(f"{name}:1", print, "any").digest
+    pinned = runner.ensure_image(f"{name}:1", print, "any").digest
+    assert pinned
     with closing(docker.from_env()) as client:
-        client.images.remove(f"{name}:1")
+        client.images.remove(pinned)

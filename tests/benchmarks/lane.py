@@ -132,8 +132,10 @@ class Lane:
         """Start an agent with a new key."""
         name = f"{self.name}-{self._made}"
         self._made += 1
+        allowed = ("--allow-image", self.image) if self.runner == "docker" else ()
         self.market.start_agent(
             name,
+            *allowed,
             "--runner",
             self.runner,
             "--region",

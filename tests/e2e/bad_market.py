@@ -19,6 +19,7 @@ from sublet_broker.service.queries.ledger_audit import audit
 from sublet_contracts.api import JobView, Problem
 from sublet_contracts.export import verify_export
 from sublet_contracts.rules import charge_ucr
+from tests.images import base_image
 
 FUNDS_CREDITS = 50
 LIMIT_S = 300.0
@@ -46,9 +47,12 @@ class BadMarket:
     def agent(
         self, name: str, *arguments: str, runner: str = "process", region: str = ""
     ) -> LocalProcess:
-        """Start an agent (again, with the same state), in a region of its name unless told so."""
+        """Start an agent (again, with the same state), in a region of its name unless told so. With
+        Docker it lets renters use the tests' own image."""
         where = ("--region", region or name)
         trust = ("--trust", self.client.party)
+        if runner == "docker":
+            arguments = ("--allow-image", base_image(), *arguments)
         return self.market.start_agent(name, "--runner", runner, *where, *trust, *arguments)
 
     def offered(self, *names: str) -> None:

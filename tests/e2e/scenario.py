@@ -64,8 +64,10 @@ class Scenario:
 
     def start_agent(self, index: int) -> LocalProcess:
         """Start an agent, or start it again with the same state."""
+        allowed = ("--allow-image", self.image) if self.runner == "docker" else ()
         return self.market.start_agent(
             self.agent_name(index),
+            *allowed,
             "--runner",
             self.runner,
             "--region",

@@ -92,9 +92,12 @@ class Demo:
         client = sublet.Client(
             broker=self.market.url, config_dir=self.market.root / "config" / "sublet"
         )
+        # The image was made here, and no registry has it.
+        allowed = ("--allow-image", self.image) if self.runner == "docker" else ()
         for name, price in PRICES.items():
             self.market.start_agent(
                 name,
+                *allowed,
                 "--runner",
                 self.runner,
                 "--trust",
