@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -38,10 +39,14 @@ ERASE = "\x1b[2K"
 STATUS = {
     "provider": str, "name": str, "broker": str, "connected": bool, "since_ms": int,
     "trouble": str, "runner": str, "draining": bool, "stopping": bool,
-    "price_ucr_per_device_hour": int, "devices": list, "runs": list, "earned_ucr": int,
+    "set_aside": str, "engine_trouble": str, "waits_for": list, "fee_bps": int | None,
+    "net_ucr_per_device_hour": int | None, "price_ucr_per_device_hour": int, "devices": list,
+    "runs": list, "earned_ucr": int,
     "settled_leases": int, "now_ms": int, "stopped": bool,
 }  # fmt: skip
-DEVICE = {"id": str, "kind": str, "name": str, "memory_bytes": int, "lease": str | None}
+DEVICE = {
+    "id": str, "kind": str, "name": str, "memory_bytes": int, "lease": str | None, "trouble": str,
+}  # fmt: skip
 RUN = {
     "lease": str,
     "epoch": int,
@@ -156,6 +161,8 @@ def test_status_and_earnings_as_json(owner: Owner, tmp_path: Path) -> None:
     assert (status["connected"], status["trouble"], status["stopped"]) == (True, "", False)
     assert (status["broker"], status["runner"]) == (world.market.url, "process")
     assert status["price_ucr_per_device_hour"] == 400_000
+    assert (status["fee_bps"], status["net_ucr_per_device_hour"]) == (500, 380_000)
+    assert (status["set_aside"], status["engine_trouble"], status["waits_for"]) == ("", "", [])
     assert (status["earned_ucr"], status["settled_leases"]) == (0, 0)
     assert status["since_ms"] <= status["now_ms"]
     [device], [run] = status["devices"], status["runs"]
@@ -269,6 +276,104 @@ def test_a_second_ctrl_c_leaves_and_a_start_takes_up(owner: Owner, tmp_path: Pat
     world.soon(lambda: not world.market.run_processes(job.id), "the run's end")
     # It saved nothing, so it earned nothing.
     assert let_go(world, job) == 0
+
+
+def test_the_fee_is_shown_at_the_start(owner: Owner) -> None:
+    agent = owner.world.agent(owner.name)
+    owner.world.offered(owner.name)
+    assert (
+        "the broker keeps 5 % of each charge: of 0.40 credits per device-hour you earn 0.38"
+        in agent.log_tail()
+    )
+    assert "0.40 credits per device-hour, 0.38 after the fee" in owner.asks("status").stdout
+
+
+def test_a_reclaim_outlives_the_agent(owner: Owner, tmp_path: Path) -> None:
+    """A crash, or a reboot, is no offer: the owner is at his machine."""
+    world = owner.world
+    agent = world.agent(owner.name)
+    job = owner.runs(tmp_path / "finish")
+    assert owner.reads("reclaim", "--grace", "20s")["draining"]
+    view = world.until(job, lambda view: view.runs[0].reason, "the run's end")
+    assert view.runs[0].reason == "reclaimed"
+    for end in (agent.kill, agent.stop):
+        end()
+        agent = world.agent(owner.name)
+        world.soon(lambda: owner.asks("status").returncode == 0, "the agent")
+        world.soon(lambda: owner.reads("status")["connected"], "its connection")
+        assert "nothing is offered until `sublet provider offer`" in agent.log_tail()
+        assert owner.reads("status")["draining"]
+        assert owner.name not in {offer.name for offer in world.client.offers().offers}
+    assert not owner.reads("offer")["draining"]
+    world.offered(owner.name)
+    (tmp_path / "finish").write_text("")
+    assert world.ended(job).state == "succeeded"
+
+
+def test_two_agents_with_one_key_stop_with_words(owner: Owner) -> None:
+    world = owner.world
+    first = world.agent(owner.name)
+    world.offered(owner.name)
+    shutil.copytree(
+        owner.state, world.market.root / f"{owner.name}-2", ignore=lambda *_: ["control.sock"]
+    )
+    second = world.agent(f"{owner.name}-2", region=owner.name)
+    world.soon(lambda: not first.running, "the end of the older")
+    assert first.process is not None
+    assert first.process.returncode == 1
+    last = first.log_tail(1)
+    assert "error: refused (stale_instance): another agent with this key has joined since" in last
+    assert "stop one of the two agents, or give one of them its own --state folder" in last
+    # The other isn't driven away in its turn.
+    time.sleep(2.0)
+    assert second.running
+    assert json.loads(provider("status", "--state", f"{owner.state}-2", "--json").stdout)[
+        "connected"
+    ]
+    second.stop()
+
+
+@pytest.mark.parametrize("option", ["--memory", "--disk"])
+def test_more_than_there_is_is_wrong_usage(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--cpu", "--runner", "process", "--trust", SigningKey.generate().party]
+    state = ["--broker", "http://127.0.0.1:9", "--state", str(tmp_path / "state")]
+    assert main([*arguments, *state, option, "900TB"]) == 2
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert f"error: {option}: " in said
+    assert "900 TB are asked for: offer less" in said
+
+
+@pytest.mark.slow
+def test_a_drain_ends_though_the_broker_is_away(tmp_path: Path) -> None:
+    """What is finished waits on the disk, and is handed over by the next start. The promise itself
+    is shown in a second by tests/agent/test_owner_drain.py."""
+    world = BadMarket(tmp_path)
+    try:
+        world.start()
+        owner = Owner(world, "alone")
+        agent = world.agent("alone")
+        job = owner.runs(tmp_path / "finish")
+        assert world.market.broker is not None
+        world.market.broker.kill()
+        world.soon(lambda: not owner.reads("status")["connected"], "the agent to notice")
+        began = time.monotonic()
+        asked = owner.asks("drain", "--grace", "3s")
+        assert time.monotonic() - began < 120
+        assert "waiting for job" in asked.stdout
+        assert "the broker, which is away" in asked.stdout
+        world.soon(lambda: not agent.running, "the agent's end", limit_s=10)
+        assert agent.process is not None
+        assert agent.process.returncode == 0
+        assert f"waits on this disk for the broker (of job {job.id[:10]})" in agent.log_tail(1)
+        world.market.restart_broker()
+        world.agent("alone")
+        (tmp_path / "finish").write_text("")
+        assert world.ended(job).state == "succeeded"
+        world.balanced()
+    finally:
+        world.stop()
 
 
 @pytest.mark.parametrize(
