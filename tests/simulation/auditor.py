@@ -34,6 +34,10 @@ ENDED = ("succeeded", "failed", "cancelled")
 FRUITLESS_LIMIT = 5
 UNSTARTED_LIMIT = 20
 
+_ITS_OWN = (
+    "job_failed", "out_of_memory", "disk_limit", "image_unavailable", "input_unavailable",
+    "checkpoint_invalid", "killed_too_often",
+)  # fmt: skip
 _JOB = {
     "": "queued",
     "queued": "starting paused cancelled failed",
@@ -434,8 +438,15 @@ class Auditor:
         )
 
     def _given_up(self, new: Any, state: str) -> None:
-        """What has something durable is never given up for its image, or for who kills it."""
-        reason = str(new.reason)
+        """A job fails by what is its own, and what has something durable never for its image, or
+        for who kills it. It is paused only after as many attempts as were promised."""
+        reason, model = str(new.reason), self.jobs[new.id]
+        never(state == "failed" and reason not in _ITS_OWN, f"a job has failed as {reason}")
+        tried = model.fruitless >= FRUITLESS_LIMIT or model.unstarted >= UNSTARTED_LIMIT
+        never(
+            state == "paused" and reason == "no_progress" and not tried,
+            f"no progress after {model.fruitless} attempts, and {model.unstarted} that never ran",
+        )
         if reason == "image_unavailable":
             self.set_aside.image_given_up(new.id, self.clock_ms)
         if state == "failed" and reason in ("image_unavailable", "killed_too_often"):

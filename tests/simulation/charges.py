@@ -47,7 +47,7 @@ class Charges:
         self.lost_device_ms = 0
         self.reasons: Counter[str] = Counter()
         """How often leases were settled by each."""
-        self._free_kills: list[tuple[str, str, int]] = []
+        self.free_kills: list[tuple[str, str, int]] = []
         """Job, renter and time of each settlement that a kill without a known sender made free."""
 
     def receipt(self, old: Any, new: Any) -> None:
@@ -191,10 +191,9 @@ class Charges:
     def _kill(self, document: dict[str, Any], renter: str) -> None:
         """Two kills a job and ten a renter and week are free; from then on they are paid."""
         now_ms = document["issued_ms"]
-        of_job = sum(job == document["job"] for job, _, _ in self._free_kills)
+        of_job = sum(job == document["job"] for job, _, _ in self.free_kills)
         of_renter = sum(
-            whose == renter and now_ms - when_ms < _WEEK_MS
-            for _, whose, when_ms in self._free_kills
+            whose == renter and now_ms - when_ms < _WEEK_MS for _, whose, when_ms in self.free_kills
         )
         free = of_job < _FREE_KILLS_A_JOB and of_renter < _FREE_KILLS_A_RENTER
         never(
@@ -203,7 +202,7 @@ class Charges:
             f"{of_renter} of its renter's week",
         )
         if free:
-            self._free_kills.append((document["job"], renter, now_ms))
+            self.free_kills.append((document["job"], renter, now_ms))
 
     def _in_truth(
         self, document: dict[str, Any], lease: LeaseModel, payable: int, bound: int

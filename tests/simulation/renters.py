@@ -37,7 +37,7 @@ LOOK_MS = 60_000
 MAX_PRICE = 2_500_000
 FUTURE = "in the future"
 ENDED = ("succeeded", "failed", "cancelled")
-BAD_ENDINGS = ("fail", "returns", "yield", "deaf", "polite", "suicide")
+BAD_ENDINGS = ("fail", "returns", "yield", "deaf", "polite", "polite", "polite", "suicide")
 
 
 class RenterHost:
@@ -160,7 +160,7 @@ class RenterHost:
 
     def _submit(self, number: int) -> None:
         draw = self.engine.random
-        odd = "bad-jobs" in self.market.plan.faults and draw.random() < 0.2
+        odd = "bad-jobs" in self.market.plan.faults and draw.random() < 0.3
         program = Program(
             # Most jobs are short, so that many markets fit into an hour; some outlive machines.
             steps=draw.randint(20, 40) if draw.random() < 0.2 else draw.randint(3, 12),
@@ -345,7 +345,9 @@ class RenterHost:
         """At the end: results are what the job computes undisturbed; the evidence verifies."""
         broker = self.market.broker
         views = broker.broker.views
-        chosen = self.engine.random.choice(sorted(self.jobs)) if self.jobs else ""
+        killed = {job for job, _, _ in self.market.auditor.charges.free_kills} & self.jobs.keys()
+        some = killed if killed and self.engine.happens(0.5) else self.jobs.keys()
+        chosen = self.engine.random.choice(sorted(some)) if some else ""
         for job, signed in self.jobs.items():
             view = views.job(self.party, job)
             if str(view.state) == "succeeded" and signed.document.outputs:

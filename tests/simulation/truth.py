@@ -90,12 +90,10 @@ class Truth:
 
 
 def _by_its_budget(agent: AgentHost, id: str) -> set[str]:
-    """An agent that can't hear the broker stops a run where its budget ends. Nobody has ordered
-    that, and the broker doesn't take its word for it."""
+    """An agent that can't hear the broker stops a run where its budget ends."""
     run = agent.core.runs.get(id)
     stop = run.record.stop if run else None
-    by_itself = stop is not None and str(stop.reason) == "budget_exhausted"
-    return {"budget_exhausted", "run_killed"} if by_itself else set()
+    return {"budget_exhausted"} & {str(stop.reason) if stop else ""}
 
 
 def _how(container: Container | None) -> str:
