@@ -63,6 +63,8 @@ def parse_reference(text: str) -> ImageReference:
         raise ReferenceRefused(
             f"an image's name has 1 to {MAX_CHARACTERS} characters, not {len(text)}"
         )
+    if is_image_id(text):
+        raise _refused(text, "an image's id is known to no registry")
     left, at, digest = text.partition("@")
     if at and not _DIGEST.fullmatch(digest):
         raise _refused(text, "after '@' comes sha256: and 64 hexadecimal digits in small letters")
@@ -85,7 +87,7 @@ def parse_reference(text: str) -> ImageReference:
         )
     if registry == DEFAULT_REGISTRY and "/" not in repository:
         if _HEX_ID.fullmatch(repository):
-            raise _refused(text, "64 hexadecimal digits are an image's id, which no registry knows")
+            raise _refused(text, "an image's id is known to no registry")
         repository = f"library/{repository}"
     if len(registry) + 1 + len(repository) > MAX_NAME_CHARACTERS:
         raise _refused(text, f"registry and repository have {MAX_NAME_CHARACTERS} characters most")
