@@ -118,7 +118,7 @@ def is_registry(text: str) -> bool:
 
 def _looks_like_registry(word: str) -> bool:
     # As the Docker Engine tells a registry from a user's name at the default one.
-    return "." in word or ":" in word or word == "localhost" or word != word.lower()
+    return "." in word or ":" in word or word == "localhost"
 
 
 def _refused(text: str, why: str) -> ReferenceRefused:
