@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 
+from sublet_agent.adapters.deadline_files import DeadlineFiles
 from sublet_agent.adapters.run_observer import Observer
 from sublet_agent.adapters.session.journal import Journal, unwritable
 from sublet_agent.adapters.session.link import Link
@@ -46,6 +47,7 @@ from sublet_agent.adapters.workspace.workspace import (
 )
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
+from sublet_agent.core.deadlines import Over
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.run_phases import LIVE
 from sublet_agent.core.runner_port import (
@@ -103,6 +105,7 @@ class Shell:
         self.runner = runner
         self.transfer = transfer
         self.helper = helper
+        self.deadlines = DeadlineFiles(state)
         self.now_ms = now_ms
         self.say = say
         self.link: Link | None = None
@@ -137,6 +140,7 @@ class Shell:
             self._unexpected("what runs here", error)
             found = []
         by_run = {run_id(lease_id): lease_id for lease_id in self.core.runs}
+        self.deadlines.forget_notes(set(by_run))
         adopted = [by_run.get(item.run_id, item.lease_id) for item in found]
         step, _ = self.core.started(adopted, self.now_ms())
         for item in found:
@@ -195,6 +199,12 @@ class Shell:
         """Let the core take an event: commit, then perform."""
         if self.failed is not None:
             return
+        if isinstance(event, events.Observed) and not event.running:
+            over = self.deadlines.passed(run_id(event.lease_id))
+            if over is not None:
+                self._perform(
+                    self.core.handle(events.DeadlinePassed(event.lease_id, over), self.now_ms())
+                )
         step = self.core.handle(event, self.now_ms())
         self._perform(step)
 
@@ -299,6 +309,8 @@ class Shell:
                     lease_id,
                     self._act(functools.partial(self._workspace(lease_id).delete_steps, steps)),
                 )
+            case effects.RenewDeadline(lease_id, in_ms, over):
+                self._renew_deadline(lease_id, in_ms, over)
             case effects.Remove(lease_id):
                 self._spawn("remove", lease_id, self._remove(lease_id))
             case effects.PutAside(lease_id):
@@ -399,12 +411,19 @@ class Shell:
                 f"please send it along with the line above that begins with {UNEXPECTED!r}"
             )
 
+    def _renew_deadline(self, lease_id: str, in_ms: int, over: Over) -> None:
+        try:
+            self.deadlines.renew(run_id(lease_id), in_ms, over)
+        except OSError as error:
+            self.say(f"lease {short(lease_id)}: its deadline can't be written: {error.strerror}")
+
     async def _remove_container(self, lease_id: str) -> None:
         """Kill and remove it, however often it takes: no container outlives its lease."""
         delay_s = REMOVE_AGAIN_S
         while True:
             try:
                 await self.blocking(self.runner.remove, run_id(lease_id))
+                self.deadlines.forget(run_id(lease_id))
                 return
             except RunnerError as error:
                 self.say(f"can't remove a run yet: {error}")
@@ -435,7 +454,7 @@ class Shell:
         try:
             await self.blocking(call, run_id(lease_id))
         except RunnerError as error:
-            self.say(f"runner: {error}")
+            self.say(f"runner: {error}" + (f" ({error.raw})" if error.raw else ""))
         observer = self._observers.get(lease_id)
         if observer:
             observer.look_soon()
@@ -521,8 +540,6 @@ class Shell:
         self._wanted_images.pop(owner, None)
 
     def _image_failed(self, lease_id: str, error: ImageTrouble) -> None:
-        if error.raw:
-            self.say(f"lease {short(lease_id)}: the engine said: {error.raw}")
         self._failed(lease_id, fault_of(error, error.reason), error)
 
     async def _restore(self, lease_id: str) -> None:
@@ -576,7 +593,8 @@ class Shell:
                 await self._runner_call(self.runner.remove, lease_id)
 
     def _failed(self, lease_id: str, reason: Reason, error: Exception) -> None:
-        self.say(f"{reason}: {error}")
+        raw = getattr(error, "raw", "")
+        self.say(f"{reason}: {error}" + (f" (the engine said: {raw})" if raw else ""))
         self.log_line(lease_id, f"{reason}: {error}")
         self._logs.pump()
         self.post(events.PreparationFailed(lease_id, reason, str(error)[:2048]))

@@ -5,6 +5,7 @@ Durable changes travel beside them as one `Save`: the shell commits it in one tr
 
 from dataclasses import dataclass, field
 
+from sublet_agent.core.deadlines import Over
 from sublet_agent.core.records import IssuedOffer, RunRecord, UploadKind
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.wire import Message
@@ -76,6 +77,16 @@ class Upload:
     lease_id: str
     kind: UploadKind
     step: int
+
+
+@dataclass(frozen=True)
+class RenewDeadline:
+    """Write down when the run is to be gone unless this is done again: the watchdog ends it then,
+    whatever has become of the agent."""
+
+    lease_id: str
+    in_ms: int
+    over: Over
 
 
 @dataclass(frozen=True)
@@ -184,6 +195,7 @@ Effect = (
     | Kill
     | ScanFolder
     | Upload
+    | RenewDeadline
     | AckStep
     | DeleteSteps
     | Remove

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from sublet_agent.core.deadlines import Over
 from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.records import UploadKind
 from sublet_agent.core.supply import Facts
@@ -79,6 +80,14 @@ class Vanished:
     """The runner knows nothing of a run that should exist."""
 
     lease_id: str
+
+
+@dataclass(frozen=True)
+class DeadlinePassed:
+    """The watchdog has ended the run. It comes before the end itself is observed."""
+
+    lease_id: str
+    over: Over
 
 
 @dataclass(frozen=True)
@@ -228,6 +237,7 @@ Event = (
     | Restored
     | PreparationFailed
     | Observed
+    | DeadlinePassed
     | Vanished
     | CheckpointFound
     | FolderScanned

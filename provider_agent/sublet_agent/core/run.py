@@ -18,8 +18,10 @@ from typing import Literal
 
 from sublet_agent.core import checkpoints, metering, receipts
 from sublet_agent.core import effects as do
+from sublet_agent.core.deadlines import RENEW_EVERY_MS, deadline_of, deadline_text
 from sublet_agent.core.events import (
     CheckpointFound,
+    DeadlinePassed,
     DiskFull,
     DiskUsed,
     Event,
@@ -117,6 +119,7 @@ class Run:
     messages: list[Message] = field(default_factory=list)
     effects: list[do.Effect] = field(default_factory=list)
     progress: Progressed | None = None
+    deadline_renewed_ms: int = 0
     broker_reads: Reads = field(default_factory=dict)
     """The versions of documents that the broker reads; nothing until it has said so."""
 
@@ -126,6 +129,11 @@ class Run:
         """Take an event of this run."""
         if isinstance(event, UploadFailed) and event.stale:
             self.discard()
+            return
+        if isinstance(event, DeadlinePassed):
+            budget = event.over == "budget"
+            reason = Reason.BUDGET_EXHAUSTED if budget else Reason.RUN_KILLED
+            self.stop("drain", reason, 0, now_ms, deadline_text(event.over))
             return
         trigger = _TRIGGERS[type(event)]
         if not self._takes(trigger):
@@ -174,6 +182,9 @@ class Run:
         """Time passes: deadlines, receipts, and the asks for a checkpoint."""
         record = self.record
         if record.phase in LIVE:
+            if now_ms - self.deadline_renewed_ms >= RENEW_EVERY_MS:
+                self.deadline_renewed_ms = now_ms
+                self._renew_deadline()
             stop = record.stop
             if stop and not stop.killed and now_ms >= stop.deadline_ms:
                 stop.killed = self.changed = True
@@ -278,6 +289,8 @@ class Run:
         """Do the phase's effects again, after a restart of the agent."""
         record = self.record
         lease_id = record.lease_id
+        if record.phase in LIVE:
+            self._renew_deadline()
         ask = _ASKED_ON_ENTRY.get(record.phase)
         scanned = record.phase is RunPhase.FINISHING and record.folder_scanned
         if ask is not None and not scanned:
@@ -344,9 +357,15 @@ class Run:
         self.changed = True
         if phase in _TOLD_ON_ENTRY and WIRE_STATES[phase] != WIRE_STATES[before]:
             self.messages.append(self._changed(WIRE_STATES[phase]))
+        if phase is RunPhase.STARTING:
+            self._renew_deadline()  # before there is a container
         ask = _ASKED_ON_ENTRY.get(phase)
         if ask is not None:
             self.effects.append(ask(self.record.lease_id))
+
+    def _renew_deadline(self) -> None:
+        deadline = deadline_of(self.record)
+        self.effects.append(do.RenewDeadline(self.record.lease_id, deadline.in_ms, deadline.over))
 
     def _changed(self, state: str) -> RunChanged:
         record = self.record
