@@ -22,10 +22,12 @@ from sublet_agent.adapters.options import Options, UsageError, read_options, rea
 from sublet_agent.adapters.owner.commands import run_owner_command
 from sublet_agent.adapters.owner.control import Control
 from sublet_agent.adapters.owner.screen import OwnerOutput, make_output
+from sublet_agent.adapters.session import replaced
 from sublet_agent.adapters.session.journal import Journal, NewerState, StateFolderInUse
 from sublet_agent.adapters.session.link import Link, Replaced
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.shell import THREAD_NAME, Shell
+from sublet_agent.adapters.watchdog import WatchdogKeeper
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core import events
 from sublet_agent.core.agent import AgentCore
@@ -64,7 +66,11 @@ def _run(options: Options, output: OwnerOutput) -> int:
         output.say(f"error: --state: {error}")
         return 1
     except Replaced as error:
+        replaced.mark(options.state)
         output.say(f"error: {error}; this one ends, and what it runs goes on without it")
+        return 1
+    except replaced.StaysAway as error:
+        output.say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         output.say("stopped before anything was offered")
@@ -92,6 +98,7 @@ async def _provide(options: Options, output: OwnerOutput) -> int:
     journal = Journal(options.state)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(journal.close)
+        replaced.check(options.state, by_hand=sys.stdin.isatty())
         key = SigningKey.load_or_create(options.state / "key")
         runner = choose_runner(options, journal.state_id, say)
         accepts = trusted(options, runner, say)
@@ -105,6 +112,8 @@ async def _provide(options: Options, output: OwnerOutput) -> int:
         stack.callback(spool.close)
         transfer = Transfer(options.broker, key, lambda: core.saved.broker, clock.now_ms)
         stack.callback(transfer.close)
+        watchdog = WatchdogKeeper(options.state, runner.name, journal.state_id)
+        stack.callback(watchdog.close)
         shell = Shell(
             state=options.state,
             core=core,
@@ -115,6 +124,7 @@ async def _provide(options: Options, output: OwnerOutput) -> int:
             helper=write_helper(options.state / "helper"),
             now_ms=clock.now_ms,
             say=say,
+            watchdog=watchdog,
         )
         stack.callback(shell.close)
         link = Link(
@@ -154,6 +164,7 @@ async def _until_done(
             link.run(),
             shell.ticking(),
             watch.run(),
+            shell.keep_watchdog(),
             _register_name(shell),
             _show_status(shell, options, output),
         )

@@ -19,6 +19,7 @@ from sublet_agent.adapters.workspace.workspace import Workspace, run_id
 from sublet_agent.core import events
 from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.runner_port import Runner, RunnerError, RunStatus
+from sublet_contracts.keys import short
 from sublet_contracts.reasons import Reason
 
 LOOK_S = 0.2
@@ -87,6 +88,7 @@ class Observer:
         self._rules_broken = False
         self._search_trouble = ""
         self._trouble_told = False
+        self._paused = False
         self._first_seen: tuple[int, float] | None = None
         """how long it had run by the wall clock, in ms, and when that was, by the monotonic one"""
         self._log_reader = asyncio.Lock()
@@ -180,6 +182,7 @@ class Observer:
             listener.post(events.Vanished(self._lease_id))
             return True
         self._walk_on()
+        self._tell_pause(status.paused)
         observed = self._observed(status)
         listener.post(observed)
         return not observed.running
@@ -274,6 +277,19 @@ class Observer:
             self._listener.log_line(
                 self._lease_id, f"no checkpoint is found: {self._search_trouble}"
             )
+
+    def _tell_pause(self, paused: bool) -> None:
+        """Tell both sides when the engine holds the run still, and when it goes on."""
+        if paused == self._paused:
+            return
+        self._paused = paused
+        says = (
+            "the machine's engine holds this run still (it was paused): that time is not charged"
+            if paused
+            else "the run goes on: it is no longer paused"
+        )
+        self._listener.log_line(self._lease_id, says)
+        self._listener.say(f"lease {short(self._lease_id)}: {says}")
 
     def _observed(self, status: RunStatus) -> events.Observed:
         now_ms = self._listener.now_ms()

@@ -28,6 +28,7 @@ from sublet_agent.adapters.session.journal import Journal, unwritable
 from sublet_agent.adapters.session.link import Link
 from sublet_agent.adapters.session.log_sender import LogSender
 from sublet_agent.adapters.session.log_spool import Spool
+from sublet_agent.adapters.watchdog import WatchdogKeeper
 from sublet_agent.adapters.workspace import quarantine
 from sublet_agent.adapters.workspace.disk_space import check_room, fault_of
 from sublet_agent.adapters.workspace.folder_reader import FolderReader
@@ -74,6 +75,7 @@ TIDY_S = 60.0
 THREAD_NAME = "sublet-agent"
 """how the names begin of the threads in which it waits for others"""
 UNEXPECTED = effects.UNEXPECTED
+WATCHDOG_EVERY_S = 5.0
 LOG_AFTER_REMOVAL_S = 300.0
 REMOVE_AGAIN_S = 2.0
 REMOVE_AGAIN_MOST_S = 60.0
@@ -97,6 +99,7 @@ class Shell:
         helper: Path,
         now_ms: Callable[[], int],
         say: Callable[[str], None],
+        watchdog: WatchdogKeeper | None = None,
     ) -> None:
         self.state = state
         self.core = core
@@ -106,6 +109,7 @@ class Shell:
         self.transfer = transfer
         self.helper = helper
         self.deadlines = DeadlineFiles(state)
+        self.watchdog = watchdog
         self.now_ms = now_ms
         self.say = say
         self.link: Link | None = None
@@ -257,8 +261,8 @@ class Shell:
         self.post(events.MessageArrived(message))
 
     def disconnected(self) -> None:
-        """The session is over."""
-        if self.core.live:
+        """The session is over. When this agent ends that is no news."""
+        if self.core.live and not self.done.is_set():
             self.post(events.Disconnected())
 
     # -- effects -----------------------------------------------------------------------------------
@@ -416,6 +420,21 @@ class Shell:
             self.deadlines.renew(run_id(lease_id), in_ms, over)
         except OSError as error:
             self.say(f"lease {short(lease_id)}: its deadline can't be written: {error.strerror}")
+
+    async def keep_watchdog(self) -> None:
+        """See that the watchdog is there while anything runs, until cancelled."""
+        while True:
+            if any(run.record.phase in LIVE for run in self.core.runs.values()):
+                await self._ensure_watchdog()
+            await asyncio.sleep(WATCHDOG_EVERY_S)
+
+    async def _ensure_watchdog(self) -> None:
+        if self.watchdog is None:
+            return
+        try:
+            await self.blocking(self.watchdog.ensure)
+        except OSError as error:
+            self.say(f"runs have no watchdog until it can be started: {error}")
 
     async def _remove_container(self, lease_id: str) -> None:
         """Kill and remove it, however often it takes: no container outlives its lease."""
@@ -575,6 +594,7 @@ class Shell:
             if image is None:  # the agent was started anew in between
                 image = await self._ensure_image(lease_id, record.job.image)
             spec = self._workspace(lease_id).spec(image, self.helper)
+            await self._ensure_watchdog()
             await self.blocking(self.runner.start, spec)
         except PullCancelled:
             return

@@ -21,6 +21,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,9 +42,26 @@ class WatchdogKeeper:
         self._state = state
         self._arguments = (str(state.absolute()), runner, owner)
         self._theirs, self._ours = os.pipe()
+        self._lock = threading.Lock()
+        self._started = False
 
-    def start(self) -> None:
-        """Start one, which takes over from any before. Raises OSError where that fails."""
+    def ensure(self) -> bool:
+        """Have one: of this agent's, at first, and another should it be gone. Says whether one was
+        started. Raises OSError. Any thread may ask."""
+        with self._lock:
+            if self._started and _is_held(self._state / "watchdog.lock"):
+                return False
+            self._start()
+            self._started = True
+            return True
+
+    def close(self) -> None:
+        """The agent leaves: the watchdog stays as long as it has something to watch."""
+        os.close(self._ours)
+        os.close(self._theirs)
+
+    def _start(self) -> None:
+        """Start one, which takes over from any before."""
         command = [sys.executable, "-m", _MODULE, *self._arguments, str(self._theirs)]
         try:
             with (self._state / "watchdog.log").open("wb") as log:
@@ -59,18 +77,6 @@ class WatchdogKeeper:
                 )
         except subprocess.SubprocessError as error:
             raise OSError(f"the watchdog does not start: {error}") from error
-
-    def ensure(self) -> bool:
-        """Start one if there is none; say whether there was none. Raises OSError."""
-        if _is_held(self._state / "watchdog.lock"):
-            return False
-        self.start()
-        return True
-
-    def close(self) -> None:
-        """The agent leaves: the watchdog stays as long as it has something to watch."""
-        os.close(self._ours)
-        os.close(self._theirs)
 
 
 class Watchdog:
