@@ -324,7 +324,10 @@ def test_two_agents_with_one_key_stop_with_words(owner: Owner) -> None:
     last = first.log_tail(1)
     assert "error: refused (stale_instance): another agent with this key has joined since" in last
     assert "stop one of the two agents, or give one of them its own --state folder" in last
-    # The other isn't driven away in its turn.
+    # The other isn't driven away in its turn, by whatever starts this one again.
+    again = world.agent(owner.name)
+    world.soon(lambda: not again.running, "the end of the second start")
+    assert "stop that one and delete" in again.log_tail(1)
     time.sleep(2.0)
     assert second.running
     assert json.loads(provider("status", "--state", f"{owner.state}-2", "--json").stdout)[

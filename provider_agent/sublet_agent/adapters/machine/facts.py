@@ -136,9 +136,9 @@ class Machine:
                 f"{format_bytes(options.disk_bytes)} are asked for: offer less, or put the state "
                 "folder on another disk with --state"
             )
+        if options.devices == ("none",):
+            say("--devices none: nothing is offered; runs that are there go on")
         if options.cpu or options.devices == ("none",):
-            if not options.cpu:
-                say("--devices none: nothing is offered; runs that are there go on")
             return self._facts(host, GpuProbe((), ()), "")
         found = self._helper.look(FIRST_LIMIT_S)
         for reason in found.reasons:
@@ -191,10 +191,10 @@ class Machine:
             disk_free_bytes=host.disk_free_bytes,
             engine=engine,
         )
-        if self._options.cpu:
-            return with_changes(facts, devices=(_cpu(host),))
         if self._options.devices == ("none",):
             return facts
+        if self._options.cpu:
+            return with_changes(facts, devices=(_cpu(host),))
         seen = [
             DeviceSeen(device_of(gpu), gpu.used_bytes, shares_main_memory=gpu.memory_bytes is None)
             for gpu in self._chosen.of(found)
