@@ -66,6 +66,15 @@ class Place:
         self.agent.kill()
         self.agent.wait()
 
+    def job_process(self) -> int:
+        """Return the pid of the one job that runs here."""
+        (found,) = (
+            record
+            for record in (self.state / "engine" / "runs").glob("*/running.json")
+            if not (record.parent / "exit.json").exists()
+        )
+        return int(json.loads(found.read_text())["job_pid"])
+
     def command(self, *arguments: str) -> dict[str, Any]:
         found = provider(*arguments, "--state", str(self.state), "--json")
         return dict(json.loads(found.stdout)) if found.returncode == 0 else {}
@@ -161,6 +170,46 @@ def test_a_failing_job_brings_its_last_words(agent: Place, tmp_path: Path) -> No
     assert view.state == "failed"
     assert view.reason == "job_failed"
     assert "about to fail" in output_of(agent, view.id)
+
+
+ENDS_WITH_0 = """
+import os, signal, sys, time
+def leave(*_):
+    print("asked to end", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+print("up", flush=True)
+time.sleep(600)
+open(os.environ["SUBLET_OUTPUT_DIR"] + "/model", "w").write("trained")
+"""
+
+
+def test_an_end_that_somebody_else_asked_for_is_no_success(agent: Place, tmp_path: Path) -> None:
+    """Exit code 0, and nothing says that it had finished: it goes on, and the time is free."""
+    script = tmp_path / "ends_with_0.py"
+    script.write_text(ENDS_WITH_0)
+    job = agent.renter.submit(script)
+    until(lambda: "up" in output_of(agent, job), "the job to be up")
+    subprocess.run(["kill", "-TERM", str(agent.job_process())], check=True)
+    until(lambda: agent.renter.job(job).runs[0].reason, "the end of the first run")
+    view = agent.renter.job(job)
+    assert view.state not in ("succeeded", "failed")
+    assert (view.runs[0].reason, view.runs[0].charge_ucr) == ("run_killed", 0)
+    assert "TERM came from outside of the run" in view.runs[0].detail
+    until(lambda: output_of(agent, job).count("up") == 2, "the job to go on")
+    agent.renter.call("POST", f"/v1/jobs/{job}/cancel")
+    until(lambda: not agent.command("status")["runs"], "the cancelled run to be gone")
+
+
+@pytest.mark.parametrize("code", [137, 143])
+def test_a_code_like_a_signals_is_the_jobs_own_and_is_paid(
+    agent: Place, tmp_path: Path, code: int
+) -> None:
+    script = tmp_path / "returns.py"
+    script.write_text(f"import sys, time\nprint('42')\ntime.sleep(1)\nsys.exit({code})\n")
+    view = agent.finished(agent.renter.submit(script, outputs=""))
+    assert (view.state, view.reason, len(view.runs)) == ("failed", "job_failed", 1)
+    assert view.runs[0].charge_ucr > 0
 
 
 def test_sigterm_drains_and_ends(agent: Place) -> None:

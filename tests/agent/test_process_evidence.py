@@ -204,6 +204,17 @@ def test_a_signal_of_the_runs_own_is_not_from_outside(world: World, how: str) ->
     )
 
 
+def test_among_many_short_lives_an_unseen_sender_is_nobodys(world: World) -> None:
+    """Its sender is gone, and so are processes of the run: it may be one of them."""
+    spec, process = started(world, HANDLER + "while True: subprocess.run(['true'])")
+    by_a_command(process, signal.SIGTERM)
+    status = world.ended(spec.run_id)
+    assert status.exit_code == 0
+    # Where the sender was still to be seen it is known as well.
+    assert judged(status) in (Reason.KILLED_UNATTRIBUTED, Reason.RUN_KILLED)
+    assert judged(status, finished=True) is Reason.SUCCEEDED
+
+
 def test_our_own_asking_is_not_from_outside(world: World) -> None:
     spec, _ = started(world, HANDLER + "time.sleep(600)")
     world.restarted().stop(spec.run_id)

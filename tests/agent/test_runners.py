@@ -217,6 +217,27 @@ def test_the_jobs_end_is_the_end_of_what_it_left_behind(world: World) -> None:
     assert processes_with(token) == []
 
 
+def test_a_worker_that_left_the_session_is_gone_when_the_run_is_over(world: World) -> None:
+    """Nobody's child, in nobody's session, with nothing open."""
+    token = str(7_000_000 + int.from_bytes(os.urandom(3), "big"))
+    code = textwrap.dedent(f"""
+        import os, time
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.closerange(0, 3)
+                os.execvp("sleep", ["sleep", "{token}"])
+            os._exit(0)
+        time.sleep(1)
+        print("main is done")
+    """)
+    spec = world.spec(code)
+    world.runner.start(spec)
+    wait_for(lambda: processes_with(f"sleep\0{token}") != [], "the worker")
+    assert world.ended(spec.run_id).exit_code == 0
+    assert processes_with(f"sleep\0{token}") == []
+
+
 def test_remove_of_a_running_job_leaves_nothing(world: World) -> None:
     spec = world.spec(DEAF)
     world.runner.start(spec)
