@@ -28,6 +28,8 @@ from sublet_agent.adapters.process.runner import ProcessRunner
 from tests.agent.nvml_stub import CARDS, Driver, build
 from tests.agent.owners_command import provider
 from tests.e2e.bad_market import BadMarket
+from tests.images import base_image
+from tests.services import require
 
 WHOLE = {
     "id": "GPU-0",
@@ -123,14 +125,20 @@ def test_what_the_driver_does_not_tell_is_left_open() -> None:
 class Machine:
     """A machine with the stand-in's GPUs."""
 
-    def __init__(self, world: BadMarket, region: str, environment: dict[str, str]) -> None:
-        self.world, self.region = world, region
+    def __init__(
+        self,
+        world: BadMarket,
+        region: str,
+        environment: dict[str, str],
+        runner: tuple[str, ...] = ("process",),
+    ) -> None:
+        self.world, self.region, self.runner = world, region, runner
         self.state = world.market.root / region
         self.environment = {**os.environ, **world.market.environment, **environment}
 
     def _provide(self, *arguments: str) -> list[str]:
         return [
-            *(sys.executable, "-m", "sublet.cli.main", "provide", "--runner", "process"),
+            *(sys.executable, "-m", "sublet.cli.main", "provide", "--runner", *self.runner),
             *("--trust", self.world.client.party, "--state", str(self.state)),
             *("--region", self.region, "--name", self.region, *arguments),
         ]
@@ -345,3 +353,44 @@ def test_a_job_is_not_sent_where_the_owner_uses_the_memory(lab: Lab) -> None:
             "all of the memory",
         )
         lab.finished(lab.submit())
+
+
+def test_a_machine_with_fewer_cores_than_gpus_serves_as_well(lab: Lab) -> None:
+    gpus = 4 * (os.cpu_count() or 1)
+    lab.driver.says(count=gpus)
+    code = "import os; print('threads', os.environ['OMP_NUM_THREADS'])"
+    with lab.machine.provides():
+        lab.world.soon(lambda: len(lab.machine.devices()) == gpus, "the offer")
+        job = lab.world.python(lab.machine.region, code, gpus=1, cpus="", memory="64MB")
+        assert lab.world.ended(job).state == "succeeded"
+        # As many as everywhere: the same job gives the same bits on each machine.
+        assert "threads 1" in lab.world.log(job)
+
+
+def test_a_machine_without_the_nvidia_runtime_sets_itself_aside(
+    world: BadMarket, tmp_path: Path
+) -> None:
+    """Its engine takes a GPU's container, and fails to start it."""
+    require("docker")
+    image = base_image()
+    machine = Machine(world, "no-runtime", build(tmp_path), ("docker", "--allow-image", image))
+    with machine.provides():
+        world.soon(machine.devices, "the offer")
+        jobs = [
+            world.python("no-runtime", f"print({number})", image=image, gpus=1)
+            for number in range(3)
+        ]
+        world.soon(lambda: machine.status()["set_aside"], "the machine to set itself aside")
+        assert "can't hand out its GPU" in machine.status()["set_aside"]
+        world.soon(lambda: not machine.devices(), "the offer to be gone")
+        # It has tested itself, which has failed in the same way.
+        log = world.market.root / "logs" / "no-runtime.log"
+        world.soon(lambda: "a start test failed" in log.read_text(), "a start test")
+        asked = provider("status", "--state", str(machine.state)).stdout
+        assert "nothing until a start test passes: " in asked
+        # None of the jobs has failed by it.
+        for job in jobs:
+            view = job.view()
+            assert view.state == "queued" or view.runs[-1].reason == "start_failed"
+            job.cancel()
+            assert world.ended(job).charged_ucr == 0

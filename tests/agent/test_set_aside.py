@@ -173,9 +173,9 @@ def test_a_runner_that_works_passes_and_leaves_nothing(name: str, tmp_path: Path
     assert tested.find() == []
 
 
-def test_a_missing_nvidia_runtime_fails_the_test_in_the_engines_words(tmp_path: Path) -> None:
+def test_a_missing_nvidia_runtime_fails_the_test_in_words(tmp_path: Path) -> None:
     tested = runner("docker", tmp_path)
-    with pytest.raises(StartFailed, match="could not select device driver"):
+    with pytest.raises(StartFailed, match="can't hand out its GPU"):
         tested.start_test(tmp_path / "test", ("GPU-1",))
     assert tested.find() == []
 
