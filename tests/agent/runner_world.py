@@ -42,7 +42,8 @@ class World:
         """A runner as a restarted agent makes it: with the same state and nothing in memory."""
         if self.kind == "docker":
             images = ImageRules(allowed=(base_image(),))
-            return DockerRunner(self.owner, log_bytes=LOG_BYTES, **{"images": images, **options})
+            options = {"images": images, "log_bytes": LOG_BYTES, **options}
+            return DockerRunner(self.owner, self.root / "state", **options)
         return ProcessRunner(self.owner, self.root / "state", log_bytes=LOG_BYTES)
 
     def spec(self, code: str, **changes: Any) -> RunSpec:
