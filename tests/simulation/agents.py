@@ -31,6 +31,7 @@ from tests.simulation.journal import DiskFailed, SimJournal
 from tests.simulation.models import Violation
 from tests.simulation.network import Line, Wire
 from tests.simulation.transfer import Transfer
+from tests.simulation.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from tests.simulation.market import Market
@@ -71,6 +72,7 @@ class AgentHost:
         """What a liar does with a lease, in the core's place."""
         self.full_until_ms = 0
         self.hung_until_ms = 0
+        self.hangs_since_ms = 0
         self.lost_devices: dict[str, int] = {}
         """Until when each device doesn't answer."""
         self.engine_away_until_ms = 0
@@ -79,6 +81,10 @@ class AgentHost:
         self.breaks_by: Literal["start", "odd"] = "start"
         """because its engine refuses, or because its agent can't handle what it is given."""
         self.odd_runs: set[str] = set()
+        self.watchdog = Watchdog(self)
+        self.alive_since_ms: int | None = None
+        """Since when its process has run without a stop; None: it is dead."""
+        self.died_ms = 0
         self.inflates = 1
         self.honest = True
         self.up = False
@@ -109,6 +115,7 @@ class AgentHost:
         if self.up:
             return
         self.up = True
+        self.alive_since_ms = self.engine.now_ms
         self.started += 1
         self._set_clock()
         self._wire = self._session = None
@@ -146,6 +153,7 @@ class AgentHost:
         if not self.up:
             return
         self.up = False
+        self.alive_since_ms, self.died_ms = None, self.engine.now_ms
         self.doom.countdown = 0
         if self._wire is not None:
             self._wire.close(late=self.engine.happens(0.5))
@@ -393,6 +401,8 @@ class AgentHost:
                 self._later(draw(1, 100), lambda: self._scan(lease_id))
             case effects.Upload(lease_id, kind, step):
                 self._later(draw(20, 1_500), lambda: self.transfer.upload(lease_id, kind, step))
+            case effects.RenewDeadline(lease_id, in_ms, over):
+                self.watchdog.renew(lease_id, in_ms, over)
             case effects.AckStep(lease_id, step):
                 self.market.auditor.step_acknowledged(lease_id, step)
             case effects.DeleteSteps(lease_id, steps):
@@ -424,12 +434,13 @@ class AgentHost:
 
     def _tell_engine(self, lease_id: str, act: Callable[[Container], None]) -> None:
         """As the shell does: what an engine that is away isn't told is not told later."""
-        if self._engine_is_away():
+        if self.engine_is_away:
             self.engine.say(f"{self.name}: the engine does not answer")
         else:
             self._on_container(lease_id, act)
 
-    def _engine_is_away(self) -> bool:
+    @property
+    def engine_is_away(self) -> bool:
         return self.engine_away_until_ms > self.engine.now_ms
 
     def fail(self, lease_id: str, reason: Reason, says: str) -> None:
@@ -453,7 +464,7 @@ class AgentHost:
 
     def _cant_start(self, record: RunRecord) -> tuple[Reason, str] | None:
         now_ms = self.engine.now_ms
-        if self._engine_is_away():
+        if self.engine_is_away:
             return Reason.START_FAILED, "the engine does not answer"
         lost = [id for id in record.lease.device_ids if self.lost_devices.get(id, 0) > now_ms]
         if lost:
@@ -464,7 +475,7 @@ class AgentHost:
         return None
 
     def _test_start(self) -> None:
-        trouble = "the engine does not answer" if self._engine_is_away() else ""
+        trouble = "the engine does not answer" if self.engine_is_away else ""
         if self.broken_until_ms > self.engine.now_ms:
             trouble = "OCI runtime create failed"
         self.post(events.StartTested(trouble))
@@ -477,7 +488,7 @@ class AgentHost:
             self.quarantine(lease_id)
             return
         trouble = self._cant_start(record)
-        if trouble is not None and (lease_id not in self.containers or self._engine_is_away()):
+        if trouble is not None and (lease_id not in self.containers or self.engine_is_away):
             self.fail(lease_id, *trouble)
             return
         if lease_id not in self.containers:
@@ -519,13 +530,15 @@ class AgentHost:
         record = self._record(lease_id)
         if record is None or record.phase not in LIVE:
             return
-        if self._engine_is_away():
+        if self.engine_is_away:
             self._look_soon(lease_id, 1_000)
             return
         container = self.containers.get(lease_id)
         if container is None or container.forgotten:
             self.post(events.Vanished(lease_id))
             return
+        if not container.running and (over := self.watchdog.passed.get(lease_id)):
+            self.post(events.DeadlinePassed(lease_id, over))
         told = self._told.setdefault(lease_id, set())
         for step in sorted(container.steps.keys() - told):
             told.add(step)
@@ -558,7 +571,7 @@ class AgentHost:
         self.post(events.FolderScanned(lease_id, steps, finished))
 
     def _remove(self, lease_id: str) -> None:
-        if self._engine_is_away():
+        if self.engine_is_away:
             self._later(2_000, lambda: self._remove(lease_id))
             return
         self._drop_container(lease_id)
@@ -567,6 +580,7 @@ class AgentHost:
 
     def _drop_container(self, lease_id: str) -> None:
         container = self.containers.pop(lease_id, None)
+        self.watchdog.forget(lease_id)
         if container is not None:
             container.looked = _nobody
             container.kill()
@@ -586,6 +600,7 @@ class AgentHost:
                 container.ends(137, "engine")
             else:
                 container.ends(None, "killed unseen")
+        self.watchdog = Watchdog(self)
         self.die(self.engine.draw_ms(5_000, 90_000))
 
     def restart_engine(self, away_ms: int, *, keeps_runs: bool) -> None:
@@ -659,8 +674,15 @@ class AgentHost:
             memory_free_bytes=terms.memory_bytes * count * 2,
             disk_free_bytes=terms.disk_bytes * count * 2,
             missing=tuple(Missing(id, "the driver says that the GPU is lost") for id in gone),
-            engine="it does not answer" if self._engine_is_away() else "",
+            engine="it does not answer" if self.engine_is_away else "",
         )
+
+    def hang(self, span_ms: int) -> None:
+        """Its process stands still (SIGSTOP) and goes on later."""
+        now_ms = self.engine.now_ms
+        if self.hung_until_ms <= now_ms:
+            self.hangs_since_ms = now_ms
+        self.hung_until_ms = now_ms + span_ms
 
     def calm(self) -> None:
         """Everything works from now on, and its owner is honest."""

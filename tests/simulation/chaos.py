@@ -298,7 +298,7 @@ class Chaos(Mishaps):
                 agent._later(20_000, partial(agent.disk_full, lease_id))
 
     def _pause(self) -> None:
-        self._agent().hung_until_ms = self.engine.now_ms + self._span_ms()
+        self._agent().hang(self._span_ms())
 
     def _agent_clock(self) -> None:
         agent = self._agent()

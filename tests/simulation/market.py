@@ -22,6 +22,7 @@ from tests.simulation.broker import BrokerHost
 from tests.simulation.chaos import Chaos
 from tests.simulation.doom import CrashPoints
 from tests.simulation.engine import Engine
+from tests.simulation.lifetimes import Lifetimes
 from tests.simulation.matching import Matching
 from tests.simulation.models import Violation
 from tests.simulation.registry import Registry
@@ -100,6 +101,7 @@ class Market:
         self.auditor = Auditor(self)
         self.matching = Matching(self)
         self.silence = Silence(self)
+        self.lifetimes = Lifetimes(self)
         self.broker = BrokerHost(self)
         self.agents = [self._agent(n) for n in range(plan.providers)]
         self.agents_by_party = {agent.party: agent for agent in self.agents}

@@ -25,7 +25,8 @@ _REASONS = {
     "memory": "out_of_memory",
     "engine": "engine_stopped",
     "forgotten": "run_vanished",
-    "watchdog": "provider_lost",
+    "silence": "run_killed",
+    "budget": "budget_exhausted",
 }
 _LOST = frozenset(["provider_lost", "run_vanished"])
 """What the broker concludes from silence."""
