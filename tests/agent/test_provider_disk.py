@@ -13,7 +13,7 @@ from sublet_contracts.api import JobView
 from tests.e2e.bad_market import BadMarket
 from tests.small_disk import small_disk
 
-DISK_BYTES = 48 << 20
+DISK_BYTES = 160 << 20
 LOW_BYTES = 6 << 20
 """below what an agent wants to be free"""
 
@@ -39,7 +39,7 @@ def region(world: BadMarket) -> Iterator[str]:
     """Two machines in one region: a cheap one with the small disk, and one that is in order."""
     region = "disks"
     with small_disk(world.market.root / "small", DISK_BYTES):
-        arguments = ("--price", "0.10", "--disk", "1GB")
+        arguments = ("--price", "0.10", "--disk", "100MB")
         world.agent("small", *arguments, region=region)
         world.agent("sound", "--price", "0.90", region=region)
         try:

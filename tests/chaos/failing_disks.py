@@ -47,7 +47,7 @@ class FailingDisks(Stage):
 
     def start_agent(self, name: str) -> None:
         """See Stage. A small disk isn't offered unless its owner says so."""
-        self.agent(name, "--image-policy", "any", "--disk", "1GB", region="here")
+        self.agent(name, "--image-policy", "any", "--disk", "300MB", region="here")
 
     def storm(self) -> None:
         """See Stage."""
