@@ -29,7 +29,8 @@ from typing import (
     get_type_hints,
 )
 
-from sublet.units import cores_to_millis, credits_to_ucr, duration_ms, size_bytes
+from sublet.units import UnitError, cores_to_millis, credits_to_ucr, duration_ms, size_bytes
+from sublet_contracts.image_references import ReferenceRefused, is_image_id, parse_reference
 
 Amount = str | int | float | Decimal
 """Credits or cores: a number, or one as text."""
@@ -80,6 +81,16 @@ def _as_written(value: object, name: str) -> object:
     return value
 
 
+def _image(value: object, name: str) -> object:
+    text = str(value)
+    if not is_image_id(text):
+        try:
+            parse_reference(text)
+        except ReferenceRefused as error:
+            raise UnitError(f"{name}: {error}") from error
+    return text
+
+
 def _as_tuple(value: Sequence[str], name: str) -> object:
     return tuple(value)
 
@@ -101,7 +112,7 @@ class Program(TypedDict):
             "the container image; by digest (name@sha256:...) where broker or provider want it",
             "what runs",
             fields=("image",),
-            convert=_as_written,
+            convert=_image,
             metavar="IMAGE",
         ),
     ]

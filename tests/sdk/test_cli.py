@@ -56,6 +56,7 @@ def test_usage_errors_say_what_to_do(at_market: SmallMarket, capsys: Capture) ->
         (["run", *SMALL, "-e", "=x", "image"], "-e SEED=17"),
         (["run", *SMALL, "--input", "x", "image"], "data.csv:/data/data.csv"),
         (["run", *SMALL, "--gpus", "lots", "-y", "image"], "error: --gpus: 'lots'"),
+        (["run", *SMALL, "-y", "../images"], "error: IMAGE: '../images' names no image"),
         (["run", *SMALL, "image"], "add -y"),
         (["receipts", "bake"], "export or verify"),
     ):

@@ -15,6 +15,7 @@ from sublet.options import OPTIONS
 from sublet.options_docs import meaning
 from sublet.terminal.text import paint, safe
 from sublet_contracts.amounts import format_credits, format_duration
+from sublet_contracts.image_references import ReferenceRefused, parse_reference
 
 if TYPE_CHECKING:
     from sublet.client import Client, Job
@@ -105,8 +106,18 @@ def _check_inputs(inputs: Mapping[str, str]) -> None:
 
 
 def _pinned(image: str) -> str:
-    """Return `image` by its digest or id where a Docker Engine here knows it, else as it is."""
-    if "@" in image or image.startswith("sha256:"):
+    """Return `image` by its digest or id where a Docker Engine here knows it, else as it is.
+
+    Raises CommandError: it names no image.
+    """
+    if image.startswith("sha256:"):
+        return image
+    try:
+        parse_reference(image)
+    except ReferenceRefused as error:
+        fix = "name it as `docker pull` does: registry/repository:tag, or ...@sha256:DIGEST"
+        raise CommandError(f"IMAGE: {error}", fix, USAGE) from error
+    if "@" in image:
         return image
     from sublet.cli.images import local_digest
 
