@@ -153,16 +153,25 @@ class ProcessRunner:
         return found
 
     def status(self, run_id: str) -> RunStatus:
-        """Say how the run is, from its folder. See `Runner`."""
+        """Say how the run is, from its folder. See `Runner`.
+
+        One that is over has nobody left to hold it: what it has left behind all the same (its
+        supervisor was killed, or its end was forged) is ended here.
+        """
         directory = self._directory(run_id)
         # In this order: running.json is there only while or after the lock is held, and exit.json
         # is written before it is let go. Before running.json the lock is the supervisor's to take.
         began = os.path.lexists(directory / "running.json")
-        held = began and _is_held(directory / "lock")
+        running = records.read_sound(directory / "running.json", records.RunningRecord)
+        since = None if running is None else running.started_ms
+        if began and _is_held(directory / "lock"):
+            return RunStatus("running", started_ms=since)
+        if began:
+            self._end(run_id, with_supervisor=True)
         try:
             ended = records.read(directory / "exit.json", records.ExitRecord)
         except records.Damaged:
-            return RunStatus("running") if held else RunStatus("exited", error=_ODD)
+            return RunStatus("exited", started_ms=since, error=_ODD)
         if ended is not None:
             return RunStatus(
                 "exited",
@@ -177,10 +186,6 @@ class ProcessRunner:
                 finished_ms=ended.finished_ms,
                 error=ended.error,
             )
-        running = records.read_sound(directory / "running.json", records.RunningRecord)
-        since = None if running is None else running.started_ms
-        if held:
-            return RunStatus("running", started_ms=since)
         if began:
             return RunStatus("exited", started_ms=since, error=_DIED if running else _ODD)
         try:
@@ -238,6 +243,7 @@ class ProcessRunner:
             alive = process_tree.marked(mark)
             for supervisor in supervisors:
                 alive |= process_tree.descendants(supervisor)
+                process_tree.wake(supervisor)
             if not alive and with_supervisor:
                 alive = supervisors
             if not alive:

@@ -193,6 +193,11 @@ def end(pids: set[int]) -> None:
             _signal(os.kill, pid, number)
 
 
+def wake(pid: int) -> None:
+    """Let a process go on that somebody may have stopped."""
+    _signal(os.kill, pid, signal.SIGCONT)
+
+
 def ignores(pid: int, number: int) -> bool:
     """Say whether the process ignores this signal, by its own wish."""
     lines = _about(pid, "status").splitlines()
