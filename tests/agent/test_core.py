@@ -534,3 +534,22 @@ def test_a_broker_whose_clock_went_slower_since_is_still_answered() -> None:
     world.now += 600_000
     _, step = world.assign(world.job(), issued_ms=broker_now, answer_by_ms=broker_now + 10_000)
     assert only(step, LeaseAnswer).signed is not None
+
+
+def test_a_kill_that_came_before_its_run_had_started_comes_again() -> None:
+    """Else a job that hears no TERM would run for good: an odd job that stops itself did."""
+    world = World()
+    lease_id, _ = world.assign(world.job())
+    world.do(events.ImageReady(lease_id))
+    world.do(events.Restored(lease_id))
+    stop = Order(lease=lease_id, epoch=1, desired="stop", reason=Reason.CANCELLED, grace_ms=0)
+    assert wanted(world.do(events.MessageArrived(stop)), effects.Kill)  # there is nothing to kill
+    world.ran(lease_id, 0)
+    kills = 0
+    for _ in range(100):
+        world.now += 200
+        kills += len(wanted(world.do(events.Tick()), effects.Kill))
+    assert 5 <= kills <= 10
+    world.ran(lease_id, 20_000, running=False, exit_code=137)
+    world.now += 60_000
+    assert not wanted(world.do(events.Tick()), effects.Kill)

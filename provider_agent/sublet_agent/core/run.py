@@ -61,6 +61,7 @@ from sublet_contracts.wire import (
 )
 
 VERDICT_WAIT_MS = 20_000
+KILL_AGAIN_MS = 2_000
 MAX_DETAIL_CHARACTERS = 2048
 QUARANTINED_TEXT = (
     "the agent met an unexpected error while it handled this run; what it left is kept there, and "
@@ -119,6 +120,8 @@ class Run:
     messages: list[Message] = field(default_factory=list)
     effects: list[do.Effect] = field(default_factory=list)
     progress: Progressed | None = None
+    killed_ms: int = 0
+    """when it was last killed, while it was live"""
     deadline_renewed_ms: int = 0
     broker_reads: Reads = field(default_factory=dict)
     """The versions of documents that the broker reads; nothing until it has said so."""
@@ -188,7 +191,10 @@ class Run:
             stop = record.stop
             if stop and not stop.killed and now_ms >= stop.deadline_ms:
                 stop.killed = self.changed = True
-                self.effects.append(do.Kill(record.lease_id))
+                self._kill(now_ms)
+            elif stop and stop.killed and abs(now_ms - self.killed_ms) >= KILL_AGAIN_MS:
+                # It came before there was anything to kill, or it failed.
+                self._kill(now_ms)
             failed_ms = record.device_failed_ms
             if failed_ms and not stop and now_ms - failed_ms >= DEVICE_GRACE_MS:
                 says = record.device_failed
@@ -242,7 +248,7 @@ class Run:
         self.effects.append(do.AskStop(record.lease_id))
         if grace_ms <= 0:
             record.stop.killed = True
-            self.effects.append(do.Kill(record.lease_id))
+            self._kill(now_ms)
 
     def device_failed(self, says: str, now_ms: int) -> None:
         """A device of the run has failed. What has not started yet ends here; what runs is judged
@@ -553,6 +559,10 @@ class Run:
         self._receipt(now_ms, final=reason)
         # The devices are free from here on; nothing of a container may be left on them.
         self.effects.append(do.Kill(record.lease_id))
+
+    def _kill(self, now_ms: int) -> None:
+        self.killed_ms = now_ms
+        self.effects.append(do.Kill(self.record.lease_id))
 
     def _put_aside(self, detail: str, now_ms: int) -> None:
         """End it where it stands. What was known of its end by then stays known: a job can't make
