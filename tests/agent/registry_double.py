@@ -76,6 +76,8 @@ class RegistryDouble:
     asked: list[str] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
     """every Authorization header that came"""
+    metadata: list[str] = field(default_factory=list)
+    """every header of a client's own (X-Meta-...) that came"""
     ended_early: int = 0
     """blobs whose reader went away"""
 
@@ -196,6 +198,7 @@ def serving(double: RegistryDouble) -> Iterator[RegistryDouble]:
             login = self.headers.get("Authorization")
             if login:
                 double.logins.append(login)
+            double.metadata += [name for name in self.headers if name.lower().startswith("x-meta")]
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 self._respond(login)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from sublet_agent.core.kept_images import MAX_TAGS, PulledImage
-from sublet_contracts.durable import fsync_folder
+from sublet_contracts.durable import fsync_folder, make_folder
 
 _IMAGES = TypeAdapter(list[PulledImage])
 MAX_FILE_BYTES = 8 * 2**20
@@ -73,6 +73,7 @@ class ImageRecords:
     def _write(self) -> None:
         if self._path is None:
             return
+        make_folder(self._path.parent, 0o700)
         text = json.dumps([asdict(image) for image in self._images.values()])
         part = self._path.with_suffix(".part")
         with part.open("w") as file:
