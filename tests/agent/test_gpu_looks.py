@@ -1,19 +1,23 @@
 """What one look at the machine says, and that it always ends: on a stand-in for the driver's
 library that loses its GPUs, hangs, and records faults."""
 
+import asyncio
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from sublet_agent.adapters.machine.facts import Machine
+from sublet_agent.adapters.machine.facts import Look, Machine
 from sublet_agent.adapters.machine.gpu_helper import GpuHelper
-from sublet_agent.adapters.machine.nvml import GpuProbe
+from sublet_agent.adapters.machine.nvml import Fault, GpuProbe
+from sublet_agent.adapters.machine.watch import Watch
 from sublet_agent.adapters.options import UsageError, read_options
 from sublet_agent.adapters.process.runner import ProcessRunner
+from sublet_agent.core import events
 from sublet_agent.core.device_faults import JOBS_OWN, NOTES, says_of_xid
 from sublet_agent.core.supply import Facts
 from tests.agent.nvml_stub import CARDS, Driver
@@ -313,3 +317,84 @@ def test_an_engine_that_is_silent_costs_its_limit_and_is_asked_once(
     answers.set()
     one.then()
     assert one.facts.engine == ""
+
+
+# -- again and again -------------------------------------------------------------------------------
+
+
+class Heard:
+    """Who takes what a watch sees."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.events: asyncio.Queue[events.Event] = asyncio.Queue()
+        self.now_ms = lambda: int(time.monotonic() * 1000)
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def post(self, event: events.Event) -> None:
+        self.events.put_nowait(event)
+
+
+async def test_a_watch_tells_faults_before_facts_and_outlives_a_look_that_fails() -> None:
+    facts = Facts((), 1, 1, 1, 1)
+    looks: list[Look | OSError] = [
+        OSError("no such folder"),
+        OSError("no such folder"),
+        Look(facts, (Fault("GPU-1", "Xid 79"),)),
+    ]
+
+    class Scripted:
+        def look(self) -> Look:
+            seen = looks.pop(0) if looks else Look(facts)
+            if isinstance(seen, OSError):
+                raise seen
+            return seen
+
+    heard = Heard()
+    watch = Watch(cast(Machine, Scripted()), heard, facts, lambda: 10)
+    watch.begin()
+    running = asyncio.create_task(watch.run())
+    try:
+        said = [await asyncio.wait_for(heard.events.get(), 20) for _ in range(4)]
+    finally:
+        running.cancel()
+        watch.close()
+    assert [type(event) for event in said] == [
+        events.FactsRead,
+        events.DeviceFailed,
+        events.FactsRead,
+        events.FactsRead,
+    ]
+    assert len(heard.lines) == 1
+    assert "no such folder" in heard.lines[0]
+
+
+async def test_who_waits_for_a_look_gets_one_that_began_after_he_asked() -> None:
+    began = threading.Event()
+    goes_on = threading.Event()
+    facts = Facts((), 1, 1, 1, 1)
+
+    class Slow:
+        def look(self) -> Look:
+            began.set()
+            goes_on.wait(20)
+            return Look(facts)
+
+    heard = Heard()
+    watch = Watch(cast(Machine, Slow()), heard, facts, lambda: 10)
+    running = asyncio.create_task(watch.run())
+    try:
+        await asyncio.to_thread(began.wait, 20)
+        await asyncio.sleep(0.01)
+        asked_ms = heard.now_ms()
+        watch.look_now()
+        goes_on.set()
+        first, second = [await asyncio.wait_for(heard.events.get(), 20) for _ in range(2)]
+    finally:
+        running.cancel()
+        watch.close()
+    assert isinstance(first, events.FactsRead)
+    assert isinstance(second, events.FactsRead)
+    assert first.looked_ms < asked_ms <= second.looked_ms

@@ -394,3 +394,19 @@ def test_a_machine_without_the_nvidia_runtime_sets_itself_aside(
             assert view.state == "queued" or view.runs[-1].reason == "start_failed"
             job.cancel()
             assert world.ended(job).charged_ucr == 0
+
+
+@pytest.mark.slow
+def test_a_job_that_does_not_notice_a_recorded_fault_is_stopped_and_goes_on_elsewhere(
+    lab: Lab,
+) -> None:
+    with lab.machine.provides():
+        job = lab.run_on_both()[CARDS[0]]
+        lab.driver.says(xids=2, xid0=1031, xid1=48)
+        lab.offered(CARDS[1])
+        view = lab.world.until(job, lambda view: view.runs[0].reason, "the run's end")
+        assert view.runs[0].reason == "device_failed"
+        assert "Xid 48" in view.runs[0].detail
+        lab.finished(*lab.world.jobs[-2:])
+        # What the other job had done wrong by itself was held against nobody.
+        assert [len(done.view().runs) for done in lab.world.jobs[-2:]].count(1) == 1

@@ -361,6 +361,9 @@ def test_a_drain_ends_though_the_broker_is_away(tmp_path: Path) -> None:
         assert world.market.broker is not None
         world.market.broker.kill()
         world.soon(lambda: not owner.reads("status")["connected"], "the agent to notice")
+        # A reclaim frees the device, and returns: it has no end to wait for.
+        reclaimed = owner.reads("reclaim", "--grace", "3s")
+        assert [run["phase"] for run in reclaimed["runs"]] == ["finishing"]
         began = time.monotonic()
         asked = owner.asks("drain", "--grace", "3s")
         assert time.monotonic() - began < 120
@@ -372,6 +375,7 @@ def test_a_drain_ends_though_the_broker_is_away(tmp_path: Path) -> None:
         assert f"waits on this disk for the broker (of job {job.id[:10]})" in agent.log_tail(1)
         world.market.restart_broker()
         world.agent("alone")
+        world.soon(lambda: owner.asks("offer").returncode == 0, "the agent")
         (tmp_path / "finish").write_text("")
         assert world.ended(job).state == "succeeded"
         world.balanced()

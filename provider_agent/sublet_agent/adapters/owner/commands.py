@@ -76,9 +76,10 @@ def _ask(command: OwnerCommand, asked: dict[str, Any]) -> Status:
 
 
 def _wait_until_free(command: OwnerCommand, status: Status) -> Status:
-    """Follow a drain to its end: the devices are free once no run is left (or the agent is)."""
+    """Follow it until the devices are free and what was made is handed over, or the agent has
+    ended. Where the broker is away a reclaim doesn't wait for it: that would be for ever."""
     last = ""
-    while any(run.phase is not RunPhase.ENDED for run in status.runs):
+    while not _is_free(status):
         words = ", ".join(f"{run.job[:8]} ({safe(run.name)}): {run.phase}" for run in status.runs)
         if status.waits_for:
             words = "waiting for " + "; ".join(safe(line) for line in status.waits_for)
@@ -92,6 +93,12 @@ def _wait_until_free(command: OwnerCommand, status: Status) -> Status:
             gone = {"runs": (), "connected": False, "stopped": True}
             return status.model_copy(update=gone)
     return status
+
+
+def _is_free(status: Status) -> bool:
+    waits = status.connected or status.stopping
+    free = {RunPhase.ENDED} if waits else {RunPhase.ENDED, RunPhase.FINISHING}
+    return all(run.phase in free for run in status.runs)
 
 
 def _print(status: Status) -> None:
