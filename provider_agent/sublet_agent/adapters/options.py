@@ -49,6 +49,7 @@ class Options:
     allow_images: tuple[str, ...]
     allow_registries: tuple[str, ...]
     image_cap_bytes: int
+    pull_patience_ms: int
     allow_egress: bool
     memory_bytes: int
     disk_bytes: int
@@ -150,6 +151,13 @@ def read_options(argv: Sequence[str]) -> Options:
         metavar="SIZE",
         help="the biggest image that is pulled (default: half of --disk)",
     )
+    add(
+        "--pull-patience",
+        type=_duration,
+        default="2m",
+        metavar="TIME",
+        help="a pull without bytes for so long is ended, and the job goes elsewhere (default: 2m)",
+    )
     add("--allow-egress", action="store_true", help="jobs that ask for it may reach the network")
     add("--memory", type=_size, default="0", metavar="SIZE", help="main memory offered, in all")
     add(
@@ -186,6 +194,7 @@ def read_options(argv: Sequence[str]) -> Options:
         allow_images=tuple(dict.fromkeys(found.allow_image)),
         allow_registries=tuple(dict.fromkeys(found.allow_registry)),
         image_cap_bytes=found.image_cap,
+        pull_patience_ms=found.pull_patience,
         allow_egress=found.allow_egress,
         memory_bytes=found.memory,
         disk_bytes=found.disk,

@@ -31,7 +31,10 @@ def choose_runner(options: Options, owner: str, say: Callable[[str], None]) -> R
                 options.state,
                 allow_egress=options.allow_egress,
                 images=ImageRules(
-                    options.allow_images, options.allow_registries, _image_cap_bytes(options)
+                    options.allow_images,
+                    options.allow_registries,
+                    _image_cap_bytes(options),
+                    max(1, options.pull_patience_ms) / 1000,
                 ),
             )
             docker.check()
