@@ -22,6 +22,7 @@ from sublet_contracts.documents import (
 )
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
+from sublet_contracts.rules import charge_ucr
 from sublet_contracts.wire import (
     Announce,
     Assign,
@@ -345,6 +346,20 @@ def test_the_charge_never_passes_the_hold() -> None:
     world.ran(lease_id, 3_600_000, running=False, exit_code=0)
     world.do(events.FolderScanned(lease_id, ()))
     assert receipts_of(world)[-1].charge_ucr == 100
+
+
+def test_a_job_that_takes_long_to_stop_has_half_of_its_lease_for_its_work() -> None:
+    """Found by the simulator: such a job was asked to stop as soon as it had started."""
+    world = World()
+    job = world.job(stop_grace_ms=3_600_000)
+    lease_id, _ = world.assign(job, hold_ucr=charge_ucr(PRICE, 600_000))
+    world.do(events.ImageReady(lease_id))
+    world.do(events.Restored(lease_id))
+    asked = []
+    for ran_ms in (0, 299_000, 301_000):
+        world.ran(lease_id, ran_ms)
+        asked.append(bool(wanted(world.do(events.Tick()), effects.AskStop)))
+    assert asked == [False, False, True]
 
 
 def test_device_time_never_goes_back() -> None:

@@ -15,6 +15,16 @@ def charge_ucr(record: RunRecord, cum_device_ms: int) -> int:
     return min(rules.charge_ucr(price, cum_device_ms), record.lease.hold_ucr)
 
 
+def must_stop_in_ms(record: RunRecord) -> int | None:
+    """Return how long the hold still pays for, where a run has to begin to stop by itself now; None
+    where it may go on. However long a job takes to stop, half of its lease is for its work."""
+    left_ms = wall_ms_left(record)
+    if left_ms is None:
+        return None
+    half_ms = (left_ms + record.cum_device_ms // record.devices) // 2
+    return left_ms if left_ms < min(record.job.stop_grace_ms // 2, half_ms) else None
+
+
 def wall_ms_left(record: RunRecord) -> int | None:
     """Return how long the hold still pays for; None: without bound."""
     total = rules.device_ms_within(record.lease.price_ucr_per_device_hour, record.lease.hold_ucr)

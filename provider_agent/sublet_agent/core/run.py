@@ -205,8 +205,8 @@ class Run:
                     record.interval_began_ms = now_ms
                     self.changed = True
                     self.effects.append(do.AskSave(record.lease_id))
-                left_ms = metering.wall_ms_left(record)
-                if left_ms is not None and left_ms < record.job.stop_grace_ms // 2:
+                left_ms = metering.must_stop_in_ms(record)
+                if left_ms is not None:
                     # The broker's order comes earlier than this; here we stop working for nothing
                     # when it can't be heard.
                     self.stop("drain", Reason.BUDGET_EXHAUSTED, left_ms, now_ms)
