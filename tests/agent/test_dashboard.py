@@ -147,3 +147,27 @@ def test_printed_once_it_names_the_provider_in_full() -> None:
     assert not any("Ctrl-C" in line for line in lines)
     ended = status(stopped=True, runs=(), connected=False)
     assert drawn(ended, live=False) == ["agent     has ended; the devices are free"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"set_aside": "no runtime"}, "nothing until a start test passes: no runtime"),
+        ({"engine_trouble": "no answer"}, "nothing while the engine is silent: no answer"),
+        ({"net_ucr_per_device_hour": 380_000}, "0.40 credits per device-hour, 0.38 after the fee"),
+        ({"waits_for": ("job 0123456789: its settlement",)}, "waits for job 0123456789"),
+    ],
+)
+def test_why_nothing_is_offered_what_is_earned_and_what_is_awaited(
+    changes: dict[str, Any], words: str
+) -> None:
+    assert any(words in line for line in drawn(status(**changes), width=120))
+
+
+def test_a_device_that_is_gone_is_named_with_its_trouble_among_however_many() -> None:
+    gone = device("GPU-deadbeef").model_copy(update={"trouble": "GPU is lost"})
+    few = drawn(status(devices=(device("GPU-1"), gone)), width=120)
+    assert any("GPU-deadbeef" in line and "not offered: GPU is lost" in line for line in few)
+    many = drawn(status(devices=(*(device(f"GPU-{n}") for n in range(7)), gone)), width=120)
+    assert any("8 x NVIDIA A100" in line and "7 free" in line for line in many)
+    assert any("GPU-deadbeef" in line and "GPU is lost" in line for line in many)
