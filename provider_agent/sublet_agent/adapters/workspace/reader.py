@@ -379,7 +379,7 @@ def drop_privileges(lane: str, uid: int, gid: int) -> None:
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     for what, most in (
         (resource.RLIMIT_AS, MEMORY_BYTES[lane]),
-        (resource.RLIMIT_NOFILE, MAX_DEPTH + 64),
+        (resource.RLIMIT_NOFILE, 2 * MAX_DEPTH + 64),  # a listing holds one of its own
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NPROC, 0),
