@@ -280,7 +280,7 @@ def test_volumes_of_an_image_are_bounded_too(world: World) -> None:
     finally:
         client.api.remove_container(base["Id"])
     try:
-        spec, status = world.run(code, image=made)
+        spec, status = world.run(code, image=made, image_id=made)
         assert status.exit_code == 0, world.output(spec.run_id)
         assert any(line.startswith("tmpfs /vol ") for line in world.output(spec.run_id))
         assert not [m for m in _inspect(world, spec.run_id)["Mounts"] if m["Type"] == "volume"]
@@ -294,7 +294,7 @@ def test_a_gpu_is_asked_for_by_its_uuid(world: World) -> None:
     if "nvidia" in info["Runtimes"] or info.get("DiscoveredDevices"):
         pytest.skip("this engine has GPUs: it would start")
     spec = world.spec("pass", device_ids=("GPU-0a1b",))
-    with pytest.raises(StartFailed, match="device driver"):
+    with pytest.raises(StartFailed, match="hand out its GPU"):
         world.runner.start(spec)
     (request,) = _inspect(world, spec.run_id)["HostConfig"]["DeviceRequests"]
     assert (request["Driver"], request["DeviceIDs"]) == ("nvidia", ["GPU-0a1b"])
