@@ -448,6 +448,29 @@ def test_a_doubt_that_has_passed_accuses_nobody() -> None:
     assert world.ended(lease_id).reason is Reason.JOB_FAILED
 
 
+@pytest.mark.parametrize(
+    ("answering", "reason"),
+    [
+        (frozenset({"gpu-1"}), Reason.JOB_FAILED),
+        (frozenset({"gpu-0"}), Reason.DEVICE_FAILED),
+        (None, Reason.JOB_FAILED),
+    ],
+    ids=["it answers", "it doesn't", "not asked (--devices none)"],
+)
+def test_a_run_on_a_gpu_that_was_gone_when_the_agent_started(
+    answering: frozenset[str] | None, reason: Reason
+) -> None:
+    """Nothing is known of the GPU then but whether it is there: it may be offered, or not."""
+    world = Watched()
+    lease_id = world.runs_on(1)
+    world.core = restarted(world)
+    only_first = FACTS.devices[:1]
+    world.look(devices=only_first, answering=answering)
+    world.exits(lease_id, 1)
+    world.look(100)
+    assert world.ended(lease_id).reason is reason
+
+
 def test_a_recorded_fault_is_evidence_and_keeps_the_gpu_off_the_market() -> None:
     world = Watched()
     lease_id = world.runs_on(1)

@@ -1,13 +1,19 @@
 """What the driver's fault records (Xid) say of a GPU, and what they say of the job only. Pure.
 
-A job can bring about some of them by itself: what it does wrong is recorded under its own GPU, and
-is no fault of the provider's. Some tell of what was found or mended in time. All others, also those
-that are newer than this list, are the machine's: a program can't cause them.
+A job can bring about many of them by itself: what it does wrong, or hands to one of the GPU's
+engines, is recorded under its own GPU, and is no fault of the provider's. Some tell of what was
+found or mended in time. All others, also those that are newer than this list, are the machine's: a
+program can't cause them.
 """
 
-JOBS_OWN = frozenset({8, 13, 31, 43, 45, 68, 69, 109, 137})
-"""A program that hung, its exceptions, page faults and illegal accesses, and the clearing up that
-follows one."""
+JOBS_OWN = frozenset(
+    {
+        *(*range(1, 9), 11, 32, 37),  # commands that no engine understands, or that hung it
+        *(13, 31, 43, 44, 45, 69, 76, 109, 137),  # exceptions, page faults, illegal accesses
+        *(39, 40, 41, 42, 65, 66, 67, 68, 70, 71, 72, 73, 75),  # of the copy and video engines
+        *(*range(82, 87), 88, 89, 90, *range(96, 106)),  # and of those that came later
+    }
+)
 NOTES = frozenset({63, 92, 154})
 """Memory that was put aside for the next reset, many corrected errors, and what the driver would
 have done about another record."""

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from sublet_agent.core.offers import Terms
+from sublet_agent.core.runner_port import CPU_DEVICE
 from sublet_contracts.documents import Device
 
 SETTLE_MS = 10_000
@@ -29,6 +30,7 @@ BACK_FACTOR = 10
 BACK_MOST_MS = 1_800_000
 FORGIVEN_AFTER_MS = 3_600_000
 FAULT_QUIET_MS = 300_000
+UNLISTED_DOUBT_MS = 60_000
 RESERVED_MEMORY_PERCENT = 10
 RESERVED_DISK_BYTES = 2 * 2**30
 
@@ -66,6 +68,8 @@ class Facts:
     memory_free_bytes: int
     disk_free_bytes: int
     missing: tuple[Missing, ...] = ()
+    answering: frozenset[str] | None = None
+    """every GPU that answers, offered or not; None: none was asked"""
     engine: str = ""
     """why the runner can't work now; '' if it can"""
 
@@ -113,7 +117,7 @@ class Supply:
         for run in held:
             for id in run.device_ids:
                 self._in_use_until_ms[id] = now_ms
-        gone = {one.id: one for one in facts.missing}
+        gone = {one.id: one for one in (*_unlisted(facts, held), *facts.missing)}
         for id, since_ms in list(self._missing_since_ms.items()):
             if id not in gone:
                 del self._missing_since_ms[id]
@@ -125,7 +129,7 @@ class Supply:
                 self._missing_since_ms[id] = now_ms
                 self._loss(id).count += 1
         kept = []
-        self.missing = gone
+        self.missing = dict(gone)
         self.known.update((seen.device.id, seen.device) for seen in facts.devices)
         for seen in facts.devices:
             why = self._not_yet(seen.device.id, now_ms)
@@ -134,7 +138,7 @@ class Supply:
             else:
                 kept.append(seen)
         self.terms = self._terms(facts, kept, held, now_ms)
-        return [one for one in facts.missing if self._is_certain(one, now_ms)]
+        return [one for one in gone.values() if self._is_certain(one, now_ms)]
 
     def fault(self, id: str, says: str, now_ms: int) -> None:
         """The driver reported a fault of a device: leave it out for a while."""
@@ -226,6 +230,15 @@ class Supply:
         elif device.id not in self._measured:
             self._measured[device.id] = self.remembered.get(device.id, total)
         return device.model_copy(update={"memory_bytes": min(total, self._measured[device.id])})
+
+
+def _unlisted(facts: Facts, held: Collection[Held]) -> list[Missing]:
+    """Return the GPUs of our runs that are not there, where the look knows nothing of them: the
+    agent was started when they were gone already, or with another choice of devices."""
+    if facts.answering is None:
+        return []
+    ids = {id for run in held for id in run.device_ids} - {CPU_DEVICE} - facts.answering
+    return [Missing(id, "the driver does not list it", UNLISTED_DOUBT_MS) for id in sorted(ids)]
 
 
 def in_all(asked_bytes: int, facts: Facts) -> int:

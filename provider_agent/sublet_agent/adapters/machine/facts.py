@@ -199,7 +199,12 @@ class Machine:
             DeviceSeen(device_of(gpu), gpu.used_bytes, shares_main_memory=gpu.memory_bytes is None)
             for gpu in self._chosen.of(found)
         ]
-        return with_changes(facts, devices=tuple(seen), missing=self._chosen.missing(found))
+        return with_changes(
+            facts,
+            devices=tuple(seen),
+            missing=self._chosen.missing(found),
+            answering=frozenset(gpu.uuid for gpu in found.gpus),
+        )
 
 
 def choose_gpus(found: GpuProbe, wanted: Sequence[str]) -> list[Gpu]:
