@@ -529,8 +529,9 @@ class Shell:
         await self._tidy_images()
         cancel = self._cancel(owner)
         call = functools.partial(self.runner.ensure_image, image, progress, policy, cancel)
-        self.images[owner] = await self.blocking(call)
-        return self.images[owner]
+        found = self.images[owner] = await self.blocking(call)
+        await self._tidy_images()
+        return found
 
     async def _tidy_images(self) -> None:
         """Let go of renters' images that nothing needs, where room is short."""
