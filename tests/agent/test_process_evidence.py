@@ -107,6 +107,16 @@ def test_an_end_that_nobody_saw_is_unattributed_and_has_words(world: World) -> N
     wait_for(lambda: tree.read_process(process) is None, "the job, which may not outlive it")
 
 
+def test_a_run_that_the_machine_went_down_with_is_the_providers(world: World) -> None:
+    spec, _ = started(world, HANDLER + "time.sleep(600)")
+    before = record(world, spec) | {"boot": "another"}
+    os.kill(int(before["pid"]), signal.SIGKILL)
+    (run_folder(world, spec) / "running.json").write_text(json.dumps(before))
+    status = world.ended(spec.run_id)
+    assert (status.exit_code, judged(status)) == (None, Reason.ENGINE_STOPPED)
+    assert "started anew" in exit_text(evidence_of(status), Reason.ENGINE_STOPPED)
+
+
 # -- a limit that we held it to --------------------------------------------------------------------
 
 
@@ -552,7 +562,7 @@ def _this_process() -> dict[str, Any]:
     found = tree.read_process(os.getpid())
     assert found is not None
     pid = {"pid": found.pid, "started": found.started}
-    job = {"job_pid": found.pid, "job_started": found.started, "started_ms": 0}
+    job = {"job_pid": found.pid, "job_started": found.started, "started_ms": 0, "boot": ""}
     whose = {"owner": "x", "job_id": "x", "lease_id": "x", "epoch": 1, "checkpoint_dir": "/tmp"}
     return pid | job | whose | {"mark": "", "exit_code": None}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sublet.demo.local import LocalMarket
+from sublet_agent.adapters.process.runner import WITNESS
 
 GATE = Path(__file__).with_name("gate")
 WAL_PAGES = "60"
@@ -33,5 +34,6 @@ class GatedMarket(LocalMarket):
             **super().environment,
             "PYTHONPATH": os.pathsep.join(paths),
             "SUBLET_GATE": self.gate,
+            WITNESS: "off",  # strace traces the job's own process, and two can't
             "SUBLET_GATE_WAL_PAGES": WAL_PAGES,
         }

@@ -36,11 +36,12 @@ class SpecRecord(_Record):
 
 
 class RunningRecord(_Record):
-    """Of `running.json`: the job's own process, and since when."""
+    """Of `running.json`: the job's own process, since when, and in which start of the machine."""
 
     job_pid: Annotated[int, Field(gt=1, le=2**31 - 1)]
     job_started: Annotated[int, Field(ge=0)]
     started_ms: _Milliseconds
+    boot: _Name
 
 
 class ExitRecord(_Record):

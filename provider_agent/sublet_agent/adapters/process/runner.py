@@ -52,7 +52,8 @@ _START_S = 30.0
 _END_S = 30.0
 _SAID_BYTES = 500
 _ODD = "a file of this run was changed or damaged, so nobody knows how it ended"
-_DIED = "the supervisor was killed, or the machine went down"
+_DIED = "its supervisor was killed, so nobody saw how it ended"
+_REBOOTED = "the machine was started anew while it ran"
 
 
 class ProcessRunner:
@@ -187,6 +188,8 @@ class ProcessRunner:
                 error=ended.error,
             )
         if began:
+            if running is not None and running.boot != process_tree.boot_id():
+                return RunStatus("exited", started_ms=since, engine_stopped=_REBOOTED)
             return RunStatus("exited", started_ms=since, error=_DIED if running else _ODD)
         try:
             spec = records.read(directory / "spec.json", records.SpecRecord)

@@ -65,7 +65,8 @@ class Supervisor:
         """Start the job and stay with it until its end is on the disk."""
         self._started_ms = _now_ms()
         mine = process_tree.read_process(os.getpid())
-        about = {"pid": os.getpid(), "started": mine.started if mine else 0}
+        about: dict[str, Any] = {"pid": os.getpid(), "started": mine.started if mine else 0}
+        before = process_tree.survey(os.getpid())
         try:
             job = self._start_job()
         except OSError as error:
@@ -76,11 +77,12 @@ class Supervisor:
         self._pid = job.pid
         child = process_tree.read_process(job.pid)
         about |= {"job_pid": job.pid, "job_started": child.started if child else 0}
-        about["started_ms"] = self._started_ms
+        about |= {"started_ms": self._started_ms, "boot": process_tree.boot_id()}
         # At once, whatever else is being done: each stop of the job waits for this.
         signal.signal(signal.SIGCHLD, lambda *_: self._serve())
         if self._spec["witness"]:
             self._witness = Witness(job.pid, self._is_ours)
+            self._witness.remember(before)
             self._witness.attend()
         write_durably(self._directory / "running.json", about)
         self._watch(job)

@@ -162,6 +162,14 @@ def started_as(*words: str) -> set[int]:
     }
 
 
+def boot_id() -> str:
+    """Return what names this start of the machine; pids and times of another one mean nothing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii", "replace").strip()
+    except OSError:
+        return ""
+
+
 def name_of(pid: int) -> str:
     """Return a process's name as it may be shown to people; empty where it is gone."""
     shown = _about(pid, "comm").strip()[:32].decode("ascii", "replace")
