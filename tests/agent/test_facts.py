@@ -1,6 +1,7 @@
 """The machine is looked at again: what is gone leaves the offer, is not leased, and is not held
 against the job that ran on it. The pure core, in looks and leases."""
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -503,3 +504,48 @@ def test_a_clock_that_goes_back_holds_nothing_for_ever() -> None:
     world.now -= 10_000_000
     world.look(0)
     assert [device.id for device in world.core.terms.devices] == ["gpu-0", "gpu-1"]
+
+
+# -- whatever is seen, in whatever order -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_nothing_is_offered_that_is_not_there(seed: int) -> None:
+    """GPUs come and go, memory, disk and clocks jump, runs come and go: what the broker has been
+    told never holds a GPU that the last look missed, nor more than the last look found."""
+    draw = random.Random(seed)
+    world = Watched(asked_disk_bytes=draw.choice((0, 30 * GB)))
+    offer = announced(world.steps[-1])
+    for _ in range(60):
+        there = [n for n in range(3) if draw.random() < 0.7]
+        seen = tuple(DeviceSeen(card(n), draw.choice((0, GB // 4, 9 * GB))) for n in there)
+        gone = tuple(
+            Missing(f"gpu-{n}", "gone", draw.choice((0, 60_000, None)))
+            for n in range(3)
+            if n not in there
+        )
+        step = world.look(
+            draw.choice((0, 500, 3_000, 40_000, -5_000)),
+            devices=seen,
+            missing=gone,
+            memory_free_bytes=draw.choice((1, 8, 64)) * GB,
+            disk_free_bytes=draw.choice((0, 10, 102)) * GB,
+            engine=draw.choice(("", "", "", "silent")),
+        )
+        offer = announced(step) or (None if said(step, Withdraw) else offer)
+        for device in offer.devices if offer else ():
+            assert device.id in {one.device.id for one in seen}
+            assert device.memory_bytes <= 24 * GB
+        if offer is not None:
+            assert not world.facts.engine
+            most = world.facts.disk_free_bytes + GB
+            assert offer.disk_bytes * 3 <= most + 3 * (most // 50 + 2**28)
+            assert offer.memory_bytes * 3 <= world.facts.memory_free_bytes * 1.03 + 3 * 2**28
+        if draw.random() < 0.2 and world.core.terms.devices and not world.core.saved.runs:
+            lease_id, _ = world.assigned(int(world.core.terms.devices[0].id[-1]))
+            world.look(0)
+            if lease_id in world.core.runs:
+                world.do(events.PreparationFailed(lease_id, Reason.PULL_FAILED, "no"))
+                world.do(events.Removed(lease_id))
+        tick = world.do(events.Tick())
+        offer = announced(tick) or (None if said(tick, Withdraw) else offer)
