@@ -18,7 +18,8 @@ PRELUDE = """\
 import os, sys, time, json, signal, stat, threading, random, hashlib, socket, errno
 C = os.environ['SUBLET_CHECKPOINT_DIR']
 O = os.environ.get('SUBLET_OUTPUT_DIR') or os.getcwd()
-H = os.getcwd()
+H = next(at for at in (os.getcwd(), os.environ.get('HOME', '/'), '/tmp') if os.access(at, os.W_OK))
+os.chdir(H)
 os.makedirs(H + '/outside', exist_ok=True)
 open(H + '/secret', 'w').close()
 dice = random.Random({seed})
@@ -245,7 +246,12 @@ def _special_at(path: str) -> Callable[[Random], str]:
 
 
 def _race(
-    name: str, body: str, *, anyway: Iterable[Reason] = (), instead: Iterable[Reason] = ()
+    name: str,
+    body: str,
+    *,
+    anyway: Iterable[Reason] = (),
+    instead: Iterable[Reason] = (),
+    may_finish: bool = False,
 ) -> Make:
     indented = "\n".join(f"        {line}" for line in body.strip().splitlines())
     code = f"""\
@@ -261,7 +267,7 @@ def runner():
 thread = threading.Thread(target=runner)
 thread.start()
 thread.join()"""
-    return _fixed(name, code, anyway=anyway, instead=instead)
+    return _fixed(name, code, anyway=anyway, instead=instead, may_finish=may_finish)
 
 
 DEEDS: tuple[Make, ...] = (
@@ -280,6 +286,7 @@ time.sleep(0.001)
 os.unlink(p)
 os.mkdir(p)
 os.rmdir(p)""",
+        may_finish=True,
     ),
     _drawn("odd thing for STOP", _special_at("{C}/STOP")),
     _drawn("odd thing for SAVE", _special_at("{C}/SAVE")),
@@ -330,6 +337,7 @@ save(n, os.urandom(dice.randrange(100_000)))
 os.rename(f'{C}/out/step-{n}', f'{C}/out/step-{n}x')
 os.rename(f'{C}/out/step-{n}x/model.bin', f'{C}/out/step-{n}x/DONE')
 os.rename(f'{C}/out/step-{n}x', f'{C}/out/step-{n + 10}')""",
+        may_finish=True,
         anyway=_TOO_MUCH,
     ),
     _race(
@@ -337,6 +345,7 @@ os.rename(f'{C}/out/step-{n}x', f'{C}/out/step-{n + 10}')""",
         """\
 save(3, b'w' * 200_000) if not os.path.exists(C + '/out/step-3') else None
 os.truncate(C + '/out/step-3/model.bin', dice.randrange(1_000_000))""",
+        may_finish=True,
         anyway=_TOO_MUCH,
     ),
     _race(
@@ -357,7 +366,11 @@ os.rename(C + '/elsewhere', C + '/out')""",
         "import shutil\nshutil.rmtree(C)\nwrite(C, b'none')",
         may_finish=True,
     ),
-    _fixed("closed checkpoint folder", "save(2)\nos.chmod(C + '/out', 0)\nos.chmod(C, 0)"),
+    _fixed(
+        "closed checkpoint folder",
+        "save(2)\nos.chmod(C + '/out', 0)\nos.chmod(C, 0)",
+        may_finish=True,
+    ),
     _drawn(
         "odd names among the outputs",
         lambda dice: "\n".join(

@@ -34,6 +34,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
+from sublet_agent.adapters.docker.images import ImageRules
+from sublet_agent.adapters.docker.runner import DockerRunner
+from sublet_agent.adapters.process.runner import ProcessRunner
 from sublet_agent.adapters.session.journal import Journal
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.shell import UNEXPECTED, Shell
@@ -66,9 +69,9 @@ from sublet_contracts.wire import (
     SettlementNotice,
     Welcome,
 )
-from tests.agent.runner_world import World as RunnerWorld
 from tests.agent.test_core import terms
 from tests.chaos.odd_behaviour import OddJob, draw
+from tests.images import base_image
 
 BROKER = SigningKey.from_seed(b"b" * 32)
 PROVIDER = SigningKey.from_seed(b"p" * 32)
@@ -77,6 +80,7 @@ MARK = f"{os.getpid()}-odd-job"
 """in the environment of all that an odd job starts, as a part of a value"""
 MEMORY_BYTES = 128 * 1024 * 1024
 DISK_BYTES = 24 * 1024 * 1024
+LOG_BYTES = 512 * 1024
 JOB_S = 120.0
 """in which each job must have ended and been cleared away"""
 LATE_S = 0.2
@@ -235,15 +239,8 @@ class Market:
             accepts=(RENTER.party,),
         )
         self.core = AgentCore(offered, PROVIDER, self.journal.load())
-        self.runner: Runner
-        if kind == "docker":
-            self.runner = RunnerWorld("docker", root / "world").runner
-        else:
-            from sublet_agent.adapters.process.runner import ProcessRunner
-
-            self.runner = ProcessRunner(
-                self.journal.state_id, state / "process", log_bytes=512 * 1024
-            )
+        self.image = base_image() if kind == "docker" else "local/python"
+        self.runner = self._runner(state)
         self.spool = Spool(state / "spool.db", self.journal.reserve)
         self.shell = Shell(
             state=state,
@@ -260,6 +257,12 @@ class Market:
         self.leases: dict[str, Leased] = {}
         self.live = True
         self._grew = asyncio.Event()
+
+    def _runner(self, state: Path) -> Runner:
+        if self.kind == "docker":
+            rules = ImageRules(allowed=(self.image,))
+            return DockerRunner(self.journal.state_id, state, images=rules, log_bytes=LOG_BYTES)
+        return ProcessRunner(self.journal.state_id, state / "process", log_bytes=LOG_BYTES)
 
     # What the shell takes for its link:
 
@@ -384,7 +387,7 @@ class Market:
                     "broker": BROKER.party,
                     "nonce": f"{odd.seed:016x}",
                     "name": "odd",
-                    "image": self._image(),
+                    "image": self.image,
                     "command": command,
                     "env": {"ODD_JOB": f"{MARK}-{odd.seed}"},
                     "outputs": "/out",
@@ -430,13 +433,6 @@ class Market:
         leased = self.leases[lease.id] = Leased(odd, lease.id, job.id)
         self.shell.arrived(Assign(lease=lease.envelope, job=job.envelope, checkpoint=None))
         return leased
-
-    def _image(self) -> str:
-        if self.kind != "docker":
-            return "local/python"
-        from tests.images import base_image
-
-        return base_image()
 
     def _judge(self, leased: Leased) -> None:
         odd, result = leased.odd, self.result
