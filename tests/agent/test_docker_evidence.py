@@ -11,6 +11,7 @@ from typing import Any
 import docker
 import pytest
 
+from sublet_agent.adapters.docker.engine_events import EngineEvents
 from sublet_agent.adapters.docker.images import ImageRules
 from sublet_agent.adapters.docker.runner import DockerRunner, _require_usable
 from sublet_agent.adapters.docker.start_errors import judge_start
@@ -329,6 +330,7 @@ def test_what_the_events_mean(
         ([at(99, "oom"), at(100, "die")], 137, True),
         ([at(99, "oom"), at(100, "die")], 1, True),
         ([at(99, "oom"), at(100, "die")], 0, False),
+        ([at(99, "oom"), at(100, "die")], 75, False),
         ([at(9, "oom"), at(100, "signal", 9), at(100, "die")], 137, False),
         ([at(98, "signal", 15), at(99, "oom"), at(100, "die")], 137, True),
         ([at(9, "oom"), at(9_000, "die")], 137, False),
@@ -349,6 +351,37 @@ def test_what_a_record_of_full_memory_means(
         away=[],
     )
     assert end.out_of_memory is out_of_memory
+
+
+def test_a_job_that_runs_out_of_memory_all_the_time_hides_nothing(tmp_path: Path) -> None:
+    record = EngineEvents(docker.from_env, "owner", tmp_path)
+    record.know("r1")
+    for second in range(5_000):
+        record._take(event_of("oom", second, "owner"))
+    record._take(event_of("kill", 6_000, "owner", signal="15"))
+    record._take(event_of("die", 6_001, "owner", exitCode="0"))
+    record._take(event_of("kill", 6_000, "another", signal="15"))
+    facts = record.facts("r1")
+    assert [fact.kind for fact in facts[-3:]] == ["oom", "signal", "die"]
+    assert facts[-3].at_ns == 4_999 * S
+    assert len(facts) < 1_000
+    assert (tmp_path / "r1").stat().st_size < 32_000
+    again = EngineEvents(docker.from_env, "owner", tmp_path).facts("r1")
+    assert again[-2:] == facts[-2:]
+    # Of a run that was removed nothing is noted any more.
+    record.forget("r1")
+    record._take(event_of("oom", 7_000, "owner"))
+    assert not (tmp_path / "r1").exists()
+
+
+def event_of(action: str, second: int, owner: str, **about: str) -> dict[str, Any]:
+    labels = {"sublet.owner": owner, "sublet.run": "r1"}
+    return {
+        "Type": "container",
+        "Action": action,
+        "timeNano": second * S,
+        "Actor": {"Attributes": {**labels, **about}},
+    }
 
 
 def test_facts_are_lines_and_torn_ones_are_left_out() -> None:

@@ -22,6 +22,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from sublet_agent.core.exit_reasons import EXIT_PREEMPTED
+
 Kind = Literal["own", "signal", "oom", "pause", "unpause", "began", "die"]
 """own: a signal that we are about to send; began: the start that is ours, by the engine's clock."""
 _KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
@@ -162,7 +164,8 @@ def end_evidence(
     seen = any(fact.kind == "die" for fact in facts)
     ooms = [fact.at_ms for fact in facts if fact.kind == "oom"]
     last_ask_ms = max((fact.at_ms for fact in asked), default=None)
-    if exit_code == 0 or (not ooms and not oom_flag):
+    if exit_code in (0, EXIT_PREEMPTED) or (not ooms and not oom_flag):
+        # Done, or to be resumed, as the job says itself: it has coped.
         out_of_memory = False
     elif ooms:
         out_of_memory = finished_ms - ooms[-1] <= OOM_WITHIN_MS and (

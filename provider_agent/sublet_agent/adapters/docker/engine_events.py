@@ -27,7 +27,9 @@ LABEL = "sublet"
 _REMEMBERS = 256
 """So many events the engine keeps; where it has as many, it may have forgotten others."""
 _MOST_READ = 4 * _REMEMBERS
-_MOST_FACTS = 4096
+_MOST_OOMS = 500
+"""A job can bring them about as fast as it likes: of more, the newest alone is kept."""
+_MOST_PAUSES = 2000
 _MOST_GAPS = 100
 _AGAIN_S = 0.5
 _KINDS: Mapping[str, Kind] = {
@@ -159,11 +161,17 @@ class EngineEvents:
             if run_id not in self._facts and not self._has_file(run_id):
                 return
             known = self._known(run_id)
-            if fact in known or len(known) >= _MOST_FACTS:
+            if fact in known:
                 return
+            alike = [other for other in known if other.kind == fact.kind]
+            if fact.kind in ("pause", "unpause") and len(alike) >= _MOST_PAUSES:
+                return
+            crowded = fact.kind == "oom" and len(alike) >= _MOST_OOMS
+            if crowded:
+                known.remove(alike[-1])
             known.append(fact)
             known.sort()
-            if self._folder is None:
+            if self._folder is None or crowded:
                 return
             # On a full disk they are in memory only: that ends runs for a reason of its own.
             with contextlib.suppress(OSError):
@@ -184,7 +192,7 @@ class EngineEvents:
                 if size != self._read_bytes.get(run_id):
                     self._read_bytes[run_id] = size
                     noted = from_lines(self._file(run_id).read_text("ascii", "replace"))
-                    known[:] = sorted({*known, *noted})[:_MOST_FACTS]
+                    known[:] = sorted({*known, *noted})
         return known
 
     def _has_file(self, run_id: str) -> bool:

@@ -178,6 +178,10 @@ class DockerRunner:
                 # A command that can't be run is an end of the job's own, and `status` tells it.
                 if judge_start(_explanation(error)).exit_code is None:
                     raise _start_error(spec.run_id, error) from error
+                found = self._inspect(spec.run_id)
+                if found is None or _status(found).state == "created":  # it tells nothing
+                    raise _start_error(spec.run_id, error) from error
+                return
             found = self._inspect(spec.run_id)
             if found is not None and _status(found).started_ms is not None:
                 self._events.began(spec.run_id, _nanoseconds(found["State"]["StartedAt"]))
