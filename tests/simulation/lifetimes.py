@@ -18,7 +18,7 @@ ALONE_MS = 10_000
 LATE_MS = 5_000
 """and so much later it may be seen to."""
 RENEWED_WITHIN_MS = 6_000
-BEYOND_BUDGET_MS = 60_000
+BEYOND_BUDGET_MS = 20_000
 """So much longer than its budget and the time to stop: where the engine was away just then."""
 
 
@@ -62,12 +62,17 @@ class Lifetimes:
             return now_ms - host.died_ms
         return now_ms - host.hangs_since_ms if host.hung_until_ms > now_ms else 0
 
-    def ended_by_watchdog(self, host: AgentHost, over: str) -> None:
-        """It ends a run: for want of an agent?"""
-        since_ms = host.alive_since_ms
-        if over != "silence" or since_ms is None or host.hung_until_ms > host.engine.now_ms:
+    def ended_by_watchdog(self, host: AgentHost, lease_id: str, over: str) -> None:
+        """It ends a run: for want of an agent? One that can't reach its engine ends nothing, and
+        renews nothing either that is over."""
+        now_ms, since_ms = host.engine.now_ms, host.alive_since_ms
+        if over != "silence" or since_ms is None or host.hung_until_ms > now_ms:
             return
-        lives_ms = host.engine.now_ms - max(since_ms, host.hung_until_ms)
+        lease = self._market.auditor.leases[lease_id]
+        patience_ms = self._market.auditor.jobs[lease.document["job"]].document["patience_ms"]
+        if host.engine_away_until_ms > now_ms - patience_ms - ALONE_MS - LATE_MS:
+            return
+        lives_ms = now_ms - max(since_ms, host.hung_until_ms)
         never(
             lives_ms > RENEWED_WITHIN_MS,
             f"a run was ended for want of an agent that has been there for {lives_ms} ms",

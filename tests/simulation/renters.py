@@ -194,7 +194,7 @@ class RenterHost:
             budget_ucr=budget,
             checkpoint_interval_ms=draw.choice((30_000, 120_000, 600_000)),
             patience_ms=draw.choice((10_000, 20_000, 60_000)),
-            stop_grace_ms=draw.choice((5_000, 30_000)),
+            stop_grace_ms=draw.choice((5_000, 5_000, 30_000, 30_000, 600_000)),
             inputs=(),
             outputs=draw.choice(("", "/out")),
             accept_receipts_up_to_ucr=accept,

@@ -14,6 +14,7 @@ from tests.contracts import samples
 from tests.contracts.varied import Recording
 from tests.simulation.charges import _BROKERS_FAULT, _PROVIDERS_FAULT
 from tests.simulation.matching import _Machine
+from tests.simulation.truth import _LOST, _REASONS
 
 PAIRS = 5_000
 
@@ -102,3 +103,11 @@ def test_the_auditor_knows_whose_fault_each_reason_is() -> None:
     for fault, table in ((Fault.PROVIDER, _PROVIDERS_FAULT), (Fault.BROKER, _BROKERS_FAULT)):
         ours = {str(reason) for reason in Reason if MEANINGS[reason].fault is fault}
         assert table == ours, f"tests/simulation/charges.py: {sorted(table ^ ours)} ({fault})"
+
+
+def test_the_auditor_knows_an_end_for_each_reason_that_a_machine_may_give() -> None:
+    """Which are those that no stop, no preparation and no broker gives."""
+    given = {reason for reasons in _REASONS.values() for reason in reasons.split()} | _LOST
+    assert given <= set(Reason), given - set(Reason)
+    assert {"succeeded", "job_failed", "yielded", "killed_unattributed"} <= given
+    assert {"device_failed", "engine_stopped", "run_killed", "out_of_memory"} <= given

@@ -53,6 +53,6 @@ class Watchdog:
         container = host.containers.get(lease_id)
         if container is not None and container.running:
             host.engine.say(f"{host.name}: the watchdog ends a run: {over}")
-            host.market.lifetimes.ended_by_watchdog(host, over)
+            host.market.lifetimes.ended_by_watchdog(host, lease_id, over)
             self.passed[lease_id] = over
             container.ends(137, over, signal=9)
