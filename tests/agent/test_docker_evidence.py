@@ -321,6 +321,7 @@ def test_what_the_events_mean(
         away=away,
     )
     assert end.engine_stopped.startswith(says)
+    assert bool(end.unseen) == (not says and exit_code == 0 and not facts)
     assert bool(end.engine_stopped) == bool(says)
 
 

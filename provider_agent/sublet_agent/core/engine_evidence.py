@@ -74,6 +74,8 @@ class EngineEnd:
 
     engine_stopped: str = ""
     out_of_memory: bool = False
+    unseen: str = ""
+    """says that nobody can tell any more who may have asked it to end"""
 
 
 def to_line(fact: EngineFact) -> str:
@@ -180,7 +182,11 @@ def end_evidence(
         says = "the engine went away while it ran"
     else:
         says = ""
-    return EngineEnd(says, out_of_memory)
+    unseen = ""
+    if exit_code == 0 and not seen and not says:
+        # The agent was away, and much has happened since: a stop from outside would look the same.
+        unseen = "nobody saw its end, and the engine no longer remembers it"
+    return EngineEnd(says, out_of_memory, unseen)
 
 
 def signal_name(number: int) -> str:

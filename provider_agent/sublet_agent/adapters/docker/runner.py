@@ -140,6 +140,11 @@ class DockerRunner:
         with self._errors("images"):
             return self._images.tidy(needs)
 
+    def images_hold_bytes(self, folder: Path) -> int:
+        """Return what renters' images hold of a folder's disk. See `Runner`."""
+        with self._errors("images"):
+            return self._images.hold_bytes(folder)
+
     # ---- a run's life ----
 
     def start(self, spec: RunSpec) -> None:
@@ -289,6 +294,7 @@ class DockerRunner:
             seen,
             oom_killed=end.out_of_memory,
             engine_stopped=end.engine_stopped,
+            unknown_signal=end.unseen,
             paused_ms=engine_evidence.paused_ms(facts, finished_ms),
             finished_ms=finished_ms,
         )
