@@ -297,6 +297,19 @@ def test_what_own_runs_hold_of_the_disk_counts_as_there(
         offered("--cpu", "--disk", "2MB").first()
 
 
+def test_what_renters_images_hold_counts_as_there(
+    offered: Callable[..., Offered], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are let go when a job needs the room, and must not keep an agent from starting again."""
+    few = shutil.disk_usage(tmp_path)._replace(free=500_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: few)
+    monkeypatch.setattr(ProcessRunner, "images_hold_bytes", lambda *_: 600_000)
+    one = offered("--cpu", "--disk", "1MB")
+    one.first()
+    one.then()
+    assert one.facts.disk_free_bytes == 1_100_000
+
+
 def test_an_engine_that_is_silent_costs_its_limit_and_is_asked_once(
     offered: Callable[..., Offered], monkeypatch: pytest.MonkeyPatch
 ) -> None:

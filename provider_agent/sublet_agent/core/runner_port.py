@@ -225,6 +225,9 @@ class Runner(Protocol):
         """Let go of images that were pulled for renters until the rest fits. Returns lines that say
         what went."""
 
+    def images_hold_bytes(self, folder: Path) -> int:
+        """Return what renters' images hold of the disk of a folder: it is let go when needed."""
+
     def start(self, spec: RunSpec) -> None:
         """Start the run; nothing if it was started before. Raises RunRefused or StartFailed."""
 

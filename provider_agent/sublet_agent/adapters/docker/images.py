@@ -221,6 +221,10 @@ class DockerImages:
                 said.append(f"let go of {image.pinned} ({format_bytes(image.size_bytes)})")
         return said
 
+    def hold_bytes(self, folder: Path) -> int:
+        """Return what renters' images hold of a folder's disk."""
+        return held_bytes(self._records.all()) if self._engine.shares_disk_with(folder) else 0
+
     # -- what is here ------------------------------------------------------------------------------
 
     def _at_hand(self, image: str, reference: ImageReference | None) -> ResolvedImage | None:

@@ -4,6 +4,7 @@ what they are, and what memory, disk and cores there are beside them. Every look
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from sublet_agent.adapters.machine.host import HostFacts, read_host
 from sublet_agent.adapters.machine.nvml import Fault, Gpu, GpuProbe
 from sublet_agent.adapters.options import Options, UsageError
 from sublet_agent.adapters.workspace.folders import usage
-from sublet_agent.core.runner_port import CPU_DEVICE, Runner
+from sublet_agent.core.runner_port import CPU_DEVICE, Runner, RunnerError
 from sublet_agent.core.supply import DeviceSeen, Facts, Missing, in_all
 from sublet_contracts.amounts import format_bytes
 from sublet_contracts.documents import Device
@@ -114,7 +115,9 @@ class Machine:
         self._chosen = Chosen(options.devices)
         self._helper = GpuHelper()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix=LOOKER_NAME)
-        self._engine_asked: Future[None] | None = None
+        self._engine_asked: Future[int] | None = None
+        self._images_bytes = 0
+        """what renters' images hold of the state folder's disk, as the engine said last"""
 
     def first(self, say: Callable[[str], None]) -> Facts:
         """Look for the first time. Raises UsageError where what was asked for is not there."""
@@ -125,7 +128,9 @@ class Machine:
                 f"--memory: this machine has {format_bytes(host.memory_bytes)}, and "
                 f"{format_bytes(options.memory_bytes)} are asked for: offer less"
             )
-        disk_bytes = host.disk_free_bytes
+        with contextlib.suppress(RunnerError):  # that it is silent is seen by the next look
+            self._images_bytes = self._runner.images_hold_bytes(options.state)
+        disk_bytes = host.disk_free_bytes + self._images_bytes
         if options.disk_bytes > disk_bytes:
             # What our own runs hold of it is there as well.
             folders = [options.state / "runs", options.state / "prepared"]
@@ -157,7 +162,7 @@ class Machine:
     def look(self) -> Look:
         """Look again. Takes LIMIT_S and a little at most."""
         if self._engine_asked is None:
-            self._engine_asked = self._threads.submit(self._runner.check)
+            self._engine_asked = self._threads.submit(self._ask_engine)
         if self._options.cpu or self._options.devices == ("none",):
             found = GpuProbe((), ())
         else:
@@ -180,7 +185,14 @@ class Machine:
         except TimeoutError:
             return f"no answer within {LIMIT_S:g} s"
         self._engine_asked = None
-        return "" if error is None else str(error) or type(error).__name__
+        if error is not None:
+            return str(error) or type(error).__name__
+        self._images_bytes = asked.result()
+        return ""
+
+    def _ask_engine(self) -> int:
+        self._runner.check()
+        return self._runner.images_hold_bytes(self._options.state)
 
     def _facts(self, host: HostFacts, found: GpuProbe, engine: str) -> Facts:
         facts = Facts(
@@ -188,7 +200,7 @@ class Machine:
             cpu_millis=host.cpu_count * 1000,
             memory_bytes=host.memory_bytes,
             memory_free_bytes=host.memory_free_bytes,
-            disk_free_bytes=host.disk_free_bytes,
+            disk_free_bytes=host.disk_free_bytes + self._images_bytes,
             engine=engine,
         )
         if self._options.devices == ("none",):

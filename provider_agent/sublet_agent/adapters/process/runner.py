@@ -90,6 +90,10 @@ class ProcessRunner:
         """Nothing to do: this runner keeps none."""
         return []
 
+    def images_hold_bytes(self, folder: Path) -> int:
+        """Nothing."""
+        return 0
+
     def start(self, spec: RunSpec) -> None:
         """Start the supervisor and wait until the job has its process. See `Runner`."""
         runner_port.check_spec(spec)
