@@ -12,7 +12,6 @@ gone.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -30,6 +29,13 @@ _RUN_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}\Z")
 _DIGEST = re.compile(r"(?:[^\s@]+@)?sha256:[0-9a-f]{64}\Z")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _RESERVED = ("/proc", "/sys", "/dev", "/sublet")
+
+
+class Cancel(Protocol):
+    """Says whether something is still wanted."""
+
+    def is_set(self) -> bool:
+        """Whether it isn't any more."""
 
 
 class RunnerError(Exception):
@@ -216,7 +222,7 @@ class Runner(Protocol):
         image: str,
         progress: Callable[[str], None],
         policy: Literal["digest", "any"],
-        cancel: threading.Event | None = None,
+        cancel: Cancel | None = None,
     ) -> ResolvedImage:
         """Have the image here, pulling it if need be. `cancel`: it isn't wanted any more. Raises
         ImageTrouble or PullCancelled."""

@@ -49,6 +49,7 @@ from sublet_agent.core.kept_images import (
 from sublet_agent.core.pull_progress import PullProgress
 from sublet_agent.core.pull_troubles import PullTrouble, trouble_of
 from sublet_agent.core.runner_port import (
+    Cancel,
     ImageNeeds,
     ImageNotAllowed,
     ImageTrouble,
@@ -161,7 +162,7 @@ class DockerImages:
         image: str,
         progress: Callable[[str], None],
         policy: Literal["digest", "any"],
-        cancel: threading.Event | None = None,
+        cancel: Cancel | None = None,
     ) -> ResolvedImage:
         """Have an image here that a renter may use. Raises ImageTrouble, PullCancelled,
         RunnerUnavailable."""
@@ -308,7 +309,7 @@ class DockerImages:
         pull: _Pull,
         image: str,
         progress: Callable[[str], None],
-        cancel: threading.Event,
+        cancel: Cancel,
     ) -> ResolvedImage:
         told_s = time.monotonic()
         while not pull.finished.wait(_LOOK_S):
@@ -464,9 +465,11 @@ def _failure(image: str, error: Exception | None, rules: ImageRules) -> RunnerEr
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return PullFailed(f"{what}: {PullTrouble.NO_ROOM.value}", str(error), errno=error.errno)
         case EngineLost() | DockerException() | requests.RequestException():
+            raw = printable(str(error))
             return RunnerUnavailable(
-                f"{what}: the Docker Engine went away ({printable(str(error))})",
+                f"{what}: the Docker Engine went away, or did not do as it was asked",
                 "is dockerd running?",
+                raw,
             )
         case RunnerError():
             return error

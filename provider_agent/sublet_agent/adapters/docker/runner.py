@@ -25,7 +25,6 @@ import json
 import os
 import signal
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +47,7 @@ from sublet_agent.adapters.workspace import folders
 from sublet_agent.core import engine_evidence, runner_port
 from sublet_agent.core.engine_evidence import EngineFact
 from sublet_agent.core.runner_port import (
+    Cancel,
     FoundRun,
     ImageNeeds,
     LogBatch,
@@ -129,7 +129,7 @@ class DockerRunner:
         image: str,
         progress: Callable[[str], None],
         policy: Literal["digest", "any"],
-        cancel: threading.Event | None = None,
+        cancel: Cancel | None = None,
     ) -> ResolvedImage:
         """Have an image in the engine that a renter may use. See `Runner`."""
         with self._errors(f"image {image[:200]!a}"):

@@ -22,7 +22,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +36,7 @@ from sublet_agent.adapters.start_test import start_and_end
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.core import runner_port
 from sublet_agent.core.runner_port import (
+    Cancel,
     FoundRun,
     ImageNeeds,
     LogBatch,
@@ -79,7 +79,7 @@ class ProcessRunner:
         image: str,
         progress: Callable[[str], None],
         policy: Literal["digest", "any"],
-        cancel: threading.Event | None = None,
+        cancel: Cancel | None = None,
     ) -> ResolvedImage:
         """Record the image; this runner uses none."""
         runner_port.require_pinned(image, policy, None)
