@@ -5,6 +5,7 @@
 python -m tests.reliability --simulation build/simulation.json --mutants build/mutants.json
                             --chaos build/chaos.json --writes build/writes.json
                             --database build/database.json --bench build/bench.json
+                            --odd-process build/odd-process.json --odd-docker build/odd-docker.json
 python -m tests.reliability            writes the page from the records that are there
 python -m tests.reliability --check    1 where the page is stale
 """
@@ -24,7 +25,10 @@ from tests.reliability.page import Alarm, Bug, page
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "RELIABILITY.md"
-KINDS = ("simulation", "mutants", "chaos", "writes", "database", "storms", "recovery")
+KINDS = (
+    *("simulation", "mutants", "chaos", "writes", "database", "storms"),
+    *("odd-process", "odd-docker", "recovery"),
+)
 
 
 def render() -> str:
@@ -115,6 +119,8 @@ def main() -> int:
     parser.add_argument("--chaos", type=Path)
     parser.add_argument("--writes", type=Path)
     parser.add_argument("--database", type=Path)
+    parser.add_argument("--odd-process", type=Path)
+    parser.add_argument("--odd-docker", type=Path)
     parser.add_argument("--bench", type=Path, dest="recovery")
     parser.add_argument("--storm", type=Path, action="append", default=[], help="one storm's run")
     parser.add_argument("--commit", help="that the runs were made on; default: the newest")
@@ -125,7 +131,7 @@ def main() -> int:
         print("tests/RELIABILITY.md is stale: make reliability" if stale else "up to date")
         return int(stale)
     for kind in KINDS:
-        source = getattr(options, kind, None)
+        source = getattr(options, kind.replace("-", "_"), None)
         if source is not None:
             take(kind, source, options.commit or commit_here())
     for source in options.storm:

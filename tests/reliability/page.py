@@ -360,6 +360,36 @@ def _storms(record: Record) -> str:
     return "\n".join(lines)
 
 
+def _odd_jobs(record: Record) -> str:
+    late = record["late"]
+    rows = [
+        ("odd jobs, each drawn from its seed", f"{record['jobs']:,}"),
+        *(
+            (f"  that ended as {reason}", f"{n:,}")
+            for reason, n in sorted(record["reasons"].items())
+        ),
+        ("ends that nobody who has read the job would expect", f"{len(record['problems'])}"),
+        ("the latest that the agent's loop was", f"{record['worst_late_ms']} ms"),
+        ("  a bare loop beside it", f"{record['worst_beside_ms']} ms"),
+        ("times that it was over 200 ms later than that", f"{len(late)}"),
+    ]
+    return "\n".join(
+        [
+            f"## Odd jobs: {record['runner']} runner",
+            "",
+            "One agent, and jobs that put what they like into every folder that they can write, at",
+            "any moment, and end in every way.",
+            "",
+            f"`{record['command']}` at {record['commit']}, in {record['seconds'] / 60:.0f} min",
+            "",
+            *_table(("", ""), rows),
+            "",
+            *(f"- {text}" for text in (*record["problems"][:10], *late[:10])),
+            "",
+        ]
+    )
+
+
 def _faults_and_promises(record: Record) -> list[tuple[str, str]]:
     return [
         *(
@@ -383,5 +413,7 @@ _SECTIONS = {
     "writes": _writes,
     "database": _database,
     "storms": _storms,
+    "odd-process": _odd_jobs,
+    "odd-docker": _odd_jobs,
     "recovery": _recovery,
 }

@@ -3,13 +3,13 @@
     python -m tests.reliability.run [--minutes N] [--only NAME ...] [--anew]
 
 Pieces, in this order: the simulated markets, the planted bugs, the kills, a fault at each durable
-write (also PostgreSQL's), the storms, the benchmark. What a piece came to is taken into
-tests/reliability/records/ as soon as it is done, and the page is written. State is kept in
-build/reliability/COMMIT: the simulation goes on market by market, the hunt bug by bug; of the
-others the one that was under way begins again (the longest takes about a quarter of an hour).
-A piece that fails is told at the end, and tried again by the next start; but what the simulator
-and the hunt find is a result, and stands on the page. Code of another commit begins anew: no piece
-is a mixture.
+write (also PostgreSQL's), the storms, the odd jobs, the benchmark. What a piece came to is taken
+into tests/reliability/records/ as soon as it is done, and the page is written. State is kept in
+build/reliability/COMMIT: the simulation goes on market by market, the hunt bug by bug, odd jobs by
+hundreds; of the others the one that was under way begins again (the longest takes about a quarter
+of an hour). A piece that fails is told at the end, and tried again by the next start; but what the
+simulator, the hunt and the odd jobs find is a result, and stands on the page. Code of another
+commit begins anew: no piece is a mixture.
 
 Needs hours and root. Exit status 0: all is done, and every promise held; 1: one did not; 130: it
 was interrupted.
@@ -32,6 +32,8 @@ from tests.reliability.__main__ import KINDS, PAGE, commit_here, render, take, t
 ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / "build" / "reliability"
 MODULE = (sys.executable, "-m")
+ODD_JOBS = {"process": 10_000, "docker": 500}
+"""by runner"""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def pieces(minutes: float) -> list[Piece]:
     simulate = ("tests.simulation", "--random", "--minutes", f"{minutes:g}", "--processes", "2")
     mutate = ("tests.simulation.mutants.mutate", "--processes", "2", "--resume", "--json", "{json}")
     chaos = (*MODULE, "tests.chaos")
+    odd = (*MODULE, "tests.chaos.odd_jobs")
     told = ("--json", "{json}")
     return [
         Piece(
@@ -65,6 +68,15 @@ def pieces(minutes: float) -> list[Piece]:
         Piece("writes", "writes", (*chaos, "writes", "all", "--minutes", "30", *told)),
         Piece("database-writes", "database", (*chaos, "writes", "database", *told)),
         *(Piece(f"storm-{name}", "storm", (*chaos, name, *told)) for name in STORMS),
+        *(
+            Piece(
+                f"odd-jobs-{runner}",
+                f"odd-{runner}",
+                (*odd, "--runner", runner, "--jobs", str(jobs), "--state", "{state}", *told),
+                failures_are_told=True,
+            )
+            for runner, jobs in ODD_JOBS.items()
+        ),
         Piece("bench", "recovery", (*MODULE, "tests.benchmarks", *told)),
     ]
 
