@@ -10,6 +10,7 @@ import pytest
 
 from sublet_agent.adapters.shell import Shell
 from sublet_agent.adapters.workspace.workspace import run_id
+from sublet_agent.core.runner_port import ResolvedImage
 
 LEASE = "ab" * 32
 
@@ -37,6 +38,7 @@ async def test_a_run_whose_lease_ended_while_it_started_is_removed(
         now_ms=lambda: 0,
         say=print,
     )
+    shell.images[LEASE] = ResolvedImage("local/python", "local/python")
     workspace = SimpleNamespace(spec=lambda *_: "spec")
     monkeypatch.setattr(shell, "_workspace", lambda _lease: workspace)
     await shell._start(LEASE)
