@@ -29,6 +29,8 @@ from sublet_agent.core.pull_troubles import PullTrouble, trouble_of
 from sublet_agent.core.registry_addresses import is_public, needs_no_look, why_not
 from sublet_contracts.image_references import parse_reference
 from sublet_contracts.reasons import Reason
+from sublet_contracts.wire import LeaseAnswer
+from tests.agent.test_core import World, only
 
 GIB = 2**30
 
@@ -258,6 +260,19 @@ def test_many_bad_images_do_not_fill_the_memory() -> None:
     for number in range(10 * MOST_IMAGES):
         images.take(f"image{number}", failed(), 0)
     assert len(images._troubles) == MOST_IMAGES
+
+
+def test_an_agent_refuses_leases_for_an_image_that_it_could_not_pull() -> None:
+    world = World()
+    lease_id, _ = world.assign(world.job())
+    world.do(PreparationFailed(lease_id, Reason.PULL_FAILED, "the registry is busy"))
+    world.now += 5_000
+    again = world.job(nonce="1" * 32)
+    _, step = world.assign(again)
+    refusal = only(step, LeaseAnswer).refusal
+    assert refusal == "image: it could not be pulled here 5 s ago; it is tried again in 25 s"
+    _, step = world.assign(world.job(nonce="2" * 32, image="other"))
+    assert only(step, LeaseAnswer).signed is not None
 
 
 # -- what is kept ----------------------------------------------------------------------------------
