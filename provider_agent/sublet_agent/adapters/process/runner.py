@@ -50,6 +50,7 @@ WITNESS = "SUBLET_WITNESS"
 _SUPERVISOR = "sublet_agent.adapters.process.supervisor"
 _START_S = 30.0
 _END_S = 30.0
+_LEFTOVERS_S = 2.0
 _SAID_BYTES = 500
 _ODD = "a file of this run was changed or damaged, so nobody knows how it ended"
 _DIED = "its supervisor was killed, so nobody saw how it ended"
@@ -172,7 +173,9 @@ class ProcessRunner:
         if began and _is_held(directory / "lock"):
             return RunStatus("running", started_ms=since)
         if began:
-            self._end(run_id, with_supervisor=True)
+            # What can't be ended now is up to `kill`, which is asked next, and says so.
+            with contextlib.suppress(runner_port.RunnerError):
+                self._end(run_id, with_supervisor=True, within_s=_LEFTOVERS_S)
         try:
             ended = records.read(directory / "exit.json", records.ExitRecord)
         except records.Damaged:
@@ -241,10 +244,10 @@ class ProcessRunner:
             return LogBatch((), cursor, False)
         return process_logs.read(directory, cursor, limit_bytes)
 
-    def _end(self, run_id: str, *, with_supervisor: bool) -> None:
+    def _end(self, run_id: str, *, with_supervisor: bool, within_s: float = _END_S) -> None:
         directory = self._directory(run_id).absolute()
         mark = self._mark(run_id)
-        deadline = time.monotonic() + _END_S
+        deadline = time.monotonic() + within_s
         while True:
             supervisors = process_tree.started_as(_SUPERVISOR, str(directory))
             alive = process_tree.marked(mark)
