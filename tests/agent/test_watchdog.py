@@ -415,3 +415,24 @@ def test_an_agent_that_comes_back_in_time_takes_up_and_one_that_does_not_leaves_
     job.cancel()
     world.agent(place, runner=runner)
     world.ended(job)
+
+
+@pytest.mark.slow
+def test_a_run_whose_hold_is_used_up_is_ended_without_its_agent_and_for_that_reason(
+    world: BadMarket,
+) -> None:
+    agent = world.agent("edge")
+    world.offered("edge")
+    edge = {"max_price": "0.40", "budget": "0.0067", "patience": "120s", "stop_grace": "5s"}
+    job = world.python("edge", STAYS, **edge)
+    world.until(job, lambda view: view.state == "running", "its start")
+    world.soon(lambda: "up" in world.log(job), "its first line")
+    began = time.monotonic()
+    agent.kill()
+    world.soon(lambda: not world.market.run_processes(job.id), "the end of the run")
+    assert time.monotonic() - began < 75  # the budget is a minute, and there are 5 s to stop
+    world.agent("edge")
+    view = world.until(job, lambda found: found.state == "paused", "its pause")
+    assert view.runs[0].reason == "budget_exhausted"
+    assert view.charged_ucr <= view.budget_ucr
+    job.cancel()
