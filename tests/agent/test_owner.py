@@ -296,8 +296,11 @@ def test_a_reclaim_outlives_the_agent(owner: Owner, tmp_path: Path) -> None:
     assert owner.reads("reclaim", "--grace", "20s")["draining"]
     view = world.until(job, lambda view: view.runs[0].reason, "the run's end")
     assert view.runs[0].reason == "reclaimed"
-    for end in (agent.kill, agent.stop):
-        end()
+    for crashes in (True, False):
+        if crashes:
+            agent.kill()
+        else:
+            agent.stop()
         agent = world.agent(owner.name)
         world.soon(lambda: owner.asks("status").returncode == 0, "the agent")
         world.soon(lambda: owner.reads("status")["connected"], "its connection")
