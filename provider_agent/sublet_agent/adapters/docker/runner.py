@@ -14,6 +14,15 @@ file, and the agent measures the sum with `folders.usage` and ends the run that 
 Network `egress` is refused unless the owner allowed it: jobs don't reach each other on its
 bridge, but they do reach the owner's network and this host's own addresses until a firewall stops
 that (DOCKER-USER for forwarded packets, INPUT on the bridge for the host).
+
+Ends: an exit code says little, so `status` adds what the engine's events say of the end
+(engine_events.py): a signal that was not ours, an engine that went away, memory that was full,
+time in which the container was paused. A container that the engine started once more ended when it
+ended first; what runs in it then is killed. The init turns signal n into the code 128 + n, which a
+job can return as well: without an event or a record nobody can tell the two apart.
+
+Users: an engine with --userns-remap would show a job its folders as somebody else's, so it runs in
+the host's user namespace, as on any other engine: without root, capabilities, or a way to any.
 """
 
 from __future__ import annotations
