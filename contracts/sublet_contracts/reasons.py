@@ -98,8 +98,8 @@ MEANINGS: dict[Reason, Meaning] = {
         Next.FAIL,
         Pays.ALL,
         "the command exited with an error; see its logs",
-        "a code other than 0 that the job returned by itself, or a signal that its own "
-        "mistake brought (a bad address, an abort)",
+        "a code other than 0 that the job returned by itself, a signal that its own mistake "
+        "brought (a bad address, an abort), or more processes than a run may have",
     ),
     Reason.OUT_OF_MEMORY: Meaning(
         Fault.RENTER,
@@ -206,7 +206,8 @@ MEANINGS: dict[Reason, Meaning] = {
         Pays.DURABLE,
         "a signal ended the run, and nothing says who sent it",
         "a signal such as KILL or TERM without an order of ours, an event of the engine, a "
-        "sender that was seen, or an out-of-memory record",
+        "sender that was seen outside of the run, or an out-of-memory record; or an end of which "
+        "nobody knows the code",
     ),
     Reason.KILLED_TOO_OFTEN: Meaning(
         Fault.RENTER,

@@ -3,6 +3,10 @@
 Everything is a process of its own, started as an owner or an operator would. Kills come at seeded
 random times; what was killed is started again, agents sometimes only after their jobs' patience.
 Nothing is waited for by sleeping: it ends when the kills are done and every job has ended.
+
+Of a run that is killed with -9 nobody can tell who did it, so a job and a renter have only so many
+of those for nothing (rules.py of contracts). The jobs are many renters', and which run is killed
+keeps to that; what becomes of one too many is shown in tests/service/test_evidence.py.
 """
 
 from __future__ import annotations
@@ -29,13 +33,15 @@ from sublet.errors import BrokerAway
 from sublet_agent.adapters.process.tree import descendants
 from sublet_contracts.api import JobView
 from sublet_contracts.export import verify_export
+from sublet_contracts.rules import FREE_KILLS_A_JOB, FREE_KILLS_A_RENTER_AND_WEEK
 from tests.chaos.losses import Dark, Loss, dark_for_all, dark_for_one, explained, lit_ms
 from tests.e2e.scenario import EVERY, JOB_SCRIPT, STEPS, undisturbed_weights
 
 AGENTS = 6
+RENTERS = 40
 AT_ONCE = 4
 PACE_S = 0.1
-FUNDS_CREDITS = 2_000
+FUNDS_CREDITS = 200
 TIMES = ("--heartbeat-ms", "500", "--unknown-after-ms", "1500")
 PATIENCE = "5s"
 CALM_LIMIT_S = 300.0
@@ -117,6 +123,9 @@ class Churn:
         self.market = LocalMarket(root / "market", TIMES)
         self.jobs: list[Job] = []
         self.live: list[Job] = []
+        self.clients: list[Client] = []
+        self.unseen_kills: Counter[str] = Counter()
+        """Kills of runs of which nobody can tell who did it: of each job, and of each renter."""
         self.back_at: dict[str, float] = {}
         """When an agent that was killed is to be started again, by time.monotonic()."""
         self.kills_for_all: list[tuple[str, int]] = []
@@ -150,18 +159,19 @@ class Churn:
     def _begin(self) -> None:
         self.market.start_broker()
         # Short of patience: a broker that is down is asked again by this loop, not by the client.
-        self.client = Client(
-            broker=self.market.url, config_dir=self.root / "config", away_limit_s=2.0
-        )
+        for number in range(RENTERS):
+            config = self.root / "config" / str(number)
+            client = Client(broker=self.market.url, config_dir=config, away_limit_s=2.0)
+            client.fund(client.party, FUNDS_CREDITS, operator_key=self.market.operator_key)
+            self.clients.append(client)
         for number in range(AGENTS):
             self._start_agent(f"box{number}")
-        self.client.fund(self.client.party, FUNDS_CREDITS, operator_key=self.market.operator_key)
-        self.market.wait_for(lambda: len(self.client.offers().offers) == AGENTS, "all offers")
+        offers = self.clients[0].offers
+        self.market.wait_for(lambda: len(offers().offers) == AGENTS, "all offers")
 
     def _start_agent(self, name: str) -> None:
-        self.market.start_agent(
-            name, "--runner", "process", "--trust", self.client.party, "--image-policy", "any"
-        )
+        trusted = [part for client in self.clients for part in ("--trust", client.party)]
+        self.market.start_agent(name, "--runner", "process", *trusted, "--image-policy", "any")
 
     # -- what is killed ----------------------------------------------------------------------------
 
@@ -192,9 +202,20 @@ class Churn:
 
     def _kill_run(self) -> bool:
         names = [name for name in self._names() if self.market.run_processes(agent=name)]
-        if not names:
+        return bool(names) and self._kill_runs_of(self.random.choice(names))
+
+    def _kill_runs_of(self, agent: str) -> bool:
+        """Kill its runs, unless one of their jobs or renters has had all that cost nothing."""
+        pids = self.market.run_processes(agent=agent)
+        hit = [job for job in self.live if self.market.run_processes(job.id, agent)]
+        if any(
+            self.unseen_kills[job.id] >= FREE_KILLS_A_JOB
+            or self.unseen_kills[job.client.party] >= FREE_KILLS_A_RENTER_AND_WEEK
+            for job in hit
+        ):
             return False
-        return self._kill_pids(self.market.run_processes(agent=self.random.choice(names)))
+        self.unseen_kills.update(name for job in hit for name in (job.id, job.client.party))
+        return self._kill_pids(pids)
 
     def _kill_agent(self) -> bool:
         running = [name for name in self._names() if self.market.agents[name].running]
@@ -211,7 +232,9 @@ class Churn:
         if not self._kill_agent():
             return False
         newest = max(self.back_at, key=lambda name: self.back_at[name])
-        self._kill_pids(self.market.run_processes(agent=newest))
+        if self.market.run_processes(agent=newest) and not self._kill_runs_of(newest):
+            self.result.kills["agent"] += 1
+            return False
         return True
 
     def _kill_broker(self) -> bool:
@@ -274,7 +297,7 @@ class Churn:
         self._start_agent(name)
 
     def _submit(self) -> None:
-        job = self.client.run(
+        job = self.clients[len(self.jobs) % RENTERS].run(
             image="local/python",
             command=[
                 "python3",
@@ -354,9 +377,9 @@ class Churn:
             result.identical += same == self.reference
             if same != self.reference:
                 result.problems.append(f"{job.name}: other weights than undisturbed")
-        balance = self.client.balance()
-        left = balance.available_ucr + balance.held_ucr
-        result.discrepancy_ucr = FUNDS_CREDITS * 1_000_000 - left - charged
+        balances = [client.balance() for client in self.clients]
+        left = sum(balance.available_ucr + balance.held_ucr for balance in balances)
+        result.discrepancy_ucr = RENTERS * FUNDS_CREDITS * 1_000_000 - left - charged
         if result.discrepancy_ucr:
             result.problems.append(f"receipts and ledger differ by {result.discrepancy_ucr} ucr")
         self._check_audit()
