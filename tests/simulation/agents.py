@@ -76,6 +76,8 @@ class AgentHost:
         self.lost_devices: dict[str, int] = {}
         """Until when each device doesn't answer."""
         self.engine_away_until_ms = 0
+        self.engine_stumbles_ms = 0
+        """It goes away for so long, with what it runs left alone, just when it is to end a run."""
         self.broken_until_ms = 0
         """So long it can start nothing,"""
         self.breaks_by: Literal["start", "odd"] = "start"
@@ -434,6 +436,9 @@ class AgentHost:
 
     def _tell_engine(self, lease_id: str, act: Callable[[Container], None]) -> None:
         """As the shell does: what an engine that is away isn't told is not told later."""
+        if self.engine_stumbles_ms and lease_id in self.containers:
+            self.restart_engine(self.engine_stumbles_ms, keeps_runs=True)
+            self.engine_stumbles_ms = 0
         if self.engine_is_away:
             self.engine.say(f"{self.name}: the engine does not answer")
         else:
@@ -689,7 +694,7 @@ class AgentHost:
         self.doom.lift()
         self.on_assign = None
         self.full_until_ms = self.wall_offset_ms = self.broken_until_ms = 0
-        self.engine_away_until_ms = 0
+        self.engine_away_until_ms = self.engine_stumbles_ms = 0
         self.lost_devices = {}
         self.hung_until_ms = self.engine.now_ms
         self.inflates = 1

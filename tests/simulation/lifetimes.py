@@ -18,6 +18,8 @@ ALONE_MS = 10_000
 LATE_MS = 5_000
 """and so much later it may be seen to."""
 RENEWED_WITHIN_MS = 6_000
+OVERDUE_MS = 15_000
+"""A run that its agent was to have ended by now is gone so much later, if the engine is there."""
 BEYOND_BUDGET_MS = 20_000
 """So much longer than its budget and the time to stop: where the engine was away just then."""
 
@@ -27,6 +29,8 @@ class Lifetimes:
 
     def __init__(self, market: Market) -> None:
         self._market = market
+        self._overdue_ms: dict[str, int] = {}
+        """Since when each run is to be gone, while nothing hinders its agent."""
         market.engine.after(LOOK_MS, self._look)
 
     def _look(self) -> None:
@@ -35,6 +39,20 @@ class Lifetimes:
             for lease_id, container in host.containers.items():
                 if container.running:
                     self._lives_rightly(host, lease_id, container)
+                    self._obeys(host, lease_id)
+
+    def _obeys(self, host: AgentHost, lease_id: str) -> None:
+        now_ms, run = self._market.engine.now_ms, host.core.runs.get(lease_id)
+        hindered = host.alive_since_ms is None or host.hung_until_ms > now_ms or host.engine_is_away
+        stop = run.record.stop if run else None
+        if hindered or stop is None or host.now_ms() <= stop.deadline_ms:
+            self._overdue_ms.pop(lease_id, None)
+            return
+        overdue_ms = now_ms - self._overdue_ms.setdefault(lease_id, now_ms)
+        never(
+            overdue_ms > OVERDUE_MS,
+            f"a run goes on {overdue_ms} ms after its agent was to end it ({stop.reason})",
+        )
 
     def _lives_rightly(self, host: AgentHost, lease_id: str, container: Container) -> None:
         lease = self._market.auditor.leases.get(lease_id)

@@ -83,6 +83,9 @@ class Mishaps:
             found[1].engine_stops(says, patient=draw.random() < 0.7)
             return
         agent = found[0] if found else self._agent()
+        if draw.random() < 0.3:
+            agent.engine_stumbles_ms = self.engine.draw_ms(500, 8_000)
+            return
         agent.restart_engine(self.engine.draw_ms(1_000, 40_000), keeps_runs=draw.random() < 0.3)
 
     def _registry(self) -> None:
