@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 
+from sublet_agent.adapters.session import log_spool
 from sublet_agent.adapters.session.disk_reserve import Reserve
 from sublet_agent.adapters.session.journal import Journal
 from sublet_agent.adapters.session.log_spool import Spool
@@ -28,7 +29,7 @@ from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.records import Saved
 from sublet_agent.core.run import QUARANTINED_TEXT, Run
 from sublet_agent.core.run_phases import RunPhase
-from sublet_agent.core.runner_port import FoundRun, LogBatch, RunnerError, RunStatus
+from sublet_agent.core.runner_port import FoundRun, LogBatch, OutputLine, RunnerError, RunStatus
 from sublet_contracts.documents import Receipt, read_document
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import LeaseAnswer, Order, ReceiptIssued, RunChanged, Withdraw
@@ -487,3 +488,15 @@ def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for path in (tmp_path / "quarantine").iterdir():
         assert (path / "folder").exists() == (int(path.name, 16) % 2 == 0)
         assert (path / "error.txt").stat().st_size <= quarantine.MAX_TEXT_BYTES
+
+
+def test_a_run_that_prints_nothing_but_empty_lines_is_bounded_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_spool, "MAX_BYTES", 10 * log_spool.LINE_BYTES)
+    spool = Spool(tmp_path / "spool.db", Reserve(tmp_path / "reserve"))
+    spool.add("a" * 64, [OutputLine("stdout", NOW, "")] * 25, None)
+    assert spool.unconfirmed("a" * 64) == 10
+    spool.add_dropped_line("a" * 64, NOW)
+    assert spool.batch("a" * 64)[-1].text.startswith("15 further lines were left out")
+    spool.close()

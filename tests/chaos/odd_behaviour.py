@@ -491,6 +491,7 @@ os.rename(f'{O}/x/{n}', f'{O}/x/{n}y{dice.random()}')""",
     _fixed("an endless line", "sys.stdout.write('x' * 1_000_000)\nsys.stdout.flush()"),
     _fixed("a line that returns", "for n in range(2_000): sys.stdout.write(f'\\r{n} %')"),
     _fixed("no output any more", "os.close(1)\nos.close(2)"),
+    _fixed("many empty lines", "sys.stdout.write('\\n' * 500_000)\nsys.stdout.flush()"),
     _fixed("many lines", "print('line\\n' * 20_000, end='')"),
     _fixed(
         "children that stay",

@@ -25,7 +25,10 @@ from sublet_contracts.reasons import Reason
 LOOK_S = 0.2
 DISK_EVERY_S = 2.0
 SEARCH_EVERY_S = 1.0
-LOG_BYTES = 1024 * 1024
+LOG_BYTES = 8 * 1024
+"""of output at once: it may be as many lines, and each is kept on the event loop's thread"""
+LOG_BATCHES = 256
+"""at one look"""
 AGAIN_S = 1.0
 ODD_ANSWERS = 3
 """so often in a row a look may raise what nobody had thought of, before the run ends by it"""
@@ -315,7 +318,7 @@ class Observer:
     async def _read_logs(self, *, to_the_end: bool) -> None:
         listener = self._listener
         async with self._log_reader:
-            for _ in range(1000 if to_the_end else 4):
+            for _ in range(1000 * LOG_BATCHES if to_the_end else LOG_BATCHES):
                 cursor = listener.spool.cursor(self._lease_id)
                 try:
                     batch = await listener.blocking(

@@ -41,10 +41,16 @@ class LogSender:
 
     def pump(self) -> None:
         """Send what can be sent now."""
+        errors = []
         for lease_id in self._core.runs:
             sent_s = self._sent_s.get(lease_id)
             if sent_s is None or time.monotonic() - sent_s >= ANSWER_S:
-                self._send(lease_id, None)
+                try:
+                    self._send(lease_id, None)
+                except Exception as error:  # noqa: BLE001 - the others' output goes on
+                    errors.append(error)
+        if errors:
+            raise errors[0]
 
     async def drain(self, lease_id: str, limit_s: float) -> None:
         """Send a run's output until nothing is left, nothing moves any more, or `limit_s` is over;

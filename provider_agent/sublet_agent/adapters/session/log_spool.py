@@ -17,6 +17,8 @@ from sublet_contracts.wire import (
 )
 
 MAX_BYTES = 64 * 1024 * 1024
+LINE_BYTES = 64
+"""what a line costs beside its text: a run may print nothing but empty ones"""
 FRAME_BYTES = 256 * 1024
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS logs (
@@ -59,7 +61,7 @@ class Spool:
             number, size, dropped = row
             for line in lines:
                 text = line.text[:MAX_LOG_LINE_CHARACTERS]
-                size += len(text) + 1
+                size += len(text) + LINE_BYTES
                 if size > MAX_BYTES and line.stream != "sublet":
                     dropped += 1
                     continue
