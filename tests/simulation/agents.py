@@ -436,7 +436,9 @@ class AgentHost:
 
     def _tell_engine(self, lease_id: str, act: Callable[[Container], None]) -> None:
         """As the shell does: what an engine that is away isn't told is not told later."""
-        if self.engine_stumbles_ms and lease_id in self.containers:
+        container = self.containers.get(lease_id)
+        kills = act is Container.kill and container is not None and container.running
+        if self.engine_stumbles_ms and kills:
             self.restart_engine(self.engine_stumbles_ms, keeps_runs=True)
             self.engine_stumbles_ms = 0
         if self.engine_is_away:
@@ -605,7 +607,7 @@ class AgentHost:
                 container.ends(137, "engine")
             else:
                 container.ends(None, "killed unseen")
-        self.watchdog = Watchdog(self)
+        self.watchdog.rebooted()
         self.die(self.engine.draw_ms(5_000, 90_000))
 
     def restart_engine(self, away_ms: int, *, keeps_runs: bool) -> None:

@@ -1,5 +1,5 @@
 """The watchdog of a provider's machine, another process than its agent's: it ends each run whose
-deadline passes. The deadlines are on the disk; whoever reboots has none, and no runs either."""
+deadline passes. After a reboot there are no deadlines, and no runs either."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ class Watchdog:
         if not watched:
             self._plan(lease_id, in_ms)
 
+    def rebooted(self) -> None:
+        """Deadlines are by a clock that starts anew with the machine; what it noted stays."""
+        self._at_ms.clear()
+
     def forget(self, lease_id: str) -> None:
         """The run is gone."""
         self._at_ms.pop(lease_id, None)
@@ -42,7 +46,7 @@ class Watchdog:
     def _look(self, lease_id: str) -> None:
         host = self._host
         known = self._at_ms.get(lease_id)
-        if known is None or host.watchdog is not self:
+        if known is None:
             return
         at_ms, over = known
         left_ms = at_ms - host.engine.now_ms
