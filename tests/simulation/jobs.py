@@ -18,6 +18,8 @@ from sublet_contracts.tree import Chunk, TreeFile, TreeIndex
 from tests.simulation.engine import Engine, Quartz
 
 PREEMPTED = 75
+_WHATEVER_ELSE = ("finished", "killed by its agent", "forgotten", "silence", "budget")
+"""Ends that are what they are, whatever its device and its engine did before."""
 ENGINE_GRACE_MS = 10_000
 """What a container engine stops gets TERM, and after so long KILL."""
 
@@ -254,7 +256,7 @@ class Container:
         self.finished_ms = self.engine.now_ms
         self.ended_ahead_ms = self.clock.ahead_ms()
         self.exit_code = code
-        by_itself = truth not in ("finished", "killed by its agent")
+        by_itself = truth not in _WHATEVER_ELSE
         if self.device_says and by_itself:
             truth = "device"
         elif self.engine_says and by_itself and truth != "memory":
