@@ -29,7 +29,14 @@ from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.records import Saved
 from sublet_agent.core.run import QUARANTINED_TEXT, Run
 from sublet_agent.core.run_phases import RunPhase
-from sublet_agent.core.runner_port import FoundRun, LogBatch, OutputLine, RunnerError, RunStatus
+from sublet_agent.core.runner_port import (
+    LINE_BYTES,
+    FoundRun,
+    LogBatch,
+    OutputLine,
+    RunnerError,
+    RunStatus,
+)
 from sublet_contracts.documents import Receipt, read_document
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import LeaseAnswer, Order, ReceiptIssued, RunChanged, Withdraw
@@ -493,7 +500,7 @@ def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_run_that_prints_nothing_but_empty_lines_is_bounded_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_spool, "MAX_BYTES", 10 * log_spool.LINE_BYTES)
+    monkeypatch.setattr(log_spool, "MAX_BYTES", 10 * LINE_BYTES)
     spool = Spool(tmp_path / "spool.db", Reserve(tmp_path / "reserve"))
     spool.add("a" * 64, [OutputLine("stdout", NOW, "")] * 25, None)
     assert spool.unconfirmed("a" * 64) == 10

@@ -25,9 +25,10 @@ from sublet_contracts.reasons import Reason
 LOOK_S = 0.2
 DISK_EVERY_S = 2.0
 SEARCH_EVERY_S = 1.0
-LOG_BYTES = 8 * 1024
-"""of output at once: it may be as many lines, and each is kept on the event loop's thread"""
-LOG_BATCHES = 256
+LOG_BYTES = 256 * 1024
+"""of output at once, lines counted: they are kept on the event loop's thread. Not less: the engine
+looks for the place to read on from the log's beginning, each time"""
+LOG_BATCHES = 16
 """at one look"""
 AGAIN_S = 1.0
 ODD_ANSWERS = 3
@@ -318,7 +319,7 @@ class Observer:
     async def _read_logs(self, *, to_the_end: bool) -> None:
         listener = self._listener
         async with self._log_reader:
-            for _ in range(1000 * LOG_BATCHES if to_the_end else LOG_BATCHES):
+            for _ in range(256 * LOG_BATCHES if to_the_end else LOG_BATCHES):
                 cursor = listener.spool.cursor(self._lease_id)
                 try:
                     batch = await listener.blocking(

@@ -23,6 +23,7 @@ CHECKPOINT_PATH = "/sublet/checkpoint"
 HELPER_PATH = "/sublet/helper"
 INPUTS_PATH = "/inputs"
 CPU_DEVICE = "cpu"
+LINE_BYTES = 64  # what a line costs beside its text: a job may print nothing but empty ones
 MAX_LINE_BYTES = 16 * 1024  # a longer line comes in pieces of this size, as Docker itself does it
 
 _RUN_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}\Z")

@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sublet_agent.core.runner_port import MAX_LINE_BYTES, LogBatch, OutputLine, RunnerError
+from sublet_agent.core.runner_port import (
+    LINE_BYTES,
+    MAX_LINE_BYTES,
+    LogBatch,
+    OutputLine,
+    RunnerError,
+)
 
 _STREAMS: tuple[Literal["stdout", "stderr"], ...] = ("stdout", "stderr")
 _NS = 1_000_000_000
@@ -79,7 +85,7 @@ def _read_stream(
             if place.time_ns or written > log_bytes // 2:
                 break
             continue
-        taken += len(text) + 1
+        taken += len(text) + LINE_BYTES
         lines.append(OutputLine(stream, time_ns // 1_000_000, text.decode("utf-8", "replace")))
         at = _Place(time_ns, at.count + 1 if time_ns == at.time_ns else 1)
     if not place.time_ns and written > log_bytes // 2 and lines:

@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from sublet_agent.adapters.process.files import open_plain
-from sublet_agent.core.runner_port import MAX_LINE_BYTES, LogBatch, OutputLine, RunnerError
+from sublet_agent.core.runner_port import (
+    LINE_BYTES,
+    MAX_LINE_BYTES,
+    LogBatch,
+    OutputLine,
+    RunnerError,
+)
 
 _KEPT_SEGMENTS = 2
 _PREFIX = "log-"
@@ -118,7 +124,7 @@ def read(directory: Path, cursor: str | None, limit_bytes: int) -> LogBatch:
                         lines.append(OutputLine("sublet", shown.time_ms, remark))
                     lines.append(shown)
                     number, before = found + 1, bytes_before + len(shown.text.encode()) + 1
-                    taken += len(shown.text) + 1
+                    taken += len(shown.text) + LINE_BYTES
         except OSError:
             continue  # dropped since it was listed; the next segment's first line tells the gap
         if taken >= limit_bytes:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sublet_agent.adapters.session.disk_reserve import Reserve, with_reserve
-from sublet_agent.core.runner_port import OutputLine
+from sublet_agent.core.runner_port import LINE_BYTES, OutputLine
 from sublet_contracts.wire import (
     MAX_LOG_LINE_CHARACTERS,
     MAX_LOG_LINES_PER_FRAME,
@@ -17,8 +17,6 @@ from sublet_contracts.wire import (
 )
 
 MAX_BYTES = 64 * 1024 * 1024
-LINE_BYTES = 64
-"""what a line costs beside its text: a run may print nothing but empty ones"""
 FRAME_BYTES = 256 * 1024
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS logs (
