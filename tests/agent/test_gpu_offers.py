@@ -289,7 +289,11 @@ def test_a_gpu_that_falls_off_is_not_held_against_its_job(lab: Lab) -> None:
         # Heartbeats come every half second here, and the machine is looked at as often.
         assert lab.offered(CARDS[0]) < 5.0
         lost, other = jobs[CARDS[1]], jobs[CARDS[0]]
-        view = lab.world.until(lost, lambda view: view.runs[0].reason, "the run's end")
+        view = lab.world.until(
+            lost,
+            lambda view: view.runs[0].reason and view.state != "running",
+            "the run's end, and what follows",
+        )
         assert view.runs[0].reason == "device_failed"
         assert view.state in ("queued", "starting", "recovering")
         # Whoever looks at the machine sees it, and no new job is sent there.

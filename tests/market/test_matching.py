@@ -101,7 +101,7 @@ def job(number: int = 0, **changes: object) -> JobFact:
         ({"region": "moon"}, {"region": "home"}, "region"),
         ({"memory_bytes": 1}, {}, "memory"),
         ({"disk_bytes": 1}, {}, "disk"),
-        ({"cpu_millis": 1}, {}, "cpu"),
+        ({"cpu_millis": 1}, {"cpu_millis": 1_000}, "cpu"),
         ({}, {"egress": True}, "egress"),
         ({"image_policy": "digest"}, {}, "image"),
         ({"accepts": (BROKER,)}, {}, "accepts"),

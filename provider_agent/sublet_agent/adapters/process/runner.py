@@ -84,7 +84,6 @@ class ProcessRunner:
     ) -> ResolvedImage:
         """Record the image; this runner uses none."""
         runner_port.require_pinned(image, policy, None)
-        progress(f"the process runner ignores the image {image!a}")
         return ResolvedImage(image, image)
 
     def tidy_images(self, needs: ImageNeeds) -> list[str]:
