@@ -53,7 +53,7 @@ def test_a_log_that_grows_is_believed_and_one_that_was_rewritten_is_not(
     first = head_of(client.check_log(), client.broker)
     job = client.run(
         image="local/python",
-        command=["python3", "-c", "import time; time.sleep(20)"],
+        command=["python3", "-c", "import time; time.sleep(10)"],
         gpus="cpu",
         max_price=1,
         budget=1,
