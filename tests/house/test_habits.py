@@ -40,7 +40,6 @@ def test_ci_runs_the_check_the_tests_and_a_sample_of_the_long_ones_with_all_serv
         " make check\n",
         " make test\n",
         " make test-slow PART=",
-        " make sample-histories\n",
         " make mutants PART=",
     ]
     places = [steps.find(text) for text in wanted]
