@@ -185,7 +185,8 @@ class Run:
         """Time passes: deadlines, receipts, and the asks for a checkpoint."""
         record = self.record
         if record.phase in LIVE:
-            if now_ms - self.deadline_renewed_ms >= RENEW_EVERY_MS:
+            # A clock that is set back says nothing of how long ago the last one was.
+            if not 0 <= now_ms - self.deadline_renewed_ms < RENEW_EVERY_MS:
                 self.deadline_renewed_ms = now_ms
                 self._renew_deadline()
             stop = record.stop
