@@ -168,8 +168,9 @@ def _watch(state: Path, name: str, owner: str, agent: int) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         watchdog = Watchdog(DeadlineFiles(state), lambda: runner, say)
         while _has_turn(turn, me):
-            left = watchdog.turn()
-            if _is_gone(agent, LOOK_S) and left == 0:
+            # In this order: the agent may have written a deadline just before it went.
+            gone = _is_gone(agent, LOOK_S)
+            if watchdog.turn() == 0 and gone:
                 return
 
 
