@@ -45,6 +45,7 @@ from sublet_contracts.versions import (
 
 MAX_DEVICES = 64
 MAX_INPUTS = 256
+MAX_CHECKPOINT_FOLDERS = 8
 
 
 class DocumentRefused(ValueError):
@@ -205,6 +206,11 @@ class Job(Document):
         max_length=MAX_INPUTS, description="files and folders that are placed before it starts"
     )
     outputs: str = Field(default="", max_length=512, description="folder that is brought back")
+    checkpoints: tuple[str, ...] = Field(
+        default=(),
+        max_length=MAX_CHECKPOINT_FOLDERS,
+        description="folders whose content is a checkpoint: absolute, or below the working folder",
+    )
     accept_receipts_up_to_ucr: Count = Field(
         description="receipts up to this charge need no renter's signature"
     )
@@ -235,6 +241,11 @@ class Job(Document):
     def _outputs_inside(cls, path: str) -> str:
         return check_container_path(path) if path else path
 
+    @field_validator("checkpoints")
+    @classmethod
+    def _checkpoints_apart(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+        return check_checkpoint_folders(folders)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.expires_ms <= self.issued_ms:
@@ -244,6 +255,12 @@ class Job(Document):
         destinations = [i.destination for i in self.inputs]
         if len(set(destinations)) != len(destinations):
             raise ValueError("inputs: a destination stands twice")
+        for folder in self.checkpoints:
+            if any(folder == path or folder.startswith(f"{path}/") for path in destinations):
+                raise ValueError(
+                    f"checkpoints: {folder!r} lies in an input, and inputs can't be written to; "
+                    "name the folder that the command saves into"
+                )
         return self
 
 
@@ -457,6 +474,31 @@ def check_container_path(path: str) -> str:
     if any(part in ("", ".", "..") for part in parts[1:]):
         raise ValueError(f"{path!r} must not hold '.', '..' or an empty part")
     return path
+
+
+def check_checkpoint_folders(folders: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `folders` if each is a plain path, absolute or relative ('.': the working folder
+    itself), and none lies in another. Raises ValueError."""
+    for folder in folders:
+        if len(folder) > 512:
+            raise ValueError(f"{folder[:40]!r}...: at most 512 characters")
+        if folder == ".":
+            continue
+        parts = folder.removeprefix("/").split("/")
+        if any(part in ("", ".", "..") for part in parts) or not folder.isprintable():
+            raise ValueError(
+                f"{folder!r} must be a plain path such as checkpoints or /work/checkpoints, without "
+                "'.', '..' or an empty part; '.' alone is the working folder"
+            )
+    for folder in folders:
+        others = [other for other in folders if other != folder]
+        if len(others) != len(folders) - 1:
+            raise ValueError(f"{folder!r} stands twice")
+        for other in others:
+            inside = folder == "." and not other.startswith("/")
+            if inside or other.startswith(f"{folder}/"):
+                raise ValueError(f"{other!r} lies in {folder!r}: name the outer one only")
+    return folders
 
 
 def sign_document(document: D, *keys: SigningKey, reads: Reads | None = None) -> Signed[D]:

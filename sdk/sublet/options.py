@@ -95,6 +95,18 @@ def _as_tuple(value: Sequence[str], name: str) -> object:
     return tuple(value)
 
 
+def _folders(value: str | Sequence[str], name: str) -> object:
+    """Return folders as the document says them: './ckpts/' is ckpts."""
+    given = (value,) if isinstance(value, str) else tuple(value)
+    return tuple(map(_plain, given))
+
+
+def _plain(path: str) -> str:
+    root = "/" if path.startswith("/") else ""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return root + "/".join(parts) or "."
+
+
 def _cores_or_share(value: Amount, name: str) -> object:
     return 0 if value == "" else cores_to_millis(value, name)
 
@@ -266,6 +278,19 @@ class JobOptions(TypedDict, total=False):
             default_help="none",
             fields=("outputs",),
             convert=_as_written,
+            metavar="DIR",
+        ),
+    ]
+    checkpoint: Annotated[
+        str | Sequence[str],
+        Option(
+            "folder in which the command keeps what it resumes from: saved while it runs, put back "
+            "before it goes on; '.' is its working folder; several",
+            "content",
+            default=(),
+            default_help="none",
+            fields=("checkpoints",),
+            convert=_folders,
             metavar="DIR",
         ),
     ]

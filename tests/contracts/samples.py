@@ -126,8 +126,8 @@ def job() -> Job:
         inputs=(
             Input(destination="/data/data.csv", kind="file", index_sha256=INDEX, total_bytes=9),
         ),
-        outputs="/out", accept_receipts_up_to_ucr=5_000_000, issued_ms=NOW_MS,
-        expires_ms=NOW_MS + 24 * HOUR_MS,
+        outputs="/out", checkpoints=("ckpts", "/state"), accept_receipts_up_to_ucr=5_000_000,
+        issued_ms=NOW_MS, expires_ms=NOW_MS + 24 * HOUR_MS,
     )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ OTHER_VALUES: dict[str, tuple[Any, list[str]]] = {
     "egress": (True, ["--egress"]),
     "inputs": ({"data.csv": "/data/data.csv"}, ["--input", "data.csv:/data/data.csv"]),
     "outputs": ("/out", ["--outputs", "/out"]),
+    "checkpoint": (["ckpts", "/state"], ["--checkpoint", "ckpts", "--checkpoint", "/state"]),
     "env": ({"SEED": "17"}, ["-e", "SEED=17"]),
     "name": ("other", ["--name", "other"]),
     "checkpoint_every": ("3m", ["--checkpoint-every", "3m"]),

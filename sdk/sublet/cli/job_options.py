@@ -36,7 +36,7 @@ def _add(group: Any, option: Option) -> None:
     if option.type is bool:
         group.add_argument(*flags, action="store_true", **common)
         return
-    if option.name in _PAIRS:
+    if option.name in _PAIRS or option.name in _LISTS:
         common["action"] = "append"
     group.add_argument(*flags, required=option.required, metavar=option.metavar, **common)
 
@@ -73,6 +73,9 @@ def _env(pair: str, flag: str) -> tuple[str, str]:
         f"{flag}: {pair!r} is neither K=V nor set here", "write it like -e SEED=17", USAGE
     )
 
+
+_LISTS = frozenset({"checkpoint"})
+"""Options that may be given several times, a value each."""
 
 _PAIRS: Mapping[str, Callable[[str, str], tuple[str, str]]] = {"inputs": _input, "env": _env}
 """How an option that holds pairs is written, once for each pair."""
