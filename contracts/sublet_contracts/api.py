@@ -16,7 +16,7 @@
     POST /v1/jobs/{job}/pause                         -> JobView
     POST /v1/jobs/{job}/resume  ResumeRequest         -> JobView         with an amendment, if any
     GET  /v1/jobs/{job}/events?after=                 -> EventsPage
-    GET  /v1/jobs/{job}/logs?after=&follow=           -> NDJSON of JobLogLine, streamed
+    GET  /v1/jobs/{job}/logs?after=&follow=&tail=&since_ms=&run=&unfinished= -> NDJSON of JobLogLine
     GET  /v1/jobs/{job}/checkpoints                   -> CheckpointsPage
     GET  /v1/jobs/{job}/statement                     -> StatementView
     GET  /v1/jobs/{job}/export                        -> Export (export.py)
@@ -170,6 +170,28 @@ class ResumeRequest(Body):
     amendment: Envelope | None = None
 
 
+class DeviceUsageView(View):
+    """How busy one GPU of a run is; null: its driver doesn't tell."""
+
+    id: str
+    utilization_percent: int | None = None
+    memory_used_bytes: int | None = None
+    memory_bytes: int | None = None
+
+
+class RunUsageView(View):
+    """What a run uses of its machine, as its agent said last; null: it can't be measured there."""
+
+    measured_ms: int = Field(description="when, by the broker's clock")
+    cpu_millis: int | None = Field(default=None, description="thousandths of a core")
+    memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    disk_bytes: int | None = None
+    disk_limit_bytes: int | None = None
+    devices: tuple[DeviceUsageView, ...] = ()
+
+
 class RunView(View):
     """One lease of a job and the run under it."""
 
@@ -197,6 +219,20 @@ class RunView(View):
     started_ms: int
     last_seen_ms: int
     ended_ms: int | None
+    usage: RunUsageView | None = Field(
+        default=None, description="while it runs; null: nothing was measured yet"
+    )
+
+
+class WarningView(View):
+    """Something that will hurt, said while the job goes on. job_warnings.py has the codes, their
+    facts and the words; what to do about it is the client's to say."""
+
+    code: str = Field(description="which, stable, for programs; a newer broker has more")
+    since_ms: int
+    epoch: int
+    says: str = Field(description="in words")
+    facts: dict[str, int] = Field(description="what it rests on now; the unit stands in the name")
 
 
 class NextStep(StrEnum):
@@ -239,6 +275,16 @@ class JobView(View):
     total_steps: int
     metrics: dict[str, float]
     durable_step: int
+    durable_ms: int | None = Field(
+        default=None, description="when the checkpoint that a resume starts from became durable"
+    )
+    unsaved_device_ms: int = Field(
+        default=0, description="device time of the run under way since its newest durable checkpoint"
+    )
+    unsaved_ucr: int = Field(default=0, description="what that time costs")
+    warnings: tuple[WarningView, ...] = Field(
+        default=(), description="of the run under way, oldest first"
+    )
     recoveries: int
     lost_device_ms: int
     outputs: str | None = Field(description="document id of the outputs, once they are durable")
@@ -284,6 +330,12 @@ class JobLogLine(View):
     time_ms: int
     stream: str
     text: str
+    unfinished: bool = Field(
+        default=False,
+        description="how a line stands that the job is still writing, such as a progress bar: the "
+        "next state of its stream, or the finished line, takes its place; `cursor` is the line's "
+        "before it",
+    )
 
 
 class CheckpointView(View):

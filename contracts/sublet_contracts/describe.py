@@ -41,12 +41,16 @@ from sublet_contracts.versions import versions_of
 from sublet_contracts.wire import (
     MAX_FRAME_BYTES,
     MESSAGES,
+    DeviceUsage,
     Heartbeat,
     HeldLease,
     LogLine,
     Logs,
+    LogState,
+    LogStates,
     Message,
     RunReport,
+    RunUsage,
     Welcome,
 )
 
@@ -57,8 +61,9 @@ _PARTS: Mapping[type[BaseModel], tuple[type[BaseModel], ...]] = {
     JobDocument: (Resources, Input),
     Settlement: (Transfer,),
     Welcome: (HeldLease,),
-    Heartbeat: (RunReport,),
+    Heartbeat: (RunReport, RunUsage, DeviceUsage),
     Logs: (LogLine,),
+    LogStates: (LogState,),
 }
 """What each model holds besides plain fields."""
 

@@ -14,6 +14,7 @@ from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.fields import (
     Count,
+    DeviceId,
     DocumentId,
     JobId,
     Label,
@@ -30,7 +31,10 @@ MAX_FRAME_BYTES = 1024 * 1024
 MAX_LOG_LINE_CHARACTERS = 16 * 1024
 MAX_LOG_LINES_PER_FRAME = 500
 MAX_RUNS = 64
+MAX_LOG_STATE_CHARACTERS = 4 * 1024
 
+MAX_USAGE_DEVICES = 64
+MAX_UTILIZATION_PERCENT = 100
 DocumentVersions = Annotated[
     dict[Label, Annotated[tuple[int, ...], Field(min_length=1, max_length=16)]],
     Field(max_length=64, description="versions of each kind of document that it reads"),
@@ -203,7 +207,7 @@ class Order(Message):
 
 
 class RunReport(BaseModel):
-    """One run in a heartbeat. All figures are cumulative."""
+    """One run in a heartbeat. All figures but `usage` are cumulative."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -212,6 +216,46 @@ class RunReport(BaseModel):
     state: RunState = Field(description="as the agent observes it")
     cum_device_ms: Count = Field(description="wall ms times devices since it started")
     step: Count = Field(default=0, description="the job's own progress")
+class DeviceUsage(BaseModel):
+    """How busy one GPU of a run is, as its driver says. null: it doesn't tell."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    id: DeviceId = Field(description="as in the lease")
+    utilization_percent: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_UTILIZATION_PERCENT,
+        description="part of the time in which it computed, over the driver's last sample",
+    )
+    memory_used_bytes: Count | None = Field(default=None, description="of its memory, in use")
+    memory_bytes: Count | None = Field(default=None, description="of its memory, all")
+
+
+class RunUsage(BaseModel):
+    """What a run uses of its machine, as its agent measured it last. Informative: nothing is paid
+    by it. null: it can't be measured there."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    age_ms: Count = Field(description="how old the figures are as they are sent")
+    cpu_millis: Count | None = Field(
+        default=None, description="thousandths of a core, on average since the measure before"
+    )
+    memory_bytes: Count | None = Field(
+        default=None, description="main memory in use; file cache that can be dropped left out"
+    )
+    peak_memory_bytes: Count | None = Field(
+        default=None, description="the most of it that was seen"
+    )
+    memory_limit_bytes: Count | None = Field(default=None, description="what it may use of it")
+    disk_bytes: Count | None = Field(default=None, description="in its folders")
+    disk_limit_bytes: Count | None = Field(default=None, description="what it may use of it")
+    devices: tuple[DeviceUsage, ...] = Field(
+        default=(), max_length=MAX_USAGE_DEVICES, description="its GPUs; none on a CPU"
+    )
+
+
     total_steps: Count = Field(default=0, description="of so many; 0: not known")
     metrics: dict[Name, FiniteFloat] = Field(
         default_factory=dict, max_length=32, description="what the job reports, such as its loss"
@@ -227,6 +271,12 @@ class Heartbeat(Message):
 
     runs: tuple[RunReport, ...] = Field(max_length=MAX_RUNS, description="all that it runs")
 
+    checkpoint_opened: bool | None = Field(
+        default=None,
+        description="whether the job has opened what it was restored from; null: it began anew, or "
+        "that can't be known there",
+    )
+    usage: RunUsage | None = Field(default=None, description="what it uses; null: not measured")
 
 class RunChanged(Message):
     """A run entered a state. `reason` and `exit_code` stand on exited."""
@@ -330,6 +380,33 @@ class LogsWanted(Message):
     next_number: Count = Field(description="the first line that is wanted")
 
 
+class LogState(BaseModel):
+    """A line that isn't finished yet, as it stands: a progress bar, a prompt."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    number: Count = Field(description="lines that were finished before it was seen")
+    time_ms: Count = Field(description="when it was seen; ms since 1970")
+    stream: Literal["stdout", "stderr"] = Field(description="where it is written")
+    text: str = Field(
+        max_length=MAX_LOG_STATE_CHARACTERS, description="what stands there; '': nothing any more"
+    )
+
+
+class LogStates(Message):
+    """How the run's unfinished lines stand now. Each message replaces the one before; none of it is
+    kept: what a line is in the end comes with `logs`."""
+
+    TYPE: ClassVar[str] = "log_states"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
+
+    lease: LeaseId
+    epoch: Count = Field(description="the lease's epoch")
+    states: tuple[LogState, ...] = Field(
+        max_length=2, description="one for each stream that has one"
+    )
+
+
 class Prepared(Message):
     """The successor is ready (or can't be: then another is tried)."""
 
@@ -373,6 +450,7 @@ class Frame(BaseModel):
     """A message on the wire."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+        LogStates,
 
     type: str = Field(max_length=40)
     mid: Mid | None

@@ -45,6 +45,10 @@ def report(**change: Any) -> RunReport:
     plain: dict[str, Any] = {
         "lease": LEASE_ID, "epoch": 2, "state": "running", "cum_device_ms": 5, "step": 3,
         "total_steps": 80, "metrics": {"loss": 0.25, "train/accuracy": 1}, "detail": "",
+        "usage": {
+            "age_ms": 900, "cpu_millis": 1250, "memory_bytes": 2**31, "disk_bytes": 7,
+            "devices": ({"id": "GPU-7/0", "utilization_percent": 97},),
+        },
     }  # fmt: skip
     return RunReport.model_validate(plain | change)
 
@@ -89,6 +93,11 @@ def messages() -> list[Message]:
         wire.ReceiptIssued(receipt=SIGNED["receipt"]),
         wire.SettlementNotice(settlement=SIGNED["settlement"]),
         Logs(lease=LEASE_ID, epoch=2, lines=(line(0, "a"), line(1, "\x1b[31m\u2028 \U0001f600"))),
+        wire.LogStates(
+            lease=LEASE_ID,
+            epoch=2,
+            states=(wire.LogState(number=2, time_ms=NOW_MS, stream="stderr", text="40 % ▌"),),
+        ),
         wire.LogsWanted(lease=LEASE_ID, next_number=2),
         wire.Prepared(job=JOB_ID, ready=False, detail="no room"),
     ]

@@ -36,6 +36,7 @@ from sublet_contracts.wire import (
     Announce,
     Heartbeat,
     Logs,
+    LogStates,
     Message,
 )
 
@@ -256,7 +257,11 @@ class Connection:
                 await self._taken.wait()
 
     def _is_steady(self, message: Message) -> bool:
-        """Take a heartbeat that changes nothing but figures, as most do, without a thread."""
+        """Take a heartbeat that changes nothing but figures, as most do, without a thread; and how
+        unfinished lines stand."""
+        if isinstance(message, LogStates):
+            self._edge.broker.sessions.log_states(self._party, self._instance, message)
+            return True
         return isinstance(message, Heartbeat) and self._edge.broker.sessions.steady(
             self._party, self._instance, message
         )

@@ -1,6 +1,7 @@
 """Reports: heartbeats, changes of runs, answers to leases, and logs, as agents send them."""
 
 from dataclasses import replace
+from functools import partial
 
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import (
@@ -39,6 +40,7 @@ from sublet_contracts.wire import (
     Heartbeat,
     LeaseAnswer,
     Logs,
+    LogStates,
     LogsWanted,
     Prepared,
     RunChanged,
@@ -75,6 +77,10 @@ class RunReports:
         now_ms = self._context.ports.clock.now_ms()
         return self._context.heartbeats.take(party, instance, message.runs, now_ms)
 
+    def log_states(self, party: str, instance: str, message: LogStates) -> None:
+        """Take how a run's unfinished lines stand: in memory, at once, waiting for nobody."""
+        self._context.heartbeats.take_unfinished(party, instance, message)
+
     def heartbeat(self, party: str, instance: str, message: Heartbeat) -> None:
         """Note who lives. A run that isn't named isn't heard from. Raises StaleInstance."""
         if self.steady(party, instance, message):
@@ -107,6 +113,7 @@ class RunReports:
         if run is None or is_over(run) or not is_held(lease, job, party, report.epoch):
             return None
         self._context.heartbeats.track(run, work.token)
+        self._context.heartbeats.note_usage(report, work.now_ms)
         figures = with_figures(run, report, work.now_ms)
         return self._observed(work, job, lease, run, figures, RunState(report.state))
 
@@ -277,6 +284,8 @@ class RunReports:
     def _keep_lines(self, work: UnitOfWork, lease: LeaseFact, message: Logs) -> LogsWanted | None:
         """Append what is next; None: the job's log is full."""
         settings = self._context.settings
+        kept: dict[str, int] = {}
+        work.tx.after_commit(partial(self._context.heartbeats.finished, lease.id, kept))
         newest = work.find(LogLineFact, {"job": lease.job}, order_by="id", descending=True, limit=1)
         last, total_bytes = (newest[0].id, newest[0].total_bytes) if newest else (0, 0)
         if last >= settings.max_job_logs or total_bytes >= settings.max_job_log_bytes:
@@ -286,6 +295,7 @@ class RunReports:
             if line.number != wanted:
                 continue
             last, wanted = last + 1, wanted + 1
+            kept[line.stream] = wanted
             total_bytes += len(line.text.encode()) + 1
             work.put(
                 LogLineFact(

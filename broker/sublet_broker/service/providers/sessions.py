@@ -29,6 +29,7 @@ from sublet_contracts.wire import (
     HeldLease,
     LeaseAnswer,
     Logs,
+    LogStates,
     Message,
     Prepared,
     ReceiptIssued,
@@ -94,6 +95,10 @@ class Sessions:
         It waits for nothing. False: nothing was done, hand it to `receive`."""
         return self._reports.steady(party, instance, message)
 
+    def log_states(self, party: str, instance: str, message: LogStates) -> None:
+        """Take how a run's unfinished lines stand, without a transaction. It waits for nothing."""
+        self._reports.log_states(party, instance, message)
+
     def receive(self, party: str, instance: str, message: Message) -> list[Message]:
         """Act on an agent's message; return unreliable answers.
 
@@ -103,6 +108,9 @@ class Sessions:
         if isinstance(message, Heartbeat):
             # By far the most frequent: it checks the instance in its own transaction.
             self._reports.heartbeat(party, instance, message)
+            return []
+        if isinstance(message, LogStates):
+            self.log_states(party, instance, message)
             return []
         self._check_instance(party, instance)
         match message:

@@ -15,7 +15,7 @@ from sublet_broker.market.facts import (
 )
 from sublet_broker.service.queries.status_text import next_step, says
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
-from sublet_contracts.api import Charge, JobView, RunView
+from sublet_contracts.api import Charge, JobView, RunUsageView, RunView
 from sublet_contracts.documents import Job, Offer, Settlement
 from sublet_contracts.reasons import MEANINGS, Fault
 from sublet_contracts.rules import charge_ucr
@@ -126,7 +126,16 @@ def _run_view(
         started_ms=lease.active_ms or lease.proposed_ms,
         last_seen_ms=run.last_seen_ms if run else lease.proposed_ms,
         ended_ms=(run.ended_ms if run else None) or lease.closed_ms,
+        usage=_usage_view(snapshot, lease.id),
     )
+
+
+def _usage_view(snapshot: UnitOfWork, lease: str) -> RunUsageView | None:
+    known = snapshot.usage(lease)
+    if known is None:
+        return None
+    measured_ms, usage = known
+    return RunUsageView(measured_ms=measured_ms, **usage.model_dump(exclude={"age_ms"}))
 
 
 def _run_state(lease: LeaseFact, run: RunFact | None) -> RunState:

@@ -9,6 +9,8 @@ broker everyone has a period of grace, and says all of it again with the next he
 - Whoever changes the run's fact, its lease's or its job's ends that: the next heartbeat looks at
   everything again. A transaction makes steady only what nobody has changed since it did so itself.
 - Figures are written down every WRITE_EVERY_MS, so that a restart loses sight of no more.
+- What a run uses of its machine, and how the lines stand that it is still writing, is only kept
+  here, as it was said last, and goes with the run.
 
 Any thread may call this, and none waits: whether a run is steady is one comparison of the
 transaction that changed it last with the one that made it steady, and figures are replaced whole.
@@ -20,7 +22,7 @@ from typing import Any, NamedTuple
 
 from sublet_broker.market.facts import AgentFact, Fact, JobFact, LeaseFact, RunFact
 from sublet_broker.market.running import is_over
-from sublet_contracts.wire import RunReport
+from sublet_contracts.wire import LogState, LogStates, RunReport, RunUsage
 
 WRITE_EVERY_MS = 30_000
 _NOBODY = object()
@@ -65,6 +67,10 @@ class _Run:
     merged: tuple[RunFact, "_Figures", RunFact] | None = None
     """A fact as it was read, the newest figures at that time, and both in one."""
     look: _Look = _NEVER_LOOKED
+    usage: tuple[int, RunUsage] | None = None
+    """What it uses of its machine, and when that was measured."""
+    unfinished: tuple[LogState, ...] = ()
+    """How the lines stand that it is still writing."""
 
     def is_steady(self) -> bool:
         return self.steady_since is self.last_writer
@@ -134,7 +140,46 @@ class Heartbeats:
         agent.last_seen_ms = max(agent.last_seen_ms, now_ms)
         for run, newest in heard:
             run.newest = newest
+        for report in reports:
+            self.note_usage(report, now_ms)
         return True
+
+    def note_usage(self, report: RunReport, now_ms: int) -> None:
+        """Keep what a run that is tracked uses of its machine; the caller has looked at who says
+        so, and under which epoch."""
+        run = self._runs.get(report.lease)
+        if run is not None and report.usage is not None:
+            run.usage = (max(0, now_ms - report.usage.age_ms), report.usage)
+
+    def usage(self, lease: str) -> tuple[int, RunUsage] | None:
+        """Return what a run uses of its machine, and when that was measured by the broker's
+        clock; None: it has not said so, or is over."""
+        run = self._runs.get(lease)
+        return run.usage if run is not None else None
+
+    def take_unfinished(self, party: str, instance: str, message: LogStates) -> None:
+        """Keep how the unfinished lines of a run stand, if that is its agent's to say."""
+        agent, run = self._agents.get(party), self._runs.get(message.lease)
+        if agent is None or agent.instance != instance or run is None:
+            return
+        if run.provider == party and run.epoch == message.epoch:
+            run.unfinished = message.states
+
+    def finished(self, lease: str, next_numbers: Mapping[str, int]) -> None:
+        """Lines of a run are kept: stream -> the number after its newest. What they were before
+        they were finished is over."""
+        run = self._runs.get(lease)
+        if run is not None and run.unfinished:
+            run.unfinished = tuple(
+                state
+                for state in run.unfinished
+                if state.number >= next_numbers.get(state.stream, 0)
+            )
+
+    def unfinished(self, job: str) -> tuple[int, tuple[LogState, ...]]:
+        """Return how the unfinished lines of a job's run stand, and the run's epoch."""
+        run = self._runs.get(self._lease_of.get(job, ""))
+        return (run.epoch, run.unfinished) if run is not None else (0, ())
 
     def with_newest(self, run: RunFact) -> RunFact:
         """Return a run as it was read, with the newest figures."""
@@ -201,7 +246,7 @@ class Heartbeats:
     def track(self, run: RunFact, by: object) -> None:
         """A transaction is about to put what a heartbeat says of this run."""
         if run.id not in self._runs:
-            self._runs[run.id] = _Run(run.provider, run.job, by)
+            self._runs[run.id] = _Run(run.provider, run.job, by, epoch=run.epoch)
             self._lease_of[run.job] = run.id
 
     def mark_steady(self, party: str, runs: Sequence[RunFact], by: object) -> None:

@@ -31,7 +31,7 @@ from sublet_broker.service.unit_of_work.tallies import TALLIES_OF, Tally
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import LeaseState, RunState
-from sublet_contracts.wire import Message
+from sublet_contracts.wire import Message, RunUsage
 
 F = TypeVar("F", bound=Fact)
 
@@ -137,6 +137,10 @@ class UnitOfWork:
                 list[F], [self._heartbeats.with_newest(cast(RunFact, fact)) for fact in found]
             )
         return found
+
+    def usage(self, lease: str) -> tuple[int, RunUsage] | None:
+        """Return what a run uses of its machine, and when that was measured; None: not known."""
+        return self._heartbeats.usage(lease)
 
     def put(self, fact: F, *, before: F | None = None) -> None:
         """Insert or replace a fact. `before`: as it stands in the database, where that is known."""
