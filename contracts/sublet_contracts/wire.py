@@ -30,11 +30,11 @@ PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 1024 * 1024
 MAX_LOG_LINE_CHARACTERS = 16 * 1024
 MAX_LOG_LINES_PER_FRAME = 500
-MAX_RUNS = 64
 MAX_LOG_STATE_CHARACTERS = 4 * 1024
-
+MAX_RUNS = 64
 MAX_USAGE_DEVICES = 64
 MAX_UTILIZATION_PERCENT = 100
+
 DocumentVersions = Annotated[
     dict[Label, Annotated[tuple[int, ...], Field(min_length=1, max_length=16)]],
     Field(max_length=64, description="versions of each kind of document that it reads"),
@@ -206,16 +206,6 @@ class Order(Message):
     grace_ms: Count = Field(description="time until it is stopped by force")
 
 
-class RunReport(BaseModel):
-    """One run in a heartbeat. All figures but `usage` are cumulative."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    lease: LeaseId
-    epoch: Count = Field(description="the lease's epoch")
-    state: RunState = Field(description="as the agent observes it")
-    cum_device_ms: Count = Field(description="wall ms times devices since it started")
-    step: Count = Field(default=0, description="the job's own progress")
 class DeviceUsage(BaseModel):
     """How busy one GPU of a run is, as its driver says. null: it doesn't tell."""
 
@@ -256,11 +246,22 @@ class RunUsage(BaseModel):
     )
 
 
+class RunReport(BaseModel):
+    """One run in a heartbeat. All figures but `usage` are cumulative."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    lease: LeaseId
+    epoch: Count = Field(description="the lease's epoch")
+    state: RunState = Field(description="as the agent observes it")
+    cum_device_ms: Count = Field(description="wall ms times devices since it started")
+    step: Count = Field(default=0, description="the job's own progress")
     total_steps: Count = Field(default=0, description="of so many; 0: not known")
     metrics: dict[Name, FiniteFloat] = Field(
         default_factory=dict, max_length=32, description="what the job reports, such as its loss"
     )
     detail: Text = Field(default="", description="for people")
+    usage: RunUsage | None = Field(default=None, description="what it uses; null: not measured")
 
 
 class Heartbeat(Message):
@@ -271,12 +272,6 @@ class Heartbeat(Message):
 
     runs: tuple[RunReport, ...] = Field(max_length=MAX_RUNS, description="all that it runs")
 
-    checkpoint_opened: bool | None = Field(
-        default=None,
-        description="whether the job has opened what it was restored from; null: it began anew, or "
-        "that can't be known there",
-    )
-    usage: RunUsage | None = Field(default=None, description="what it uses; null: not measured")
 
 class RunChanged(Message):
     """A run entered a state. `reason` and `exit_code` stand on exited."""
@@ -370,16 +365,6 @@ class Logs(Message):
     )
 
 
-class LogsWanted(Message):
-    """Lines before `next_number` are kept; send on from there."""
-
-    TYPE: ClassVar[str] = "logs_wanted"
-    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
-
-    lease: LeaseId
-    next_number: Count = Field(description="the first line that is wanted")
-
-
 class LogState(BaseModel):
     """A line that isn't finished yet, as it stands: a progress bar, a prompt."""
 
@@ -405,6 +390,16 @@ class LogStates(Message):
     states: tuple[LogState, ...] = Field(
         max_length=2, description="one for each stream that has one"
     )
+
+
+class LogsWanted(Message):
+    """Lines before `next_number` are kept; send on from there."""
+
+    TYPE: ClassVar[str] = "logs_wanted"
+    SENDER: ClassVar[Literal["broker", "agent", "both"]] = "broker"
+
+    lease: LeaseId
+    next_number: Count = Field(description="the first line that is wanted")
 
 
 class Prepared(Message):
@@ -440,6 +435,7 @@ MESSAGES: dict[str, type[Message]] = {
         ReceiptIssued,
         SettlementNotice,
         Logs,
+        LogStates,
         LogsWanted,
         Prepared,
     )
@@ -450,7 +446,6 @@ class Frame(BaseModel):
     """A message on the wire."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-        LogStates,
 
     type: str = Field(max_length=40)
     mid: Mid | None
