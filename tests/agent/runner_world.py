@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,9 +33,11 @@ class World:
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __post_init__(self) -> None:
-        # pytest's own folders are closed to the job's user.
+        # pytest's own folders are closed to the job's user; what others may use is left as it is.
         for folder in (self.root, *self.root.parents[:3]):
-            folder.chmod(0o755)
+            mode = folder.stat().st_mode
+            if mode & 0o055 != 0o055:
+                folder.chmod(stat.S_IMODE(mode) | 0o055)
         write_helper(self.root / "helper")
         self.runner = self.restarted()
 

@@ -471,6 +471,8 @@ SEEN = {
     "kill -TERM by a shell": ExitEvidence(143, signal=15, outside_signal="TERM, from bash"),
     "TERM by nobody knows whom, 0": ExitEvidence(0, returned=True, unknown_signal="TERM"),
     "TERM by nobody knows whom, 1": ExitEvidence(1, returned=True, unknown_signal="TERM"),
+    "137 passed on": ExitEvidence(137, returned=True, worker_signal=9),
+    "139 passed on": ExitEvidence(139, returned=True, worker_signal=11),
     "the GPU fell off": ExitEvidence(1, returned=True, device_failed="GPU 1 does not answer"),
     "the GPU fell off at the end": ExitEvidence(0, returned=True, device_failed="GPU 1 is lost"),
 }
@@ -500,6 +502,9 @@ SEEN = {
         ("TERM by nobody knows whom, 0", None, True, Reason.SUCCEEDED),
         ("TERM by nobody knows whom, 0", None, False, Reason.KILLED_UNATTRIBUTED),
         ("TERM by nobody knows whom, 1", None, True, Reason.KILLED_UNATTRIBUTED),
+        ("137 passed on", None, True, Reason.KILLED_UNATTRIBUTED),
+        ("137 passed on", "drain", True, Reason.RECLAIMED),
+        ("139 passed on", None, True, Reason.JOB_FAILED),
         ("the GPU fell off", None, True, Reason.DEVICE_FAILED),
         ("the GPU fell off at the end", None, True, Reason.SUCCEEDED),
         ("0", "drain", True, Reason.SUCCEEDED),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import docker
 import pytest
 
+from sublet_agent.adapters.docker import exit_witness
 from sublet_agent.adapters.docker.engine_events import EngineEvents
 from sublet_agent.adapters.docker.images import ImageRules
 from sublet_agent.adapters.docker.runner import DockerRunner, _require_usable
@@ -18,7 +21,7 @@ from sublet_agent.adapters.docker.start_errors import judge_start
 from sublet_agent.adapters.run_observer import evidence_of
 from sublet_agent.core import engine_evidence
 from sublet_agent.core.engine_evidence import EngineEnd, EngineFact, EngineMemory, Kind
-from sublet_agent.core.exit_reasons import reason_of_exit
+from sublet_agent.core.exit_reasons import exit_text, reason_of_exit
 from sublet_agent.core.runner_port import (
     Runner,
     RunnerUnavailable,
@@ -144,7 +147,129 @@ def test_what_ends_by_itself_is_never_the_engines(world: World) -> None:
     for code in (0, 1, 75, 130, 137, 143):
         _, status = world.run(f"import os; os._exit({code})")
         assert (status.exit_code, status.engine_stopped, status.oom_killed) == (code, "", False)
-        assert status.returned == (code < 128)
+        assert status.returned or code > 128
+
+
+# -- case 06: a code is not a signal -------------------------------------------------------------
+
+
+@pytest.fixture
+def witnessed(world: World) -> World:
+    """A world in which the kernel tells how processes end."""
+    assert isinstance(world.runner, DockerRunner)
+    if why := world.runner.why_no_witness():
+        pytest.skip(f"the kernel's process events can't be followed: {why}")
+    return world
+
+
+def processes_of(world: World, spec: RunSpec) -> list[int]:
+    """The pids of a run, on this machine: its init first, the job's own process then."""
+    top = Owner(world)("top", spec, "-eo pid")
+    return [int(pid) for (pid,) in top["Processes"]]
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("code", [137, 143, 129, 139])
+def test_a_code_that_the_job_returned_by_itself_is_its_failure(witnessed: World, code: int) -> None:
+    spec, status = witnessed.run("", command=("sh", "-c", f"echo the result is 42; exit {code}"))
+    assert (status.exit_code, status.returned, status.signal) == (code, True, None)
+    assert judged(status) is Reason.JOB_FAILED
+    assert exit_text(evidence_of(status), Reason.JOB_FAILED) == f"exit code {code}"
+    # An agent that comes later reads it, whatever it has not seen itself.
+    assert judged(witnessed.restarted().status(spec.run_id)) is Reason.JOB_FAILED
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_signal_of_its_own_is_nobodys(witnessed: World, number: int) -> None:
+    _, status = witnessed.run(f"import os, time; os.kill(os.getpid(), {number}); time.sleep(60)")
+    assert (status.exit_code, status.returned, status.signal) == (128 + number, False, number)
+    assert judged(status) is Reason.KILLED_UNATTRIBUTED
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_kill_from_outside_is_unattributed_and_has_words(witnessed: World, which: int) -> None:
+    """Of the job's own process, and of the container's init."""
+    spec = started(witnessed, SLEEPS)
+    os.kill(processes_of(witnessed, spec)[which], signal.SIGKILL)
+    status = witnessed.ended(spec.run_id)
+    assert (status.exit_code, status.signal) == (137, signal.SIGKILL)
+    assert judged(status) is Reason.KILLED_UNATTRIBUTED
+    says = exit_text(evidence_of(status), Reason.KILLED_UNATTRIBUTED)
+    assert says == "killed by SIGKILL; nothing that was seen says who sent it"
+
+
+HAS_WORKER = """
+import subprocess, sys
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("up", flush=True)
+ended = worker.wait()
+sys.exit({code})
+"""
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("128 - ended", Reason.KILLED_UNATTRIBUTED), ("3", Reason.JOB_FAILED)],
+    ids=["passed on", "a code of its own"],
+)
+def test_the_end_of_a_worker_that_somebody_killed(
+    witnessed: World, code: str, reason: Reason
+) -> None:
+    """A shell returns 137 for what it ran: nobody knows whose kill that was."""
+    spec = started(witnessed, HAS_WORKER.format(code=code))
+    wait_for(lambda: len(processes_of(witnessed, spec)) == 3, "its worker")
+    os.kill(processes_of(witnessed, spec)[2], signal.SIGKILL)
+    status = witnessed.ended(spec.run_id)
+    assert status.returned
+    assert judged(status) is reason
+    if reason is Reason.KILLED_UNATTRIBUTED:
+        says = exit_text(evidence_of(status), reason)
+        assert says.startswith("exit code 137, after SIGKILL had ended another of its processes;")
+
+
+@pytest.mark.docker
+def test_who_came_later_claims_nothing(witnessed: World) -> None:
+    """An agent that is started anew can't know what befell the run's workers meanwhile."""
+    code = "import os, sys, time\nprint('up', flush=True)\n"
+    code += "while not os.path.exists('/out/go'): time.sleep(0.05)\nsys.exit(137)"
+    spec = started(witnessed, code)
+    witnessed.runner = witnessed.restarted()
+    witnessed.runner.find()
+    (witnessed.root / spec.run_id / "outputs" / "go").touch()
+    status = witnessed.ended(spec.run_id)
+    assert (status.exit_code, status.returned) == (137, False)
+    assert judged(status) is Reason.KILLED_UNATTRIBUTED
+
+
+@pytest.mark.docker
+def test_events_that_the_kernel_could_not_hand_over_make_nothing_of_it(
+    witnessed: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exit_witness, "_BUFFER_BYTES", 1)  # the kernel takes its least for that
+    witnessed.runner = witnessed.restarted()
+    spec = started(witnessed, HAS_WORKER.format(code="137"))
+    wait_for(lambda: len(processes_of(witnessed, spec)) == 3, "its worker")
+    with witnessed.runner._witness._lock:  # type: ignore[attr-defined]
+        os.kill(processes_of(witnessed, spec)[2], signal.SIGTERM)
+        for _ in range(30):
+            subprocess.run(["true"], check=True)
+    status = witnessed.ended(spec.run_id)
+    assert (status.exit_code, status.returned, status.worker_signal) == (137, False, None)
+    assert judged(status) is Reason.KILLED_UNATTRIBUTED
+
+
+@pytest.mark.docker
+def test_the_kernel_is_listened_to_only_while_there_are_runs(witnessed: World) -> None:
+    spec = started(witnessed, SLEEPS)
+    listens = lambda: witnessed.runner._witness._socket is not None  # type: ignore[attr-defined]  # noqa: E731
+    assert listens()
+    witnessed.runner.remove(spec.run_id)
+    wait_for(lambda: not listens(), "the end of it")
+    _, status = witnessed.run("import os; os._exit(137)")
+    assert status.returned
 
 
 @pytest.mark.docker
@@ -383,6 +508,43 @@ def event_of(action: str, second: int, owner: str, **about: str) -> dict[str, An
         "timeNano": second * S,
         "Actor": {"Attributes": {**labels, **about}},
     }
+
+
+@pytest.mark.parametrize(
+    ("facts", "exit_code", "end"),
+    [
+        ([at(100, "exited", 137)], 137, EngineEnd(returned=True)),
+        ([at(100, "killed", 9)], 137, EngineEnd(signal=9)),
+        # The kernel's word on something else: another code, another time.
+        ([at(100, "exited", 3)], 137, EngineEnd()),
+        ([at(100, "killed", 15)], 137, EngineEnd()),
+        ([at(50, "exited", 137)], 137, EngineEnd()),
+        # Passed on, if it was the same signal, and not long ago.
+        (
+            [at(99, "worker", 9), at(100, "exited", 137)],
+            137,
+            EngineEnd("", False, "", True, None, 9),
+        ),
+        ([at(99, "worker", 15), at(100, "exited", 137)], 137, EngineEnd(returned=True)),
+        ([at(-30, "worker", 9), at(100, "exited", 137)], 137, EngineEnd(returned=True)),
+        # What may have been unseen.
+        ([at(99, "blind"), at(100, "exited", 137)], 137, EngineEnd()),
+        ([at(-30, "blind"), at(100, "exited", 137)], 137, EngineEnd(returned=True)),
+        ([at(99, "blind"), at(100, "exited", 1)], 1, EngineEnd(returned=True)),
+    ],
+)
+def test_the_kernels_word_on_the_jobs_own_process(
+    facts: list[EngineFact], exit_code: int, end: EngineEnd
+) -> None:
+    found = engine_evidence.end_evidence(
+        [*facts, at(100, "die", exit_code)],
+        exit_code=exit_code,
+        finished_ms=100_000,
+        oom_flag=False,
+        memory=LIVED,
+        away=[],
+    )
+    assert found == end
 
 
 def test_facts_are_lines_and_torn_ones_are_left_out() -> None:

@@ -561,9 +561,8 @@ def _signals_itself(dice: Random) -> End:
         f"tried(lambda: signal.signal({number:d}, signal.SIG_DFL))\n"
         f"os.kill(os.getpid(), {number:d})\ntime.sleep(0.5)\nos._exit(9)"
     )
-    # On Docker a code above 128 is all that is seen, and init passes signals on.
     reasons = frozenset({Reason.KILLED_UNATTRIBUTED if number in _SENT else Reason.JOB_FAILED})
-    return End(f"kills itself with {signal.Signals(number).name}", code, reasons, on_docker=reasons)
+    return End(f"kills itself with {signal.Signals(number).name}", code, reasons)
 
 
 def _handles_its_own_signal(dice: Random) -> End:

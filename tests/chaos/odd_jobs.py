@@ -230,6 +230,8 @@ class Market:
         self.kind = kind
         self.result = result
         self.said: list[str] = []
+        self.witnessed = True
+        """whether the runner tells a code that a job returned from a signal"""
         root.mkdir(exist_ok=True)
         state = root / "state"
         self.journal = Journal(state)
@@ -265,7 +267,9 @@ class Market:
     def _runner(self, state: Path) -> Runner:
         if self.kind == "docker":
             rules = ImageRules(allowed=(self.image,))
-            return DockerRunner(self.journal.state_id, state, images=rules, log_bytes=LOG_BYTES)
+            runner = DockerRunner(self.journal.state_id, state, images=rules, log_bytes=LOG_BYTES)
+            self.witnessed = not runner.why_no_witness()
+            return runner
         return ProcessRunner(self.journal.state_id, state / "process", log_bytes=LOG_BYTES)
 
     # What the shell takes for its link:
@@ -443,6 +447,8 @@ class Market:
         result.jobs += 1
         result.deeds.update(deed.name for deed in odd.deeds)
         allowed = odd.reasons(self.kind)
+        if not self.witnessed and Reason.JOB_FAILED in allowed:
+            allowed |= {Reason.KILLED_UNATTRIBUTED}  # a code is all that is seen
         if len(leased.ends) != 1 or len(leased.finals) != 1:
             self._problem(odd, f"{len(leased.ends)} ends, {len(leased.finals)} final receipts")
             return

@@ -23,7 +23,8 @@ FAULTS: dict[str, str] = {
     "verifier": "the verifier's worker dies: what it was checking must be checked again",
     "agent-crash": "an agent dies before or after one of its next commits or effects",
     "machine": "a provider's machine reboots: its runs are gone",
-    "run-killed": "somebody kills a run on the provider's machine; some are seen doing it",
+    "run-killed": "somebody kills a run on the provider's machine, or a worker of it; some are "
+    "seen doing it",
     "gpu-lost": "a device fails while a run is on it: it ends, hangs or goes on; back later",
     "engine": "a container engine stops a run, or restarts: with its runs, or without them",
     "registry": "a registry is busy, or knows nothing of an image, for one machine or for all",

@@ -39,9 +39,13 @@ class Mishaps:
         if found is None:
             return
         _, container = found
-        match self.engine.random.choice(("unseen", "unseen", "by someone", "seen")):
+        match self.engine.random.choice(("unseen", "unseen", "worker", "by someone", "seen")):
             case "unseen":
                 container.ends(137, "killed unseen", signal=9)
+            case "worker":
+                number = self.engine.random.choice((9, 15))
+                ends = {"returned": True, "worker_signal": number}  # as a shell passes it on
+                container.ends(128 + number, "killed unseen", **ends)
             case "by someone":
                 says = "something sent it KILL, of the run or not"
                 container.ends(137, "killed unseen", unknown_signal=says)

@@ -354,6 +354,7 @@ def evidence_of(status: RunStatus) -> ExitEvidence:
         exit_code=status.exit_code,
         returned=status.returned,
         signal=status.signal,
+        worker_signal=status.worker_signal,
         out_of_memory=status.oom_killed,
         limit_exceeded=status.limit_exceeded,
         engine_stopped=status.engine_stopped,

@@ -13,23 +13,37 @@ Rules:
    others. Where it hit a worker, the main process returns a code of its own soon after (a data
    loader raises, a launcher gives up): that end comes of the memory as well.
 5. While the engine holds a run still nothing runs, so no time passes for it.
+6. The engine's code is one number for a signal n and for 128 + n that the job returned. Where the
+   kernel's word on the end of the job's own process is at hand (exit_witness.py) it tells which; it
+   counts where it fits the code and the time.
+7. Who returns 128 + n soon after a signal n has ended another process of the run may only pass that
+   on, as shells do: that is said as well. Where something may have been unseen in that time, the
+   number stays as doubtful as it is without the kernel's word.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from sublet_agent.core.exit_reasons import EXIT_PREEMPTED
 
-Kind = Literal["own", "signal", "oom", "pause", "unpause", "began", "die"]
-"""own: a signal that we are about to send; began: the start that is ours, by the engine's clock."""
+Kind = Literal[
+    "own", "signal", "oom", "pause", "unpause", "began", "die",
+    "exited", "killed", "worker", "blind",
+]  # fmt: skip
+"""own: a signal that we are about to send; began: the start that is ours, by the engine's clock.
+By the kernel's word: the job's own process exited with a code, or was killed by a signal; another
+one (worker) was; until now something may have been unseen (blind)."""
 _KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 
 HEARD_WITHIN_MS = 10 * 60_000
 OOM_WITHIN_MS = 2 * 60_000
+PASSED_ON_WITHIN_MS = 2 * 60_000
+_OWN_END_WITHIN_MS = 10_000
+"""The container is over so soon after the job's own process."""
 _NS = 1_000_000
 _ANSWERED_WITHIN_NS = 120_000 * _NS
 """The engine sends what we asked for within this time, or never."""
@@ -76,6 +90,12 @@ class EngineEnd:
     out_of_memory: bool = False
     unseen: str = ""
     """says that nobody can tell any more who may have asked it to end"""
+    returned: bool = False
+    """the job's own process returned the code"""
+    signal: int | None = None
+    """the signal that ended the job's own process"""
+    worker_signal: int | None = None
+    """the code may stand for this one, which ended another of its processes shortly before"""
 
 
 def to_line(fact: EngineFact) -> str:
@@ -186,7 +206,31 @@ def end_evidence(
     if exit_code == 0 and not seen and not says:
         # The agent was away, and much has happened since: a stop from outside would look the same.
         unseen = "nobody saw its end, and the engine no longer remembers it"
-    return EngineEnd(says, out_of_memory, unseen)
+    own = _own_end(facts, exit_code, finished_ms)
+    return replace(own, engine_stopped=says, out_of_memory=out_of_memory, unseen=unseen)
+
+
+def _own_end(facts: Sequence[EngineFact], exit_code: int | None, finished_ms: int) -> EngineEnd:
+    """Say what the kernel's word is on how the job's own process ended; nothing where it has none,
+    or it doesn't fit."""
+    told = [
+        fact
+        for fact in facts
+        if fact.kind in ("exited", "killed") and _is_about(fact, exit_code, finished_ms)
+    ]
+    if exit_code is None or not told:
+        return EngineEnd()
+    if told[-1].kind == "killed":
+        return EngineEnd(signal=told[-1].number)
+    soon = [fact for fact in facts if 0 <= told[-1].at_ms - fact.at_ms <= PASSED_ON_WITHIN_MS]
+    if any(fact.kind == "worker" and fact.number == exit_code - 128 for fact in soon):
+        return EngineEnd(returned=True, worker_signal=exit_code - 128)
+    return EngineEnd(returned=exit_code <= 128 or not any(fact.kind == "blind" for fact in soon))
+
+
+def _is_about(fact: EngineFact, exit_code: int | None, finished_ms: int) -> bool:
+    number = fact.number if fact.kind == "exited" else 128 + fact.number
+    return number == exit_code and abs(finished_ms - fact.at_ms) <= _OWN_END_WITHIN_MS
 
 
 def signal_name(number: int) -> str:

@@ -23,6 +23,9 @@ class ExitEvidence:
     """The job returned the code by itself: the wait status says so."""
     signal: int | None = None
     """The signal that ended it, where the wait status says so."""
+    worker_signal: int | None = None
+    """It returned 128 + this signal by itself, soon after the signal had ended another of its
+    processes: it may only have passed that on."""
     out_of_memory: bool = False
     """The kernel's record, for this run's own process tree."""
     limit_exceeded: str = ""
@@ -43,6 +46,8 @@ class ExitEvidence:
     @property
     def killed_by(self) -> int | None:
         """The signal that ended it, or may have."""
+        if self.worker_signal is not None:
+            return self.worker_signal
         if self.signal is not None or self.returned or self.exit_code is None:
             return self.signal
         return self.exit_code - 128 if 128 < self.exit_code < 128 + signal.NSIG else None
@@ -63,8 +68,8 @@ def reason_of_exit(seen: ExitEvidence, stop: Stop | None, *, finished: bool = Tr
     9. Somebody sent it one, and nobody can tell who: unattributed, whatever it made of it.
     10. Exit 75 unasked: it yields.
     11. A code that it returned by itself, or a signal that a program's own mistake brings: failed.
-    12. A signal that somebody sends, and nothing says who: unattributed. So is an end of which
-        nobody knows the code.
+    12. A signal that somebody sends, and nothing says who: unattributed. So is one that ended a
+        worker, whose end the job then passed on; and an end of which nobody knows the code.
 
     `finished`: whether exit code 0 means that the work was done, where it was asked to stop. While
     that isn't known yet (the folder is read after the exit) it counts as done.
@@ -118,6 +123,8 @@ def _code_text(seen: ExitEvidence) -> str:
             name = signal.Signals(seen.killed_by).name
         except ValueError:
             name = f"signal {seen.killed_by}"
+        if seen.worker_signal is not None:
+            return f"exit code {seen.exit_code}, after {name} had ended another of its processes"
         if seen.signal is not None:
             return f"killed by {name}"
         return f"exit code {seen.exit_code}: killed by {name}, or so it said itself"

@@ -173,6 +173,7 @@ class RunStatus:
     limit_exceeded: str = ""
     engine_stopped: str = ""
     outside_signal: str = ""
+    worker_signal: int | None = None
     unknown_signal: str = ""
     paused: bool = False  # the engine holds it still
     paused_ms: int = 0  # wall time for which the engine held it still: nothing ran

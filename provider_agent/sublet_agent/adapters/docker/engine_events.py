@@ -85,6 +85,10 @@ class EngineEvents:
         """Note what is so now, and of which no event told."""
         self._add(run_id, EngineFact(time.time_ns(), kind))
 
+    def note(self, run_id: str, fact: EngineFact) -> None:
+        """Note what another witness saw of a run."""
+        self._add(run_id, fact)
+
     def facts(self, run_id: str) -> tuple[EngineFact, ...]:
         """Return what is known of a run."""
         with self._lock:

@@ -19,7 +19,8 @@ Ends: an exit code says little, so `status` adds what the engine's events say of
 (engine_events.py): a signal that was not ours, an engine that went away, memory that was full,
 time in which the container was paused. A container that the engine started once more ended when it
 ended first; what runs in it then is killed. The init turns signal n into the code 128 + n, which a
-job can return as well: without an event or a record nobody can tell the two apart.
+job can return as well: the kernel's process events (exit_witness.py) tell the two apart where this
+agent may follow them; else, without an event or a record, nobody can.
 
 Users: an engine with --userns-remap would show a job its folders as somebody else's, so it runs in
 the host's user namespace, as on any other engine: without root, capabilities, or a way to any.
@@ -49,6 +50,7 @@ from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 from sublet_agent.adapters.docker import logs as docker_logs
 from sublet_agent.adapters.docker import seccomp
 from sublet_agent.adapters.docker.engine_events import EngineEvents
+from sublet_agent.adapters.docker.exit_witness import ExitWitness
 from sublet_agent.adapters.docker.images import EVERYBODYS, DockerImages, ImageRules
 from sublet_agent.adapters.docker.start_errors import judge_start
 from sublet_agent.adapters.start_test import idle_program, start_and_end
@@ -117,8 +119,13 @@ class DockerRunner:
         evidence = None if state_dir is None else state_dir / "evidence"
         self._images = DockerImages(self._client, rules=images, state=state_dir)
         self._events = EngineEvents(self._client, owner, evidence)
+        self._witness = ExitWitness(self._events.note)
 
     # ---- the machine ----
+
+    def why_no_witness(self) -> str:
+        """Say why the kernel doesn't tell how a job's own process ends; empty: it does."""
+        return self._witness.why_not()
 
     def check(self) -> None:
         """Raise RunnerUnavailable where no engine answers, or one that enforces no seccomp."""
@@ -191,6 +198,8 @@ class DockerRunner:
             except APIError as error:
                 # A command that can't be run is an end of the job's own, and `status` tells it.
                 if judge_start(_explanation(error)).exit_code is None:
+            if found is not None:
+                self._witness.expect(spec.run_id, str(found["Id"]))
                     raise _start_error(spec.run_id, error) from error
                 found = self._inspect(spec.run_id)
                 if found is None or _status(found).state == "created":  # it tells nothing
@@ -204,6 +213,7 @@ class DockerRunner:
         """Start a program of our own that does nothing, in an image that holds nothing else. See
         `Runner`."""
         program = idle_program(os.uname().machine)
+                self._know_init(spec.run_id, found, found_running=False)
         if program is None:
             return  # No program for this architecture: the next jobs show whether they start.
         with self._errors("a start test"):
@@ -239,6 +249,9 @@ class DockerRunner:
                         run_id,
                         labels[f"{LABEL}.job"],
                         labels[f"{LABEL}.lease"],
+                shown = self._inspect(run_id)
+                if shown is not None:
+                    self._know_init(run_id, shown, found_running=True)
                         int(labels[f"{LABEL}.epoch"]),
                         self.status(run_id),
                     )
@@ -263,6 +276,11 @@ class DockerRunner:
         run_id: str,
         container: Mapping[str, Any],
         seen: RunStatus,
+    def _know_init(self, run_id: str, container: Mapping[str, Any], *, found_running: bool) -> None:
+        """Have the exits below the container's init witnessed; 0: it runs no more."""
+        init = container["State"].get("Pid") or 0
+        self._witness.know(run_id, str(container["Id"]), int(init), found=found_running)
+
         before: tuple[EngineFact, ...],
     ) -> RunStatus:
         """Add what the engine's events say to what it says of a container that was started.
@@ -286,6 +304,7 @@ class DockerRunner:
             # The kernel's record comes to the engine by another way than the end itself.
             memory = self._events.look(_OOM_RECORD_S)
         facts = _since(created_ns, self._events.facts(run_id))
+        self._witness.settle()
         finished_ms = seen.finished_ms or 0
         end = engine_evidence.end_evidence(
             facts,
@@ -370,6 +389,7 @@ class DockerRunner:
             try:
                 return docker_logs.read(
                     self._client().api, self._name(run_id), cursor, limit_bytes, self._log_bytes
+            self._witness.forget(run_id)
                 )
             except NotFound:
                 return LogBatch((), cursor, False)

@@ -39,6 +39,12 @@ def choose_runner(options: Options, owner: str, say: Callable[[str], None]) -> R
             )
             docker.check()
             say("runner: docker (an engine answers; jobs are isolated)")
+            blind = docker.why_no_witness()
+            if blind:
+                say(
+                    "a job that returns 137 or the like by itself can't be told from one that was "
+                    f"killed: the kernel doesn't tell this agent of exits ({blind}); run it as root"
+                )
             return docker
         except (RunnerUnavailable, ImportError) as error:
             if options.runner == "docker":
