@@ -487,8 +487,8 @@ def check_checkpoint_folders(folders: tuple[str, ...]) -> tuple[str, ...]:
         parts = folder.removeprefix("/").split("/")
         if any(part in ("", ".", "..") for part in parts) or not folder.isprintable():
             raise ValueError(
-                f"{folder!r} must be a plain path such as ckpts or /work/ckpts, without '.', '..' or "
-                "an empty part; '.' alone is the working folder"
+                f"{folder!r} must be a plain path such as ckpts or /work/ckpts, without '.', '..' "
+                "or an empty part; '.' alone is the working folder"
             )
     for folder in folders:
         others = [other for other in folders if other != folder]
