@@ -193,13 +193,13 @@ class DockerRunner:
                 found = self._inspect(spec.run_id)
             if found is not None and _status(found).state != "created":
                 return
+            if found is not None:
+                self._witness.expect(spec.run_id, str(found["Id"]))
             try:
                 self._client().api.start(self._name(spec.run_id))
             except APIError as error:
                 # A command that can't be run is an end of the job's own, and `status` tells it.
                 if judge_start(_explanation(error)).exit_code is None:
-            if found is not None:
-                self._witness.expect(spec.run_id, str(found["Id"]))
                     raise _start_error(spec.run_id, error) from error
                 found = self._inspect(spec.run_id)
                 if found is None or _status(found).state == "created":  # it tells nothing
@@ -208,12 +208,12 @@ class DockerRunner:
             found = self._inspect(spec.run_id)
             if found is not None and _status(found).started_ms is not None:
                 self._events.began(spec.run_id, _nanoseconds(found["State"]["StartedAt"]))
+                self._know_init(spec.run_id, found, found_running=False)
 
     def start_test(self, folder: Path, device_ids: tuple[str, ...]) -> None:
         """Start a program of our own that does nothing, in an image that holds nothing else. See
         `Runner`."""
         program = idle_program(os.uname().machine)
-                self._know_init(spec.run_id, found, found_running=False)
         if program is None:
             return  # No program for this architecture: the next jobs show whether they start.
         with self._errors("a start test"):
@@ -244,14 +244,14 @@ class DockerRunner:
             for entry in listed:
                 labels = entry["Labels"]
                 run_id = labels[f"{LABEL}.run"]
+                shown = self._inspect(run_id)
+                if shown is not None:
+                    self._know_init(run_id, shown, found_running=True)
                 found.append(
                     FoundRun(
                         run_id,
                         labels[f"{LABEL}.job"],
                         labels[f"{LABEL}.lease"],
-                shown = self._inspect(run_id)
-                if shown is not None:
-                    self._know_init(run_id, shown, found_running=True)
                         int(labels[f"{LABEL}.epoch"]),
                         self.status(run_id),
                     )
@@ -271,16 +271,16 @@ class DockerRunner:
                 return seen
             return self._with_evidence(run_id, found, seen, before)
 
-    def _with_evidence(
-        self,
-        run_id: str,
-        container: Mapping[str, Any],
-        seen: RunStatus,
     def _know_init(self, run_id: str, container: Mapping[str, Any], *, found_running: bool) -> None:
         """Have the exits below the container's init witnessed; 0: it runs no more."""
         init = container["State"].get("Pid") or 0
         self._witness.know(run_id, str(container["Id"]), int(init), found=found_running)
 
+    def _with_evidence(
+        self,
+        run_id: str,
+        container: Mapping[str, Any],
+        seen: RunStatus,
         before: tuple[EngineFact, ...],
     ) -> RunStatus:
         """Add what the engine's events say to what it says of a container that was started.
@@ -299,12 +299,12 @@ class DockerRunner:
             facts = _since(created_ns, self._events.facts(run_id))
             paused_ms = engine_evidence.paused_ms(facts, now_ms)
             return dataclasses.replace(seen, paused_ms=paused_ms)
+        self._witness.settle()
         memory = self._events.look()
         if seen.exit_code == 128 + signal.SIGKILL and not _explains_kill(self._events, run_id):
             # The kernel's record comes to the engine by another way than the end itself.
             memory = self._events.look(_OOM_RECORD_S)
         facts = _since(created_ns, self._events.facts(run_id))
-        self._witness.settle()
         finished_ms = seen.finished_ms or 0
         end = engine_evidence.end_evidence(
             facts,
@@ -323,6 +323,9 @@ class DockerRunner:
             oom_killed=end.out_of_memory,
             engine_stopped=end.engine_stopped,
             unknown_signal=end.unseen,
+            returned=seen.returned or end.returned,
+            signal=end.signal,
+            worker_signal=end.worker_signal,
             paused_ms=engine_evidence.paused_ms(facts, finished_ms),
             finished_ms=finished_ms,
         )
@@ -381,6 +384,7 @@ class DockerRunner:
         with self._errors(f"run {run_id}"):
             with contextlib.suppress(NotFound):
                 self._client().api.remove_container(self._name(run_id), force=True, v=True)
+            self._witness.forget(run_id)
             self._events.forget(run_id)
 
     def read_logs(self, run_id: str, cursor: str | None, limit_bytes: int) -> LogBatch:
@@ -389,7 +393,6 @@ class DockerRunner:
             try:
                 return docker_logs.read(
                     self._client().api, self._name(run_id), cursor, limit_bytes, self._log_bytes
-            self._witness.forget(run_id)
                 )
             except NotFound:
                 return LogBatch((), cursor, False)
