@@ -1,4 +1,5 @@
-"""Recognises the checkpoints that HF Trainer and Lightning write into a job's outputs folder.
+"""Recognises the checkpoints that HF Trainer, Lightning and torch.distributed write into a job's
+outputs folder.
 
 So a renter's script resumes elsewhere without knowing sublet. Pure: the agent lists the outputs
 folder and reads a little of it, `find_checkpoints` says which checkpoints are whole by their names,
@@ -9,13 +10,16 @@ get_last_checkpoint; Lightning: ckpt_path="last").
 
 Rules:
 1. HF Trainer: a folder checkpoint-N with trainer_state.json, which the Trainer writes after all
-   else, weights (every shard that the names promise) and an optimizer. A folder without an
-   optimizer (save_only_model) can't be resumed from. `read_trainer_state` says whether that file
-   is all there.
+   else, weights (every shard that the names promise) and an optimizer, neither younger than it. A
+   folder without an optimizer (save_only_model) can't be resumed from. `read_trainer_state` says
+   whether that file is all there.
 2. Lightning: the *.ckpt files of one folder, the newest few. Names say steps (step=N); last.ckpt
-   says none, and its content is a pickle, which we never open.
-3. A file that begins as a ZIP, as torch writes them, ends as one (`ends_whole`), or it is torn.
-4. Nothing is whole before it has been quiet for a while: no file of it is younger.
+   says none, and its content is a pickle, which we never open. Each must be whole as torch's ZIP:
+   nothing else tells them from files that are merely called so.
+3. torch.distributed: a folder of __R_I.distcp files and a .metadata that is written after them.
+   The folder's name says the step, if it ends with a number.
+4. No file of it is torn (file_formats.py), and nothing is whole before it is at rest: no file of it
+   is open for writing, and all have been quiet for a while.
 5. A snapshot is the newest whole checkpoint of each folder that has any (a script may train several
    models, one after the other), and for HF Trainer the best one that it names, which
    load_best_model_at_end needs. It is new when something in it is newer than all of the one before.
@@ -43,24 +47,28 @@ RECORD = "outputs-layout.json"
 QUIET_MS = 2_000
 MAX_STATE_BYTES = 16 * 1024 * 1024
 MAX_RECORD_BYTES = 16 * 1024 * 1024
-ZIP_TAIL_BYTES = 22
-_ZIP_BEGIN, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
 _MAX_STEP = 10**15 - 1
 _MAX_FOLDERS = 16
 _LIGHTNING_FILES = 5
 
-Framework = Literal["hf-trainer", "lightning"]
+Framework = Literal["hf-trainer", "lightning", "torch-distributed"]
 
-_HF_FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]{0,14})")
-_HF_STATE = "trainer_state.json"
+HF_FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]{0,14})")
+HF_STATE = "trainer_state.json"
 _HF_WEIGHTS = re.compile(
     r"(model|adapter_model|pytorch_model)\.(safetensors|bin)"
     r"|(model|pytorch_model)-(?P<shard>[0-9]{5})-of-(?P<shards>[0-9]{5})\.(safetensors|bin)"
     r"|pytorch_model_fsdp(_0)?(\.bin|/.+)|global_step[0-9]+/.*model_states\.pt"
 )
 _HF_OPTIMIZER = re.compile(r"optimizer(_0)?(\.pt|\.bin|/.+)|global_step[0-9]+/.*optim_states\.pt")
+HF_BEFORE_STATE = re.compile(
+    r"training_args\.bin|scheduler\.pt|optimizer\.(pt|bin)|rng_state\.pth"
+    r"|(model|adapter_model|pytorch_model)(-[0-9]{5}-of-[0-9]{5})?\.(safetensors|bin)"
+)
+DISTRIBUTED_PART = re.compile(r"__[0-9]+_[0-9]+\.distcp")
+DISTRIBUTED_STATE = ".metadata"
+_DISTRIBUTED_STEP = re.compile(r"(?:.*[^0-9])?([0-9]{1,15})")
 _LIGHTNING_STEP = re.compile(r"(?:^|[-_.])step=([0-9]{1,15})(?=[-_.]|$)")
-_TORCH_FILE = re.compile(r".*\.(pt|pth|bin|ckpt)")
 
 
 class ListedFile(BaseModel):
@@ -124,15 +132,15 @@ class FoundCheckpoint:
 
     @property
     def state_path(self) -> str | None:
-        """The path of its trainer_state.json; None for Lightning's."""
+        """The path of its trainer_state.json; None for those of others."""
         if self.framework != "hf-trainer":
             return None
-        return f"{_join(self.folder, f'checkpoint-{self.step}')}/{_HF_STATE}"
+        return f"{_join(self.folder, f'checkpoint-{self.step}')}/{HF_STATE}"
 
     @property
-    def torch_paths(self) -> list[str]:
-        """The paths of the files that torch writes, to be checked with `ends_whole`."""
-        return [file.path for file in self.files if _TORCH_FILE.fullmatch(file.path)]
+    def must_be_known(self) -> bool:
+        """Whether each of its files has to be whole by its own format, not merely not torn."""
+        return self.framework == "lightning"
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ class TrainerState:
 def find_checkpoints(listing: Iterable[ListedFile]) -> list[FoundCheckpoint]:
     """Return the checkpoints in a listing that are whole by their names, newest first."""
     files = sorted(listing, key=lambda file: file.path)
-    found = [*_hf_trainer(files), *_lightning(files)]
+    found = [*_hf_trainer(files), *_lightning(files), *_distributed(files)]
     return sorted(found, key=lambda c: (c.mtime_ms, c.step or 0, c.folder), reverse=True)
 
 
@@ -164,16 +172,9 @@ def read_trainer_state(data: bytes, step: int | None) -> TrainerState | None:
     if best is None:
         # Older Trainers name the folder only.
         path = said.get("best_model_checkpoint")
-        match = _HF_FOLDER.fullmatch(path.rsplit("/", 1)[-1]) if isinstance(path, str) else None
+        match = HF_FOLDER.fullmatch(path.rsplit("/", 1)[-1]) if isinstance(path, str) else None
         best = int(match.group(1)) if match else None
     return TrainerState(step, _count(said.get("max_steps")) or 0, best)
-
-
-def ends_whole(begin: bytes, tail: bytes) -> bool:
-    """Say whether a file is not a torn ZIP, by its first four and its last ZIP_TAIL_BYTES bytes."""
-    if begin != _ZIP_BEGIN:
-        return True
-    return len(tail) == ZIP_TAIL_BYTES and tail.startswith(_ZIP_END) and tail.endswith(b"\0\0")
 
 
 def next_snapshot(
@@ -247,7 +248,7 @@ def _hf_trainer(files: Sequence[ListedFile]) -> list[FoundCheckpoint]:
     for file in files:
         parts = file.path.split("/")
         for depth, part in enumerate(parts[:-1]):
-            match = _HF_FOLDER.fullmatch(part)
+            match = HF_FOLDER.fullmatch(part)
             if match:
                 key = "/".join(parts[:depth]), int(match.group(1))
                 folders.setdefault(key, []).append(file)
@@ -261,9 +262,11 @@ def _hf_trainer(files: Sequence[ListedFile]) -> list[FoundCheckpoint]:
 
 def _is_whole(content: Sequence[ListedFile], folder: str) -> bool:
     names = {file.path[len(folder) + 1 :]: file.size_bytes for file in content}
-    if not names.get(_HF_STATE):
+    if not names.get(HF_STATE):
         return False
     if not any(_HF_OPTIMIZER.fullmatch(name) for name in names):
+        return False
+    if not _comes_last(content, f"{folder}/{HF_STATE}", folder, HF_BEFORE_STATE):
         return False
     weights = [match for name in names if (match := _HF_WEIGHTS.fullmatch(name)) and names[name]]
     shards = {int(m["shard"]) for m in weights if m["shard"]}
@@ -274,6 +277,38 @@ def _is_whole(content: Sequence[ListedFile], folder: str) -> bool:
     return bool(weights) or any(
         name.count("/") == 1 and name.endswith("/adapter_model.safetensors") for name in names
     )
+
+
+def _comes_last(
+    content: Sequence[ListedFile], last: str, folder: str, before: re.Pattern[str]
+) -> bool:
+    """Say whether what is written last is no older than what is written before it: else that is
+    being written anew. Other processes' files may be later (rng_state_1.pth)."""
+    times = {file.path: file.mtime_ms for file in content}
+    names = {path: path[len(folder) + 1 :] if folder else path for path in times}
+    return all(at <= times[last] for path, at in times.items() if before.fullmatch(names[path]))
+
+
+def _distributed(files: Sequence[ListedFile]) -> list[FoundCheckpoint]:
+    folders: dict[str, list[ListedFile]] = {}
+    for file in files:
+        folders.setdefault(file.path.rpartition("/")[0], []).append(file)
+    found = []
+    for folder, content in folders.items():
+        names = {file.path.rpartition("/")[2]: file for file in content}
+        state = names.get(DISTRIBUTED_STATE)
+        parts = [file for name, file in names.items() if DISTRIBUTED_PART.fullmatch(name)]
+        if state is None or not state.size_bytes or not parts:
+            continue
+        if not _comes_last(content, state.path, folder, DISTRIBUTED_PART):
+            continue
+        above, _, name = folder.rpartition("/")
+        if any(HF_FOLDER.fullmatch(part) for part in above.split("/")):
+            continue  # a part of what the Trainer writes
+        said = _DISTRIBUTED_STEP.fullmatch(name)
+        step = int(said[1]) if said else None
+        found.append(FoundCheckpoint("torch-distributed", above, step, tuple(content)))
+    return found
 
 
 def _lightning(files: Sequence[ListedFile]) -> list[FoundCheckpoint]:

@@ -6,6 +6,7 @@ The folder is the job's, which may delete, change and swap anything while the ag
 import errno
 import json
 import os
+import struct
 import zipfile
 from pathlib import Path
 
@@ -134,7 +135,97 @@ def test_a_checkpoint_that_a_kill_left_torn_is_passed_over(root: Path, torn: str
     save(root, 20)
     file = save(root, 30) / torn
     file.write_bytes(file.read_bytes()[:-10])
+    age(root / "outputs" / "checkpoint-30")
     assert step_of(newest(CheckpointFinder(root), 0, quiet_ms=0)) == 20
+
+
+def safetensors(data_bytes: int = 64) -> bytes:
+    head = json.dumps({"w": {"dtype": "U8", "shape": [64], "data_offsets": [0, 64]}}).encode()
+    return struct.pack("<Q", len(head)) + head + bytes(data_bytes)
+
+
+@pytest.mark.parametrize(
+    ("name", "torn", "whole"),
+    [
+        ("optimizer.pt", b"", b"x" * 100),  # case 15 of the cases from the world
+        ("scheduler.pt", b"", b"x" * 100),
+        ("scaler.pt", b"", b"x" * 100),
+        ("model.safetensors", safetensors(60), safetensors()),
+        ("model.safetensors", safetensors()[:20], safetensors()),
+        ("config.json", b'{"layers": 1', b'{"layers": 12}'),
+        ("moments.npz", b"PK\x03\x04" + bytes(60), b"PK\x05\x06" + bytes(18)),
+    ],
+)
+def test_the_last_whole_one_stays_until_the_next_is_whole(
+    root: Path, name: str, torn: bytes, whole: bytes
+) -> None:
+    finder = CheckpointFinder(root)
+    save(root, 100, 300)
+    folder = save(root, 200)
+    (folder / name).write_bytes(torn)
+    age(folder)
+    assert step_of(newest(finder, 0)) == 100
+    # It is what another machine gets, and nothing of the torn one.
+    there = {file.path for file in finder.scan(100, LIMIT_BYTES).index.files}
+    assert there
+    assert not any("checkpoint-200" in path for path in there)
+    (folder / name).write_bytes(whole)
+    age(folder, 50)
+    assert step_of(newest(finder, 100)) == 200
+
+
+def test_a_file_that_is_still_open_for_writing_is_not_whole(root: Path) -> None:
+    save(root, 100, 300)
+    folder = save(root, 200)
+    with (folder / "optimizer.pt").open("ab"):
+        age(folder)
+        assert step_of(newest(CheckpointFinder(root), 0)) == 100
+    age(folder)
+    assert step_of(newest(CheckpointFinder(root), 0)) == 200
+
+
+def test_a_trainers_state_that_is_older_than_its_optimizer_is_not_whole(root: Path) -> None:
+    """The folder is being written anew, in place."""
+    save(root, 100, 300)
+    folder = save(root, 200)
+    age(folder / "optimizer.pt", 50)
+    assert step_of(newest(CheckpointFinder(root), 0)) == 100
+
+
+def test_a_file_that_is_merely_called_ckpt_is_no_checkpoint(root: Path) -> None:
+    """It would be paid for, as often as it grows."""
+    (root / "outputs" / "log.ckpt").write_bytes(b"step 1\n")
+    (root / "outputs" / "metrics.csv").write_bytes(b"step,loss\n1,0.5\n")
+    for path in (root / "outputs").iterdir():
+        age(path)
+    assert newest(CheckpointFinder(root), 0) is None
+
+
+def distributed(root: Path, name: str, by_s: float = SECONDS_AGO) -> Path:
+    """Write a checkpoint as torch.distributed does: the metadata last."""
+    folder = root / "outputs" / name
+    folder.mkdir()
+    for rank in range(2):
+        torch_file(folder / f"__{rank}_0.distcp", b"shard")
+    (folder / ".metadata").write_bytes(b"\x80\x04.")
+    age(folder, by_s)
+    return folder
+
+
+def test_a_distributed_checkpoint_is_whole_with_its_metadata(root: Path) -> None:
+    finder = CheckpointFinder(root)
+    folder = distributed(root, "step-40")
+    metadata = (folder / ".metadata").read_bytes()
+    (folder / ".metadata").unlink()
+    assert newest(finder, 0) is None
+    (folder / ".metadata").write_bytes(metadata)
+    age(folder / ".metadata", SECONDS_AGO / 2)
+    assert step_of(newest(finder, 0)) == 40
+    # Written anew in place: until its metadata is, too, it is in the making.
+    torch_file(folder / "__0_0.distcp", b"other")
+    age(folder / "__0_0.distcp", SECONDS_AGO / 4)
+    distributed(root, "step-50", SECONDS_AGO / 3)
+    assert step_of(newest(finder, 40)) == 50
 
 
 def test_a_record_that_a_power_cut_left_torn_is_passed_over(root: Path) -> None:

@@ -13,19 +13,19 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
+from sublet_agent.adapters.workspace.open_writers import has_writer
 from sublet_contracts.checkpoint_layouts import (
     MAX_STATE_BYTES,
-    ZIP_TAIL_BYTES,
     FoundCheckpoint,
     ListedFile,
     Snapshot,
     TrainerState,
-    ends_whole,
     find_checkpoints,
     next_snapshot,
     read_trainer_state,
 )
 from sublet_contracts.encoding import MAX_INTEGER
+from sublet_contracts.file_formats import Verdict, check_file
 from sublet_contracts.tree import MAX_FILES, TreeRefused
 
 MAX_ENTRIES = 2 * MAX_FILES
@@ -65,7 +65,10 @@ class OutputsSearch:
     def _is_sound(
         self, top: int, checkpoint: FoundCheckpoint, states: dict[str, TrainerState]
     ) -> bool:
-        """Whether its files are not torn, as far as can be told without unpickling anything."""
+        """Whether its files are not torn, as far as can be told without unpickling anything, and
+        nobody still writes them."""
+        if any(_is_open(top, file.path) for file in checkpoint.files):
+            return False
         # Looked at once: a job could make us read the same torn file each second.
         if checkpoint not in self._examined:
             if len(self._examined) >= _MAX_EXAMINED:
@@ -113,15 +116,32 @@ def _list(top: int) -> list[ListedFile]:
 
 
 def _examine(top: int, checkpoint: FoundCheckpoint) -> TrainerState | bool:
-    for path in checkpoint.torch_paths:
-        with opened(top, path) as file:
-            if file is None or not _is_whole(file):
-                return False
+    for listed in checkpoint.files:
+        with opened(top, listed.path) as file:
+            verdict = None if file is None else judged(file, listed.path)
+        if verdict is None or verdict.kind == "torn":
+            return False
+        if checkpoint.must_be_known and verdict.kind != "whole":
+            return False
     if checkpoint.state_path is None:
         return True
     with opened(top, checkpoint.state_path) as file:
         data = b"" if file is None else os.pread(file, MAX_STATE_BYTES, 0)
     return read_trainer_state(data, checkpoint.step) or False
+
+
+def judged(file: int, path: str) -> Verdict:
+    """Judge an open file by its format. Raises OSError."""
+
+    def read(offset: int, length: int) -> bytes:
+        return os.pread(file, length, offset)
+
+    return check_file(path, os.fstat(file).st_size, read)
+
+
+def _is_open(top: int, path: str) -> bool:
+    with opened(top, path) as file:
+        return file is not None and has_writer(file) is True
 
 
 def descend(top: int, parts: tuple[str, ...]) -> int:
@@ -157,12 +177,6 @@ def opened(top: int, path: str) -> Iterator[int | None]:
         yield file if stat.S_ISREG(os.fstat(file).st_mode) else None
     finally:
         os.close(file)
-
-
-def _is_whole(file: int) -> bool:
-    size = os.fstat(file).st_size
-    tail = os.pread(file, ZIP_TAIL_BYTES, max(0, size - ZIP_TAIL_BYTES))
-    return ends_whole(os.pread(file, 4, 0), tail)
 
 
 def as_listed(path: str, info: os.stat_result) -> ListedFile | None:

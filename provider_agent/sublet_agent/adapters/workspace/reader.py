@@ -31,6 +31,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sublet_agent.adapters.workspace.open_writers import ignore_breaks
+
 MAX_OUT_ENTRIES = 4_096
 """in the checkpoint folder's out/: an agent that looks five times a second leaves a handful"""
 MAX_ENTRIES = 200_000
@@ -390,6 +392,7 @@ def drop_privileges(lane: str, uid: int, gid: int) -> None:
 def main(arguments: list[str]) -> int:
     """Serve until the agent hangs up."""
     descriptor, lane, uid, gid = arguments
+    ignore_breaks()
     line = socket.socket(fileno=int(descriptor))
     if lane == "walk":
         os.nice(5)

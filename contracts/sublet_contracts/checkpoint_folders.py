@@ -1,0 +1,193 @@
+"""Folders that a job named as its checkpoint (`--checkpoint DIR`): when one is saved, and as what.
+
+Pure: the agent lists the folders and reads a little of them, copies them aside when these rules say
+so, and uploads the copy. The copy holds each file under the name of `packed`, beside a record of
+them all (RECORD); before the next run starts they are put back where they lay. Rules:
+
+1. What is named is what is saved, and nothing else: layouts that are recognised in the outputs
+   folder (checkpoint_layouts.py) count only where no folder is named.
+2. A snapshot is taken when one is due: at each checkpoint interval, when the job is asked to stop,
+   and once more when it has ended.
+3. It is new if a file that counts has changed since the one before. A log doesn't count: by its
+   name (`is_log`), or because it has only grown, so that its old content is the beginning of the
+   new. A log is carried along, but it may be torn, and it may be open.
+4. The files that count must be at rest: nobody has one open for writing since its last change, and
+   none was changed for a moment (`quiet_needed_ms`). The longer a snapshot is due, the shorter the
+   moment may be: a script that saves again and again is caught between two of its saves. Where
+   nobody can tell whether a file is open, the moment is long, and stays so.
+5. None of them is torn (file_formats.py), and nothing says that more is to come (`in_the_making`):
+   else the snapshot waits, and the one before stays what a resume starts from. When the job was
+   killed, a file that was never seen at rest must be whole by its own format.
+6. Its step is what a Trainer's checkpoint in it says, if that is past the step before; otherwise
+   steps are counted on from there.
+7. What it is worth is counted up to the newest change in it, not to when it was found.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sublet_contracts.checkpoint_layouts import (
+    DISTRIBUTED_PART,
+    DISTRIBUTED_STATE,
+    HF_BEFORE_STATE,
+    HF_FOLDER,
+    HF_STATE,
+    ListedFile,
+    find_checkpoints,
+)
+from sublet_contracts.documents import MAX_CHECKPOINT_FOLDERS
+from sublet_contracts.fields import Count, Sha256
+from sublet_contracts.tree import MAX_FILES, check_relative_path
+
+PACKED = "checkpoint-folders"
+"""First part of the path of every file in such a checkpoint."""
+
+RECORD = "checkpoint-folders.json"
+"""The file in it that lists them: a FolderSnapshot."""
+
+QUIET_MS = 2_000
+HALVED_EVERY_MS = 5_000
+LEAST_QUIET_MS = 20
+UNKNOWN_QUIET_MS = 10_000
+"""where nobody can tell whether a file is open for writing"""
+MAX_RECORD_BYTES = 16 * 1024 * 1024
+MAX_FOLDER_FILES = MAX_FILES - 1
+MAX_STEP = 10**15 - 1
+
+_LOG = re.compile(r"(?:.*/)?(?:.*\.(?:log|csv|tsv|out|err)|events\.out\.tfevents\..*)")
+_HF_ONLY = re.compile(r"training_args\.bin|scheduler\.pt|rng_state(?:_[0-9]+)?\.pth")
+"""what nobody else calls so: in a folder that many call checkpoint-N"""
+
+
+class SavedFile(BaseModel):
+    """A file of one of the folders, as it was saved."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    folder: int = Field(ge=0, lt=MAX_CHECKPOINT_FOLDERS, description="which of the folders")
+    path: str = Field(description="relative to that folder, with '/'")
+    size_bytes: Count = Field(description="of the file")
+    mtime_ms: Count = Field(description="when it was last written, by the machine's clock")
+    sha256: Sha256 = Field(description="of its content")
+
+    @field_validator("path")
+    @classmethod
+    def _plain(cls, path: str) -> str:
+        return check_relative_path(path)
+
+
+class FolderSnapshot(BaseModel):
+    """What the folders held at one moment."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    version: int = Field(default=1, ge=1, le=1, description="of this format")
+    step: Count = Field(description="of the checkpoint; never goes back within a job")
+    trained_step: Count = Field(description="as a Trainer's state in it says; 0: nothing says it")
+    total_steps: Count = Field(description="as a Trainer's state in it says; 0: nothing says it")
+    folders: tuple[str, ...] = Field(
+        min_length=1, max_length=MAX_CHECKPOINT_FOLDERS, description="as the job named them"
+    )
+    files: tuple[SavedFile, ...] = Field(
+        min_length=1, max_length=MAX_FOLDER_FILES, description="sorted by folder and path"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FolderSnapshot":
+        names = [(file.folder, file.path) for file in self.files]
+        if names != sorted(set(names)):
+            raise ValueError("files: they must be sorted and stand once each")
+        if names[-1][0] >= len(self.folders):
+            raise ValueError("files: one lies in a folder that is not listed")
+        return self
+
+    @property
+    def mtime_ms(self) -> int:
+        """When its newest file was written."""
+        return max(file.mtime_ms for file in self.files)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size_bytes for file in self.files)
+
+    def to_bytes(self) -> bytes:
+        """Return it as RECORD holds it."""
+        return self.model_dump_json().encode()
+
+
+def read_record(data: bytes) -> FolderSnapshot:
+    """Return the snapshot that RECORD holds. Raises ValueError."""
+    if len(data) > MAX_RECORD_BYTES:
+        raise ValueError(f"{RECORD} has more than {MAX_RECORD_BYTES} bytes")
+    try:
+        return FolderSnapshot.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(f"{RECORD}: {first['msg']}") from error
+
+
+def packed(folder: int, path: str) -> str:
+    """Return the name in the checkpoint of a file of a folder."""
+    return f"{PACKED}/{folder}/{path}"
+
+
+def is_log(path: str) -> bool:
+    """Say whether a file's name is that of a log, which alone makes no new checkpoint."""
+    return _LOG.fullmatch(path) is not None
+
+
+def quiet_needed_ms(waited_ms: int, *, writers_known: bool) -> int:
+    """Return for how long (ms) nothing may have changed, once a snapshot is due for `waited_ms`."""
+    if not writers_known:
+        return UNKNOWN_QUIET_MS
+    halvings = min(max(0, waited_ms) // HALVED_EVERY_MS, 16)
+    return max(LEAST_QUIET_MS, QUIET_MS >> halvings)
+
+
+def in_the_making(files: Iterable[tuple[str, int, int]]) -> str:
+    """Return the folder in which a framework has begun a checkpoint that isn't done, with why; ''
+    if there is none. `files`: path, size (bytes) and time (of any one clock) of each.
+
+    HF Trainer writes trainer_state.json after all else, torch.distributed .metadata.
+    """
+    folders: dict[str, dict[str, tuple[int, int]]] = {}
+    for path, size, time in files:
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, {})[name] = (size, time)
+    for folder, names in sorted(folders.items()):
+        if any(map(DISTRIBUTED_PART.fullmatch, names)):
+            parts = [time for name, (_, time) in names.items() if DISTRIBUTED_PART.fullmatch(name)]
+            if trouble := _comes_last(DISTRIBUTED_STATE, names, parts):
+                return f"{folder or '.'}: {trouble}"
+        elif HF_FOLDER.fullmatch(folder.rpartition("/")[2]):
+            if not any(map(_HF_ONLY.fullmatch, names)):
+                continue  # other frameworks call their folders so as well
+            parts = [time for name, (_, time) in names.items() if HF_BEFORE_STATE.fullmatch(name)]
+            if trouble := _comes_last(HF_STATE, names, parts):
+                return f"{folder}: {trouble}"
+    return ""
+
+
+def _comes_last(last: str, names: Mapping[str, tuple[int, int]], parts: Sequence[int]) -> str:
+    if last not in names or not names[last][0]:
+        return f"{last}, which is written last, is not there yet"
+    if any(time > names[last][1] for time in parts):
+        return f"{last}, which is written last, is older than what lies beside it"
+    return ""
+
+
+def trained_steps(files: Sequence[ListedFile]) -> list[str]:
+    """Return the paths of the Trainers' states that may say how far the training is, newest first.
+
+    `files`: of one folder.
+    """
+    found = [checkpoint.state_path for checkpoint in find_checkpoints(files)]
+    return [path for path in found if path is not None]
+
+
+def next_step(after_step: int, trained_step: int) -> int:
+    """Return the step of the next snapshot."""
+    return max(after_step + 1, trained_step)
