@@ -250,6 +250,11 @@ class JobView(View):
         default=NextStep.NONE, description="what it waits for; a newer broker may know others"
     )
     image: str
+    image_pinned: str = Field(
+        default="",
+        description="what its tag meant when it first ran, by content: each run uses that; '': "
+        "it has not run, has no tag, or its runner uses no image",
+    )
     command: tuple[str, ...]
     resources: Resources
     max_price_ucr_per_device_hour: int

@@ -25,6 +25,7 @@ from sublet_contracts.fields import (
     Name,
     Nonce,
     Party,
+    PinnedImage,
     Provider,
     Renter,
     Sha256,
@@ -288,6 +289,10 @@ class Lease(Document):
     start_checkpoint: DocumentId | None = Field(
         default=None, description="the durable checkpoint that it resumes from"
     )
+    image: PinnedImage = Field(
+        default="",
+        description="what the job's tag meant when it first ran; '': it has not, or has no tag",
+    )
     issued_ms: Issued
     answer_by_ms: Count = Field(description="void unless the agent has signed it by then")
 
@@ -309,6 +314,9 @@ class Checkpoint(Document):
     index_sha256: Sha256 = Field(description="of the tree index that lists files and chunks")
     total_bytes: Count = Field(description="bytes of all its files")
     cum_device_ms: Count = Field(description="the lease's device time when the job finished it")
+    image: PinnedImage = Field(
+        default="", description="the image that made it; '': the job has no tag, or uses no image"
+    )
     issued_ms: Issued
 
 

@@ -24,6 +24,13 @@ Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ /
 Label = Annotated[str, Field(max_length=64, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 DeviceId = Annotated[str, Field(max_length=96, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")]
 
+PinnedImage = Annotated[
+    str,
+    Field(max_length=512, pattern=r"^(?:(?:[A-Za-z0-9._:/\[\]-]+@)?sha256:[0-9a-f]{64})?$"),
+]
+"""An image by its content: REGISTRY/REPOSITORY@sha256:..., or the id of an owner's local one; ''
+where none is named."""
+
 Issued = Annotated[Count, Field(description="when it was signed; ms since 1970")]
 Broker = Annotated[Party, Field(description="the one broker that it is meant for")]
 Provider = Annotated[Party, Field(description="who owns the devices")]

@@ -101,6 +101,29 @@ def is_image_id(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def has_tag(text: str) -> bool:
+    """Say whether a job's image is named by what may come to mean another one: a tag, told or not.
+    A text that names no image has none."""
+    try:
+        return not is_image_id(text) and not parse_reference(text).is_pinned
+    except ReferenceRefused:
+        return False
+
+
+def can_mean(text: str, pinned: str) -> bool:
+    """Say whether `pinned` is an image that a job's tag may have meant: one of the same repository
+    by its digest, or an owner's local one by its id."""
+    if not has_tag(text):
+        return False
+    if is_image_id(pinned):
+        return True
+    try:
+        meant = parse_reference(pinned)
+    except ReferenceRefused:
+        return False
+    return meant.is_pinned and meant.name == parse_reference(text).name
+
+
 def host_and_port(registry: str) -> tuple[str, int | None]:
     """Return where a registry is: its host, an IPv6 address without brackets, and its port."""
     host, _, port = registry.rpartition(":")

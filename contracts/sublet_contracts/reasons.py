@@ -73,6 +73,10 @@ class Reason(StrEnum):
     EVIDENCE_OF_FRAUD = "evidence_of_fraud"
 
 
+IMAGE_REASONS = frozenset({Reason.IMAGE_UNKNOWN, Reason.PULL_FAILED, Reason.IMAGE_NOT_ALLOWED})
+"""The image could not be had: found out before the lease was signed, or by its pull."""
+
+
 @dataclass(frozen=True)
 class Meaning:
     """What a reason implies, a sentence for the people who read it, and what it rests on."""

@@ -22,6 +22,7 @@ from sublet_contracts.fields import (
     Name,
     Nonce,
     Party,
+    PinnedImage,
     Text,
 )
 from sublet_contracts.reasons import Reason
@@ -170,7 +171,15 @@ class LeaseAnswer(Message):
     signed: Envelope | None = Field(
         description="the lease with the provider's signature; null if refused"
     )
+    image: PinnedImage = Field(
+        default="",
+        description="what the job's tag means, looked up before it was signed; '': it has no tag, "
+        "or the runner uses no image",
+    )
     refusal: Text = Field(default="", description="why it was refused")
+    reason: Reason | None = Field(
+        default=None, description="the reason, where it is the image that can't be had"
+    )
 
 
 class Prepare(Message):
@@ -181,6 +190,7 @@ class Prepare(Message):
 
     job: Envelope = Field(description="signed by the renter")
     checkpoint: Envelope | None = Field(description="what to restore; null: nothing yet")
+    image: PinnedImage = Field(default="", description="as in the lease that may follow")
 
 
 class Unprepare(Message):

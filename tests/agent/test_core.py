@@ -96,7 +96,7 @@ class World:
             "broker": BROKER.party,
             "nonce": "0" * 32,
             "name": "ft",
-            "image": "img",
+            "image": "img@sha256:" + "1" * 64,
             "command": ("true",),
             "env": {},
             "resources": {
@@ -254,7 +254,7 @@ def test_strangers_and_unpinned_images_are_refused_where_the_owner_says_so() -> 
     _, step = world.assign(world.job())
     assert "accepts: " in only(step, LeaseAnswer).refusal
     world = World(image_policy="digest")
-    _, step = world.assign(world.job())
+    _, step = world.assign(world.job(image="img:1"))
     assert "image: " in only(step, LeaseAnswer).refusal
 
 

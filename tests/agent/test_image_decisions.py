@@ -271,7 +271,7 @@ def test_an_agent_refuses_leases_for_an_image_that_it_could_not_pull() -> None:
     _, step = world.assign(again)
     refusal = only(step, LeaseAnswer).refusal
     assert refusal == "image: it could not be pulled here 5 s ago; it is tried again in 25 s"
-    _, step = world.assign(world.job(nonce="2" * 32, image="other"))
+    _, step = world.assign(world.job(nonce="2" * 32, image="other@sha256:" + "2" * 64))
     assert only(step, LeaseAnswer).signed is not None
 
 

@@ -2,8 +2,9 @@
 
 Rules:
 - A checkpoint is admitted only from the holder of the job's epoch, for a step that isn't behind the
-  lease's start, within the size that the broker takes. It counts once the verifier has seen every
-  chunk; if its lease has been closed meanwhile it never counts.
+  lease's start, made with the image that the job is pinned to, within the size that the broker
+  takes. It counts once the verifier has seen every chunk; if its lease has been closed meanwhile it
+  never counts.
 - A job resumes from the newest durable checkpoint: highest step, then newest epoch. One that turns
   out to be damaged is quarantined, and the one before it is used.
 - The newest few are kept, and all outputs; the content of older ones is pruned. Their documents
@@ -23,11 +24,13 @@ from sublet_contracts.states import CHECKPOINT, CheckpointState, step
 
 
 def why_refused(
-    document: Checkpoint, lease: LeaseFact, *, max_bytes: int, most_device_ms: int
+    document: Checkpoint, lease: LeaseFact, *, image: str, max_bytes: int, most_device_ms: int
 ) -> str | None:
     """Say why a checkpoint of the epoch's holder is refused; None: it is admitted."""
     if document.lease != lease.id or document.job != lease.job:
         return "it names another lease"
+    if document.image != image:
+        return f"it was made with {document.image or 'no image'}, the job's is {image or 'none'}"
     if document.total_bytes > max_bytes:
         return f"{document.total_bytes} bytes; at most {max_bytes} are taken"
     if document.kind == "checkpoint" and document.step < lease.start_step:

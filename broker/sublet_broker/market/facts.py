@@ -107,6 +107,8 @@ class JobFact(Fact):
     """The provider that prepared to take it over; tried first."""
     hardware_class: str = ""
     """Pinned by its first checkpoint: byte-identity holds within a class."""
+    image_pinned: str = ""
+    """What its image's tag meant when it first ran, by content. Each later run uses that."""
     wanted: str = ""
     """What the renter asked of a live job: "", "pause" or "cancel"."""
     outputs: str | None = None

@@ -69,6 +69,7 @@ def lease_document(
         hold_ucr=hold_ucr(job),
         start_step=start.step if start else 0,
         start_checkpoint=start.id if start else None,
+        image=job.image_pinned,
         issued_ms=now_ms,
         answer_by_ms=now_ms + answer_ms,
     )

@@ -9,16 +9,23 @@ Rules, first match counts:
    a budget that pays for no further minute. Each of these pauses the job and says why.
 5. Otherwise it goes on: recovering if it ever ran, queued if not.
 
-An attempt is a lease that was signed. The first attempt after a loss starts at once: recovery time
-is what people wait for. Only attempts that come to nothing one after the other wait longer and
-longer, and so does asking a provider again who has refused. Providers that failed the job are
-avoided, not excluded, until it has made progress elsewhere.
+An attempt is a lease that was signed, or that its agent refused because it can't have the image: a
+tag is looked up before the lease is signed, and what comes of that counts as a pull does. The first
+attempt after a loss starts at once: recovery time is what people wait for. Only attempts that come
+to nothing one after the other wait longer and longer, and so does asking a provider again who has
+refused. Providers that failed the job are avoided, not excluded, until it has made progress
+elsewhere.
 
 An attempt that never ran (the pull, the start or the restore failed) says more about its machine
 than about the job: of those there may be more, and each provider is asked once before any is asked
 again. That the registry knows no such image ends a job only when three providers have said so, or
 when nobody else fits and one says so again five minutes after the first. What has something durable
 is paused instead of failed, by this and by kills that nobody owns to: nothing paid for is lost.
+
+The first agent that signs says which image the job's tag means, and the job is pinned to that:
+every later run uses the same, so that it makes the same bits. Until something durable was made with
+it, a provider whose registry knows nothing of that image unpins the job, and is no witness against
+its tag: the image may have been one agent's own, or its lie.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +34,7 @@ from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import JobFact, LeaseFact
 from sublet_broker.market.leasing import affords_a_lease
 from sublet_contracts.documents import Job
-from sublet_contracts.reasons import MEANINGS, Next, Reason
+from sublet_contracts.reasons import IMAGE_REASONS, MEANINGS, Next, Reason
 from sublet_contracts.states import JOB, JobState, LeaseState, is_terminal, step
 
 MAX_AVOIDED = 8
@@ -53,8 +60,15 @@ class Ending:
     """Whether its agent ever said that the command was running."""
     successor: str = ""
     """The provider that has prepared to take over."""
+    has_durable: bool = False
+    """Whether the job would go on from something durable. Told where its image is the trouble."""
     topped_up: bool = False
     """Whether more can be charged now than this lease left over."""
+
+    @property
+    def is_attempt(self) -> bool:
+        """Whether it counts as one."""
+        return self.signed or self.reason in IMAGE_REASONS
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,7 @@ def after(job: JobFact, ending: Ending, patience: Patience, now_ms: int) -> JobF
 
 
 def _counted(job: JobFact, ending: Ending, now_ms: int) -> JobFact:
-    if not ending.signed:
+    if not ending.is_attempt:
         return replace(job, refusals=job.refusals + 1, prefer="")
     job = replace(job, refusals=0, prefer="")
     if ending.ran:
@@ -98,6 +112,8 @@ def _counted(job: JobFact, ending: Ending, now_ms: int) -> JobFact:
     job = replace(job, unstarted=job.unstarted + 1)
     if ending.reason is not Reason.IMAGE_UNKNOWN:
         return job
+    if job.image_pinned and not ending.has_durable:
+        return replace(job, image_pinned="")
     return replace(
         job,
         image_unknown=(*job.image_unknown, ending.provider)[-MAX_AVOIDED:],
@@ -159,7 +175,7 @@ def _wait_ms(job: JobFact, ending: Ending, patience: Patience) -> int:
     if ending.signed and ending.ran:
         return _backoff_ms(job.fruitless - 1, patience)
     # Whoever hasn't refused or failed it yet is asked at once.
-    failures = job.unstarted if ending.signed else job.refusals
+    failures = job.unstarted if ending.is_attempt else job.refusals
     return _backoff_ms(failures, patience) if ending.provider in job.avoid else 0
 
 

@@ -63,6 +63,7 @@ from sublet_agent.core.runner_port import (
 )
 from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
 from sublet_contracts.envelope import Envelope
+from sublet_contracts.image_references import can_mean, is_image_id
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import Reason
 from sublet_contracts.tree import TreeRefused
@@ -283,6 +284,8 @@ class Shell:
                 self.look_now()
             case effects.StartTest(device_ids):
                 self._spawn("test", "", self._start_test(device_ids))
+            case effects.LookUpImage(lease_id, image):
+                self._spawn("look up", lease_id, self._look_up_image(lease_id, image))
             case effects.Pull(lease_id):
                 self._spawn("prepare", lease_id, self._pull(lease_id))
             case effects.Restore(lease_id):
@@ -319,8 +322,8 @@ class Shell:
                 self._spawn("remove", lease_id, self._remove(lease_id))
             case effects.PutAside(lease_id):
                 self._spawn("put aside", lease_id, self._put_aside(lease_id))
-            case effects.PrepareJob(job, checkpoint):
-                self._spawn("ahead", job.id, self._prepare(job, checkpoint))
+            case effects.PrepareJob(job, checkpoint, image):
+                self._spawn("ahead", job.id, self._prepare(job, checkpoint, image))
             case effects.UnprepareJob(job_id):
                 self._cancel(job_id).set()
                 self._spawn("unprepare", job_id, self._unprepare(job_id))
@@ -500,7 +503,7 @@ class Shell:
         if record is None:
             return
         try:
-            await self._ensure_image(lease_id, record.job.image)
+            found = await self._ensure_image(lease_id, record.image or record.job.image)
         except PullCancelled:
             return
         except ImageTrouble as error:
@@ -508,7 +511,22 @@ class Shell:
         except RunnerError as error:
             self._failed(lease_id, Reason.START_FAILED, error)
         else:
-            self.post(events.ImageReady(lease_id))
+            is_id = is_image_id(record.image)
+            image = found.image_id if is_id else found.digest or ""
+            self.post(events.ImageReady(lease_id, image))
+
+    async def _look_up_image(self, lease_id: str, image: str) -> None:
+        """Find out what a tag means, for a lease that is not signed yet."""
+        reason: Reason | None = None
+        try:
+            found = await self.moving(self.runner.look_up_image, image)
+        except RunnerError as error:
+            if isinstance(error, ImageTrouble):
+                reason = fault_of(error, error.reason)
+            self.say(f"{error}" + (f" (the engine said: {error.raw})" if error.raw else ""))
+            self.post(events.LookUpFailed(lease_id, reason, str(error)[:256]))
+        else:
+            self.post(events.ImageLookedUp(lease_id, found))
 
     async def _ensure_image(self, owner: str, image: str) -> ResolvedImage:
         """Have the image of a lease, or of a job that is prepared. Raises RunnerError."""
@@ -540,7 +558,7 @@ class Shell:
         needs = ImageNeeds(
             in_use=frozenset(
                 [
-                    *(record.job.image for record in records),
+                    *(record.image or record.job.image for record in records),
                     *self._wanted_images.values(),
                     *(image.image_id for image in self.images.values()),
                 ]
@@ -593,7 +611,7 @@ class Shell:
         try:
             image = self.images.get(lease_id)
             if image is None:  # the agent was started anew in between
-                image = await self._ensure_image(lease_id, record.job.image)
+                image = await self._ensure_image(lease_id, record.image or record.job.image)
             spec = self._workspace(lease_id).spec(image, self.helper)
             await self._ensure_watchdog()
             await self.blocking(self.runner.start, spec)
@@ -714,7 +732,7 @@ class Shell:
 
     # -- preparing ahead ---------------------------------------------------------------------------
 
-    async def _prepare(self, envelope: Envelope, checkpoint: Envelope | None) -> None:
+    async def _prepare(self, envelope: Envelope, checkpoint: Envelope | None, image: str) -> None:
         job_id = envelope.id
         self._cancels.pop(job_id, None)
         cancel = self._cancel(job_id)
@@ -723,8 +741,10 @@ class Shell:
             found = open_document(checkpoint, Checkpoint).document if checkpoint else None
             if found is not None and found.job != job_id:
                 raise DocumentRefused("the checkpoint is another job's", "checkpoint.job")
+            if image and not can_mean(job.image, image):
+                raise DocumentRefused(f"{image} is not what the job can have meant", "image")
             check_room(self.state, job, found)
-            await self._ensure_image(job_id, job.image)
+            await self._ensure_image(job_id, image or job.image)
             prepared = Prepared(self.state, job_id)
             await self.moving(prepared.fetch, self.transfer, job_id, job, found, cancel)
         except (Cancelled, PullCancelled):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from sublet_agent.core import draining, effects
+from sublet_agent.core import draining, effects, image_lookups
 from sublet_agent.core.effects import Queued, Step
 from sublet_agent.core.events import (
     DeviceFailed,
@@ -25,7 +25,9 @@ from sublet_agent.core.events import (
     DrainAsked,
     Event,
     FactsRead,
+    ImageLookedUp,
     Joined,
+    LookUpFailed,
     MessageArrived,
     Observed,
     OfferAgain,
@@ -36,6 +38,7 @@ from sublet_agent.core.events import (
     StartTested,
     Tick,
 )
+from sublet_agent.core.image_lookups import LookUps
 from sublet_agent.core.image_troubles import ImageTroubles
 from sublet_agent.core.offers import (
     KEEP_OFFERS,
@@ -60,6 +63,7 @@ from sublet_contracts.documents import (
     open_document,
     sign_document,
 )
+from sublet_contracts.image_references import can_mean
 from sublet_contracts.keys import SigningKey, short
 from sublet_contracts.reasons import Reason
 from sublet_contracts.rules import BPS, fee_ucr
@@ -119,6 +123,7 @@ class AgentCore:
             self.draining = DrainAsked(Reason.RECLAIMED, terms.grace_ms, then_stop=False)
         self.aside = SetAside()
         self.images = ImageTroubles()
+        self.lookups = LookUps()
         self.fee_bps: int | None = None
         """the broker's share of a charge, as it said last"""
         self._drain_wait: draining.Drain | None = None
@@ -210,6 +215,10 @@ class AgentCore:
                 self._update_offer(now_ms)
             case StartTested(trouble):
                 self._start_tested(trouble, now_ms)
+            case ImageLookedUp():
+                self._looked_up(event, now_ms)
+            case LookUpFailed():
+                self._lookup_failed(event, now_ms)
             case PrepareDone(job_id, ready, detail):
                 self._send(Prepared(job=job_id, ready=ready, detail=detail[:256]))
             case Removed(lease_id):
@@ -230,7 +239,7 @@ class AgentCore:
         had_advanced, before = run.advanced, run.record.phase
         run.handle(event, now_ms)
         self._judge_start(run, event, before, now_ms)
-        self.images.take(run.record.job.image, event, now_ms)
+        self.images.take(run.record.image or run.record.job.image, event, now_ms)
         if isinstance(event, DiskUsed):
             self.disk_used[run.record.lease_id] = event.used_bytes
         if run.advanced and not had_advanced:
@@ -329,6 +338,8 @@ class AgentCore:
                 if waiting is not None and isinstance(waiting.event, MessageArrived):
                     del self._waiting[message.lease]
                     self._refuse(message.lease, "it was to stop before it was signed")
+                elif self.lookups.end(message.lease) is not None:
+                    self._refuse(message.lease, "it was to stop before it was signed")
                 run = self.runs.get(message.lease)
                 if run and run.record.lease.epoch == message.epoch:
                     order = (message.desired, message.reason, message.grace_ms)
@@ -339,9 +350,9 @@ class AgentCore:
                     self._with_run(run, partial(run.verdict, message, now_ms), now_ms)
             case SettlementNotice():
                 self._settled(message, now_ms)
-            case Prepare():
+            case Prepare(job=job, checkpoint=checkpoint, image=image):
                 if not self.draining:
-                    self._step.effects.append(effects.PrepareJob(message.job, message.checkpoint))
+                    self._step.effects.append(effects.PrepareJob(job, checkpoint, image))
             case Unprepare():
                 self._step.effects.append(effects.UnprepareJob(message.job))
             case LogsWanted():
@@ -390,9 +401,10 @@ class AgentCore:
         since_ms = now_ms - self._joined_ms
         return now_ms + self._broker_ahead_ms - int(since_ms * MAX_SLEW)
 
-    def _assigned(self, assign: Assign, now_ms: int) -> None:
+    def _assigned(self, assign: Assign, now_ms: int, found: str = "") -> None:
+        """Sign a lease, refuse it, or let it wait. `found`: what its job's tag means now."""
         lease_id = assign.lease.id
-        if lease_id in self.runs:
+        if lease_id in self.runs or lease_id in self.lookups:
             return
         try:
             assigned = read_assign(assign, self.saved.broker)
@@ -412,9 +424,15 @@ class AgentCore:
             why = self.supply.why_not(assigned.lease.document.device_ids) or lacking(
                 assigned, self._make_offer(now_ms)
             )
-        why = why or self.images.why_not(assigned.job.document.image, now_ms)
+        lease, job = assigned.lease.document, assigned.job.document
+        why = why or self.images.why_not(lease.image or job.image, now_ms)
         if why:
             self._refuse(lease_id, why)
+            return
+        if not found and image_lookups.must_look_up(job, lease, self.terms.runner):
+            left_ms = lease.answer_by_ms - self._broker_now_ms(now_ms)
+            self.lookups.begin(assign, job.image, left_ms, now_ms)
+            self._step.effects.append(effects.LookUpImage(lease_id, job.image))
             return
         record = RunRecord(
             lease_id=lease_id,
@@ -422,6 +440,7 @@ class AgentCore:
             job_id=assigned.job.id,
             job=assigned.job.document,
             checkpoint=assigned.checkpoint.document if assigned.checkpoint else None,
+            image=lease.image or found,
             durable_step=assigned.lease.document.start_step,
             cpu_millis=self.terms.cpu_millis * len(assigned.lease.document.device_ids),
         )
@@ -436,7 +455,10 @@ class AgentCore:
         # The signature leaves this machine with the outbox, and that is in the same transaction as
         # the record that blocks the devices.
         self._queue(
-            lease_id, LeaseAnswer(lease=lease_id, signed=assign.lease.countersigned(self.key))
+            lease_id,
+            LeaseAnswer(
+                lease=lease_id, signed=assign.lease.countersigned(self.key), image=record.image
+            ),
         )
         run.changed = True
         run.effects.append(effects.Pull(lease_id))
@@ -446,9 +468,26 @@ class AgentCore:
         )
         self.saved.epochs[record.job_id] = self._step.save.epochs[record.job_id] = epoch
 
-    def _refuse(self, lease_id: str, why: str) -> None:
+    def _refuse(self, lease_id: str, why: str, reason: Reason | None = None) -> None:
         self._say(f"refused lease {short(lease_id)}: {why}")
-        self._queue("", LeaseAnswer(lease=lease_id, signed=None, refusal=why[:256]))
+        answer = LeaseAnswer(lease=lease_id, signed=None, refusal=why[:256], reason=reason)
+        self._queue("", answer)
+
+    def _looked_up(self, event: ImageLookedUp, now_ms: int) -> None:
+        waiting = self.lookups.end(event.lease_id)
+        if waiting is None:
+            return  # It was refused meanwhile.
+        if can_mean(waiting.image, event.image):
+            self._assigned(waiting.assign, now_ms, event.image)
+        else:
+            says = f"image: what was found for {waiting.image!a} is another one: {event.image!a}"
+            self._refuse(event.lease_id, says, Reason.PULL_FAILED)
+
+    def _lookup_failed(self, event: LookUpFailed, now_ms: int) -> None:
+        waiting = self.lookups.end(event.lease_id)
+        if waiting is not None:
+            self.images.take(waiting.image, event, now_ms)
+            self._refuse(event.lease_id, event.detail, event.reason)
 
     def _settled(self, message: SettlementNotice, now_ms: int) -> None:
         try:
@@ -478,6 +517,10 @@ class AgentCore:
             if not 0 <= now_ms - waiting.since_ms <= LOOK_WAIT_MS:
                 del self._waiting[lease_id]
                 self._take(waiting.event, now_ms)
+        for late in self.lookups.over(now_ms):
+            lease_id = late.assign.lease.id
+            says = f"image {late.image[:100]!a}: its registry did not answer in time"
+            self._lookup_failed(LookUpFailed(lease_id, Reason.PULL_FAILED, says), now_ms)
         if self.aside.test_is_due(now_ms):
             self._step.effects.append(effects.StartTest(self._all_devices()))
         self._update_offer(now_ms)
@@ -500,7 +543,7 @@ class AgentCore:
 
     def quiet_until_ms(self) -> int:
         """Return the time before which a Tick does nothing, as long as no other event comes."""
-        if self.runs or self._waiting:
+        if self.runs or self._waiting or self.lookups:
             return 0
         test_ms = self.aside.next_test_ms if self.aside.is_set else NEVER_MS
         if not self.live:
@@ -588,7 +631,7 @@ class AgentCore:
         match event:
             case MessageArrived(Assign() as assign) if not self.why_nothing_is_offered():
                 lease_id = assign.lease.id
-                if lease_id in self.runs:
+                if lease_id in self.runs or lease_id in self.lookups:
                     return False
             case Observed(lease_id, running=False, end=end) if not end or end.exit_code != 0:
                 if not self._holds_gpu(lease_id):

@@ -22,6 +22,14 @@ class Send:
 
 
 @dataclass(frozen=True)
+class LookUpImage:
+    """Find out what a tag means, for a lease that waits for it -> ImageLookedUp | LookUpFailed."""
+
+    lease_id: str
+    image: str
+
+
+@dataclass(frozen=True)
 class Pull:
     """Have the image ready -> ImageReady | PreparationFailed."""
 
@@ -125,6 +133,8 @@ class PrepareJob:
 
     job: Envelope
     checkpoint: Envelope | None
+    image: str = ""
+    """what the job's tag meant when it first ran; '': it has not, or has none"""
 
 
 @dataclass(frozen=True)
@@ -187,6 +197,7 @@ class Done:
 
 Effect = (
     Send
+    | LookUpImage
     | Pull
     | Restore
     | Start

@@ -40,10 +40,31 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class ImageLookedUp:
+    """It is known what the tag of a lease's job means, before that lease is signed."""
+
+    lease_id: str
+    image: str
+    """by its content, as in the lease document"""
+
+
+@dataclass(frozen=True)
+class LookUpFailed:
+    """The registry could not be asked what a tag means, or knows of no such image. `reason`: None
+    where it isn't the image's trouble."""
+
+    lease_id: str
+    reason: Reason | None
+    detail: str
+
+
+@dataclass(frozen=True)
 class ImageReady:
     """The image is here."""
 
     lease_id: str
+    image: str = ""
+    """which it is, by its content; '': the runner uses none"""
 
 
 @dataclass(frozen=True)
@@ -233,6 +254,8 @@ Event = (
     | Joined
     | Disconnected
     | Tick
+    | ImageLookedUp
+    | LookUpFailed
     | ImageReady
     | Restored
     | PreparationFailed

@@ -8,7 +8,7 @@
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from sublet_agent.core.events import Event, ImageReady, PreparationFailed
+from sublet_agent.core.events import Event, ImageReady, LookUpFailed, PreparationFailed
 from sublet_contracts.reasons import Reason
 
 FIRST_WAIT_MS = 30_000
@@ -41,7 +41,7 @@ class ImageTroubles:
         match event:
             case ImageReady():
                 self._troubles.pop(image, None)
-            case PreparationFailed(_, reason) if reason in _SAYS:
+            case PreparationFailed(_, reason) | LookUpFailed(_, reason) if reason in _SAYS:
                 self._failed(image, _SAYS[reason], now_ms)
 
     def _failed(self, image: str, says: str, now_ms: int) -> None:

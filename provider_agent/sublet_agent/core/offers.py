@@ -19,6 +19,7 @@ from sublet_contracts.documents import (
     Signed,
     open_document,
 )
+from sublet_contracts.image_references import can_mean
 from sublet_contracts.keys import short
 from sublet_contracts.requirements import required_by, shortfalls
 from sublet_contracts.wire import Assign
@@ -159,6 +160,8 @@ def refusal(
         taken = set(record.lease.device_ids) & set(lease.device_ids)
         if taken and not record.is_over:
             return f"device_ids: {min(taken)} is leased under {short(record.lease_id)}"
+    if lease.image and not can_mean(job.image, lease.image):
+        return f"image: {lease.image} is not what {job.image[:100]!a} can have meant"
     if lease.epoch == 1 and job.expires_ms <= now_ms:
         return "job: it has expired"
     return ""

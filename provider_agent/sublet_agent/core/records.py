@@ -56,6 +56,8 @@ class RunRecord(_Record):
     job_id: str
     job: Job
     checkpoint: Checkpoint | None = None
+    image: str = ""
+    """what the job's tag means, by content; '': the job has no tag, or the runner uses no image"""
     phase: RunPhase = RunPhase.PULLING
     stop: Stop | None = None
     started_ms: int | None = None

@@ -142,6 +142,9 @@ class Run:
         if not self._takes(trigger):
             return
         match event:
+            case ImageReady(image=image) if image and self.record.image not in ("", image):
+                says = f"the pull gave {image!a} instead of {self.record.image}"
+                self._end(Trigger.PREPARATION_FAILED, Reason.PULL_FAILED, says, now_ms)
             case ImageReady() | Restored():
                 self._enter(trigger)
             case PreparationFailed():
@@ -471,6 +474,7 @@ class Run:
             index_sha256=event.index_sha256,
             total_bytes=event.total_bytes,
             cum_device_ms=uploading.cum_device_ms,
+            image=record.image,
             issued_ms=now_ms,
         )
         envelope = sign_document(document, self.key).envelope

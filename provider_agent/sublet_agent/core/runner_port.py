@@ -219,6 +219,10 @@ class Runner(Protocol):
     def check(self) -> None:
         """Raise RunnerUnavailable where this runner can't work here."""
 
+    def look_up_image(self, image: str) -> str:
+        """Return what an image's tag means now, by its content: what a job that names it is to be
+        run by from here on. '': this runner uses no images. Raises ImageTrouble."""
+
     def ensure_image(
         self,
         image: str,

@@ -127,6 +127,7 @@ class JobRow(Row, table=True):
     avoid: Json
     prefer: Str
     hardware_class: Str
+    image_pinned: Str
     wanted: Str
     outputs: OptionalStr
     started_ms: OptionalWhole

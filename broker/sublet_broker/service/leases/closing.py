@@ -25,12 +25,13 @@ from sublet_broker.market.settling import SettlementDecision
 from sublet_broker.market.unattributed import reason_that_counts
 from sublet_broker.service.leases.quarantine import distrust_start
 from sublet_broker.service.leases.settlement import pending_of, settle
+from sublet_broker.service.leases.standby import newest_durable
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.unit_of_work import (
     UnitOfWork,
 )
 from sublet_contracts.documents import Job, Receipt
-from sublet_contracts.reasons import MEANINGS, Fault, Next, Reason
+from sublet_contracts.reasons import IMAGE_REASONS, MEANINGS, Fault, Next, Reason
 from sublet_contracts.rules import FREE_KILLS_A_RENTER_AND_WEEK, WEEK_MS
 from sublet_contracts.states import (
     JOB,
@@ -185,6 +186,7 @@ def close(
         progressed=_progressed(work, lease),
         ran=run is not None and run.running_ms is not None,
         successor=successor,
+        has_durable=reason in IMAGE_REASONS and newest_durable(work, lease.job) is not None,
         topped_up=hold_ucr(job) > lease.hold_ucr - charged_ucr,
     )
     before = work.must(JobFact, lease.job)

@@ -51,8 +51,7 @@ def prepare_successor(
     provider = _choose(open_offers, work, requirements, (lease.provider, without))
     if provider is None:
         return run
-    start = newest_durable(work, job.id)
-    work.notice(provider, Prepare(job=job.envelope, checkpoint=start.envelope if start else None))
+    _ask(work, provider, job)
     work.touch_offer(provider)
     work.event(
         "successor",
@@ -87,7 +86,9 @@ def ask_again(work: UnitOfWork, provider: str) -> None:
 
 def _ask(work: UnitOfWork, provider: str, job: JobFact) -> None:
     start = newest_durable(work, job.id)
-    work.notice(provider, Prepare(job=job.envelope, checkpoint=start.envelope if start else None))
+    checkpoint = start.envelope if start else None
+    notice = Prepare(job=job.envelope, checkpoint=checkpoint, image=job.image_pinned)
+    work.notice(provider, notice)
 
 
 def release_successor(work: UnitOfWork, run: RunFact) -> None:

@@ -97,6 +97,7 @@ class Checkpoints:
         return why_refused(
             document,
             lease,
+            image=job.image_pinned,
             max_bytes=self._context.settings.max_checkpoint_bytes,
             most_device_ms=self._context.settings.most_device_ms(lease, work.stopwatch_ms),
         )

@@ -25,7 +25,8 @@ from sublet_broker.service.unit_of_work.signed_input import merge, receive_docum
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.documents import DocumentRefused, Job, Lease
 from sublet_contracts.envelope import Envelope
-from sublet_contracts.reasons import Reason
+from sublet_contracts.image_references import can_mean
+from sublet_contracts.reasons import IMAGE_REASONS, Reason
 from sublet_contracts.states import (
     JOB,
     LEASE,
@@ -203,15 +204,31 @@ class RunReports:
             if lease.state is LeaseState.ACTIVE:
                 return
             if message.signed is None:
-                close(self._context, work, lease, Reason.LEASE_REFUSED, message.refusal)
+                of_image = message.reason if message.reason in IMAGE_REASONS else None
+                reason = of_image or Reason.LEASE_REFUSED
+                close(self._context, work, lease, reason, message.refusal)
             else:
-                self._activate(work, lease, message.signed)
+                self._activate(work, lease, message.signed, message.image)
 
-    def _activate(self, work: UnitOfWork, lease: LeaseFact, envelope: Envelope) -> None:
+    def _pin_image(self, work: UnitOfWork, lease: LeaseFact, image: str) -> None:
+        """Keep what the job's tag means, as the first agent that signs has looked it up."""
+        named = accepted(lease.envelope, Lease).image
+        job = work.must(JobFact, lease.job)
+        if named and image != named:
+            raise DocumentRefused(f"{image or 'nothing'} was said of {named}", "image")
+        if not image or named:
+            return
+        tag = accepted(job.envelope, Job).image
+        if not can_mean(tag, image):
+            raise DocumentRefused(f"{image} is not what {tag!a} can mean", "image")
+        work.put(replace(job, image_pinned=image))
+
+    def _activate(self, work: UnitOfWork, lease: LeaseFact, envelope: Envelope, image: str) -> None:
         parties = (self._context.party, lease.provider)
         signed = receive_document(self._context, envelope, Lease, signed_by=parties)
         if signed.id != lease.id:
             raise DocumentRefused("another lease was signed than the one offered", "signed")
+        self._pin_image(work, lease, image)
         active = replace(
             lease,
             state=step(LEASE, lease.state, LeaseState.ACTIVE),
@@ -240,7 +257,7 @@ class RunReports:
             epoch=lease.epoch,
             before=lease.state,
             after=active.state,
-            detail=f"step {lease.start_step}",
+            detail=f"step {lease.start_step}" + (f", image {image}" if image else ""),
         )
 
     def prepared(self, party: str, message: Prepared) -> None:

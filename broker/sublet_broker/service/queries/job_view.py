@@ -52,6 +52,7 @@ def job_view(snapshot: UnitOfWork, job: JobFact) -> JobView:
         says=says(job, newest, run, snapshot.now_ms, outputs_kept=outputs_kept),
         next_step=next_step(job, outputs_kept=outputs_kept),
         image=document.image,
+        image_pinned=job.image_pinned,
         command=document.command,
         resources=document.resources,
         max_price_ucr_per_device_hour=document.max_price_ucr_per_device_hour,

@@ -116,14 +116,15 @@ class ImageEngine:
         """Return the engine's architecture as images name it."""
         return str(self._client().api.version().get("Arch") or "")
 
-    def look_up(self, reference: ImageReference) -> Found:
-        """Ask the registry what a name means. Raises Refused, requests.RequestException."""
+    def look_up(self, reference: ImageReference, answer_s: float | None = None) -> Found:
+        """Ask the registry what a name means; it has `answer_s` to begin its answer. Raises
+        Refused, requests.RequestException."""
         api = self._client().api
         try:
             with api.get(
                 self._url(f"distribution/{reference}/json"),
                 headers=self._headers(),
-                timeout=(CONNECT_S, self._answer_s),
+                timeout=(CONNECT_S, min(self._answer_s, answer_s or self._answer_s)),
                 stream=True,
             ) as response:
                 answer = _bounded(response)

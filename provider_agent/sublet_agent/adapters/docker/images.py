@@ -5,8 +5,9 @@
   login, and for a private one that fails.
 - Pulled once for all who want it, in a thread of its own. Whoever no longer waits leaves, and the
   last one who does ends the pull.
-- A tag is looked up first, pulled by digest and run by the image's id. Lookups are repeated after a
-  while (`FRESH_MS`); if the registry is in trouble then, the image of before is used.
+- A tag is looked up first, before its job's lease is signed; it is pulled by digest and run by the
+  image's id. Lookups are repeated after a while (`FRESH_MS`); if the registry is in trouble then,
+  the image of before is used.
 
 Not covered: who knows the hashes of a private image's layers, packed and unpacked, can name them in
 an image of his own, and the engine takes layers that it has from itself. They stand in the private
@@ -32,6 +33,7 @@ from docker.errors import DockerException
 from sublet_agent.adapters.docker.image_engine import (
     Ending,
     EngineLost,
+    Found,
     ImageEngine,
     Refused,
     printable,
@@ -72,6 +74,9 @@ from sublet_contracts.image_references import (
 
 THREAD_NAME = "sublet-agent-pull"
 NO_CAP_BYTES = 2**62
+LOOK_UP_S = 10.0
+"""how long a registry may take to say what a tag means; the lease that waits for it has less"""
+MAX_TAGS_FOUND = 256
 LEAST_FREE_BYTES = 2**30
 """A pull ends when the engine's disk has less left, or less than half of what it had before."""
 _LOOK_S = 0.1
@@ -153,6 +158,8 @@ class DockerImages:
         self._free_bytes = free_bytes or self._engine.free_bytes
         self._lock = threading.Lock()
         self._pulls: dict[str, _Pull] = {}
+        self._tags_found: dict[str, tuple[ImageReference, int]] = {}
+        """what tags mean that were looked up and not pulled yet: digest -> tag, and when"""
         self._half_pulled = {one.pinned for one in self._records.all() if not one.image_id}
 
     # -- what the runner asks ----------------------------------------------------------------------
@@ -175,7 +182,8 @@ class DockerImages:
         if reference is None:
             raise ImageUnknown(
                 f"image {image} is not one that renters can use here, and an id alone can't be "
-                "pulled: name it name@sha256:<digest>"
+                "pulled: name it name@sha256:<digest>. A job that began on an owner's local image "
+                "goes on only where the owner allows that image too (--allow-image)"
             )
         pull = self._join(reference)
         try:
@@ -183,6 +191,38 @@ class DockerImages:
             return self._wait(pull, image, progress, cancel or threading.Event())
         finally:
             self._leave(reference, pull)
+
+    def look_up(self, image: str) -> str:
+        """Return what a tag means now, by content: REGISTRY/REPOSITORY@sha256:..., or the id of an
+        image that the owner lists and no registry knows. Raises ImageTrouble, RunnerUnavailable."""
+        reference = _read(image)
+        at_hand = self._at_hand(image, reference)
+        if at_hand is not None:
+            return at_hand.digest or at_hand.image_id
+        if reference is None or reference.is_pinned:
+            return image
+        try:
+            self._check_registry(reference)
+            found = self._engine.look_up(reference, LOOK_UP_S)
+            self._check_platform(found)
+        except Refused as refused:
+            known = self._recorded(reference)
+            if known is None or refused.trouble.is_unknown or not self._is_here(known):
+                raise _failure(image, refused, self._rules) from refused
+            return known.pinned
+        except Exception as error:
+            raise _failure(image, error, self._rules) from error
+        pinned = str(reference.pinned(found.digest))
+        known = self._records.get(pinned)
+        if known is not None:
+            with suppress(OSError):  # Then it is looked up again.
+                self._records.put(_looked_up(known, reference, self._now_ms()))
+        else:
+            with self._lock:
+                self._tags_found[pinned] = (reference, self._now_ms())
+                while len(self._tags_found) > MAX_TAGS_FOUND:
+                    del self._tags_found[next(iter(self._tags_found))]
+        return pinned
 
     def id_of(self, image: str) -> str:
         """Return the id of an image that is here, by which it is run. Raises ImageTrouble."""
@@ -234,7 +274,8 @@ class DockerImages:
         if allowed:
             local = self._engine.inspect(image)
             if local is not None and str(local["Id"]) in allowed:
-                return _resolved(image, str(local["Id"]), _pinned_name(local), local.get("Size"))
+                pinned = _pinned_name(local, reference)
+                return _resolved(image, str(local["Id"]), pinned, local.get("Size"))
         if reference is None:
             known = next((one for one in self._records.all() if one.image_id == image), None)
         else:
@@ -372,9 +413,7 @@ class DockerImages:
             image = _looked_up(replace(before, last_used_ms=now_ms), reference, now_ms)
             self._records.put(image)
             return image
-        architecture = self._engine.architecture()
-        if not fits_platform(architecture, found.platforms):
-            raise Refused(PullTrouble.OTHER_PLATFORM, f"{architecture}; it has {found.platforms}")
+        self._check_platform(found)
         image = PulledImage(
             str(pinned),
             pulled_ms=now_ms,
@@ -394,6 +433,10 @@ class DockerImages:
                 self._records.drop(str(pinned))
             raise Refused(PullTrouble.TOO_BIG, f"{found_here.size_bytes} bytes")
         image = _looked_up(found_here, reference, now_ms)
+        with self._lock:
+            asked_as = self._tags_found.pop(str(pinned), None)
+        if asked_as is not None:
+            image = _looked_up(image, *asked_as)
         self._records.put(image)
         return image
 
@@ -416,6 +459,11 @@ class DockerImages:
                 raise Refused(trouble_of(pull.progress.error), pull.progress.error)
             if pull.trouble is not None:
                 raise Refused(pull.trouble)
+
+    def _check_platform(self, found: Found) -> None:
+        architecture = self._engine.architecture()
+        if not fits_platform(architecture, found.platforms):
+            raise Refused(PullTrouble.OTHER_PLATFORM, f"{architecture}; it has {found.platforms}")
 
     def _check_registry(self, reference: ImageReference) -> None:
         if registry_addresses.needs_no_look(reference, self._rules.registries):
@@ -506,9 +554,14 @@ def _resolved(image: str, image_id: str, pinned: str, size: Any) -> ResolvedImag
     return ResolvedImage(image, image_id, pinned, int(size or 0))
 
 
-def _pinned_name(image: dict[str, Any]) -> str:
-    digests = image.get("RepoDigests") or ()
-    return str(digests[0]) if digests else str(image["Id"])
+def _pinned_name(image: dict[str, Any], reference: ImageReference | None) -> str:
+    """Return a local image by its digest in the repository that it is asked for by, else its id:
+    by what other names the owner has it is his own business."""
+    digests = [_read(str(name)) for name in image.get("RepoDigests") or ()]
+    of_repository = [d for d in digests if d and reference and d.name == reference.name]
+    if reference in of_repository:
+        return str(reference)
+    return str(of_repository[0]) if of_repository else str(image["Id"])
 
 
 def _shown(image: str) -> str:

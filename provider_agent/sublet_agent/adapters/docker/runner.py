@@ -140,6 +140,11 @@ class DockerRunner:
             ) from error
         _require_usable(info, fix)
 
+    def look_up_image(self, image: str) -> str:
+        """Return what a tag means, by content. See `Runner`."""
+        with self._errors(f"image {image[:200]!a}"):
+            return self._images.look_up(image)
+
     def ensure_image(
         self,
         image: str,

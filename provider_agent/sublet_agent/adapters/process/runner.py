@@ -75,6 +75,10 @@ class ProcessRunner:
                 "the process runner reads /proc, which this system has not", "use Linux, or Docker"
             )
 
+    def look_up_image(self, image: str) -> str:
+        """Return '': this runner uses none."""
+        return ""
+
     def ensure_image(
         self,
         image: str,
