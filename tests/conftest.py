@@ -19,6 +19,9 @@ TESTS = Path(__file__).parent
 LONG_SUITES = ("e2e", "chaos", "ray", "agent", "sdk", "http")
 """They begin, the longest first: the last file that two processes share ought to be a short one."""
 
+COLLECTED: pytest.StashKey[list[tuple[str, bool]]] = pytest.StashKey()
+"""each test that was collected, chosen or not, and whether it is slow"""
+
 
 def _part(text: str) -> Part:
     try:
@@ -45,8 +48,15 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return f"of each suite's slow tests: --part {part.number}/{part.of}"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the slow tests that are in other parts, and put long suites first."""
+    """Leave out the slow tests that are in other parts, and put long suites first.
+
+    First of all plugins: what is noted here is everything, also what `-m` leaves out.
+    """
+    config.stash[COLLECTED] = [
+        (item.nodeid.split("[")[0], item.get_closest_marker("slow") is not None) for item in items
+    ]
     part: Part | None = config.getoption("part")
     if part is not None:
         slow: dict[str, list[pytest.Item]] = {}

@@ -9,6 +9,7 @@ import tomllib
 
 import pytest
 
+from tests.conftest import COLLECTED
 from tests.house.floors import ROOT
 
 SHOWN_BY = ROOT / "tests" / "house" / "slow.toml"
@@ -32,16 +33,24 @@ sys.exit(status)
 
 
 @pytest.fixture(scope="module")
-def marks() -> dict[str, set[bool]]:
+def marks(request: pytest.FixtureRequest) -> dict[str, set[bool]]:
     """By test: whether some of its cases are slow, and whether some are not."""
+    marks: dict[str, set[bool]] = {}
+    for name, slow in _collected(request.config):
+        marks.setdefault(name, set()).add(slow)
+    return marks
+
+
+def _collected(config: pytest.Config) -> list[tuple[str, bool]]:
+    """Return all tests there are: as this run collected them, if it was told of no folder, or as
+    another one does."""
+    if config.args in ([], ["tests"], [str(ROOT / "tests")]):
+        return config.stash[COLLECTED]
     done = subprocess.run(
         [sys.executable, "-c", COLLECT], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    marks: dict[str, set[bool]] = {}
-    for name, slow in json.loads(done.stdout.splitlines()[-1]):
-        marks.setdefault(name, set()).add(slow)
-    return marks
+    return [(name, slow) for name, slow in json.loads(done.stdout.splitlines()[-1])]
 
 
 def listed() -> dict[str, str]:
