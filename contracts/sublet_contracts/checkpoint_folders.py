@@ -34,6 +34,7 @@ from sublet_contracts.checkpoint_layouts import (
     HF_BEFORE_STATE,
     HF_FOLDER,
     HF_STATE,
+    ORDER_MS,
     ListedFile,
     find_checkpoints,
 )
@@ -149,23 +150,25 @@ def quiet_needed_ms(waited_ms: int, *, writers_known: bool) -> int:
 
 def in_the_making(files: Iterable[tuple[str, int, int]]) -> str:
     """Return the folder in which a framework has begun a checkpoint that isn't done, with why; ''
-    if there is none. `files`: path, size (bytes) and time (of any one clock) of each.
+    if there is none. `files`: path, size (bytes) and time (ms) of each.
 
     HF Trainer writes trainer_state.json after all else, torch.distributed .metadata.
     """
     folders: dict[str, dict[str, tuple[int, int]]] = {}
-    for path, size, time in files:
+    for path, size, time_ms in files:
         folder, _, name = path.rpartition("/")
-        folders.setdefault(folder, {})[name] = (size, time)
+        folders.setdefault(folder, {})[name] = (size, time_ms)
     for folder, names in sorted(folders.items()):
         if any(map(DISTRIBUTED_PART.fullmatch, names)):
-            parts = [time for name, (_, time) in names.items() if DISTRIBUTED_PART.fullmatch(name)]
+            parts = [
+                at_ms for name, (_, at_ms) in names.items() if DISTRIBUTED_PART.fullmatch(name)
+            ]
             if trouble := _comes_last(DISTRIBUTED_STATE, names, parts):
                 return f"{folder or '.'}: {trouble}"
         elif HF_FOLDER.fullmatch(folder.rpartition("/")[2]):
             if not any(map(_HF_ONLY.fullmatch, names)):
                 continue  # other frameworks call their folders so as well
-            parts = [time for name, (_, time) in names.items() if HF_BEFORE_STATE.fullmatch(name)]
+            parts = [at_ms for name, (_, at_ms) in names.items() if HF_BEFORE_STATE.fullmatch(name)]
             if trouble := _comes_last(HF_STATE, names, parts):
                 return f"{folder}: {trouble}"
     return ""
@@ -174,7 +177,7 @@ def in_the_making(files: Iterable[tuple[str, int, int]]) -> str:
 def _comes_last(last: str, names: Mapping[str, tuple[int, int]], parts: Sequence[int]) -> str:
     if last not in names or not names[last][0]:
         return f"{last}, which is written last, is not there yet"
-    if any(time > names[last][1] for time in parts):
+    if any(time_ms > names[last][1] + ORDER_MS for time_ms in parts):
         return f"{last}, which is written last, is older than what lies beside it"
     return ""
 

@@ -45,6 +45,9 @@ RECORD = "outputs-layout.json"
 """The file in such a checkpoint that lists them: a Snapshot."""
 
 QUIET_MS = 2_000
+ORDER_MS = 1_000
+"""By so much what is written last may be older than what is written before it: copies of a
+checkpoint keep no order."""
 MAX_STATE_BYTES = 16 * 1024 * 1024
 MAX_RECORD_BYTES = 16 * 1024 * 1024
 _MAX_STEP = 10**15 - 1
@@ -286,7 +289,9 @@ def _comes_last(
     being written anew. Other processes' files may be later (rng_state_1.pth)."""
     times = {file.path: file.mtime_ms for file in content}
     names = {path: path[len(folder) + 1 :] if folder else path for path in times}
-    return all(at <= times[last] for path, at in times.items() if before.fullmatch(names[path]))
+    return all(
+        at <= times[last] + ORDER_MS for path, at in times.items() if before.fullmatch(names[path])
+    )
 
 
 def _distributed(files: Sequence[ListedFile]) -> list[FoundCheckpoint]:

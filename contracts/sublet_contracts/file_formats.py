@@ -145,9 +145,9 @@ def _hdf5(size: int, read: Read) -> Verdict:
 def _safetensors(size: int, read: Read) -> Verdict:
     begin = read(0, 9)
     head_bytes = _number(begin, 0, 8)
-    if len(begin) < 9 or head_bytes == 0:
+    if head_bytes == 0:
         return _torn("its head is missing (safetensors)")
-    if begin[8:9] != b"{" or head_bytes > _SAFETENSORS_HEAD_BYTES:
+    if head_bytes > _SAFETENSORS_HEAD_BYTES or begin[8:9] not in (b"", b"{"):
         return UNKNOWN  # something else under that name
     if 8 + head_bytes > size:
         return _torn("its head is cut off (safetensors)")
