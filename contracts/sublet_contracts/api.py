@@ -224,6 +224,17 @@ class RunView(View):
     )
 
 
+class WarningView(View):
+    """Something that will hurt, said while the job goes on. job_warnings.py has the codes, their
+    facts and the words; what to do about it is the client's to say."""
+
+    code: str = Field(description="which, stable, for programs; a newer broker has more")
+    since_ms: int
+    epoch: int
+    says: str = Field(description="in words")
+    facts: dict[str, int] = Field(description="what it rests on now; the unit stands in the name")
+
+
 class NextStep(StrEnum):
     """What a job waits for its renter to do. The words, with the commands, are the client's."""
 
@@ -269,6 +280,17 @@ class JobView(View):
     total_steps: int
     metrics: dict[str, float]
     durable_step: int
+    durable_ms: int | None = Field(
+        default=None, description="when the checkpoint that a resume starts from became durable"
+    )
+    unsaved_device_ms: int = Field(
+        default=0,
+        description="device time of the run under way since its newest durable checkpoint",
+    )
+    unsaved_ucr: int = Field(default=0, description="what that time costs")
+    warnings: tuple[WarningView, ...] = Field(
+        default=(), description="of the run under way, oldest first"
+    )
     recoveries: int
     lost_device_ms: int
     outputs: str | None = Field(description="document id of the outputs, once they are durable")

@@ -170,6 +170,8 @@ class Input(BaseModel):
 
 LEAST_PATIENCE_MS = 5_000
 """No job may give its machine up after less silence."""
+LEAST_STALL_MS = 60_000
+"""No job may be paused after standing still for less: a heartbeat that is late is no stall."""
 
 
 class Job(Document):
@@ -202,6 +204,12 @@ class Job(Document):
     )
     stop_grace_ms: int = Field(
         default=30_000, ge=1_000, le=3_600_000, description="time to checkpoint when asked to stop"
+    )
+    stall_ms: int = Field(
+        default=0,
+        ge=0,
+        le=604_800_000,
+        description="without a sign of life for so long it is checkpointed and paused; 0: never",
     )
     inputs: tuple[Input, ...] = Field(
         max_length=MAX_INPUTS, description="files and folders that are placed before it starts"
@@ -246,6 +254,13 @@ class Job(Document):
     @classmethod
     def _checkpoints_apart(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
         return check_checkpoint_folders(folders)
+
+    @field_validator("stall_ms")
+    @classmethod
+    def _long_enough(cls, stall_ms: int) -> int:
+        if 0 < stall_ms < LEAST_STALL_MS:
+            raise ValueError(f"at least {LEAST_STALL_MS} ms (1m), or 0 for never")
+        return stall_ms
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

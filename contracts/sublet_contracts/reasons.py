@@ -54,6 +54,7 @@ class Reason(StrEnum):
     PAUSED_BY_RENTER = "paused_by_renter"
     BUDGET_EXHAUSTED = "budget_exhausted"
     NO_PROGRESS = "no_progress"
+    STALLED = "stalled"
     YIELDED = "yielded"
     KILLED_UNATTRIBUTED = "killed_unattributed"
     KILLED_TOO_OFTEN = "killed_too_often"
@@ -196,6 +197,14 @@ MEANINGS: dict[Reason, Meaning] = {
         Pays.ALL,
         "several attempts in a row made no durable step",
         "the broker's count of leases without a new durable step",
+    ),
+    Reason.STALLED: Meaning(
+        Fault.RENTER,
+        Next.PAUSE,
+        Pays.ALL,
+        "the job showed no sign of life for as long as it was to be waited for",
+        "what its agent reported, by the broker's clock: for the job's own `stall_ms` no new step "
+        "and no durable checkpoint; of a job that tells no steps, no output or computing either",
     ),
     Reason.YIELDED: Meaning(
         Fault.RENTER,

@@ -271,6 +271,11 @@ class RunReport(BaseModel):
         default_factory=dict, max_length=32, description="what the job reports, such as its loss"
     )
     detail: Text = Field(default="", description="for people")
+    checkpoint_opened: bool | None = Field(
+        default=None,
+        description="whether the job has opened what it was restored from; null: it began anew, or "
+        "that can't be known there",
+    )
     usage: RunUsage | None = Field(default=None, description="what it uses; null: not measured")
 
 

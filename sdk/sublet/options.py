@@ -349,6 +349,18 @@ class JobOptions(TypedDict, total=False):
             metavar="T",
         ),
     ]
+    stall: Annotated[
+        Duration,
+        Option(
+            "without a sign of life for so long it's checkpointed and paused; at least 1m",
+            "course",
+            default=0,
+            default_help="never",
+            fields=("stall_ms",),
+            convert=duration_ms,
+            metavar="T",
+        ),
+    ]
     start_within: Annotated[
         Duration,
         Option(

@@ -46,6 +46,7 @@ OTHER_VALUES: dict[str, tuple[Any, list[str]]] = {
     "checkpoint_every": ("3m", ["--checkpoint-every", "3m"]),
     "patience": ("21s", ["--patience", "21s"]),
     "stop_grace": ("31s", ["--stop-grace", "31s"]),
+    "stall": ("30m", ["--stall", "30m"]),
     "start_within": ("6d", ["--start-within", "6d"]),
     "wait_for_offer": (True, ["--wait"]),
 }

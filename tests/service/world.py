@@ -57,6 +57,7 @@ from sublet_contracts.wire import (
     ReceiptIssued,
     RunChanged,
     RunReport,
+    RunUsage,
     SettlementNotice,
     Unprepare,
     Withdraw,
@@ -322,6 +323,10 @@ class RunDouble:
     verdicts: list[CheckpointVerdict] = field(default_factory=list)
     orders: list[Order] = field(default_factory=list)
     stopped_ms: int | None = None
+    total_steps: int = 1000
+    opened: bool | None = None
+    """Whether the job has opened what it was restored from."""
+    usage: RunUsage | None = None
 
     def cum_ms(self, now_ms: int) -> int:
         end = self.stopped_ms if self.stopped_ms is not None else now_ms
@@ -440,8 +445,10 @@ class AgentDouble:
             state=run.state,  # type: ignore[arg-type]
             cum_device_ms=run.cum_ms(self.world.now_ms),
             step=run.step,
-            total_steps=1000,
+            total_steps=run.total_steps,
             metrics={"loss": 0.5},
+            checkpoint_opened=run.opened,
+            usage=run.usage,
         )
 
     def pump(self) -> None:

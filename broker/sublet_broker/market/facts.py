@@ -182,6 +182,13 @@ class RunFact(Fact):
     ended_ms: int | None = None
     successor: str = ""
     """Provider that prepares to take over while this run is unknown."""
+    durable_step: int = 0
+    durable_ms: int | None = None
+    """When the newest durable checkpoint of this run became that; None: it has none."""
+    durable_device_ms: int = 0
+    """Its cum_device_ms."""
+    warnings: dict[str, int] = field(default_factory=dict)
+    """What stands (market/warnings.py), and since when."""
 
 
 @dataclass(frozen=True, slots=True)

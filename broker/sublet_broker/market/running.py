@@ -34,7 +34,9 @@ _ORDER = (
     RunState.EXITED,
 )
 
-_ONLY_ORDERED = frozenset({Reason.CANCELLED, Reason.PAUSED_BY_RENTER, Reason.BUDGET_EXHAUSTED})
+_ONLY_ORDERED = frozenset(
+    {Reason.CANCELLED, Reason.PAUSED_BY_RENTER, Reason.BUDGET_EXHAUSTED, Reason.STALLED}
+)
 _NEVER_THE_AGENTS = frozenset(
     {
         Reason.JOB_EXPIRED,

@@ -219,6 +219,10 @@ class RunRow(Row, table=True):
     running_ms: OptionalWhole
     ended_ms: OptionalWhole
     successor: Str
+    durable_step: Whole
+    durable_ms: OptionalWhole
+    durable_device_ms: Whole
+    warnings: Json
 
 
 class CheckpointRow(Row, table=True):

@@ -24,6 +24,7 @@ from sublet_broker.market.running import (
     silence_of,
 )
 from sublet_broker.market.setting_aside import is_set_aside
+from sublet_broker.market.warnings import Watched, facts_of, stalled, warnings_now
 from sublet_broker.service.content.retention import Retention
 from sublet_broker.service.leases.closing import close, give_up, release_if_ended
 from sublet_broker.service.leases.open_offers import OpenOffers
@@ -35,6 +36,7 @@ from sublet_broker.service.providers.offers import Offers
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.documents import Job
+from sublet_contracts.job_warnings import warning_text
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import Desired, JobState, LeaseState, RunState
 
@@ -104,6 +106,7 @@ class Supervision:
                     order_until_ms=ordered_ms and max(ordered_ms, until_ms),
                 )
             )
+            self._context.heartbeats.note_return(run.id, work.now_ms)
         for lease in work.find(LeaseFact, {"state": LeaseState.PROPOSED}):
             work.put(replace(lease, answer_by_ms=until_ms))
 
@@ -205,6 +208,9 @@ class Supervision:
             margin_ms=self._context.settings.drain_margin_ms,
         )
 
+    def _watched(self, run: RunFact, lease: LeaseFact, job: Job, now_ms: int) -> Watched:
+        return Watched(run, lease, job, self._context.heartbeats.signs(run.id), now_ms)
+
     def _due(self, snapshot: UnitOfWork, id: str) -> bool:
         now_ms = snapshot.now_ms
         if now_ms < self._context.heartbeats.nothing_due_until(id):
@@ -219,6 +225,9 @@ class Supervision:
             or disobeys(run, now_ms, self._context.settings.stop_overdue_ms)
             or self._nears_the_edge(run, lease, job, now_ms)
         ):
+            return True
+        watched = self._watched(run, lease, job, now_ms)
+        if stalled(watched) or warnings_now(watched) != run.warnings:
             return True
         if run.desired is Desired.RUN and not self._nears_the_edge(
             run, lease, job, now_ms + LOOK_EVERY_MS
@@ -245,11 +254,26 @@ class Supervision:
         if silence is RunState.UNKNOWN:
             run = work.put_run(run, fell_silent(run, work.now_ms))
         run = prepare_successor(self._open_offers, work, lease, run)
+        watched = self._watched(run, lease, job, work.now_ms)
+        run = self._warn(work, watched)
         if is_overdue(run, work.now_ms):
             reason = run.order_reason or Reason.CANCELLED
             give_order(work, lease, run, Desired.STOP, reason, 0)
         elif self._nears_the_edge(run, lease, job, work.now_ms):
             give_order(work, lease, run, Desired.DRAIN, Reason.BUDGET_EXHAUSTED, job.stop_grace_ms)
+        elif stalled(watched):
+            give_order(work, lease, run, Desired.DRAIN, Reason.STALLED, job.stop_grace_ms)
+
+    def _warn(self, work: UnitOfWork, watched: Watched) -> RunFact:
+        """Note what warnings stand now; return the run as it is then."""
+
+        def says(code: str) -> str:
+            return warning_text(code, facts_of(code, watched)) if code in standing else ""
+
+        standing = warnings_now(watched)
+        if standing == watched.run.warnings:
+            return watched.run
+        return work.put_run(watched.run, work.warn(watched.run, standing, says))
 
     def _lose(self, work: UnitOfWork, lease: LeaseFact, run: RunFact) -> None:
         agent = work.get(AgentFact, lease.provider)

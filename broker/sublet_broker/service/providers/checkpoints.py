@@ -180,8 +180,9 @@ class Checkpoints:
             outputs = fact.id if fact.kind == "outputs" else job.outputs
             work.put(replace(job, hardware_class=pinned, outputs=outputs))
             run = work.get(RunFact, lease.id)
-            if run is not None and fact.kind == "checkpoint" and run.step < fact.step:
-                work.put(replace(run, step=fact.step))
+            if run is not None and fact.kind == "checkpoint":
+                self._context.heartbeats.note_saved(run.id, work.now_ms)
+                work.put(_saved(run, fact, work.now_ms))
         if fact.kind == "outputs":
             close_if_due(self._context, work, lease)
         return job.id if durable and fact.kind == "checkpoint" else None
@@ -197,6 +198,19 @@ class Checkpoints:
         if result.total_bytes != fact.total_bytes:
             return f"it says {fact.total_bytes} bytes, its index lists {result.total_bytes}"
         return ""
+
+
+def _saved(run: RunFact, fact: CheckpointFact, now_ms: int) -> RunFact:
+    """Return a run of which this checkpoint has become durable."""
+    run = replace(run, step=max(run.step, fact.step))
+    if run.durable_ms is not None and run.durable_step > fact.step:
+        return run  # It was judged late: a newer one counts already.
+    return replace(
+        run,
+        durable_step=fact.step,
+        durable_ms=now_ms,
+        durable_device_ms=fact.cum_device_ms,
+    )
 
 
 def _class_of(work: UnitOfWork, lease: LeaseFact) -> str:

@@ -80,7 +80,8 @@ class RunReports:
 
     def log_states(self, party: str, instance: str, message: LogStates) -> None:
         """Take how a run's unfinished lines stand: in memory, at once, waiting for nobody."""
-        self._context.heartbeats.take_unfinished(party, instance, message)
+        now_ms = self._context.ports.clock.now_ms()
+        self._context.heartbeats.take_unfinished(party, instance, message, now_ms)
 
     def heartbeat(self, party: str, instance: str, message: Heartbeat) -> None:
         """Note who lives. A run that isn't named isn't heard from. Raises StaleInstance."""
@@ -113,8 +114,11 @@ class RunReports:
         job = work.must(JobFact, lease.job)
         if run is None or is_over(run) or not is_held(lease, job, party, report.epoch):
             return None
-        self._context.heartbeats.track(run, work.token)
+        self._context.heartbeats.track(run, lease.start_step, work.token)
+        if run.state is RunState.UNKNOWN:
+            self._context.heartbeats.note_return(run.id, work.now_ms)
         self._context.heartbeats.note_usage(report, work.now_ms)
+        self._context.heartbeats.note_signs(report, work.now_ms)
         figures = with_figures(run, report, work.now_ms)
         return self._observed(work, job, lease, run, figures, RunState(report.state))
 
@@ -328,6 +332,7 @@ class RunReports:
                 )
             )
             work.jobs_with_news[lease.job] = None
+            self._context.heartbeats.note_output(lease.id, work.now_ms)
             if last >= settings.max_job_logs or total_bytes >= settings.max_job_log_bytes:
                 work.event(
                     "log",

@@ -2,6 +2,7 @@
 
 from sublet_broker.market import ledger
 from sublet_broker.market.accepted import accepted
+from sublet_broker.market.checkpointing import resume_point
 from sublet_broker.market.facts import (
     AccountFact,
     ChainFact,
@@ -13,10 +14,13 @@ from sublet_broker.market.facts import (
     RunFact,
     SettlementFact,
 )
+from sublet_broker.market.running import is_over
+from sublet_broker.market.warnings import Watched, facts_of, unsaved_device_ms, unsaved_ucr
 from sublet_broker.service.queries.status_text import next_step, says
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
-from sublet_contracts.api import Charge, JobView, RunUsageView, RunView
+from sublet_contracts.api import Charge, JobView, RunUsageView, RunView, WarningView
 from sublet_contracts.documents import Job, Offer, Settlement
+from sublet_contracts.job_warnings import warning_text
 from sublet_contracts.reasons import MEANINGS, Fault
 from sublet_contracts.rules import charge_ucr
 from sublet_contracts.states import CheckpointState, LeaseState, RunState
@@ -40,6 +44,8 @@ def job_view(snapshot: UnitOfWork, job: JobFact) -> JobView:
     run = runs.get(newest.id) if newest else None
     shown = next((v for v in reversed(views) if v.step or v.total_steps), None)
     durable_step = max((c.step for c in durable if c.kind == "checkpoint"), default=0)
+    resumes_from = resume_point(durable)
+    live = newest is not None and run is not None and not is_over(run)
     live_ucr = sum(v.charge_ucr for v in views if v.lease_state is not LeaseState.CLOSED)
     outputs = next((c for c in durable if c.id == job.outputs), None)
     outputs_kept = outputs is not None and outputs.kept
@@ -67,6 +73,10 @@ def job_view(snapshot: UnitOfWork, job: JobFact) -> JobView:
         total_steps=shown.total_steps if shown else 0,
         metrics=shown.metrics if shown else {},
         durable_step=durable_step,
+        durable_ms=resumes_from.durable_ms if resumes_from else None,
+        unsaved_device_ms=unsaved_device_ms(run) if live and run else 0,
+        unsaved_ucr=unsaved_ucr(run, newest) if live and run and newest else 0,
+        warnings=_warnings(snapshot, run, newest, document) if live and run and newest else (),
         recoveries=_recoveries(settled),
         lost_device_ms=sum(s.lost_device_ms for s in settled.values()),
         outputs=job.outputs,
@@ -74,6 +84,26 @@ def job_view(snapshot: UnitOfWork, job: JobFact) -> JobView:
         document=job.envelope,
         runs=views,
     )
+
+
+def _warnings(
+    snapshot: UnitOfWork, run: RunFact, lease: LeaseFact, job: Job
+) -> tuple[WarningView, ...]:
+    """Return what stands of the run under way, with its facts as they are now."""
+    watched = Watched(run, lease, job, snapshot.signs(run.id), snapshot.now_ms)
+    views = []
+    for code, since_ms in sorted(run.warnings.items(), key=lambda item: (item[1], item[0])):
+        facts = facts_of(code, watched)
+        views.append(
+            WarningView(
+                code=code,
+                since_ms=since_ms,
+                epoch=run.epoch,
+                says=warning_text(code, facts),
+                facts=facts,
+            )
+        )
+    return tuple(views)
 
 
 def _recoveries(settled: dict[str, Settlement]) -> int:

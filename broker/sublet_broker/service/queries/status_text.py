@@ -56,7 +56,7 @@ def next_step(job: JobFact, *, outputs_kept: bool) -> NextStep:
         return NextStep.NONE
     if _lacks_money(job):
         return NextStep.SIGN_RECEIPTS if _waits_for_signature(job) else NextStep.RAISE_BUDGET
-    puzzling = (Reason.NO_PROGRESS, Reason.KILLED_TOO_OFTEN)
+    puzzling = (Reason.NO_PROGRESS, Reason.KILLED_TOO_OFTEN, Reason.STALLED)
     return NextStep.READ_LOGS if job.reason in puzzling else NextStep.RESUME
 
 
@@ -105,7 +105,7 @@ def _paused(job: JobFact) -> str:
         return f"paused: {format_credits(_left_ucr(job))} of the budget are left"
     if job.reason is Reason.NO_PROGRESS:
         return f"paused: no new checkpoint in {job.detail}"
-    if job.reason in PAUSED_WHEN_DURABLE:
+    if job.reason in PAUSED_WHEN_DURABLE or job.reason is Reason.STALLED:
         return f"paused: {MEANINGS[job.reason].says}{_also(job.detail)}"
     return "paused"
 

@@ -10,7 +10,7 @@ broker everyone has a period of grace, and says all of it again with the next he
   everything again. A transaction makes steady only what nobody has changed since it did so itself.
 - Figures are written down every WRITE_EVERY_MS, so that a restart loses sight of no more.
 - What a run uses of its machine, and how the lines stand that it is still writing, is only kept
-  here, as it was said last, and goes with the run.
+  here, as it was said last, and goes with the run. So are its signs of life.
 
 Any thread may call this, and none waits: whether a run is steady is one comparison of the
 transaction that changed it last with the one that made it steady, and figures are replaced whole.
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from sublet_broker.market.facts import AgentFact, Fact, JobFact, LeaseFact, RunFact
 from sublet_broker.market.running import is_over
+from sublet_broker.market.signs_of_life import Signs, reported, returned, saved, wrote
 from sublet_contracts.wire import LogState, LogStates, RunReport, RunUsage
 
 WRITE_EVERY_MS = 30_000
@@ -67,6 +68,8 @@ class _Run:
     merged: tuple[RunFact, "_Figures", RunFact] | None = None
     """A fact as it was read, the newest figures at that time, and both in one."""
     look: _Look = _NEVER_LOOKED
+    start_step: int = 0
+    signs: Signs | None = None
     usage: tuple[int, RunUsage] | None = None
     """What it uses of its machine, and when that was measured."""
     unfinished: tuple[LogState, ...] = ()
@@ -142,6 +145,7 @@ class Heartbeats:
             run.newest = newest
         for report in reports:
             self.note_usage(report, now_ms)
+            self.note_signs(report, now_ms)
         return True
 
     def note_usage(self, report: RunReport, now_ms: int) -> None:
@@ -157,13 +161,14 @@ class Heartbeats:
         run = self._runs.get(lease)
         return run.usage if run is not None else None
 
-    def take_unfinished(self, party: str, instance: str, message: LogStates) -> None:
+    def take_unfinished(self, party: str, instance: str, message: LogStates, now_ms: int) -> None:
         """Keep how the unfinished lines of a run stand, if that is its agent's to say."""
         agent, run = self._agents.get(party), self._runs.get(message.lease)
         if agent is None or agent.instance != instance or run is None:
             return
         if run.provider == party and run.epoch == message.epoch:
             run.unfinished = message.states
+            self.note_output(message.lease, now_ms)
 
     def finished(self, lease: str, next_numbers: Mapping[str, int]) -> None:
         """Lines of a run are kept: stream -> the number after its newest. What they were before
@@ -180,6 +185,35 @@ class Heartbeats:
         """Return how the unfinished lines of a job's run stand, and the run's epoch."""
         run = self._runs.get(self._lease_of.get(job, ""))
         return (run.epoch, run.unfinished) if run is not None else (0, ())
+
+    def note_signs(self, report: RunReport, now_ms: int) -> None:
+        """Take what a run that is tracked says as a sign of its life, or of none."""
+        run = self._runs.get(report.lease)
+        if run is not None and report.state == "running":
+            run.signs = reported(run.signs, report, run.start_step, now_ms)
+
+    def note_output(self, lease: str, now_ms: int) -> None:
+        """Lines of a run's output came."""
+        run = self._runs.get(lease)
+        if run is not None and run.signs is not None:
+            run.signs = wrote(run.signs, now_ms)
+
+    def note_saved(self, lease: str, now_ms: int) -> None:
+        """A checkpoint of a run became durable."""
+        run = self._runs.get(lease)
+        if run is not None and run.signs is not None:
+            run.signs = saved(run.signs, now_ms)
+
+    def note_return(self, lease: str, now_ms: int) -> None:
+        """A run is heard from again, or could not be heard for our own doing."""
+        run = self._runs.get(lease)
+        if run is not None and run.signs is not None:
+            run.signs = returned(run.signs, now_ms)
+
+    def signs(self, lease: str) -> Signs | None:
+        """Return what is known of a run's life; None: nothing yet, since the broker started."""
+        run = self._runs.get(lease)
+        return run.signs if run is not None else None
 
     def with_newest(self, run: RunFact) -> RunFact:
         """Return a run as it was read, with the newest figures."""
@@ -243,10 +277,13 @@ class Heartbeats:
         if run is not None:
             self._lease_of.pop(run.job, None)
 
-    def track(self, run: RunFact, by: object) -> None:
-        """A transaction is about to put what a heartbeat says of this run."""
+    def track(self, run: RunFact, start_step: int, by: object) -> None:
+        """A transaction is about to put what a heartbeat says of this run, whose lease begins at
+        that step."""
         if run.id not in self._runs:
-            self._runs[run.id] = _Run(run.provider, run.job, by, epoch=run.epoch)
+            self._runs[run.id] = _Run(
+                run.provider, run.job, by, epoch=run.epoch, start_step=start_step
+            )
             self._lease_of[run.job] = run.id
 
     def mark_steady(self, party: str, runs: Sequence[RunFact], by: object) -> None:

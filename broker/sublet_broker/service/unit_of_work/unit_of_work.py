@@ -5,8 +5,8 @@ together or not at all. What the outside is told (hooks, the verifier) is told a
 The match engine is told by the next tick of the scheduler, which reads the truth once more then.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -25,6 +25,7 @@ from sublet_broker.market.facts import (
     TransferFact,
 )
 from sublet_broker.market.running import is_over
+from sublet_broker.market.signs_of_life import Signs
 from sublet_broker.service.ports import Clock, Transaction
 from sublet_broker.service.unit_of_work.heartbeats import Heartbeats
 from sublet_broker.service.unit_of_work.tallies import TALLIES_OF, Tally
@@ -141,6 +142,10 @@ class UnitOfWork:
     def usage(self, lease: str) -> tuple[int, RunUsage] | None:
         """Return what a run uses of its machine, and when that was measured; None: not known."""
         return self._heartbeats.usage(lease)
+
+    def signs(self, lease: str) -> Signs | None:
+        """Return what is known of a run's life; None: nothing yet."""
+        return self._heartbeats.signs(lease)
 
     def put(self, fact: F, *, before: F | None = None) -> None:
         """Insert or replace a fact. `before`: as it stands in the database, where that is known."""
@@ -278,7 +283,10 @@ class UnitOfWork:
         return after
 
     def put_run(self, before: RunFact, after: RunFact) -> RunFact:
-        """Replace a run, with an event if its state or what is wanted of it changes."""
+        """Replace a run, with an event if its state or what is wanted of it changes. Its warnings
+        are over with it."""
+        if is_over(after):
+            after = self.warn(after, {}, lambda code: "its run has ended")
         self.put(after)
         if after.state is RunState.EXITED:
             self.touch_ended(after.id)
@@ -304,6 +312,25 @@ class UnitOfWork:
                 reason=after.order_reason,
             )
         return after
+
+    def warn(self, run: RunFact, warnings: dict[str, int], says: Callable[[str], str]) -> RunFact:
+        """Return the run with these warnings, with an event for each that begins or is over;
+        `says` words one by its code. The run is not put."""
+        if warnings == run.warnings:
+            return run
+        over = [(code, "over") for code in run.warnings if code not in warnings]
+        begun = [("", code) for code in warnings if code not in run.warnings]
+        for before, after in over + begun:
+            self.event(
+                "warning",
+                run.job,
+                lease=run.id,
+                epoch=run.epoch,
+                before=before,
+                after=after,
+                detail=says(before or after),
+            )
+        return replace(run, warnings=warnings)
 
     def post(self, moves: Sequence[ledger.Move]) -> None:
         """Post transfers. Raises ledger.Overdrawn, before anything is written."""

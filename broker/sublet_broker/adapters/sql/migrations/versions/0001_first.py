@@ -429,6 +429,10 @@ def make_tables() -> None:
         whole("running_ms", nullable=True),
         whole("ended_ms", nullable=True),
         text("successor"),
+        whole("durable_step"),
+        whole("durable_ms", nullable=True),
+        whole("durable_device_ms"),
+        text("warnings"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_run")),
     )
     op.create_index(op.f("ix_run_job"), "run", ["job"])

@@ -1,0 +1,78 @@
+"""What a renter does next about each warning of a running job, in commands and options.
+
+The broker says what is so, as codes with facts and a sentence (sublet_contracts/job_warnings.py);
+it knows no client. A running job's options can't be changed any more: what needs others is said as
+what to run it with the next time.
+"""
+
+from collections.abc import Callable
+
+from sublet_contracts.api import JobView
+from sublet_contracts.documents import Job, read_document
+from sublet_contracts.job_warnings import WarningCode
+from sublet_contracts.keys import short
+
+Fix = Callable[[JobView], str]
+
+
+def fix_of_warning(code: str, view: JobView) -> str:
+    """Return what to do about a warning; '' for one that only a newer broker knows."""
+    try:
+        fix = FIXES[WarningCode(code)]
+    except ValueError:
+        return ""
+    return fix(view)
+
+
+def _nothing_saved(view: JobView) -> str:
+    job = read_document(view.document, Job)
+    if job.checkpoints:
+        folders = ", ".join(job.checkpoints)
+        return (
+            f"nothing whole lies in {folders} yet: let the script save there, now and then, and "
+            "close what it writes"
+        )
+    below = f"below {job.outputs}" if job.outputs else "in the folder that --outputs names"
+    return (
+        "run it with --checkpoint DIR, the folder that it saves to; or save with sublet.ckpt; the "
+        f"Trainer of Hugging Face: save_steps, and its output_dir {below}"
+    )
+
+
+def _load(view: JobView) -> str:
+    return (
+        "let the script load at its start what it has saved (sublet.ckpt.restore(); the Trainer of "
+        "Hugging Face: train(resume_from_checkpoint=True)); "
+        f"sublet pause {short(view.id)} stops it before it saves over that"
+    )
+
+
+def _saves_stopped(view: JobView) -> str:
+    return f"see in sublet logs {short(view.id)} whether saving fails, and whether the disk is full"
+
+
+def _look(view: JobView) -> str:
+    ref = short(view.id)
+    text = f"see sublet logs -f {ref}; sublet pause {ref} ends what it costs"
+    if read_document(view.document, Job).stall_ms:
+        return text
+    return f"{text}, and --stall 30m does so by itself the next time"
+
+
+def _idle(view: JobView) -> str:
+    ref = short(view.id)
+    return (
+        f"see in sublet logs {ref} whether the script uses the GPU or waits for its data (more "
+        f"--cpus may help); sublet pause {ref} ends what it costs"
+    )
+
+
+FIXES: dict[WarningCode, Fix] = {
+    WarningCode.NOTHING_SAVED: _nothing_saved,
+    WarningCode.SAVES_STOPPED: _saves_stopped,
+    WarningCode.CHECKPOINT_UNREAD: _load,
+    WarningCode.BEGAN_AGAIN: _load,
+    WarningCode.STANDS_STILL: _look,
+    WarningCode.SILENT: _look,
+    WarningCode.DEVICES_IDLE: _idle,
+}
