@@ -195,6 +195,15 @@ class _Verification:
             or (start is not None and start.step == document.start_step),
             f"{name} starts from a checkpoint that is not in the export",
         )
+        check(
+            start is None or start.image in ("", document.image),
+            f"{name} goes on with another image than the one that made its checkpoint",
+        )
+        made = {c.image for c in self.checkpoints.values() if c.lease == lease.id}
+        check(
+            len(made) <= 1 and (not document.image or made <= {document.image}),
+            f"{name}: its checkpoints were made with another image than the job's",
+        )
         offer = self.offers.get(document.offer)
         if not check(offer is not None, f"{name}: its offer is not in the export") or not offer:
             return lease

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from sublet_contracts.image_references import (
     MAX_CHARACTERS,
     ReferenceRefused,
+    can_mean,
+    has_tag,
     host_and_port,
     is_image_id,
     is_registry,
@@ -125,3 +127,40 @@ def test_registries_and_ids() -> None:
     assert is_image_id(DIGEST)
     assert not is_image_id(DIGEST[:-1])
     assert not is_image_id("f" * 64)
+
+
+@pytest.mark.parametrize(
+    ("image", "has"),
+    [
+        ("python", True),
+        ("python:3.12", True),
+        ("r.example:5000/a/b:1", True),
+        (f"python@{DIGEST}", False),
+        (f"python:3.12@{DIGEST}", False),
+        (DIGEST, False),
+        ("../images", False),
+        ("", False),
+    ],
+)
+def test_what_may_come_to_mean_another_image(image: str, has: bool) -> None:
+    assert has_tag(image) is has
+
+
+@pytest.mark.parametrize(
+    ("image", "pinned", "can"),
+    [
+        ("python:3.12", f"docker.io/library/python@{DIGEST}", True),
+        ("python", f"python@{DIGEST}", True),
+        ("python:3.12", DIGEST, True),
+        ("python:3.12", f"docker.io/other/python@{DIGEST}", False),
+        ("python:3.12", f"r.example/library/python@{DIGEST}", False),
+        ("python:3.12", "docker.io/library/python:3.12", False),
+        ("python:3.12", "", False),
+        ("python:3.12", "..", False),
+        (f"python@{DIGEST}", f"docker.io/library/python@{DIGEST}", False),
+        (DIGEST, DIGEST, False),
+        ("../images", DIGEST, False),
+    ],
+)
+def test_what_a_tag_can_have_meant(image: str, pinned: str, can: bool) -> None:
+    assert can_mean(image, pinned) is can

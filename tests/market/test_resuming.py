@@ -20,7 +20,7 @@ from sublet_broker.market.resuming import (
     wants_machine,
 )
 from sublet_contracts.documents import sign_document
-from sublet_contracts.reasons import MEANINGS, Fault, Next, Reason
+from sublet_contracts.reasons import IMAGE_REASONS, MEANINGS, Fault, Next, Reason
 from sublet_contracts.states import JOB, ForbiddenTransition, JobState, LeaseState, is_terminal
 from tests.contracts.samples import KEYS, RENTER
 from tests.contracts.samples import job as job_document
@@ -469,3 +469,35 @@ def test_in_line_is_who_waits_unwished_and_holds_no_lease(
     job = running(state=state, wanted=wanted)
     assert wants_machine(job, leases) is expected
     assert wants_machine(job, [lease(state=LeaseState.CLOSED), *leases]) is expected
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", sorted(IMAGE_REASONS))
+def test_a_lease_refused_for_its_image_counts_as_an_attempt_that_never_ran(reason: Reason) -> None:
+    refused = ending(reason, signed=False, ran=False)
+    moved = after(running(refusals=3), refused, PATIENCE, NOW_MS)
+    assert (moved.unstarted, moved.refusals, moved.avoid) == (1, 0, ("p0",))
+    assert moved == after(running(), ending(reason, ran=False), PATIENCE, NOW_MS)
+    other = after(running(), ending(Reason.LEASE_REFUSED, signed=False), PATIENCE, NOW_MS)
+    assert (other.unstarted, other.refusals) == (0, 1)
+
+
+def test_an_image_that_nobody_else_knows_unpins_a_job_that_has_nothing_durable() -> None:
+    unknown = ending(Reason.IMAGE_UNKNOWN, signed=False, ran=False, image_named=True)
+    moved = after(running(image_pinned="x@sha256:1"), unknown, PATIENCE, NOW_MS)
+    assert (moved.image_pinned, moved.image_unknown, moved.unstarted) == ("", (), 1)
+    again = after(moved, replace(unknown, image_named=False), PATIENCE, NOW_MS)
+    assert again.image_unknown == ("p0",), "now it is a witness against the tag itself"
+    durable = replace(unknown, has_durable=True)
+    kept = after(running(image_pinned="x@sha256:1"), durable, PATIENCE, NOW_MS)
+    assert (kept.image_pinned, kept.image_unknown) == ("x@sha256:1", ("p0",))
+
+
+@pytest.mark.parametrize("reason", [r for r in BLAMED if r is not Reason.IMAGE_UNKNOWN])
+def test_nothing_else_unpins_it(reason: Reason) -> None:
+    for has_durable in (False, True):
+        seen = ending(reason, ran=False, has_durable=has_durable, image_named=True)
+        moved = after(running(image_pinned="x@sha256:1"), seen, PATIENCE, NOW_MS)
+        assert moved.image_pinned == "x@sha256:1"

@@ -316,6 +316,7 @@ class RunDouble:
     job_id: str
     started_ms: int
     state: str = "running"
+    image: str = ""
     step: int = 0
     sequence: int = 0
     head: str | None = None
@@ -349,11 +350,16 @@ class AgentDouble:
         self.connected = False
         self.awake = True
         self.accepts_leases = True
+        self.tag_means = ""
+        """what a job's tag means by its look"""
+        self.image_trouble: Reason | None = None
+        """why it can't look a tag up"""
         self.answers = True
         self.obeys = True
         self.runs: dict[str, RunDouble] = {}
         self.past: dict[str, RunDouble] = {}
         self.prepared: list[str] = []
+        self.prepared_image = ""
         self.settled: list[SettlementNotice] = []
         self.waiting: list[Message] = []
         self.held_at_welcome: list[tuple[str, int]] = []
@@ -460,6 +466,7 @@ class AgentDouble:
             match notice:
                 case Prepare() if notice.job.id not in self.prepared:
                     self.prepared.append(notice.job.id)
+                    self.prepared_image = notice.image
                 case Unprepare() if notice.job in self.prepared:
                     self.prepared.remove(notice.job)
                 case _:
@@ -488,6 +495,14 @@ class AgentDouble:
         if not self.accepts_leases:
             self.send(LeaseAnswer(lease=lease.id, signed=None, refusal="the owner plays"))
             return
+        if self.image_trouble is not None:
+            says = "image 'train:1': the registry says so"
+            refused = LeaseAnswer(
+                lease=lease.id, signed=None, refusal=says, reason=self.image_trouble
+            )
+            self.send(refused)
+            return
+        image = lease.document.image or self.tag_means
         self.runs[lease.id] = RunDouble(
             lease.document,
             lease.id,
@@ -496,8 +511,10 @@ class AgentDouble:
             self.world.now_ms,
             state=self.first_state,
             step=lease.document.start_step,
+            image=image,
         )
-        self.send(LeaseAnswer(lease=lease.id, signed=message.lease.countersigned(self.key)))
+        signed = message.lease.countersigned(self.key)
+        self.send(LeaseAnswer(lease=lease.id, signed=signed, image=image))
         self.beat()
 
     def ordered(self, order: Order) -> None:
@@ -561,6 +578,7 @@ class AgentDouble:
                 index_sha256=digest,  # type: ignore[arg-type]
                 total_bytes=total,
                 cum_device_ms=cum,
+                image=run.image,
                 issued_ms=self.world.now_ms,
             ),
             self.key,

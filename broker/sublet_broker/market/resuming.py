@@ -24,8 +24,8 @@ is paused instead of failed, by this and by kills that nobody owns to: nothing p
 
 The first agent that signs says which image the job's tag means, and the job is pinned to that:
 every later run uses the same, so that it makes the same bits. Until something durable was made with
-it, a provider whose registry knows nothing of that image unpins the job, and is no witness against
-its tag: the image may have been one agent's own, or its lie.
+it, a provider who knows nothing of the image that his lease names unpins the job, and is no witness
+against its tag: the image may have been one agent's own, or its lie.
 """
 
 from dataclasses import dataclass, replace
@@ -62,6 +62,8 @@ class Ending:
     """The provider that has prepared to take over."""
     has_durable: bool = False
     """Whether the job would go on from something durable. Told where its image is the trouble."""
+    image_named: bool = False
+    """Whether the lease named the image by content. Likewise."""
     topped_up: bool = False
     """Whether more can be charged now than this lease left over."""
 
@@ -112,7 +114,7 @@ def _counted(job: JobFact, ending: Ending, now_ms: int) -> JobFact:
     job = replace(job, unstarted=job.unstarted + 1)
     if ending.reason is not Reason.IMAGE_UNKNOWN:
         return job
-    if job.image_pinned and not ending.has_durable:
+    if ending.image_named and not ending.has_durable:
         return replace(job, image_pinned="")
     return replace(
         job,

@@ -30,7 +30,7 @@ from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.unit_of_work import (
     UnitOfWork,
 )
-from sublet_contracts.documents import Job, Receipt
+from sublet_contracts.documents import Job, Lease, Receipt
 from sublet_contracts.reasons import IMAGE_REASONS, MEANINGS, Fault, Next, Reason
 from sublet_contracts.rules import FREE_KILLS_A_RENTER_AND_WEEK, WEEK_MS
 from sublet_contracts.states import (
@@ -178,6 +178,7 @@ def close(
         distrust_start(context, work, lease)
     if reason in CANT_START and (run is None or run.running_ms is None):
         _set_aside(work, lease)
+    of_image = reason in IMAGE_REASONS
     ending = Ending(
         reason=reason,
         detail=detail,
@@ -186,7 +187,8 @@ def close(
         progressed=_progressed(work, lease),
         ran=run is not None and run.running_ms is not None,
         successor=successor,
-        has_durable=reason in IMAGE_REASONS and newest_durable(work, lease.job) is not None,
+        has_durable=of_image and newest_durable(work, lease.job) is not None,
+        image_named=of_image and bool(accepted(lease.envelope, Lease).image),
         topped_up=hold_ucr(job) > lease.hold_ucr - charged_ucr,
     )
     before = work.must(JobFact, lease.job)
