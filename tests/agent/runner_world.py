@@ -71,6 +71,7 @@ class World:
             disk_bytes=64 * 2**20,
             pids=64,
             network="none",
+            run_dir=home,
             checkpoint_dir=home / "checkpoint",
             inputs_dir=home / "inputs",
             helper_dir=self.root / "helper",

@@ -93,7 +93,7 @@ async def test_a_reader_is_the_jobs_user_and_can_do_nothing_else(
     reader: FolderReader, run: Path
 ) -> None:
     await reader.look(run / "checkpoint")
-    await reader.usage(run / "checkpoint", run / "outputs", LIMIT_BYTES)
+    await reader.usage(run / "checkpoint", [run / "outputs"], LIMIT_BYTES)
     lanes: tuple[folder_reader.Lane, ...] = ("look", "walk")
     for pid in (pid_of(reader, lane) for lane in lanes):
         about = proc(pid, "status")
@@ -132,7 +132,7 @@ async def test_a_checkpoint_folder_that_is_gone_or_a_link(reader: FolderReader, 
     assert await reader.look(run / "checkpoint") == Look()
     (run / "checkpoint").symlink_to(run / "elsewhere")
     assert await reader.look(run / "checkpoint") == Look()
-    assert await reader.usage(run / "checkpoint", run / "outputs", LIMIT_BYTES) == 0
+    assert await reader.usage(run / "checkpoint", [run / "outputs"], LIMIT_BYTES) == 0
 
 
 async def test_far_too_many_steps_are_the_jobs_own_doing(reader: FolderReader, run: Path) -> None:
@@ -155,12 +155,12 @@ async def test_what_is_closed_is_measured_all_the_same(reader: FolderReader, run
     for path in (hidden, hidden.parent, run / "outputs", run / "checkpoint" / "out"):
         path.chmod(0)
     (run / "checkpoint").chmod(0)
-    assert await reader.usage(run / "checkpoint", run / "outputs", LIMIT_BYTES) > 1_000_000
+    assert await reader.usage(run / "checkpoint", [run / "outputs"], LIMIT_BYTES) > 1_000_000
     assert (await reader.look(run / "checkpoint")).steps == (5,)
 
 
 async def test_usage_counts_what_is_on_disk_once(reader: FolderReader, run: Path) -> None:
-    empty = await reader.usage(run / "checkpoint", run / "outputs", LIMIT_BYTES)
+    empty = await reader.usage(run / "checkpoint", [run / "outputs"], LIMIT_BYTES)
     (run / "outputs" / "one").write_bytes(b"w" * 1_000_000)
     for number in range(20):
         os.link(run / "outputs" / "one", run / "outputs" / f"link-{number}")
@@ -168,9 +168,9 @@ async def test_usage_counts_what_is_on_disk_once(reader: FolderReader, run: Path
         file.truncate(1 << 40)
     (run / "outputs" / "everything").symlink_to("/")
     hand_over(run)
-    used = await reader.usage(run / "checkpoint", run / "outputs", LIMIT_BYTES)
+    used = await reader.usage(run / "checkpoint", [run / "outputs"], LIMIT_BYTES)
     assert 1_000_000 <= used - empty < 1_100_000
-    assert await reader.usage(run / "checkpoint", run / "outputs", 4096) < used
+    assert await reader.usage(run / "checkpoint", [run / "outputs"], 4096) < used
 
 
 async def test_who_goes_too_deep_is_told(reader: FolderReader, run: Path) -> None:
@@ -183,7 +183,7 @@ async def test_who_goes_too_deep_is_told(reader: FolderReader, run: Path) -> Non
         folder = below
     os.close(folder)
     with pytest.raises(FolderRefused, match=f"more than {MAX_DEPTH} deep"):
-        await reader.usage(run / "checkpoint", run / "outputs", LIMIT_BYTES)
+        await reader.usage(run / "checkpoint", [run / "outputs"], LIMIT_BYTES)
     assert await searched(reader, run) is None
     assert folders.delete(run)
 
@@ -269,9 +269,9 @@ async def test_a_wide_tree_keeps_no_other_run_waiting(reader: FolderReader, run:
     (run / "outputs" / "file").write_bytes(b"x" * 100_000)
     hand_over(run)
     await reader.look(run / "checkpoint")
-    await reader.usage(run / "checkpoint", run / "outputs", 0)
+    await reader.usage(run / "checkpoint", [run / "outputs"], 0)
     os.kill(pid_of(reader, "walk"), signal.SIGSTOP)
-    walk = asyncio.create_task(reader.usage(run / "checkpoint", run / "outputs", LIMIT_BYTES))
+    walk = asyncio.create_task(reader.usage(run / "checkpoint", [run / "outputs"], LIMIT_BYTES))
     for _ in range(5):
         await reader.look(run / "checkpoint")
     assert not walk.done()
@@ -314,7 +314,7 @@ async def test_the_loop_goes_on_whatever_a_job_has_written(reader: FolderReader,
     for _ in range(3):
         with pytest.raises(FolderRefused):
             await reader.look(run / "checkpoint")
-        used = await reader.usage(run / "checkpoint", run / "outputs", LIMIT_BYTES)
+        used = await reader.usage(run / "checkpoint", [run / "outputs"], LIMIT_BYTES)
         assert used >= 10_000 * 4096
         assert await searched(reader, run) is None
     ended.set()

@@ -588,8 +588,11 @@ class Shell:
         try:
             if not Prepared(self.state, record.job_id).root.is_dir():
                 check_room(self.state, record.job, record.checkpoint)
-            await self.moving(workspace.restore, self.transfer, cancel)
-        except Cancelled:
+            image = await self._image_of(lease_id)
+            spec = workspace.spec(image, self.helper)
+            furnish = functools.partial(self.runner.furnish, spec, cancel)
+            await self.moving(workspace.restore, self.transfer, cancel, furnish)
+        except (Cancelled, PullCancelled):
             return
         except StaleEpoch as error:
             self.post(events.UploadFailed(lease_id, "checkpoint", 0, str(error), stale=True))
@@ -609,11 +612,15 @@ class Shell:
         if record is None or record.is_over:
             return
         try:
-            image = self.images.get(lease_id)
-            if image is None:  # the agent was started anew in between
-                image = await self._ensure_image(lease_id, record.image or record.job.image)
+            image = await self._image_of(lease_id)
             spec = self._workspace(lease_id).spec(image, self.helper)
             await self._ensure_watchdog()
+        except ImageTrouble as error:
+            self._image_failed(lease_id, error)
+        except RunRefused as error:
+            self._failed(lease_id, Reason.JOB_FAILED, error)
+        except RunnerError as error:
+            self._failed(lease_id, fault_of(error), error)
             await self.blocking(self.runner.start, spec)
         except PullCancelled:
             return
@@ -625,8 +632,18 @@ class Shell:
         except (RunnerError, OSError) as error:
             self._failed(lease_id, fault_of(error), error)
         else:
+            for note in workspace.layout.notes:
+                self.log_line(lease_id, note)
             if lease_id in self.core.runs:
                 self.watch(lease_id)
+    async def _image_of(self, lease_id: str) -> ResolvedImage:
+        """Return the image of a lease, which is here already; unless the agent was started anew."""
+        image = self.images.get(lease_id)
+        if image is None:
+            record = self.core.runs[lease_id].record
+            image = await self._ensure_image(lease_id, record.image or record.job.image)
+        return image
+
             else:
                 # Its lease ended and was cleared away while it started.
                 await self._runner_call(self.runner.remove, lease_id)

@@ -36,6 +36,7 @@ def start_and_end(
         disk_bytes=_DISK_BYTES,
         pids=64,
         network="none",
+        run_dir=folder,
         checkpoint_dir=folder / "checkpoint",
         inputs_dir=folder / "inputs",
         helper_dir=folder / "helper",

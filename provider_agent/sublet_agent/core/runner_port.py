@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
 
+from sublet_agent.core.layout import UNFURNISHED, Layout
 from sublet_contracts.reasons import Reason
 
 CHECKPOINT_PATH = "/sublet/checkpoint"
@@ -122,6 +123,7 @@ class RunSpec:
     disk_bytes: int  # most for one file; the agent holds the sum to it with `usage`
     pids: int
     network: Literal["none", "egress"]
+    run_dir: Path  # with work/ home/ tmp/: see layout.py
     checkpoint_dir: Path  # with in/ out/ ack/
     inputs_dir: Path
     helper_dir: Path
@@ -130,6 +132,8 @@ class RunSpec:
     destinations: Mapping[str, Path] = field(default_factory=dict)  # container path -> host path
     outputs_dir: Path | None = None
     outputs_path: str | None = None  # where the job writes them, in the container
+    workdir: str = ""  # the working folder that the job wishes; '': the image's
+    layout: Layout = UNFURNISHED  # as `furnish` has found it
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,11 @@ class Runner(Protocol):
     def find(self) -> list[FoundRun]:
         """List this agent's runs, by its owner id."""
 
+    def furnish(self, spec: RunSpec, cancel: Cancel | None = None) -> Layout:
+        """Fill the run's own folders, which are empty, with what the image has there; return where
+        they are to be. `cancel`: it isn't wanted any more, and the rest doesn't matter. Raises
+        RunRefused or StartFailed."""
+
     def status(self, run_id: str) -> RunStatus:
         """Say how the run is; `gone` for one that is unknown."""
 
@@ -325,18 +334,27 @@ def gpu_ids(spec: RunSpec) -> tuple[str, ...]:
 
 
 def job_environment(
-    spec: RunSpec, *, checkpoint: str, inputs: str, helper: str, outputs: str | None
+    spec: RunSpec,
+    *,
+    checkpoint: str,
+    inputs: str,
+    helper: str,
+    outputs: str | None,
+    image: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return what the job sees beside its own variables; the given paths are as the job sees them.
+    """Return what the job sees beside what its image sets; the given paths are as the job sees
+    them. `image`: what the image sets.
 
-    The job's own OMP_NUM_THREADS wins, its PYTHONPATH comes after the helper, and no SUBLET_* of
-    its own does.
+    What job or image set stays: the job's own wins, PYTHONPATH is added to (the helper's folder
+    first, the image's last). The threads of arithmetic are alike in all libraries. No SUBLET_* of
+    the job's own is passed on.
     """
     threads = str(spec.threads or max(1, spec.cpu_millis // 1000))
-    env = {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-    env.update((k, v) for k, v in spec.env.items() if not k.startswith("SUBLET_"))
-    own = spec.env.get("PYTHONPATH")
-    env["PYTHONPATH"] = f"{helper}:{own}" if own else helper
+    threads = own.get("OMP_NUM_THREADS") or given.get("OMP_NUM_THREADS") or threads
+    env = dict.fromkeys((name for name in THREAD_VARIABLES if name not in given), threads)
+    env |= {"PYTHONUNBUFFERED": given.get("PYTHONUNBUFFERED", "1"), **own}
+    paths = [helper, own.get("PYTHONPATH"), given.get("PYTHONPATH")]
+    env["PYTHONPATH"] = ":".join(path for path in paths if path)
     env["SUBLET_JOB_ID"] = spec.job_id
     env["SUBLET_EPOCH"] = str(spec.epoch)
     env["SUBLET_CHECKPOINT_DIR"] = checkpoint
@@ -344,3 +362,13 @@ def job_environment(
     if outputs is not None:
         env["SUBLET_OUTPUT_DIR"] = outputs
     return env
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+    given = dict(image or {})
+    own = {k: v for k, v in spec.env.items() if not k.startswith("SUBLET_")}

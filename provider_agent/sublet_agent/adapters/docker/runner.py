@@ -1,15 +1,11 @@
 """Runs jobs in containers of the local Docker Engine, with as little in them as a job needs.
 
-What holds a stranger's job: no capabilities and none to gain, a system call list of our own, a
-read-only root, a user that is not root, no network, and limits on memory (swap included),
-processes, cpu, log and temporary files. `in/` and `ack/` lie read-only over the checkpoint
-folder, so that a job can't put a link where the agent will write. What a kernel bug allows, this
-does not stop.
+What a container is created with stands in container.py, what its folders begin with in
+furnishing.py.
 
-Disk: the root is read-only, temporary files are a bounded tmpfs, volumes that an image declares
-become tmpfs too. The checkpoint and output folders are ordinary ones: RLIMIT_FSIZE bounds each
-file, and the agent measures the sum with `folders.usage` and ends the run that passes
-`disk_bytes`.
+Disk: the root is read-only; the working folder, HOME, /tmp, the checkpoint and the output folders
+are ordinary ones of the run's own: RLIMIT_FSIZE bounds each file, and the agent measures the sum
+and ends the run that passes `disk_bytes`. Volumes that an image declares become bounded tmpfs.
 
 Network `egress` is refused unless the owner allowed it: jobs don't reach each other on its
 bridge, but they do reach the owner's network and this host's own addresses until a firewall stops
@@ -45,20 +41,23 @@ from typing import Any, Literal
 import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
-from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
+from docker.types import DeviceRequest
 
+from sublet_agent.adapters.docker import container
 from sublet_agent.adapters.docker import logs as docker_logs
-from sublet_agent.adapters.docker import seccomp
+from sublet_agent.adapters.docker.container import LABEL, Host, ImageConfig
 from sublet_agent.adapters.docker.engine_events import EngineEvents
 from sublet_agent.adapters.docker.exit_witness import ExitWitness
 from sublet_agent.adapters.docker.images import EVERYBODYS, DockerImages, ImageRules
+from sublet_agent.adapters.docker.furnishing import Furnisher
 from sublet_agent.adapters.docker.start_errors import judge_start
 from sublet_agent.adapters.start_test import idle_program, start_and_end
 from sublet_agent.adapters.workspace import folders
-from sublet_agent.core import engine_evidence, runner_port
+from sublet_agent.core import engine_evidence, layout, runner_port
 from sublet_agent.core.engine_evidence import EngineFact
 from sublet_agent.core.runner_port import (
     Cancel,
+from sublet_agent.core.layout import Layout
     FoundRun,
     ImageNeeds,
     LogBatch,
@@ -67,12 +66,9 @@ from sublet_agent.core.runner_port import (
     RunStatus,
 )
 
-LABEL = "sublet"
 EGRESS_NETWORK = "sublet-egress"
 JOB_UID = 65532  # of an agent that is root; any other agent's jobs have the agent's own user
-_LOG_FILES = 2
 _TIMEOUT_S = 60
-_OPEN_FILES = 16384  # under the hard limit that any engine itself runs with
 _MIN_MEMORY_BYTES = 6 * 1024 * 1024  # the engine accepts no less
 _OOM_RECORD_S = 0.5
 _LAST_SIGNAL = 64
@@ -100,13 +96,14 @@ class DockerRunner:
         user: tuple[int, int] | None = None,
         allow_egress: bool = False,
         log_bytes: int = 16 * 1024 * 1024,
-        tmp_bytes: int = 1024 * 1024 * 1024,
+        volume_bytes: int = 1024 * 1024 * 1024,
         client: docker.DockerClient | None = None,
         images: ImageRules = EVERYBODYS,
     ) -> None:
         """`state_dir`: where evidence and the list of pulled images are kept over a restart of the
         agent; None: in memory only. `images`: what the owner lets renters use.
-        `user` is the (uid, gid) of jobs; `log_bytes` and `tmp_bytes` bound each run's."""
+        `user` is the (uid, gid) of jobs; `log_bytes` bounds each run's log, `volume_bytes` each
+        volume that an image declares."""
         self._owner = owner
         own = (os.geteuid(), os.getegid())
         self._user = user or (own if own[0] != 0 else (JOB_UID, JOB_UID))
@@ -114,7 +111,7 @@ class DockerRunner:
             raise ValueError("user: jobs must not run as uid or gid 0")
         self._allow_egress = allow_egress
         self._log_bytes = log_bytes
-        self._tmp_bytes = tmp_bytes
+        self._volume_bytes = volume_bytes
         self._connected_client = client
         evidence = None if state_dir is None else state_dir / "evidence"
         self._images = DockerImages(self._client, rules=images, state=state_dir)
@@ -123,6 +120,7 @@ class DockerRunner:
 
     # ---- the machine ----
 
+        self._furnisher = Furnisher(self._client, owner)
     def why_no_witness(self) -> str:
         """Say why the kernel doesn't tell how a job's own process ends; empty: it does."""
         return self._witness.why_not()
@@ -173,6 +171,21 @@ class DockerRunner:
         runner_port.check_spec(spec)
         if spec.network == "egress" and not self._allow_egress:
             raise runner_port.RunRefused(
+    def furnish(self, spec: RunSpec, cancel: Cancel | None = None) -> Layout:
+        """Fill the run's folders with what the image has. See `Runner`."""
+        runner_port.check_spec(spec)
+        with self._errors(f"run {spec.run_id}"):
+            self._hand_over(spec)
+            image_id = spec.image_id or self._images.id_of(spec.image)
+            image = ImageConfig.of(self._client().api.inspect_image(image_id))
+            try:
+                return self._furnisher.furnish(spec, image_id, image, self._user, cancel)
+            except requests.RequestException:
+                raise
+            except OSError as error:
+                says = f"run {spec.run_id}: its folders: {error.strerror}"
+                raise runner_port.StartFailed(says, str(error)) from error
+
                 "network egress: this owner gives jobs no network; use network none, "
                 "or let the owner allow it with --allow-egress"
             )
@@ -395,6 +408,9 @@ class DockerRunner:
     def read_logs(self, run_id: str, cursor: str | None, limit_bytes: int) -> LogBatch:
         """Read the container's log. See `Runner`."""
         with self._errors(f"log of run {run_id}"):
+            with contextlib.suppress(NotFound):
+                looked_through = self._furnisher.container_name(run_id)
+                self._client().api.remove_container(looked_through, force=True, v=True)
             try:
                 return docker_logs.read(
                     self._client().api, self._name(run_id), cursor, limit_bytes, self._log_bytes
@@ -430,93 +446,24 @@ class DockerRunner:
 
     def _create(self, spec: RunSpec) -> None:
         api = self._client().api
-        image = spec.image_id or self._images.id_of(spec.image)
-        shown = api.inspect_image(image)
-        volumes = (shown.get("Config") or {}).get("Volumes") or {}
+        image_id = spec.image_id or self._images.id_of(spec.image)
+        image = ImageConfig.of(api.inspect_image(image_id))
+        host = Host(
+            owner=self._owner,
+            user=self._user,
+            log_bytes=self._log_bytes,
+            volume_bytes=self._volume_bytes,
+            network=self._network(spec),
+            device_requests=tuple(self._devices(spec)),
+            unmapped=_has_option(self._client().info(), "name=userns"),
+            cpu_count=os.cpu_count() or 1,
+        )
         api.create_container(
-            image,
-            command=list(spec.command) or None,
+            image_id,
             name=self._name(spec.run_id),
-            hostname="job",
-            user=f"{self._user[0]}:{self._user[1]}",
-            environment={"HOME": "/tmp", **self._environment(spec)},
-            labels={
-                f"{LABEL}.owner": self._owner,
-                f"{LABEL}.run": spec.run_id,
-                f"{LABEL}.job": spec.job_id,
-                f"{LABEL}.lease": spec.lease_id,
-                f"{LABEL}.epoch": str(spec.epoch),
-                f"{LABEL}.checkpoint_dir": str(spec.checkpoint_dir),
-            },
-            healthcheck={"test": ["NONE"]},
-            host_config=api.create_host_config(**self._host_config(spec, tuple(volumes))),
+            host_config=api.create_host_config(**container.host_config(spec, image, host)),
+            **container.arguments(spec, image, host),
         )
-
-    def _environment(self, spec: RunSpec) -> dict[str, str]:
-        return runner_port.job_environment(
-            spec,
-            checkpoint=runner_port.CHECKPOINT_PATH,
-            inputs=runner_port.INPUTS_PATH,
-            helper=runner_port.HELPER_PATH,
-            outputs=spec.outputs_path,
-        )
-
-    def _host_config(self, spec: RunSpec, volumes: tuple[str, ...]) -> dict[str, Any]:
-        memory = spec.memory_bytes
-        tmp = f"rw,nosuid,nodev,mode=1777,size={min(self._tmp_bytes, spec.disk_bytes)}"
-        mounts = self._mounts(spec)
-        taken = {mount["Target"] for mount in mounts}
-        return {
-            "init": True,
-            "cap_drop": ["ALL"],
-            "security_opt": ["no-new-privileges", f"seccomp={seccomp.profile_json()}"],
-            "read_only": True,
-            "tmpfs": {path: tmp for path in ("/tmp", *volumes) if path not in taken},
-            "mounts": mounts,
-            "shm_size": max(1024 * 1024, min(memory // 2, 8 * 1024**3)),  # counts as memory too
-            "ipc_mode": "private",
-            "mem_limit": memory,
-            "memswap_limit": memory,  # the same: no swap
-            "nano_cpus": min(spec.cpu_millis, 1000 * (os.cpu_count() or 1)) * 1_000_000,
-            "pids_limit": spec.pids,
-            "oom_score_adj": 500,
-            "ulimits": [
-                Ulimit(name="nofile", soft=_OPEN_FILES, hard=_OPEN_FILES),
-                Ulimit(name="core", soft=0, hard=0),
-                Ulimit(name="fsize", soft=spec.disk_bytes, hard=spec.disk_bytes),
-            ],
-            "network_mode": self._network(spec),
-            # An engine that maps users would hand the job folders that aren't its own. Without the
-            # mapping all that holds a job on other engines holds it here: it is never root.
-            "userns_mode": "host" if _has_option(self._client().info(), "name=userns") else None,
-            "log_config": LogConfig(
-                type=LogConfig.types.JSON,
-                config={
-                    "max-size": str(self._log_bytes // _LOG_FILES),
-                    "max-file": str(_LOG_FILES),
-                },
-            ),
-            "restart_policy": {"Name": "no"},
-            "device_requests": self._devices(spec),
-        }
-
-    def _mounts(self, spec: RunSpec) -> list[Mount]:
-        def bind(target: str, source: Path, read_only: bool) -> Mount:
-            return Mount(
-                target, str(source), type="bind", read_only=read_only, propagation="rprivate"
-            )
-
-        mounts = [
-            bind(runner_port.CHECKPOINT_PATH, spec.checkpoint_dir, False),
-            bind(f"{runner_port.CHECKPOINT_PATH}/in", spec.checkpoint_dir / "in", True),
-            bind(f"{runner_port.CHECKPOINT_PATH}/ack", spec.checkpoint_dir / "ack", True),
-            bind(runner_port.HELPER_PATH, spec.helper_dir, True),
-            bind(runner_port.INPUTS_PATH, spec.inputs_dir, True),
-        ]
-        mounts += [bind(path, host, True) for path, host in sorted(spec.destinations.items())]
-        if spec.outputs_path is not None and spec.outputs_dir is not None:
-            mounts.append(bind(spec.outputs_path, spec.outputs_dir, False))
-        return mounts
 
     def _network(self, spec: RunSpec) -> str:
         if spec.network == "none":
@@ -578,6 +525,9 @@ class DockerRunner:
                     f"no Docker Engine answers ({why_silent(error)})",
                     "start dockerd, or set DOCKER_HOST",
                 ) from error
+        for name in (layout.WORK, layout.HOME, layout.TMP):
+            (spec.run_dir / name).mkdir(parents=True, exist_ok=True)
+            folders.hand_over(spec.run_dir / name, uid, gid)
         return self._connected_client
 
     @contextmanager

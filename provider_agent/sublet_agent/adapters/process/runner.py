@@ -2,16 +2,17 @@
 
 A job sees the owner's files, network and processes with the agent's own rights; so an agent
 refuses strangers' jobs here. The image is recorded and otherwise ignored. Since nothing can be
-mounted, each container path of the spec (a destination, `outputs_path`, /inputs) is replaced by
-its host path where an argument of the command or a variable is that path, lies below it, or has
-the form `name=path`.
+mounted, each container path of the spec (a destination, `outputs_path`, /inputs, the working
+folder, HOME) is replaced by its host path where an argument of the command or a variable is that
+path, lies below it, or has the form `name=path`.
 
 Memory and processes are limited by a supervisor that looks ten times a second, so a job can pass a
 limit for that long; RLIMIT_FSIZE bounds each file. Each run has a folder `runs/<run id>` below the
 agent's state folder: `spec.json`, `lock` (held while the supervisor lives), `running.json`,
-`stop.json` (the agent asks the job to stop), `exit.json`, the output, and `work/`, the job's
-working folder. A job can reach all of them, so what is read there is believed only as far as it
-makes sense; and what is killed is told by the kernel, never by a file.
+`stop.json` (the agent asks the job to stop), `now.json` (what it uses and is writing),
+`exit.json`, and the output. A job can reach all of them, so what is read there is believed only as
+far as it makes sense; and what is killed is told by the kernel,
+never by a file.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from sublet_agent.adapters.process import tree as process_tree
 from sublet_agent.adapters.process.files import open_plain, write_durably
 from sublet_agent.adapters.process.supervisor import STOP_ASKED
 from sublet_agent.adapters.start_test import start_and_end
-from sublet_agent.adapters.workspace import folders
-from sublet_agent.core import runner_port
+from sublet_agent.adapters.workspace import folders, seeding
+from sublet_agent.core import layout, runner_port
+from sublet_agent.core.layout import ImageFolders, Layout, RunFolders
 from sublet_agent.core.runner_port import (
     Cancel,
     FoundRun,
@@ -100,6 +102,38 @@ class ProcessRunner:
 
     def start(self, spec: RunSpec) -> None:
         """Start the supervisor and wait until the job has its process. See `Runner`."""
+    def furnish(self, spec: RunSpec, cancel: Cancel | None = None) -> Layout:
+        """Make the folders; an input that is the working folder is copied there. See `Runner`."""
+        runner_port.check_spec(spec)
+        found = layout.planned(
+            ImageFolders(layout.WORK_PATH, layout.HOME_PATH),
+            asked_work=spec.workdir,
+            asked_home=spec.env.get("HOME", ""),
+        )
+        own = RunFolders(spec.run_dir, found, spec.outputs_path, spec.destinations)
+        try:
+            _make_own(spec.run_dir)
+            for path in layout.seeded_folders(found, spec.outputs_path):
+                source = own.input_at(path)
+                if source is not None:
+                    seeding.seed(
+                        seeding.packed_folder(source),
+                        own.mounts()[path],
+                        user=(os.geteuid(), os.getegid()),
+                        max_bytes=min(layout.SEED_BYTES, spec.disk_bytes),
+                        max_entries=layout.SEED_ENTRIES,
+                        cancel=cancel,
+                    )
+        except seeding.SeedCancelled as error:
+            raise runner_port.PullCancelled("nobody waits for the run any more") from error
+        except (seeding.SeedTooLarge, seeding.SeedBroken) as error:
+            raise runner_port.RunRefused(
+                f"the input at {found.work_path} is the working folder, and too large to be copied"
+            ) from error
+        except OSError as error:
+            raise runner_port.StartFailed(f"run {spec.run_id}: its folders: {error}") from error
+        return found
+
         runner_port.check_spec(spec)
         if not spec.command:
             raise runner_port.RunRefused(
@@ -109,7 +143,8 @@ class ProcessRunner:
         if self.status(spec.run_id).state in ("running", "exited"):
             return
         try:
-            (directory / "work").mkdir(parents=True, exist_ok=True)
+            directory.mkdir(parents=True, exist_ok=True)
+            _make_own(spec.run_dir)
             for name in ("in", "out", "ack"):
                 (spec.checkpoint_dir / name).mkdir(exist_ok=True)
             if not (directory / "spec.json").exists():
@@ -284,7 +319,10 @@ class ProcessRunner:
             helper=str(spec.helper_dir),
             outputs=outputs,
         )
-        env = {k: os.environ[k] for k in ("HOME", "LANG", "TMPDIR") if k in os.environ}
+        env = {k: os.environ[k] for k in ("LANG", "USER", "LOGNAME") if k in os.environ}
+        env["TMPDIR"] = str(spec.run_dir / layout.TMP)
+        if home is not None:
+            env["HOME"] = str(home.root / home.inside)
         # There is no image: a job's `python3` is the one that runs this agent, with what is
         # installed beside it, whether its environment was activated or not.
         own_bin = os.path.dirname(sys.executable)
@@ -292,8 +330,16 @@ class ProcessRunner:
         env.update((k, _on_host(v, paths)) for k, v in own.items())
         gpus = ",".join(runner_port.gpu_ids(spec))
         mark = self._mark(spec.run_id)
+        own_folders = RunFolders(spec.run_dir, spec.layout, spec.outputs_path, spec.destinations)
+        paths |= {
+            path: str(host)
+            for path, host in own_folders.mounts().items()
+            # What is at hand on this machine under that name is meant, unless the job has named it.
+            if path in (spec.workdir, spec.env.get("HOME")) or not os.path.lexists(path)
+        }
         env.update({"CUDA_VISIBLE_DEVICES": gpus, process_tree.MARK: mark.text})
         return {
+        home, work = own_folders.place_of(spec.layout.home_path), own_folders.work
             "owner": self._owner,
             "job_id": spec.job_id,
             "lease_id": spec.lease_id,
@@ -321,6 +367,7 @@ def _on_host(text: str, paths: dict[str, str]) -> str:
     name, equals, value = text.partition("=")
     if equals and name.replace("-", "").replace("_", "").isalnum():
         return name + equals + _on_host(value, paths) if value.startswith("/") else text
+            "work_dir": str(work.root / work.inside),
     for path in sorted(paths, key=len, reverse=True):
         if text == path or text.startswith(path.rstrip("/") + "/"):
             return paths[path] + text[len(path.rstrip("/")) :]
@@ -335,6 +382,11 @@ def _is_held(path: Path) -> bool:
         return True
     except OSError:
         return False
+def _make_own(run_dir: Path) -> None:
+    for name in (layout.WORK, layout.HOME, layout.TMP):
+        (run_dir / name).mkdir(parents=True, exist_ok=True)
+
+
     return False
 
 

@@ -97,7 +97,7 @@ class Supervisor:
     def _start_job(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             self._spec["command"],
-            cwd=self._directory / "work",
+            cwd=self._spec["work_dir"],
             env=self._spec["env"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

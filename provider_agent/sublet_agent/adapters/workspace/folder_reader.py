@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -59,12 +59,12 @@ class FolderReader:
             steps, by_protocol, progress = answer
             return Look(tuple(map(int, steps)), bool(by_protocol), _progress(progress))
 
-    async def usage(self, checkpoint: Path, outputs: Path, stop_at_bytes: int) -> int:
-        """Measure what the job has in out/ and in its outputs folder, up to that bound.
+    async def usage(self, checkpoint: Path, others: Sequence[Path], stop_at_bytes: int) -> int:
+        """Measure what the job has in out/ and in its other folders, up to that bound.
 
         Raises FolderRefused, FolderBusy.
         """
-        with _at_hand(checkpoint, outputs) as folders:
+        with _at_hand(checkpoint, *others) as folders:
             if not folders:
                 return 0
             question = {"do": "usage", "stop_at_bytes": stop_at_bytes}

@@ -45,7 +45,7 @@ CPU_S = {"look": 2, "walk": 20}
 MEMORY_BYTES = {"look": 256 * 1024 * 1024, "walk": 1024 * 1024 * 1024}
 LENGTH = struct.Struct("!I")
 DONE = "DONE"
-_FOLDERS_PER_REQUEST = 2
+_FOLDERS_PER_REQUEST = 5
 _SEARCHES_KEPT = 64
 _ENTRY_BYTES = 4096  # what an empty file costs at least, so that a million of them count
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -368,6 +368,22 @@ class _CapabilityHead(ctypes.Structure):
 
 def drop_privileges(lane: str, uid: int, gid: int) -> None:
     """Become that user, without any capability; bound memory, files and processes. For good."""
+    become(
+        uid,
+        gid,
+        {
+            resource.RLIMIT_AS: MEMORY_BYTES[lane],
+            resource.RLIMIT_NOFILE: 2 * MAX_DEPTH + 64,  # a listing holds one of its own
+            resource.RLIMIT_FSIZE: 0,
+            resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_NPROC: 0,
+        },
+    )
+
+
+def become(uid: int, gid: int, limits: dict[int, int]) -> None:
+    """Become that user, where that is ours to do, within limits and without any capability or a
+    way to get one. For good."""
     libc = ctypes.CDLL(None, use_errno=True)
     if os.geteuid() == 0:
         libc.unshare(_CLONE_NEWNET)  # no network; where it isn't ours to say, there is one unused
@@ -379,13 +395,7 @@ def drop_privileges(lane: str, uid: int, gid: int) -> None:
         raise OSError(ctypes.get_errno(), "capset")
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    for what, most in (
-        (resource.RLIMIT_AS, MEMORY_BYTES[lane]),
-        (resource.RLIMIT_NOFILE, 2 * MAX_DEPTH + 64),  # a listing holds one of its own
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NPROC, 0),
-    ):
+    for what, most in limits.items():
         resource.setrlimit(what, (most, most))
 
 

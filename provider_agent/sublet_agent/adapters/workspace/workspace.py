@@ -1,6 +1,7 @@
 """A run's folders on this machine, and what goes into and comes out of them.
 
-    runs/<lease>/checkpoint/{in,out,ack}   inputs/   outputs/
+    runs/<lease>/checkpoint/{in,out,ack}   inputs/   outputs/   work/   home/   tmp/
+    runs/<lease>/layout.json               where the job sees work/ and home/: core/layout.py
     prepared/<job>/                        what a possible successor has fetched already
     helper/                                the checkpoint helper, read-only in every run
 
@@ -21,8 +22,10 @@ from sublet_agent.adapters.workspace import folders
 from sublet_agent.adapters.workspace.checkpoint_finder import CheckpointFinder
 from sublet_agent.adapters.workspace.folder_reader import FolderReader
 from sublet_agent.adapters.workspace.reader import DONE, Look, Progress
+from sublet_agent.adapters.workspace.layout_file import LAYOUT, read_layout, write_layout
 from sublet_agent.adapters.workspace.transfer import Transfer
 from sublet_agent.core.records import RunRecord
+from sublet_agent.core.layout import HOME, TMP, WORK, Layout, RunFolders
 from sublet_agent.core.runner_port import ResolvedImage, RunSpec
 from sublet_contracts.checkpoint_layouts import QUIET_MS
 from sublet_contracts.documents import Checkpoint, Job
@@ -72,9 +75,25 @@ class Workspace:
         self.outputs = self.root / "outputs"
         self._finder = CheckpointFinder(self.root)
 
+        self._layout: Layout | None = None
     def make(self) -> None:
         """Make the folders."""
-        for folder in (*(self.checkpoint / n for n in ("in", "out", "ack")), self.inputs):
+    @property
+    def folders(self) -> RunFolders:
+        """The run's own folders as the job sees them: `folders.work` is the working folder,
+        `folders.place_of(path)` finds any path of the container."""
+        inputs = dict(zip((i.destination for i in self.record.job.inputs), self._input_paths()))
+        return RunFolders(self.root, self.layout, self.record.job.outputs or None, inputs)
+
+    @property
+    def layout(self) -> Layout:
+        """Where the job sees them, as it was when the run was furnished."""
+        if self._layout is None:
+            self._layout = read_layout(self.root / LAYOUT)
+        return self._layout or Layout()
+
+        own = [self.root / name for name in (WORK, HOME, TMP)]
+        for folder in (*(self.checkpoint / n for n in ("in", "out", "ack")), self.inputs, *own):
             folder.mkdir(parents=True, exist_ok=True)
         if self.record.job.outputs:
             self.outputs.mkdir(exist_ok=True)
@@ -104,6 +123,7 @@ class Workspace:
             network="egress" if need.egress else "none",
             checkpoint_dir=self.checkpoint,
             inputs_dir=self.inputs,
+            run_dir=self.root,
             helper_dir=helper,
             stop_grace_ms=job.stop_grace_ms,
             # Who takes what a machine has must get the same bits on each.
@@ -113,15 +133,20 @@ class Workspace:
             outputs_path=job.outputs or None,
         )
 
+            layout=self.layout,
     def _input_paths(self) -> Iterator[Path]:
         yield from input_paths(self.record.job, self.inputs)
 
     # -- in ----------------------------------------------------------------------------------------
 
-    def restore(self, transfer: Transfer, cancel: threading.Event) -> None:
+    def restore(
+        self, transfer: Transfer, cancel: threading.Event, furnish: Callable[[], Layout]
+    ) -> None:
         """Place inputs and checkpoint, from what was prepared or from the broker. Can be repeated.
 
-        Raises InputLost, CheckpointLost, and what Transfer raises.
+        `furnish` fills the run's own folders between the two: inputs may be copied into them, and
+        what is restored comes into what the image has. Raises InputLost, CheckpointLost, and what
+        Transfer and `furnish` raise.
         """
         record = self.record
         folders.delete(self.root)
@@ -135,6 +160,8 @@ class Workspace:
             fetch_inputs(transfer, record.job_id, epoch, record.job, self.inputs, cancel)
         if record.checkpoint is not None:
             step = record.checkpoint.step
+        self._layout = furnish()
+        write_layout(self.root / LAYOUT, self._layout)
             if step >= MAX_STEP:
                 raise CheckpointLost(f"step {step}: nothing that is saved after it can be told")
             target = self.checkpoint / "in" / f"step-{step}"
@@ -164,7 +191,8 @@ class Workspace:
     async def usage(self, reader: FolderReader) -> int:
         """Measure what the job has on disk, up to its limit. Raises FolderRefused, FolderBusy."""
         limit = self.record.job.resources.disk_bytes
-        return await reader.usage(self.checkpoint, self.outputs, limit)
+        own = (self.outputs, *(self.root / name for name in (WORK, HOME, TMP)))
+        return await reader.usage(self.checkpoint, own, limit)
 
     async def search_outputs(
         self, reader: FolderReader, look: Look, blocking: Blocking, *, exited: bool = False
