@@ -33,6 +33,7 @@ from sublet_agent.core.runner_port import (
     LINE_BYTES,
     FoundRun,
     LogBatch,
+    Measure,
     OutputLine,
     RunnerError,
     RunStatus,
@@ -268,9 +269,19 @@ class OddRunner:
     def remove(self, run: str) -> None:
         self._call("remove", run)
 
-    def read_logs(self, run: str, cursor: str | None, _limit: int) -> LogBatch:
+    def read_logs(
+        self, run: str, cursor: str | None, _limit: int, *, ended: bool = False
+    ) -> LogBatch:
         self._call("read_logs", run)
         return LogBatch((), cursor, False)
+
+    def unfinished_lines(self, run: str) -> tuple[OutputLine, ...]:
+        self._call("unfinished_lines", run)
+        return ()
+
+    def measure(self, run: str) -> Measure | None:
+        self._call("measure", run)
+        return None
 
 
 class Agent:

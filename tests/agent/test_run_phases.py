@@ -24,6 +24,7 @@ from sublet_agent.core.run_phases import (
     next_phase,
     to_mermaid,
 )
+from sublet_agent.core.runner_port import Measure
 from sublet_contracts import states
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import CheckpointVerdict, Order
@@ -78,6 +79,7 @@ def event_of(trigger: Trigger, lease_id: str) -> events.Event:
         Trigger.CHECKPOINT_FOUND: events.CheckpointFound(lease_id, 5),
         Trigger.PROGRESSED: events.Progressed(lease_id, 5, 10),
         Trigger.DISK_USED: events.DiskUsed(lease_id, 1),
+        Trigger.MEASURED: events.Measured(lease_id, Measure(NOW, memory_bytes=1)),
         Trigger.DISK_FULL: events.DiskFull(lease_id, "0 bytes are free"),
         Trigger.RULES_BROKEN: events.RulesBroken(lease_id, Reason.CHECKPOINT_INVALID, "too many"),
         Trigger.QUARANTINED: events.Quarantined(lease_id, "ValueError: odd"),

@@ -6,6 +6,7 @@ than anybody is to read ends the run, as the job's own doing.
 """
 
 import asyncio
+import functools
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from sublet_agent.adapters.workspace.reader import Look, Progress
 from sublet_agent.adapters.workspace.workspace import Workspace, run_id
 from sublet_agent.core import events
 from sublet_agent.core.exit_reasons import ExitEvidence
-from sublet_agent.core.runner_port import Runner, RunnerError, RunStatus
+from sublet_agent.core.runner_port import OutputLine, Runner, RunnerError, RunStatus
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import Reason
 
@@ -28,6 +29,10 @@ SEARCH_EVERY_S = 1.0
 LOG_BYTES = 256 * 1024
 """of output at once, lines counted: they are kept on the event loop's thread. Not less: the engine
 looks for the place to read on from the log's beginning, each time"""
+USAGE_EVERY_S = 2.0
+LOG_SHARE = 4
+"""Reading output goes on so many times as long after it as it took: an engine may have to go
+through all that a job has written, each time."""
 LOG_BATCHES = 16
 """at one look"""
 AGAIN_S = 1.0
@@ -65,6 +70,8 @@ class Listener(Protocol):
 
     def log_line(self, lease_id: str, text: str) -> None: ...
 
+    def unfinished_lines(self, lease_id: str, lines: tuple[OutputLine, ...]) -> None: ...
+
     def forget_observer(self, lease_id: str) -> None: ...
 
     async def blocking(self, call: Callable[..., T], *arguments: Any) -> T: ...
@@ -96,6 +103,7 @@ class Observer:
         self._first_seen: tuple[int, float] | None = None
         """how long it had run by the wall clock, in ms, and when that was, by the monotonic one"""
         self._log_reader = asyncio.Lock()
+        self._logs_after_s = self._usage_after_s = 0.0
 
     def look_soon(self) -> None:
         """Something was done to the run: don't wait for the next turn."""
@@ -180,6 +188,7 @@ class Observer:
         self._check_free_disk(status)
         self._tell_search_trouble()
         await self._read_logs(to_the_end=False)
+        await self._measure_usage(status)
         self._tell_progress(await listener.blocking(self._workspace.progress, self._look))
         self._tell_steps(self._look.steps)
         if status.state in ("gone", "created"):
@@ -319,19 +328,43 @@ class Observer:
     async def _read_logs(self, *, to_the_end: bool) -> None:
         listener = self._listener
         async with self._log_reader:
+            began = time.monotonic()
+            if not to_the_end and began < self._logs_after_s:
+                return
             for _ in range(256 * LOG_BATCHES if to_the_end else LOG_BATCHES):
                 cursor = listener.spool.cursor(self._lease_id)
                 try:
-                    batch = await listener.blocking(
-                        listener.runner.read_logs, self._run, cursor, LOG_BYTES
+                    read = functools.partial(
+                        listener.runner.read_logs, self._run, cursor, LOG_BYTES, ended=to_the_end
                     )
+                    batch = await listener.blocking(read)
                 except RunnerError as error:
                     listener.say(f"output: {error}")
                     return
                 if batch.lines or batch.cursor != cursor:
                     listener.spool.add(self._lease_id, batch.lines, batch.cursor)
                 if not batch.more:
-                    return
+                    break
+            self._logs_after_s = time.monotonic() + LOG_SHARE * (time.monotonic() - began)
+            states: tuple[OutputLine, ...] = ()
+            if not to_the_end:
+                states = await listener.blocking(listener.runner.unfinished_lines, self._run)
+            listener.unfinished_lines(self._lease_id, states)
+
+    async def _measure_usage(self, status: RunStatus) -> None:
+        """Have it measured what the run uses, now and then, and once more at its end."""
+        if time.monotonic() < self._usage_after_s and status.state == "running":
+            return
+        began = time.monotonic()
+        try:
+            measure = await self._listener.blocking(self._listener.runner.measure, self._run)
+        except RunnerError as error:
+            self._listener.say(f"usage: {error}")
+            measure = None
+        took_s = time.monotonic() - began
+        self._usage_after_s = time.monotonic() + max(USAGE_EVERY_S, WALK_SHARE * took_s)
+        if measure is not None:
+            self._listener.post(events.Measured(self._lease_id, measure))
 
     def _tell_progress(self, progress: Progress | None) -> None:
         if progress is None or progress == self._reported_progress:

@@ -55,6 +55,7 @@ from sublet_agent.core.run_phases import LIVE, RunPhase
 from sublet_agent.core.runner_port import CPU_DEVICE
 from sublet_agent.core.set_aside import SetAside
 from sublet_agent.core.supply import Held, Supply, is_less, is_more
+from sublet_agent.core.usage import DeviceMeasure, devices_measured
 from sublet_contracts.amounts import format_credits
 from sublet_contracts.documents import (
     DocumentRefused,
@@ -132,6 +133,7 @@ class AgentCore:
         self._looks = False
         self._waiting: dict[str, _Waiting] = {}
         self.disk_used: dict[str, int] = {}
+        self._devices_measured: dict[str, DeviceMeasure] = {}
         self._last_heartbeat_ms = 0
         self._last_offer_ms: int | None = None
         self._withdrawn = False
@@ -306,11 +308,11 @@ class AgentCore:
     def _unexpected(self, lease_id: str, text: str) -> None:
         self._step.effects.append(effects.Unexpected(lease_id, text))
 
-    def heartbeat(self) -> Heartbeat:
+    def heartbeat(self, now_ms: int) -> Heartbeat:
         """Return what the agent runs now."""
-        return self._heartbeat()[0]
+        return self._heartbeat(now_ms)[0]
 
-    def _heartbeat(self) -> tuple[Heartbeat, dict[str, str]]:
+    def _heartbeat(self, now_ms: int) -> tuple[Heartbeat, dict[str, str]]:
         """Return it, and of which runs nothing can be said: lease id -> why."""
         if not self.runs:
             return _IDLE_HEARTBEAT, {}
@@ -320,7 +322,7 @@ class AgentCore:
             if run.record.phase in (RunPhase.DISCARDED, RunPhase.ENDED):
                 continue
             try:
-                reports.append(run.report())
+                reports.append(run.report(now_ms, self._devices_measured))
             except Exception as error:  # noqa: BLE001 - one must not silence the others
                 failed[lease_id] = _said(error)
         return Heartbeat(runs=tuple(reports[:64])), failed
@@ -553,7 +555,7 @@ class AgentCore:
     def _send_heartbeat(self, now_ms: int) -> None:
         if self.live:
             self._last_heartbeat_ms = now_ms
-            heartbeat, failed = self._heartbeat()
+            heartbeat, failed = self._heartbeat(now_ms)
             self._send(heartbeat)
             for lease_id, says in failed.items():
                 self._quarantine(lease_id, says, now_ms)
@@ -650,6 +652,7 @@ class AgentCore:
 
     def _facts_read(self, event: FactsRead, now_ms: int) -> None:
         self._looks = True
+        self._devices_measured = devices_measured(event.facts.devices, event.looked_ms)
         before, missing = self.supply.engine, dict(self.supply.missing)
         held = [
             Held(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from sublet_agent.core.deadlines import Over
 from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.records import UploadKind
+from sublet_agent.core.runner_port import Measure
 from sublet_agent.core.supply import Facts
 from sublet_contracts.reasons import Reason
 from sublet_contracts.versions import Reads
@@ -172,6 +173,14 @@ class DiskUsed:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What the run uses of the machine, as its runner measured it."""
+
+    lease_id: str
+    measure: Measure
+
+
+@dataclass(frozen=True)
 class DiskFull:
     """This machine's own disk is full."""
 
@@ -268,6 +277,7 @@ Event = (
     | UploadFailed
     | Progressed
     | DiskUsed
+    | Measured
     | DiskFull
     | RulesBroken
     | Quarantined

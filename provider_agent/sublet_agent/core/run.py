@@ -14,6 +14,7 @@ every change of phase goes through that table; here is what is done on the way. 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
 from sublet_agent.core import checkpoints, metering, receipts
@@ -27,6 +28,7 @@ from sublet_agent.core.events import (
     Event,
     FolderScanned,
     ImageReady,
+    Measured,
     Observed,
     PreparationFailed,
     Progressed,
@@ -46,6 +48,12 @@ from sublet_agent.core.run_phases import (
     Trigger,
     UnexpectedTrigger,
     next_phase,
+)
+from sublet_agent.core.usage import (
+    DeviceMeasure,
+    UsageOfRun,
+    disk_limit_text,
+    memory_limit_text,
 )
 from sublet_contracts.documents import Checkpoint, sign_document
 from sublet_contracts.keys import SigningKey
@@ -91,6 +99,7 @@ _ASKED_ON_ENTRY: Mapping[RunPhase, Callable[[str], do.Effect]] = {
     RunPhase.DISCARDED: do.Remove,
 }
 """What a phase waits for: asked for when it begins, and again after a restart of the agent."""
+_NO_DEVICES: Mapping[str, DeviceMeasure] = MappingProxyType({})
 _TRIGGERS: Mapping[type[Event], Trigger] = {
     ImageReady: Trigger.IMAGE_READY,
     Restored: Trigger.RESTORED,
@@ -103,6 +112,7 @@ _TRIGGERS: Mapping[type[Event], Trigger] = {
     UploadFailed: Trigger.UPLOAD_FAILED,
     Progressed: Trigger.PROGRESSED,
     DiskUsed: Trigger.DISK_USED,
+    Measured: Trigger.MEASURED,
     DiskFull: Trigger.DISK_FULL,
     RulesBroken: Trigger.RULES_BROKEN,
     Quarantined: Trigger.QUARANTINED,
@@ -120,6 +130,7 @@ class Run:
     messages: list[Message] = field(default_factory=list)
     effects: list[do.Effect] = field(default_factory=list)
     progress: Progressed | None = None
+    usage: UsageOfRun = field(default_factory=UsageOfRun)
     killed_ms: int = 0
     """when it was last killed, while it was live"""
     deadline_renewed_ms: int = 0
@@ -172,10 +183,13 @@ class Run:
                 self._upload_failed(event, now_ms)
             case Progressed():
                 self.progress = event
+            case Measured(measure=measure):
+                self.usage.measured(measure)
             case DiskUsed():
+                self.usage.disk_used(event.used_bytes, now_ms)
                 limit = self.record.job.resources.disk_bytes
                 if event.used_bytes > limit:
-                    says = f"{event.used_bytes} bytes on disk, {limit} were asked for"
+                    says = disk_limit_text(event.used_bytes, limit)
                     self.stop("stop", Reason.DISK_LIMIT, 0, now_ms, says)
             case DiskFull():
                 self.stop("stop", Reason.PROVIDER_DISK_FULL, 0, now_ms, event.detail)
@@ -328,17 +342,36 @@ class Run:
         """Whether the job has made a step beyond where this run began."""
         return self.progress is not None and self.progress.step > self.record.lease.start_step
 
-    def report(self) -> RunReport:
-        """Return its line in the heartbeat."""
+    @property
+    def step(self) -> int:
+        """How far the job is, by its own word."""
+        return self.progress.step if self.progress else self.record.lease.start_step
+
+    @property
+    def total_steps(self) -> int:
+        """Of how many steps; 0: it has not said."""
+        return self.progress.total_steps if self.progress else 0
+
+    def report(self, now_ms: int, devices: Mapping[str, DeviceMeasure] = _NO_DEVICES) -> RunReport:
+        """Return its line in the heartbeat; `devices`: how busy the machine's GPUs are."""
         record, progress = self.record, self.progress
+        need = record.job.resources
+        usage = self.usage.told(
+            now_ms,
+            memory_limit_bytes=need.memory_bytes,
+            disk_limit_bytes=need.disk_bytes,
+            device_ids=record.lease.device_ids,
+            devices=devices,
+        )
         return RunReport.model_validate(
             {
+                "usage": usage,
                 "lease": record.lease_id,
                 "epoch": record.lease.epoch,
                 "state": WIRE_STATES[record.phase],
                 "cum_device_ms": record.cum_device_ms,
-                "step": progress.step if progress else record.lease.start_step,
-                "total_steps": progress.total_steps if progress else 0,
+                "step": self.step,
+                "total_steps": self.total_steps,
                 "metrics": progress.metrics if progress else {},
                 "detail": record.detail[:256],
             }
@@ -412,6 +445,9 @@ class Run:
         record.reason = reason_of_exit(end, record.stop)
         record.unless_finished = reason_of_exit(end, record.stop, finished=False)
         said = (record.stop.detail if record.stop else "") or seen.detail
+        if record.reason is Reason.OUT_OF_MEMORY:
+            limit = record.job.resources.memory_bytes
+            said = memory_limit_text(self.usage.peak_memory_bytes, limit)
         record.detail = _printable(said or exit_text(end, record.reason))
         record.outputs_to_upload = record.reason is Reason.SUCCEEDED and bool(record.job.outputs)
         self._enter(Trigger.EXITED)

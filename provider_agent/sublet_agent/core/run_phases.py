@@ -54,6 +54,8 @@ class Trigger(StrEnum):
     CHECKPOINT_FOUND = "checkpoint found"
     PROGRESSED = "progressed"
     DISK_USED = "disk used"
+    MEASURED = "measured"
+    """What it uses of the machine: only told on."""
     DISK_FULL = "disk full"
     RULES_BROKEN = "rules broken"
     """The job has filled its folders with what nobody can be made to read."""
@@ -92,11 +94,18 @@ _SEEN = (
     Trigger.CHECKPOINT_FOUND,
     Trigger.PROGRESSED,
     Trigger.DISK_USED,
+    Trigger.MEASURED,
     Trigger.DISK_FULL,
     Trigger.RULES_BROKEN,
 )
 _MOVED = (Trigger.CHECKPOINT_FOUND, Trigger.UPLOADED, Trigger.UPLOAD_FAILED, Trigger.VERDICT)
-_MEASURED = (Trigger.PROGRESSED, Trigger.DISK_USED, Trigger.DISK_FULL, Trigger.RULES_BROKEN)
+_MEASURED = (
+    Trigger.PROGRESSED,
+    Trigger.DISK_USED,
+    Trigger.MEASURED,
+    Trigger.DISK_FULL,
+    Trigger.RULES_BROKEN,
+)
 
 TABLE: Mapping[RunPhase, Mapping[Trigger, RunPhase | None]] = {
     RunPhase.PULLING: {
@@ -152,6 +161,7 @@ TABLE: Mapping[RunPhase, Mapping[Trigger, RunPhase | None]] = {
         **_stays(RunPhase.FINISHING, Trigger.FOLDER_SCANNED, Trigger.PROGRESSED, *_MOVED),
         # It has come to its end by itself, on whatever disk it found.
         **_late(Trigger.STOP_ASKED, Trigger.DISK_USED, Trigger.DISK_FULL, Trigger.RULES_BROKEN),
+        **_late(Trigger.MEASURED),
         **_late(Trigger.PREPARATION_FAILED, Trigger.OBSERVED, Trigger.VANISHED),
     },
     RunPhase.ENDED: {

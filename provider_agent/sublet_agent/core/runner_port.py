@@ -173,11 +173,11 @@ class RunStatus:
     exit_code: int | None = None
     returned: bool = False
     signal: int | None = None
+    worker_signal: int | None = None
     oom_killed: bool = False
     limit_exceeded: str = ""
     engine_stopped: str = ""
     outside_signal: str = ""
-    worker_signal: int | None = None
     unknown_signal: str = ""
     paused: bool = False  # the engine holds it still
     paused_ms: int = 0  # wall time for which the engine held it still: nothing ran
@@ -204,6 +204,16 @@ class OutputLine:
     stream: Literal["stdout", "stderr", "sublet"]
     time_ms: int
     text: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a runner measured of one run. None: it can't be had."""
+
+    at_ms: int  # by this machine's clock
+    cpu_ns: int | None = None  # of all its processes, since it began
+    memory_bytes: int | None = None  # file cache that can be dropped left out
+    peak_memory_bytes: int | None = None  # the most since it began, as far as the runner knows
 
 
 @dataclass(frozen=True)
@@ -244,6 +254,11 @@ class Runner(Protocol):
     def images_hold_bytes(self, folder: Path) -> int:
         """Return what renters' images hold of the disk of a folder: it is let go when needed."""
 
+    def furnish(self, spec: RunSpec, cancel: Cancel | None = None) -> Layout:
+        """Fill the run's own folders, which are empty, with what the image has there; return where
+        they are to be. `cancel`: it isn't wanted any more, and the rest doesn't matter. Raises
+        RunRefused or StartFailed."""
+
     def start(self, spec: RunSpec) -> None:
         """Start the run; nothing if it was started before. Raises RunRefused or StartFailed."""
 
@@ -253,11 +268,6 @@ class Runner(Protocol):
 
     def find(self) -> list[FoundRun]:
         """List this agent's runs, by its owner id."""
-
-    def furnish(self, spec: RunSpec, cancel: Cancel | None = None) -> Layout:
-        """Fill the run's own folders, which are empty, with what the image has there; return where
-        they are to be. `cancel`: it isn't wanted any more, and the rest doesn't matter. Raises
-        RunRefused or StartFailed."""
 
     def status(self, run_id: str) -> RunStatus:
         """Say how the run is; `gone` for one that is unknown."""
@@ -271,8 +281,19 @@ class Runner(Protocol):
     def remove(self, run_id: str) -> None:
         """Kill what is left and forget the run, its output too. The host folders stay."""
 
-    def read_logs(self, run_id: str, cursor: str | None, limit_bytes: int) -> LogBatch:
-        """Read on at `cursor` (None: the start), about `limit_bytes` at most, one line at least."""
+    def read_logs(
+        self, run_id: str, cursor: str | None, limit_bytes: int, *, ended: bool = False
+    ) -> LogBatch:
+        """Read on at `cursor` (None: the start), about `limit_bytes` at most. The lines are those
+        of log_lines.py; `ended`: the run is over, so that an unfinished line is one as well."""
+
+    def unfinished_lines(self, run_id: str) -> tuple[OutputLine, ...]:
+        """Return how the lines stand that the job has not ended yet, one for each stream that has
+        such a line. Only a view of now, and none where it can't be had; raises nothing."""
+
+    def measure(self, run_id: str) -> Measure | None:
+        """Return what the run uses of the machine now; of one that is over, what was known last, if
+        anything is."""
 
 
 def is_pinned(image: str) -> bool:
@@ -333,6 +354,14 @@ def gpu_ids(spec: RunSpec) -> tuple[str, ...]:
     return tuple(d for d in spec.device_ids if d != CPU_DEVICE)
 
 
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
 def job_environment(
     spec: RunSpec,
     *,
@@ -349,6 +378,8 @@ def job_environment(
     first, the image's last). The threads of arithmetic are alike in all libraries. No SUBLET_* of
     the job's own is passed on.
     """
+    given = dict(image or {})
+    own = {k: v for k, v in spec.env.items() if not k.startswith("SUBLET_")}
     threads = str(spec.threads or max(1, spec.cpu_millis // 1000))
     threads = own.get("OMP_NUM_THREADS") or given.get("OMP_NUM_THREADS") or threads
     env = dict.fromkeys((name for name in THREAD_VARIABLES if name not in given), threads)
@@ -362,13 +393,3 @@ def job_environment(
     if outputs is not None:
         env["SUBLET_OUTPUT_DIR"] = outputs
     return env
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
-
-
-    given = dict(image or {})
-    own = {k: v for k, v in spec.env.items() if not k.startswith("SUBLET_")}

@@ -162,7 +162,7 @@ def _runs(core: AgentCore) -> tuple[HeldRun, ...]:
         record = run.record
         if record.phase is RunPhase.DISCARDED:
             continue
-        report, charge = run.report(), charge_ucr(record, record.cum_device_ms)
+        charge = charge_ucr(record, record.cum_device_ms)
         found.append(
             HeldRun(
                 lease=record.lease_id,
@@ -171,8 +171,8 @@ def _runs(core: AgentCore) -> tuple[HeldRun, ...]:
                 name=record.job.name,
                 phase=record.phase,
                 devices=record.lease.device_ids,
-                step=max(report.step, record.durable_step),
-                total_steps=report.total_steps,
+                step=max(run.step, record.durable_step),
+                total_steps=run.total_steps,
                 durable_step=record.durable_step,
                 cum_device_ms=record.cum_device_ms,
                 charge_ucr=charge,

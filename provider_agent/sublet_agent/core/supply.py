@@ -42,6 +42,8 @@ class DeviceSeen:
     device: Device
     used_bytes: int = 0
     """of its memory, by anybody"""
+    utilization_percent: int | None = None
+    """part of the time in which it computed lately; None: its driver doesn't tell"""
     shares_main_memory: bool = False
     """It has none of its own: a CPU, or a GPU that uses the machine's."""
 

@@ -45,22 +45,26 @@ from docker.types import DeviceRequest
 
 from sublet_agent.adapters.docker import container
 from sublet_agent.adapters.docker import logs as docker_logs
+from sublet_agent.adapters.docker import usage as docker_usage
 from sublet_agent.adapters.docker.container import LABEL, Host, ImageConfig
 from sublet_agent.adapters.docker.engine_events import EngineEvents
 from sublet_agent.adapters.docker.exit_witness import ExitWitness
-from sublet_agent.adapters.docker.images import EVERYBODYS, DockerImages, ImageRules
 from sublet_agent.adapters.docker.furnishing import Furnisher
+from sublet_agent.adapters.docker.images import EVERYBODYS, DockerImages, ImageRules
+from sublet_agent.adapters.docker.live_output import LiveOutput
 from sublet_agent.adapters.docker.start_errors import judge_start
 from sublet_agent.adapters.start_test import idle_program, start_and_end
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.core import engine_evidence, layout, runner_port
 from sublet_agent.core.engine_evidence import EngineFact
+from sublet_agent.core.layout import Layout
 from sublet_agent.core.runner_port import (
     Cancel,
-from sublet_agent.core.layout import Layout
     FoundRun,
     ImageNeeds,
     LogBatch,
+    Measure,
+    OutputLine,
     ResolvedImage,
     RunSpec,
     RunStatus,
@@ -116,11 +120,12 @@ class DockerRunner:
         evidence = None if state_dir is None else state_dir / "evidence"
         self._images = DockerImages(self._client, rules=images, state=state_dir)
         self._events = EngineEvents(self._client, owner, evidence)
+        self._live = LiveOutput(self._client)
+        self._furnisher = Furnisher(self._client, owner)
         self._witness = ExitWitness(self._events.note)
 
     # ---- the machine ----
 
-        self._furnisher = Furnisher(self._client, owner)
     def why_no_witness(self) -> str:
         """Say why the kernel doesn't tell how a job's own process ends; empty: it does."""
         return self._witness.why_not()
@@ -166,11 +171,6 @@ class DockerRunner:
 
     # ---- a run's life ----
 
-    def start(self, spec: RunSpec) -> None:
-        """Create and start the container, once. See `Runner`."""
-        runner_port.check_spec(spec)
-        if spec.network == "egress" and not self._allow_egress:
-            raise runner_port.RunRefused(
     def furnish(self, spec: RunSpec, cancel: Cancel | None = None) -> Layout:
         """Fill the run's folders with what the image has. See `Runner`."""
         runner_port.check_spec(spec)
@@ -186,6 +186,11 @@ class DockerRunner:
                 says = f"run {spec.run_id}: its folders: {error.strerror}"
                 raise runner_port.StartFailed(says, str(error)) from error
 
+    def start(self, spec: RunSpec) -> None:
+        """Create and start the container, once. See `Runner`."""
+        runner_port.check_spec(spec)
+        if spec.network == "egress" and not self._allow_egress:
+            raise runner_port.RunRefused(
                 "network egress: this owner gives jobs no network; use network none, "
                 "or let the owner allow it with --allow-egress"
             )
@@ -213,6 +218,7 @@ class DockerRunner:
                 return
             if found is not None:
                 self._witness.expect(spec.run_id, str(found["Id"]))
+            self._live.follow(spec.run_id, self._name(spec.run_id), from_start=True)
             try:
                 self._client().api.start(self._name(spec.run_id))
             except APIError as error:
@@ -402,21 +408,39 @@ class DockerRunner:
         with self._errors(f"run {run_id}"):
             with contextlib.suppress(NotFound):
                 self._client().api.remove_container(self._name(run_id), force=True, v=True)
-            self._witness.forget(run_id)
-            self._events.forget(run_id)
-
-    def read_logs(self, run_id: str, cursor: str | None, limit_bytes: int) -> LogBatch:
-        """Read the container's log. See `Runner`."""
-        with self._errors(f"log of run {run_id}"):
             with contextlib.suppress(NotFound):
                 looked_through = self._furnisher.container_name(run_id)
                 self._client().api.remove_container(looked_through, force=True, v=True)
+            self._witness.forget(run_id)
+            self._events.forget(run_id)
+            self._live.forget(run_id)
+
+    def read_logs(
+        self, run_id: str, cursor: str | None, limit_bytes: int, *, ended: bool = False
+    ) -> LogBatch:
+        """Read the container's log. See `Runner`."""
+        with self._errors(f"log of run {run_id}"):
+            api, name = self._client().api, self._name(run_id)
             try:
                 return docker_logs.read(
-                    self._client().api, self._name(run_id), cursor, limit_bytes, self._log_bytes
+                    api, name, cursor, limit_bytes, self._log_bytes, ended=ended
                 )
             except NotFound:
                 return LogBatch((), cursor, False)
+
+    def unfinished_lines(self, run_id: str) -> tuple[OutputLine, ...]:
+        """Return how they stand in what the container writes. See `Runner`."""
+        self._live.follow(run_id, self._name(run_id), from_start=False)
+        return self._live.states(run_id)
+
+    def measure(self, run_id: str) -> Measure | None:
+        """Return what the engine's counters say. See `Runner`."""
+        with self._errors(f"usage of run {run_id}"):
+            at_ms = time.time_ns() // 1_000_000
+            try:
+                return docker_usage.ask(self._client().api, self._name(run_id), at_ms)
+            except NotFound:
+                return None
 
     def _signal(self, run_id: str, number: signal.Signals) -> None:
         self._events.about_to_send(run_id, number)
@@ -501,6 +525,9 @@ class DockerRunner:
         if os.geteuid() == 0:
             os.chown(spec.checkpoint_dir, uid, gid)
         folders.hand_over(spec.checkpoint_dir / "out", uid, gid)
+        for name in (layout.WORK, layout.HOME, layout.TMP):
+            (spec.run_dir / name).mkdir(parents=True, exist_ok=True)
+            folders.hand_over(spec.run_dir / name, uid, gid)
         if spec.outputs_dir is not None:
             folders.hand_over(spec.outputs_dir, uid, gid)
 
@@ -525,9 +552,6 @@ class DockerRunner:
                     f"no Docker Engine answers ({why_silent(error)})",
                     "start dockerd, or set DOCKER_HOST",
                 ) from error
-        for name in (layout.WORK, layout.HOME, layout.TMP):
-            (spec.run_dir / name).mkdir(parents=True, exist_ok=True)
-            folders.hand_over(spec.run_dir / name, uid, gid)
         return self._connected_client
 
     @contextmanager

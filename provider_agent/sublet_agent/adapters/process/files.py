@@ -16,8 +16,8 @@ from typing import IO, Any
 _NO_SURPRISE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 
 
-def write_durably(path: Path, value: dict[str, Any]) -> None:
-    """Replace a JSON file so that after a crash it is the old one or the new one.
+def replace(path: Path, value: dict[str, Any], *, durably: bool = False) -> None:
+    """Replace a JSON file, so that whoever reads it finds the old one or the new one.
 
     Raises OSError; what lies in the way is neither followed nor written into.
     """
@@ -25,9 +25,15 @@ def write_durably(path: Path, value: dict[str, Any]) -> None:
     tmp.unlink(missing_ok=True)
     with tmp.open("x") as file:
         json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
+        if durably:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(tmp, path)
+
+
+def write_durably(path: Path, value: dict[str, Any]) -> None:
+    """Replace a JSON file so that after a crash it is the old one or the new one. As `replace`."""
+    replace(path, value, durably=True)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from sublet_agent.adapters.process.files import read_bounded
+from sublet_contracts.wire import MAX_LOG_STATE_CHARACTERS
 
 _MOST_BYTES = 4 * 1024 * 1024
 _MOST_MS = 2**53 - 1
 _Milliseconds = Annotated[int, Field(ge=0, le=_MOST_MS)]
 _Name = Annotated[str, StringConstraints(max_length=200)]
+_State = Annotated[str, StringConstraints(max_length=MAX_LOG_STATE_CHARACTERS)]
 _Words = Annotated[str, StringConstraints(max_length=2000)]
 
 
@@ -57,6 +59,16 @@ class ExitRecord(_Record):
     error: _Words | None
     started_ms: _Milliseconds
     finished_ms: _Milliseconds
+
+
+class NowRecord(_Record):
+    """Of `now.json`: how it stands."""
+
+    at_ms: _Milliseconds
+    cpu_ns: _Milliseconds
+    memory_bytes: _Milliseconds
+    peak_memory_bytes: _Milliseconds
+    states: Annotated[dict[Literal["stdout", "stderr"], _State], Field(max_length=2)]
 
 
 R = TypeVar("R", bound=_Record)

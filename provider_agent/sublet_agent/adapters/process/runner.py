@@ -32,7 +32,7 @@ from sublet_agent.adapters.process import logs as process_logs
 from sublet_agent.adapters.process import records
 from sublet_agent.adapters.process import tree as process_tree
 from sublet_agent.adapters.process.files import open_plain, write_durably
-from sublet_agent.adapters.process.supervisor import STOP_ASKED
+from sublet_agent.adapters.process.supervisor import NOW, STOP_ASKED
 from sublet_agent.adapters.start_test import start_and_end
 from sublet_agent.adapters.workspace import folders, seeding
 from sublet_agent.core import layout, runner_port
@@ -42,6 +42,8 @@ from sublet_agent.core.runner_port import (
     FoundRun,
     ImageNeeds,
     LogBatch,
+    Measure,
+    OutputLine,
     ResolvedImage,
     RunSpec,
     RunStatus,
@@ -100,8 +102,6 @@ class ProcessRunner:
         """Nothing."""
         return 0
 
-    def start(self, spec: RunSpec) -> None:
-        """Start the supervisor and wait until the job has its process. See `Runner`."""
     def furnish(self, spec: RunSpec, cancel: Cancel | None = None) -> Layout:
         """Make the folders; an input that is the working folder is copied there. See `Runner`."""
         runner_port.check_spec(spec)
@@ -134,6 +134,8 @@ class ProcessRunner:
             raise runner_port.StartFailed(f"run {spec.run_id}: its folders: {error}") from error
         return found
 
+    def start(self, spec: RunSpec) -> None:
+        """Start the supervisor and wait until the job has its process. See `Runner`."""
         runner_port.check_spec(spec)
         if not spec.command:
             raise runner_port.RunRefused(
@@ -275,8 +277,24 @@ class ProcessRunner:
         if directory.exists():
             folders.delete(directory)
 
-    def read_logs(self, run_id: str, cursor: str | None, limit_bytes: int) -> LogBatch:
-        """Read the run's output files. See `Runner`."""
+    def unfinished_lines(self, run_id: str) -> tuple[OutputLine, ...]:
+        """Return what the supervisor wrote down last. See `Runner`."""
+        now = records.read_sound(self._directory(run_id) / NOW, records.NowRecord)
+        if now is None:
+            return ()
+        return tuple(OutputLine(s, now.at_ms, t) for s, t in sorted(now.states.items()))
+
+    def measure(self, run_id: str) -> Measure | None:
+        """Return what the supervisor wrote down last. See `Runner`."""
+        now = records.read_sound(self._directory(run_id) / NOW, records.NowRecord)
+        if now is None:
+            return None
+        return Measure(now.at_ms, now.cpu_ns, now.memory_bytes, now.peak_memory_bytes)
+
+    def read_logs(
+        self, run_id: str, cursor: str | None, limit_bytes: int, *, ended: bool = False
+    ) -> LogBatch:
+        """Read the run's output files; its supervisor has ended the last line. See `Runner`."""
         directory = self._directory(run_id)
         if not directory.exists():
             return LogBatch((), cursor, False)
@@ -309,8 +327,16 @@ class ProcessRunner:
     def _describe(self, spec: RunSpec) -> dict[str, Any]:
         paths = {path: str(host) for path, host in spec.destinations.items()}
         paths[runner_port.INPUTS_PATH] = str(spec.inputs_dir)
+        own_folders = RunFolders(spec.run_dir, spec.layout, spec.outputs_path, spec.destinations)
+        paths |= {
+            path: str(host)
+            for path, host in own_folders.mounts().items()
+            # What is at hand on this machine under that name is meant, unless the job has named it.
+            if path in (spec.workdir, spec.env.get("HOME")) or not os.path.lexists(path)
+        }
         if spec.outputs_path is not None:
             paths[spec.outputs_path] = str(spec.outputs_dir)
+        home, work = own_folders.place_of(spec.layout.home_path), own_folders.work
         outputs = None if spec.outputs_dir is None else str(spec.outputs_dir)
         own = runner_port.job_environment(
             spec,
@@ -330,16 +356,8 @@ class ProcessRunner:
         env.update((k, _on_host(v, paths)) for k, v in own.items())
         gpus = ",".join(runner_port.gpu_ids(spec))
         mark = self._mark(spec.run_id)
-        own_folders = RunFolders(spec.run_dir, spec.layout, spec.outputs_path, spec.destinations)
-        paths |= {
-            path: str(host)
-            for path, host in own_folders.mounts().items()
-            # What is at hand on this machine under that name is meant, unless the job has named it.
-            if path in (spec.workdir, spec.env.get("HOME")) or not os.path.lexists(path)
-        }
         env.update({"CUDA_VISIBLE_DEVICES": gpus, process_tree.MARK: mark.text})
         return {
-        home, work = own_folders.place_of(spec.layout.home_path), own_folders.work
             "owner": self._owner,
             "job_id": spec.job_id,
             "lease_id": spec.lease_id,
@@ -349,6 +367,7 @@ class ProcessRunner:
             "witness": os.environ.get(WITNESS) != "off",
             "command": [_on_host(part, paths) for part in spec.command],
             "env": env,
+            "work_dir": str(work.root / work.inside),
             "checkpoint_dir": str(spec.checkpoint_dir),
             "memory_bytes": spec.memory_bytes,
             "disk_bytes": spec.disk_bytes,
@@ -363,11 +382,15 @@ class ProcessRunner:
         return self._runs / run_id
 
 
+def _make_own(run_dir: Path) -> None:
+    for name in (layout.WORK, layout.HOME, layout.TMP):
+        (run_dir / name).mkdir(parents=True, exist_ok=True)
+
+
 def _on_host(text: str, paths: dict[str, str]) -> str:
     name, equals, value = text.partition("=")
     if equals and name.replace("-", "").replace("_", "").isalnum():
         return name + equals + _on_host(value, paths) if value.startswith("/") else text
-            "work_dir": str(work.root / work.inside),
     for path in sorted(paths, key=len, reverse=True):
         if text == path or text.startswith(path.rstrip("/") + "/"):
             return paths[path] + text[len(path.rstrip("/")) :]
@@ -382,11 +405,6 @@ def _is_held(path: Path) -> bool:
         return True
     except OSError:
         return False
-def _make_own(run_dir: Path) -> None:
-    for name in (layout.WORK, layout.HOME, layout.TMP):
-        (run_dir / name).mkdir(parents=True, exist_ok=True)
-
-
     return False
 
 

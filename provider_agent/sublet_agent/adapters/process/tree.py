@@ -21,6 +21,7 @@ from pathlib import Path
 MARK = "SUBLET_RUN_MARK"
 RLIMIT_LOCKS = 10
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _LOCKS_LINE = b"Max file locks"
 _RETRIES = 20
 
@@ -183,6 +184,16 @@ def private_bytes(pid: int) -> int:
         return max(0, int(resident) - int(shared)) * _PAGE_BYTES
     except ValueError:
         return 0
+
+
+def cpu_s(pid: int) -> float:
+    """Return the time of a processor, in seconds, that the process and what it has waited for have
+    used; 0 once it is gone."""
+    fields = _about(pid, "stat").rpartition(b")")[2].split()
+    try:
+        return sum(map(int, fields[11:15])) / _TICKS_A_SECOND
+    except ValueError:
+        return 0.0
 
 
 def end(pids: set[int]) -> None:

@@ -10,13 +10,16 @@ from collections.abc import Callable
 from sublet_agent.adapters.session.link import Link
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.core.agent import AgentCore
-from sublet_contracts.wire import Logs
+from sublet_agent.core.runner_port import OutputLine
+from sublet_contracts.wire import MAX_LOG_STATE_CHARACTERS, Logs, LogState, LogStates
 
 ANSWER_S = 3.0
 """how long one frame may be under way before the next is sent all the same"""
 STALL_S = 2.0
 """how long `drain` waits where the broker takes nothing more"""
 LOOK_S = 0.02
+STATES_S = 0.5
+REPEAT_S = 5.0
 
 
 class LogSender:
@@ -28,16 +31,49 @@ class LogSender:
         self._link = link
         self._sent_s: dict[str, float] = {}
         """lease -> when the frame that is under way was sent, by the monotonic clock"""
+        self._states: dict[str, tuple[tuple[tuple[str, str], ...], float]] = {}
+        """lease -> the unfinished lines that were told last, and when, by the monotonic clock"""
 
     def begin_session(self) -> None:
         """The broker says anew of each run what it wants: nothing is under way."""
         self._sent_s.clear()
+        self._states.clear()
 
     def wanted(self, lease_id: str, next_number: int) -> None:
         """The broker has all lines before `next_number` (-1: as far as is known): send on."""
         if next_number >= 0:
             self._spool.confirm(lease_id, next_number)
         self._send(lease_id, next_number if next_number >= 0 else None)
+
+    def unfinished(self, lease_id: str, lines: tuple[OutputLine, ...]) -> None:
+        """Tell the broker how a run's unfinished lines stand: what has changed, at most once in
+        STATES_S, and all of it again after REPEAT_S, for it may have been lost."""
+        known = self._states.get(lease_id)
+        if known is None and not lines:
+            return
+        run, link = self._core.runs.get(lease_id), self._link()
+        if run is None or link is None or not link.live:
+            return
+        before, sent_s = known or ((), 0.0)
+        shown = tuple((line.stream, line.text) for line in lines)
+        since_s = time.monotonic() - sent_s
+        if since_s < (STATES_S if shown != before else REPEAT_S) or (not lines and not before):
+            return
+        number = self._spool.next_number(lease_id)
+        states = tuple(
+            LogState(
+                number=number,
+                time_ms=max(0, line.time_ms),
+                stream=line.stream,
+                text=line.text[:MAX_LOG_STATE_CHARACTERS],
+            )
+            for line in lines
+            if line.stream != "sublet"
+        )
+        link.send(LogStates(lease=lease_id, epoch=run.record.lease.epoch, states=states))
+        self._states[lease_id] = (shown, time.monotonic())
+        if not lines:
+            del self._states[lease_id]
 
     def pump(self) -> None:
         """Send what can be sent now."""

@@ -120,6 +120,11 @@ class Spool:
             (lease, lease),
         )
 
+    def next_number(self, lease: str) -> int:
+        """Return how many lines of a run were numbered."""
+        row = self._db.execute("SELECT next FROM logs WHERE lease=?", (lease,)).fetchone()
+        return int(row[0]) if row else 0
+
     def unconfirmed(self, lease: str) -> int:
         """Return how many lines the broker doesn't have yet."""
         row = self._db.execute("SELECT next-confirmed FROM logs WHERE lease=?", (lease,)).fetchone()
