@@ -594,6 +594,12 @@ class Shell:
             await self.moving(workspace.restore, self.transfer, cancel, furnish)
         except (Cancelled, PullCancelled):
             return
+        except ImageTrouble as error:
+            self._image_failed(lease_id, error)
+        except RunRefused as error:
+            self._failed(lease_id, Reason.JOB_FAILED, error)
+        except RunnerError as error:
+            self._failed(lease_id, fault_of(error), error)
         except StaleEpoch as error:
             self.post(events.UploadFailed(lease_id, "checkpoint", 0, str(error), stale=True))
         except InputLost as error:
@@ -605,7 +611,17 @@ class Shell:
             await self.blocking(workspace.delete)
             self._failed(lease_id, fault_of(error), error)
         else:
+            for note in workspace.layout.notes:
+                self.log_line(lease_id, note)
             self.post(events.Restored(lease_id))
+
+    async def _image_of(self, lease_id: str) -> ResolvedImage:
+        """Return the image of a lease, which is here already; unless the agent was started anew."""
+        image = self.images.get(lease_id)
+        if image is None:
+            record = self.core.runs[lease_id].record
+            image = await self._ensure_image(lease_id, record.image or record.job.image)
+        return image
 
     async def _start(self, lease_id: str) -> None:
         record = self._record(lease_id)
@@ -615,12 +631,6 @@ class Shell:
             image = await self._image_of(lease_id)
             spec = self._workspace(lease_id).spec(image, self.helper)
             await self._ensure_watchdog()
-        except ImageTrouble as error:
-            self._image_failed(lease_id, error)
-        except RunRefused as error:
-            self._failed(lease_id, Reason.JOB_FAILED, error)
-        except RunnerError as error:
-            self._failed(lease_id, fault_of(error), error)
             await self.blocking(self.runner.start, spec)
         except PullCancelled:
             return
@@ -632,18 +642,8 @@ class Shell:
         except (RunnerError, OSError) as error:
             self._failed(lease_id, fault_of(error), error)
         else:
-            for note in workspace.layout.notes:
-                self.log_line(lease_id, note)
             if lease_id in self.core.runs:
                 self.watch(lease_id)
-    async def _image_of(self, lease_id: str) -> ResolvedImage:
-        """Return the image of a lease, which is here already; unless the agent was started anew."""
-        image = self.images.get(lease_id)
-        if image is None:
-            record = self.core.runs[lease_id].record
-            image = await self._ensure_image(lease_id, record.image or record.job.image)
-        return image
-
             else:
                 # Its lease ended and was cleared away while it started.
                 await self._runner_call(self.runner.remove, lease_id)
@@ -787,10 +787,6 @@ class Shell:
         """Put a line of ours into a run's log."""
         shown = text.encode(errors="backslashreplace").decode()
         self.spool.add(lease_id, [OutputLine("sublet", self.now_ms(), shown)], None)
-
-    def unfinished_lines(self, lease_id: str, lines: tuple[OutputLine, ...]) -> None:
-        """Tell how the lines stand that a run has not ended."""
-        self._logs.unfinished(lease_id, lines)
 
     def close(self) -> None:
         """Stop threads; runs go on."""

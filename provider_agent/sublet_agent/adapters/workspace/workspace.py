@@ -21,11 +21,11 @@ from typing import Any, Protocol, TypeVar
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.adapters.workspace.checkpoint_finder import CheckpointFinder
 from sublet_agent.adapters.workspace.folder_reader import FolderReader
-from sublet_agent.adapters.workspace.reader import DONE, Look, Progress
 from sublet_agent.adapters.workspace.layout_file import LAYOUT, read_layout, write_layout
+from sublet_agent.adapters.workspace.reader import DONE, Look, Progress
 from sublet_agent.adapters.workspace.transfer import Transfer
-from sublet_agent.core.records import RunRecord
 from sublet_agent.core.layout import HOME, TMP, WORK, Layout, RunFolders
+from sublet_agent.core.records import RunRecord
 from sublet_agent.core.runner_port import ResolvedImage, RunSpec
 from sublet_contracts.checkpoint_layouts import QUIET_MS
 from sublet_contracts.documents import Checkpoint, Job
@@ -73,11 +73,9 @@ class Workspace:
         self.checkpoint = self.root / "checkpoint"
         self.inputs = self.root / "inputs"
         self.outputs = self.root / "outputs"
+        self._layout: Layout | None = None
         self._finder = CheckpointFinder(self.root)
 
-        self._layout: Layout | None = None
-    def make(self) -> None:
-        """Make the folders."""
     @property
     def folders(self) -> RunFolders:
         """The run's own folders as the job sees them: `folders.work` is the working folder,
@@ -92,6 +90,8 @@ class Workspace:
             self._layout = read_layout(self.root / LAYOUT)
         return self._layout or Layout()
 
+    def make(self) -> None:
+        """Make the folders."""
         own = [self.root / name for name in (WORK, HOME, TMP)]
         for folder in (*(self.checkpoint / n for n in ("in", "out", "ack")), self.inputs, *own):
             folder.mkdir(parents=True, exist_ok=True)
@@ -121,9 +121,9 @@ class Workspace:
             disk_bytes=max(1, need.disk_bytes),
             pids=_PIDS_PER_RUN,
             network="egress" if need.egress else "none",
+            run_dir=self.root,
             checkpoint_dir=self.checkpoint,
             inputs_dir=self.inputs,
-            run_dir=self.root,
             helper_dir=helper,
             stop_grace_ms=job.stop_grace_ms,
             # Who takes what a machine has must get the same bits on each.
@@ -131,9 +131,9 @@ class Workspace:
             destinations=dict(zip((i.destination for i in job.inputs), self._input_paths())),
             outputs_dir=self.outputs if job.outputs else None,
             outputs_path=job.outputs or None,
+            layout=self.layout,
         )
 
-            layout=self.layout,
     def _input_paths(self) -> Iterator[Path]:
         yield from input_paths(self.record.job, self.inputs)
 
@@ -158,10 +158,10 @@ class Workspace:
             os.rename(prepared.inputs, self.inputs)
         else:
             fetch_inputs(transfer, record.job_id, epoch, record.job, self.inputs, cancel)
-        if record.checkpoint is not None:
-            step = record.checkpoint.step
         self._layout = furnish()
         write_layout(self.root / LAYOUT, self._layout)
+        if record.checkpoint is not None:
+            step = record.checkpoint.step
             if step >= MAX_STEP:
                 raise CheckpointLost(f"step {step}: nothing that is saved after it can be told")
             target = self.checkpoint / "in" / f"step-{step}"
