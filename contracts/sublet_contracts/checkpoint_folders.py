@@ -57,7 +57,9 @@ MAX_RECORD_BYTES = 16 * 1024 * 1024
 MAX_FOLDER_FILES = MAX_FILES - 1
 MAX_STEP = 10**15 - 1
 
-_LOG = re.compile(r"(?:.*/)?(?:.*\.(?:log|csv|tsv|out|err)|events\.out\.tfevents\..*)")
+_LOG = re.compile(
+    r"(?:.*/)?(?:.*\.(?:log|csv|tsv|out|err|pyc)|events\.out\.tfevents\..*)|(?:.*/)?__pycache__/.*"
+)
 _HF_ONLY = re.compile(r"training_args\.bin|scheduler\.pt|rng_state(?:_[0-9]+)?\.pth")
 """what nobody else calls so: in a folder that many call checkpoint-N"""
 

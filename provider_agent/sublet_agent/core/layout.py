@@ -3,6 +3,7 @@
     runs/<lease>/work   the working folder: the image's WORKDIR, or the job's --workdir, or /work
     runs/<lease>/home   HOME, as the image has it, or /home/job
     runs/<lease>/tmp    /tmp
+    runs/<lease>/saved-N  a --checkpoint folder that lies in none of the others, nor in the outputs
 
 All three are the run's alone, may be written and executed, begin with what the image has there, and
 go with the run. Each is a folder of its own that the job can't put anything else in the place of,
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-WORK, HOME, TMP, OUTPUTS = "work", "home", "tmp", "outputs"
+WORK, HOME, TMP, OUTPUTS, SAVED = "work", "home", "tmp", "outputs", "saved"
 """the folders' names below runs/<lease>"""
 WORK_PATH = "/work"
 HOME_PATH = "/home/job"
@@ -110,12 +111,17 @@ def planned(image: ImageFolders, *, asked_work: str = "", asked_home: str = "") 
     return Layout(work, home, notes=notes)
 
 
-def own_folders(layout: Layout, outputs_path: str | None) -> dict[str, str]:
+def own_folders(
+    layout: Layout, outputs_path: str | None, checkpoint_paths: tuple[str, ...] = ()
+) -> dict[str, str]:
     """Return what of the run's folders is mounted where: path in the container -> name."""
     found: dict[str, str] = {} if outputs_path is None else {outputs_path: OUTPUTS}
     for path, name in ((layout.work_path, WORK), (layout.home_path, HOME), (TMP_PATH, TMP)):
         if path not in found and not (outputs_path and is_within(path, outputs_path)):
             found[path] = name
+    for number, path in enumerate(checkpoint_paths):
+        if path.startswith("/") and not any(is_within(path, folder) for folder in found):
+            found[path] = f"{SAVED}-{number}"
     return found
 
 
@@ -147,10 +153,12 @@ class RunFolders:
     outputs_path: str | None = None
     inputs: Mapping[str, Path] = field(default_factory=dict)
     """destination -> where it lies"""
+    checkpoint_paths: tuple[str, ...] = ()
+    """folders that the job named as its checkpoint, as it named them"""
 
     def mounts(self) -> dict[str, Path]:
         """Return every folder that can be written: path in the container -> folder on disk."""
-        own = own_folders(self.layout, self.outputs_path)
+        own = own_folders(self.layout, self.outputs_path, self.checkpoint_paths)
         return {path: self.root / name for path, name in own.items()}
 
     def place_of(self, path: str) -> Place | None:
@@ -159,7 +167,7 @@ class RunFolders:
         wanted = plain_path(path if path.startswith("/") else f"{self.layout.work_path}/{path}")
         if not wanted:
             return None
-        own = own_folders(self.layout, self.outputs_path)
+        own = own_folders(self.layout, self.outputs_path, self.checkpoint_paths)
         all_of_them = {**dict.fromkeys(self.inputs, "input"), **own}
         over = [folder for folder in all_of_them if is_within(wanted, folder)]
         if not over:

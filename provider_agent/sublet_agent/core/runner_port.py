@@ -132,6 +132,7 @@ class RunSpec:
     destinations: Mapping[str, Path] = field(default_factory=dict)  # container path -> host path
     outputs_dir: Path | None = None
     outputs_path: str | None = None  # where the job writes them, in the container
+    checkpoint_paths: tuple[str, ...] = ()  # folders whose content is a checkpoint, as named
     workdir: str = ""  # the working folder that the job wishes; '': the image's
     layout: Layout = UNFURNISHED  # as `furnish` has found it
 
@@ -313,7 +314,8 @@ def check_spec(spec: RunSpec) -> None:
             raise RunRefused(f"env: {variable!r} is no variable name: letters, digits and '_'")
     if (spec.outputs_dir is None) != (spec.outputs_path is None):
         raise RunRefused("outputs_dir and outputs_path come together: give both or none")
-    for path in [*spec.destinations, *([spec.outputs_path] if spec.outputs_path else [])]:
+    named = [path for path in spec.checkpoint_paths if path.startswith("/")]
+    for path in [*spec.destinations, *([spec.outputs_path] if spec.outputs_path else []), *named]:
         _check_container_path(path)
 
 

@@ -159,7 +159,9 @@ def host_config(spec: RunSpec, image: ImageConfig, host: Host) -> dict[str, Any]
 
 def folders_of(spec: RunSpec) -> RunFolders:
     """Return the run's folders."""
-    return RunFolders(spec.run_dir, spec.layout, spec.outputs_path, spec.destinations)
+    return RunFolders(
+        spec.run_dir, spec.layout, spec.outputs_path, spec.destinations, spec.checkpoint_paths
+    )
 
 
 def mounts(spec: RunSpec) -> list[Mount]:

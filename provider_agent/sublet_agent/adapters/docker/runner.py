@@ -504,6 +504,8 @@ class DockerRunner:
         for name in (layout.WORK, layout.HOME, layout.TMP):
             (spec.run_dir / name).mkdir(parents=True, exist_ok=True)
             folders.hand_over(spec.run_dir / name, uid, gid)
+        for folder in spec.run_dir.glob(f"{layout.SAVED}-*"):
+            folders.hand_over(folder, uid, gid)
         if spec.outputs_dir is not None:
             folders.hand_over(spec.outputs_dir, uid, gid)
 

@@ -108,7 +108,9 @@ class ProcessRunner:
             asked_work=spec.workdir,
             asked_home=spec.env.get("HOME", ""),
         )
-        own = RunFolders(spec.run_dir, found, spec.outputs_path, spec.destinations)
+        own = RunFolders(
+            spec.run_dir, found, spec.outputs_path, spec.destinations, spec.checkpoint_paths
+        )
         try:
             _make_own(spec.run_dir)
             for path in layout.seeded_folders(found, spec.outputs_path):
@@ -309,12 +311,15 @@ class ProcessRunner:
     def _describe(self, spec: RunSpec) -> dict[str, Any]:
         paths = {path: str(host) for path, host in spec.destinations.items()}
         paths[runner_port.INPUTS_PATH] = str(spec.inputs_dir)
-        own_folders = RunFolders(spec.run_dir, spec.layout, spec.outputs_path, spec.destinations)
+        own_folders = RunFolders(
+            spec.run_dir, spec.layout, spec.outputs_path, spec.destinations, spec.checkpoint_paths
+        )
         paths |= {
             path: str(host)
             for path, host in own_folders.mounts().items()
             # What is at hand on this machine under that name is meant, unless the job has named it.
-            if path in (spec.workdir, spec.env.get("HOME")) or not os.path.lexists(path)
+            if path in (spec.workdir, spec.env.get("HOME"), *spec.checkpoint_paths)
+            or not os.path.lexists(path)
         }
         if spec.outputs_path is not None:
             paths[spec.outputs_path] = str(spec.outputs_dir)

@@ -1,0 +1,349 @@
+"""What lies in the folders that a job named as its checkpoint, and whether it is at rest and whole.
+
+The rules stand in `sublet_contracts.checkpoint_folders`. The folders are the job's, which may put
+anything there at any moment: everything is opened from its folder's descriptor, no link is
+followed, and listing ends at a bound. It runs in the process that reads for the agent (reader.py),
+which looks often, so that it knows of each file whether it was seen at rest before its job was
+killed, and whether it only grows.
+"""
+
+import contextlib
+import hashlib
+import os
+import stat
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sublet_agent.adapters.workspace.open_writers import has_writer
+from sublet_agent.adapters.workspace.outputs_search import as_listed, descend, judged, opened
+from sublet_contracts.checkpoint_folders import (
+    MAX_FOLDER_FILES,
+    in_the_making,
+    is_log,
+    quiet_needed_ms,
+    trained_steps,
+)
+from sublet_contracts.checkpoint_layouts import (
+    MAX_STATE_BYTES,
+    ListedFile,
+    TrainerState,
+    read_trainer_state,
+)
+from sublet_contracts.file_formats import Verdict
+from sublet_contracts.tree import TreeRefused
+
+MAX_ENTRIES = 40_000
+MAX_DEPTH = 32
+_LEFT_OUT_SAID = 5
+_SAMPLES, _SAMPLE_BYTES = 32, 1024
+_NS_PER_MS = 1_000_000
+
+Ended = Literal["", "by itself", "killed"]
+State = Literal["same", "noted", "busy", "torn", "ready"]
+
+
+class WatchedFile(BaseModel):
+    """A regular file in one of the folders. All but the first three tell it from what it is later:
+    times in ns by this machine's clock."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    folder: int
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    log: bool = False
+    """whether it only carries along: it may be torn, and may change meanwhile"""
+
+
+class Watched(BaseModel):
+    """What was seen at one look."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    state: State
+    """same: nothing that counts has changed; noted: nothing is due; busy and torn: `says` why not
+    yet; ready: to be copied"""
+    says: str = ""
+    age_ms: int = 0
+    """how long ago the newest change was that counts"""
+    trained_step: int = 0
+    total_steps: int = 0
+    files: tuple[WatchedFile, ...] = ()
+    """where it is ready"""
+    left_out: int = 0
+    left_out_said: tuple[str, ...] = Field(default=(), max_length=_LEFT_OUT_SAID)
+    """of what can't be carried (links, sockets, names that are no text): a few"""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the agent wants to know."""
+
+    leave_out: tuple[tuple[str, ...], ...] = ()
+    """for each folder what lies there without belonging to it: where something else is mounted"""
+    waited_ms: int | None = None
+    """since when a snapshot is due; None: none is"""
+    since_ns: int = 0
+    """when the last one was taken"""
+    begun_ns: int = 0
+    """when the run began: what lay there before was not written by it"""
+    ended: Ended = ""
+
+
+@dataclass
+class _Known:
+    """A file as it was seen last."""
+
+    file: WatchedFile
+    since_s: float
+    at_rest: bool = False
+    """Nobody had it open for writing when it was seen so."""
+    writers_known: bool = True
+    verdict: Verdict | None = None
+    sample: tuple[int, bytes] | None = None
+    """its size when it was at rest, and a hash of pieces of it"""
+    grows: bool = False
+
+
+class FolderWatch:
+    """What is known of one run's folders."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str], _Known] = {}
+        self._left_out: list[str] = []
+        self._left_out_count = 0
+
+    def look(self, tops: list[int | None], wish: Wish) -> Watched:
+        """Look into the folders; None stands for one that isn't there. Raises TreeRefused: there is
+        too much to look through; OSError."""
+        self._left_out, self._left_out_count = [], 0
+        listing = self._list(tops, wish.leave_out)
+        self._note(tops, listing, wish.ended)
+        counted = [self._known[file.folder, file.path] for file in listing]
+        counted = [known for known in counted if not is_log(known.file.path) and not known.grows]
+        fresh = [known for known in counted if known.file.ctime_ns > wish.since_ns]
+        if not fresh:
+            return self._watched("same")
+        if wish.waited_ms is None and not wish.ended:
+            return self._watched("noted")
+        if not wish.ended and (says := _unrest(counted, wish.waited_ms or 0)):
+            return self._watched("busy", says)
+        if says := self._torn(tops, counted, wish):
+            return self._watched("torn", says)
+        now_ns = time.time_ns()
+        newest_ns = max(known.file.ctime_ns for known in fresh)
+        trained = _trained(tops, listing)
+        logs = {(k.file.folder, k.file.path) for k in self._known.values()}
+        logs -= {(known.file.folder, known.file.path) for known in counted}
+        return self._watched(
+            "ready",
+            age_ms=max(0, now_ns - newest_ns) // _NS_PER_MS,
+            trained_step=trained.step if trained else 0,
+            total_steps=trained.total_steps if trained else 0,
+            files=tuple(
+                file.model_copy(update={"log": True}) if (file.folder, file.path) in logs else file
+                for file in listing
+            ),
+        )
+
+    def _watched(self, state: State, says: str = "", **more: object) -> Watched:
+        return Watched.model_validate(
+            {
+                "state": state,
+                "says": says[:500],
+                "left_out": self._left_out_count,
+                "left_out_said": tuple(self._left_out),
+                **more,
+            }
+        )
+
+    # -- what is there -----------------------------------------------------------------------------
+
+    def _list(
+        self, tops: list[int | None], leave_out: tuple[tuple[str, ...], ...]
+    ) -> list[WatchedFile]:
+        listing: list[WatchedFile] = []
+        left = MAX_ENTRIES
+        for number, top in enumerate(tops):
+            pending: list[tuple[str, ...]] = [()] if top is not None else []
+            skipped = frozenset(leave_out[number]) if number < len(leave_out) else frozenset()
+            while pending:
+                parts = pending.pop()
+                try:
+                    folder = descend(top or 0, parts)
+                except (FileNotFoundError, NotADirectoryError, PermissionError):
+                    continue  # deleted meanwhile, or replaced by a link, or closed
+                try:
+                    with os.scandir(folder) as entries:
+                        for entry in entries:
+                            left -= 1
+                            if left < 0:
+                                raise TreeRefused(
+                                    f"the --checkpoint folders hold more than {MAX_ENTRIES} files "
+                                    "and folders, too many to save: name a smaller one"
+                                )
+                            path = "/".join((*parts, entry.name))
+                            if path in skipped:
+                                continue
+                            if entry.is_dir(follow_symlinks=False):
+                                if len(parts) < MAX_DEPTH:
+                                    pending.append((*parts, entry.name))
+                                else:
+                                    self._leave_out(path)
+                                continue
+                            with contextlib.suppress(FileNotFoundError):
+                                info = entry.stat(follow_symlinks=False)
+                                if watched := _as_watched(number, path, info):
+                                    listing.append(watched)
+                                else:
+                                    self._leave_out(path)
+                finally:
+                    os.close(folder)
+        if len(listing) > MAX_FOLDER_FILES:
+            raise TreeRefused(
+                f"the --checkpoint folders hold {len(listing)} files, and {MAX_FOLDER_FILES} are "
+                "the most: pack them into one, or name a smaller folder"
+            )
+        listing.sort(key=lambda file: (file.folder, file.path))
+        return listing
+
+    def _leave_out(self, path: str) -> None:
+        self._left_out_count += 1
+        if len(self._left_out) < _LEFT_OUT_SAID:
+            self._left_out.append(ascii(path)[1:-1][:100])
+
+    def _note(self, tops: list[int | None], listing: list[WatchedFile], ended: Ended) -> None:
+        """Remember of each file that has changed whether it is at rest, and whether it has only
+        grown."""
+        now_s = time.monotonic()
+        known: dict[tuple[int, str], _Known] = {}
+        for file in listing:
+            key = file.folder, file.path
+            before = self._known.get(key)
+            if before is not None and before.file == file:
+                known[key] = before
+                if before.at_rest or ended:
+                    continue
+                now = before
+            else:
+                now = known[key] = _Known(file, now_s)
+                if before is not None:
+                    now.sample, now.grows = before.sample, before.grows
+            top = tops[file.folder]
+            if not is_log(file.path) and top is not None:
+                _look_at(top, now, ended)
+        self._known = known
+
+    # -- whether it is whole -----------------------------------------------------------------------
+
+    def _torn(self, tops: list[int | None], counted: list[_Known], wish: Wish) -> str:
+        for number in range(len(tops)):
+            files = [known.file for known in counted if known.file.folder == number]
+            if says := in_the_making(
+                (file.path, file.size_bytes, file.mtime_ns // _NS_PER_MS) for file in files
+            ):
+                return says
+        for known in counted:
+            top = tops[known.file.folder]
+            if known.file.ctime_ns < wish.begun_ns or top is None:
+                continue
+            if known.verdict is None:
+                with opened(top, known.file.path) as file:
+                    if file is None:
+                        return f"{known.file.path}: it was deleted just now"
+                    known.verdict = judged(file, known.file.path)
+            if known.verdict.kind == "torn":
+                return f"{known.file.path}: {known.verdict.torn}"
+            late = known.file.ctime_ns > wish.since_ns and not known.at_rest
+            if wish.ended == "killed" and late and known.verdict.kind != "whole":
+                return (
+                    f"{known.file.path}: it was written just before the run was killed, and nothing"
+                    " says that it is all there"
+                )
+        return ""
+
+
+def _look_at(top: int, known: _Known, ended: Ended) -> None:
+    with opened(top, known.file.path) as file:
+        if file is None:
+            return
+        if ended != "killed":
+            # Of who was killed nobody knows any more what it had open.
+            writer = has_writer(file)
+            known.writers_known = writer is not None
+            known.at_rest = writer is not True
+            if not known.at_rest:
+                return
+        before, known.sample = known.sample, _sample(file, known.file.size_bytes)
+        if before is not None and before != known.sample:
+            longer = known.file.size_bytes > before[0]
+            known.grows = longer and _sample(file, before[0]) == before
+
+
+def _sample(file: int, size: int) -> tuple[int, bytes]:
+    """Return what tells whether a file still begins with what it was at that size: pieces from its
+    beginning to its end."""
+    taken = hashlib.sha256()
+    last = max(0, size - _SAMPLE_BYTES)
+    for at in sorted({last * number // (_SAMPLES - 1) for number in range(_SAMPLES)}):
+        taken.update(os.pread(file, min(_SAMPLE_BYTES, size - at), at))
+    return size, taken.digest()
+
+
+def _unrest(counted: list[_Known], waited_ms: int) -> str:
+    """Return what is not at rest yet, with why; '' if all is."""
+    for known in counted:
+        if not known.at_rest:
+            return f"{known.file.path} is open for writing"
+    writers_known = all(known.writers_known for known in counted)
+    needed_ms = quiet_needed_ms(waited_ms, writers_known=writers_known)
+    now_ns, now_s = time.time_ns(), time.monotonic()
+    for known in counted:
+        # The clock may have been set back since: then by what was seen.
+        seen_ms = (now_s - known.since_s) * 1000
+        quiet_ms = max(seen_ms, (now_ns - known.file.ctime_ns) / _NS_PER_MS)
+        if quiet_ms < needed_ms:
+            return f"{known.file.path} has just been changed"
+    return ""
+
+
+def _trained(tops: list[int | None], listing: list[WatchedFile]) -> TrainerState | None:
+    """Return what the newest Trainer's state in the folders says."""
+    for number, top in enumerate(tops):
+        if top is None:
+            continue
+        files = [
+            ListedFile(
+                path=file.path, size_bytes=file.size_bytes, mtime_ms=file.mtime_ns // _NS_PER_MS
+            )
+            for file in listing
+            if file.folder == number and file.mtime_ns >= 0
+        ]
+        for path in trained_steps(files):
+            step = int(path.rsplit("/", 2)[-2].rsplit("-", 1)[-1])
+            with opened(top, path) as file:
+                data = b"" if file is None else os.pread(file, MAX_STATE_BYTES, 0)
+            state = read_trainer_state(data, step)
+            if state is not None:
+                return state
+    return None
+
+
+def _as_watched(folder: int, path: str, info: os.stat_result) -> WatchedFile | None:
+    """Return the entry, or None for what no checkpoint can hold: other than files, odd names."""
+    if not stat.S_ISREG(info.st_mode) or as_listed(path, info) is None:
+        return None
+    return WatchedFile(
+        folder=folder,
+        path=path,
+        size_bytes=info.st_size,
+        mtime_ns=info.st_mtime_ns,
+        ctime_ns=info.st_ctime_ns,
+        inode=info.st_ino,
+    )
