@@ -132,6 +132,7 @@ async def _provide(options: Options, output: OwnerOutput) -> int:
             key,
             os.urandom(8).hex(),
             journal,
+            shell.writer,
             shell,
             clock,
             lambda: core.saved.broker,

@@ -11,7 +11,8 @@ import pytest
 
 from sublet_agent.adapters.session.link import _cancel_all
 from sublet_agent.adapters.shell import Shell
-from sublet_agent.core.effects import Step
+from sublet_agent.core import effects
+from sublet_agent.core.effects import Save, Step
 from sublet_contracts.wire import Unprepare
 
 
@@ -21,7 +22,7 @@ class BrokenJournal:
     def __init__(self) -> None:
         self.commits = 0
 
-    def commit(self, _save: Any) -> None:
+    def write(self, _changes: Any) -> None:
         self.commits += 1
         if self.commits == 1:
             raise sqlite3.OperationalError("disk I/O error")
@@ -29,12 +30,13 @@ class BrokenJournal:
 
 class Core:
     def handle(self, _event: Any, _now_ms: int) -> Step:
-        return Step()
+        return Step(Save(next_mid=7), [effects.Say("done all the same")])
 
 
-def test_nothing_is_taken_after_a_failed_commit(tmp_path: Path) -> None:
+async def test_nothing_is_taken_after_a_failed_commit(tmp_path: Path) -> None:
     unused = cast(Any, None)
     journal = BrokenJournal()
+    said: list[str] = []
     shell = Shell(
         state=tmp_path,
         core=cast(Any, Core()),
@@ -44,15 +46,20 @@ def test_nothing_is_taken_after_a_failed_commit(tmp_path: Path) -> None:
         transfer=unused,
         helper=tmp_path,
         now_ms=lambda: 0,
-        say=print,
+        say=said.append,
     )
     message = Unprepare(job="0" * 64)
-    # The link acknowledges what `arrived` returns from.
-    for _ in range(2):
-        with pytest.raises(sqlite3.OperationalError):
-            shell.arrived(message)
+    # The link acknowledges what was taken once `written` returns.
+    shell.arrived(message)
+    with pytest.raises(sqlite3.OperationalError):
+        await shell.written()
+    with pytest.raises(sqlite3.OperationalError):
+        shell.arrived(message)
+    with pytest.raises(sqlite3.OperationalError):
+        await shell.written()
     assert journal.commits == 1
     assert shell.done.is_set()
+    assert said == []
     shell.close()
 
 

@@ -327,6 +327,7 @@ class Agent:
     async def quiet(self) -> None:
         """Wait until nothing more is under way but the watching."""
         for _ in range(500):
+            await self.shell.written()
             if not [key for key in self.shell._tasks if key[0] != "watch"]:
                 return
             await asyncio.sleep(0.01)
@@ -396,12 +397,13 @@ async def test_a_journal_that_can_not_be_written_ends_the_agent(
     agent = Agent(journal, tmp_path / "state")
     lease_id = agent.has_run()
 
-    def full(_save: Save) -> None:
+    def full(_changes: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(journal, "commit", full)
+    monkeypatch.setattr(journal, "write", full)
+    agent.shell.post(events.CheckpointFound(lease_id, 5))
     with pytest.raises(sqlite3.OperationalError):
-        agent.shell.post(events.CheckpointFound(lease_id, 5))
+        await agent.shell.written()
     assert agent.shell.done.is_set()
     await agent.close()
 

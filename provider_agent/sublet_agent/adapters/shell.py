@@ -1,7 +1,8 @@
 """Brings the core to life: commits each step, then performs its effects; watches the runs.
 
 All of the core runs on the event loop's thread; what blocks (runner, transfer, hashing) runs in
-threads and comes back as an event.
+threads and comes back as an event. So does the journal (journal_writer.py): a step's effects wait
+for it to be on disk, in the steps' order, and the loop waits for nothing.
 
 An error that nobody had thought of, in whatever is done for one run, quarantines that run: it ends,
 its folder is kept, and the owner is asked to report the line. What can end the agent is its own
@@ -24,7 +25,8 @@ import httpx
 
 from sublet_agent.adapters.deadline_files import DeadlineFiles
 from sublet_agent.adapters.run_observer import Observer
-from sublet_agent.adapters.session.journal import Journal, unwritable
+from sublet_agent.adapters.session.journal import Journal, Rows, rows_of, unwritable
+from sublet_agent.adapters.session.journal_writer import JournalWriter
 from sublet_agent.adapters.session.link import Link
 from sublet_agent.adapters.session.log_sender import LogSender
 from sublet_agent.adapters.session.log_spool import Spool
@@ -105,6 +107,7 @@ class Shell:
         self.state = state
         self.core = core
         self.journal = journal
+        self.writer = JournalWriter(journal, self._can_not_write)
         self.spool = spool
         self.runner = runner
         self.transfer = transfer
@@ -133,7 +136,7 @@ class Shell:
         """lease id -> the traceback of what it is quarantined for"""
         self._said_s: dict[str, float] = {}
         self._logs = LogSender(spool, core, lambda: self.link)
-        core.last_saved = lambda lease_id: self.journal.run(lease_id)
+        core.last_saved = self.writer.last_record
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -201,7 +204,8 @@ class Shell:
                 self._unexpected("the time", error)
 
     def post(self, event: events.Event) -> None:
-        """Let the core take an event: commit, then perform."""
+        """Let the core take an event. What it leads to is committed, and then performed: perhaps
+        after this returns."""
         if self.failed is not None:
             return
         if isinstance(event, events.Observed) and not event.running:
@@ -211,16 +215,23 @@ class Shell:
                     self.core.handle(events.DeadlinePassed(event.lease_id, over), self.now_ms())
                 )
         step = self.core.handle(event, self.now_ms())
-        self._perform(step)
+        self._perform(step, event.message if isinstance(event, events.MessageArrived) else event)
 
-    def _perform(self, step: effects.Step) -> None:
+    def _perform(self, step: effects.Step, event: object = None) -> None:
         try:
-            step = self._committed(step)
+            step, rows = self._as_rows(step)
         except Exception as error:
-            # What can't be written must not be done: stop here, and a restart takes it up.
-            self.failed = error
-            self.done.set()
+            self._can_not_write(error)
             raise
+        self.writer.write(rows, functools.partial(self._do_all, step), event)
+
+    def _can_not_write(self, error: BaseException) -> None:
+        """What can't be written must not be done: stop here, and a restart takes it up."""
+        self.failed = error
+        self.done.set()
+
+    def _do_all(self, step: effects.Step) -> None:
+        """Do what a step asks for, which is on disk."""
         if step.save.queue and self.link is not None:
             self.link.outbox_grew()
         for effect in step.effects:
@@ -229,12 +240,11 @@ class Shell:
             except Exception as error:  # noqa: BLE001 - the other effects are other runs'
                 self._trouble(type(effect).__name__, getattr(effect, "lease_id", ""), error)
 
-    def _committed(self, step: effects.Step) -> effects.Step:
-        """Commit; where one run has what can't be written down by anybody, without that run."""
+    def _as_rows(self, step: effects.Step) -> tuple[effects.Step, Rows]:
+        """Return what is to be written; where one run has what can't be written down by anybody,
+        without that run."""
         try:
-            self.journal.commit(step.save)
-        except (sqlite3.Error, OSError):
-            raise
+            return step, rows_of(step.save)
         except Exception as error:
             found = {id: says for id, says in unwritable(step.save).items() if id in self.core.runs}
             if not found:
@@ -242,8 +252,7 @@ class Shell:
             for lease_id, says in found.items():
                 self._traces[lease_id] = _trace(error)
                 step = self.core.put_aside(step, lease_id, says, self.now_ms())
-            self.journal.commit(step.save)
-        return step
+            return step, rows_of(step.save)
 
     # -- Listener of the link ----------------------------------------------------------------------
 
@@ -255,11 +264,16 @@ class Shell:
         self.knows_broker.set()
 
     def arrived(self, message: Message) -> None:
-        """A message is to be taken; on disk when this returns. Raises what the journal raised last:
-        while this agent comes to its end, nothing may be acknowledged that it didn't take."""
+        """A message is to be taken; once `written` has returned it is on disk. Raises what the
+        journal raised last: while this agent comes to its end, nothing may be acknowledged that it
+        didn't take."""
         if self.failed is not None:
             raise self.failed
         self.post(events.MessageArrived(message))
+
+    async def written(self) -> None:
+        """Return once all is on disk that was taken so far. Raises what the journal raised."""
+        await self.writer.written()
 
     def disconnected(self) -> None:
         """The session is over. When this agent ends that is no news."""
@@ -317,7 +331,7 @@ class Shell:
                     self._act(functools.partial(self._workspace(lease_id).delete_steps, steps)),
                 )
             case effects.RenewDeadline(lease_id, in_ms, over):
-                self._renew_deadline(lease_id, in_ms, over)
+                self._spawn("deadline", lease_id, self._renew_deadline(lease_id, in_ms, over))
             case effects.Remove(lease_id):
                 self._spawn("remove", lease_id, self._remove(lease_id))
             case effects.PutAside(lease_id):
@@ -418,11 +432,17 @@ class Shell:
                 f"please send it along with the line above that begins with {UNEXPECTED!r}"
             )
 
-    def _renew_deadline(self, lease_id: str, in_ms: int, over: Over) -> None:
+    async def _renew_deadline(self, lease_id: str, in_ms: int, over: Over) -> None:
         try:
-            self.deadlines.renew(run_id(lease_id), in_ms, over)
+            await self.blocking(self.deadlines.renew, run_id(lease_id), in_ms, over)
         except OSError as error:
             self.say(f"lease {short(lease_id)}: its deadline can't be written: {error.strerror}")
+
+    async def _deadline_stands(self, lease_id: str) -> None:
+        """Wait until no deadline of a run is being written."""
+        renewing = self._tasks.get(("deadline", lease_id))
+        if renewing is not None:
+            await asyncio.wait([renewing])
 
     async def keep_watchdog(self) -> None:
         """See that the watchdog is there while anything runs, until cancelled."""
@@ -442,6 +462,7 @@ class Shell:
     async def _remove_container(self, lease_id: str) -> None:
         """Kill and remove it, however often it takes: no container outlives its lease."""
         delay_s = REMOVE_AGAIN_S
+        await self._deadline_stands(lease_id)
         while True:
             try:
                 await self.blocking(self.runner.remove, run_id(lease_id))
@@ -630,6 +651,7 @@ class Shell:
         try:
             image = await self._image_of(lease_id)
             spec = self._workspace(lease_id).spec(image, self.helper)
+            await self._deadline_stands(lease_id)
             await self._ensure_watchdog()
             await self.blocking(self.runner.start, spec)
         except PullCancelled:
@@ -793,6 +815,7 @@ class Shell:
         for cancel in self._cancels.values():
             cancel.set()
         self.reader.close()
+        self.writer.close()
         for threads in (self._threads, self._movers):
             threads.shutdown(wait=False, cancel_futures=True)
 

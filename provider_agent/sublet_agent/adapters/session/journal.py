@@ -1,13 +1,16 @@
 """The journal: SQLite in the state folder, synchronous FULL. What is committed survives anything.
 
-One transaction per Step of the core. A lock on the folder keeps a second agent out.
+One transaction for one Step of the core, or for several in their order. A lock on the folder keeps
+a second agent out. What is to be written is made into rows first (`rows_of`), for records change
+while the disk is waited for; what reads has a connection of its own, which waits for no writer.
 """
 
 import fcntl
 import json
 import os
 import sqlite3
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sublet_agent.adapters.session.disk_reserve import Reserve, with_reserve
@@ -47,8 +50,24 @@ class Pending:
     """None: what was written can't be read any more"""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Changes as they are written."""
+
+    statements: tuple[tuple[str, tuple[object, ...]], ...] = ()
+    settlements: tuple[tuple[str, str, int], ...] = ()
+    """id, envelope, and what it earned"""
+    records: Mapping[str, str | None] = field(default_factory=dict)
+    """each run's record that is among the changes; None: it is forgotten"""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return not (self.statements or self.settlements)
+
+
 class Journal:
-    """The core's memory on disk. Used from one thread."""
+    """The core's memory on disk. One thread writes at a time; what reads is called from one."""
 
     def __init__(self, folder: Path) -> None:
         """Open or make it. Raises StateFolderInUse, NewerState, OSError, sqlite3.Error."""
@@ -62,7 +81,9 @@ class Journal:
                 f"another agent is using {folder}; stop it, or give this one its own --state"
             ) from error
         self.reserve = Reserve(folder / "reserve")
-        self._db = sqlite3.connect(folder / "journal.db", isolation_level=None)
+        self._reading: sqlite3.Connection | None = None
+        path = folder / "journal.db"
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         # Asked first: a newer release's file is left as it is, to the byte.
         found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if found > VERSION:
@@ -77,6 +98,7 @@ class Journal:
         self._db.execute(
             "INSERT OR IGNORE INTO meta VALUES ('state_id', ?)", (os.urandom(8).hex(),)
         )
+        self._reading = sqlite3.connect(path, isolation_level=None)
         self.state_id = self._meta("state_id")
         self.unreadable: dict[str, str] = {}
         """lease id -> the saved record that `load` could not read"""
@@ -85,6 +107,8 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the folder."""
+        if self._reading is not None:
+            self._reading.close()
         self._db.close()
         os.close(self._lock)
 
@@ -111,39 +135,23 @@ class Journal:
                 self.unreadable[lease] = text
         return found
 
-    @with_reserve
     def commit(self, save: Save) -> None:
         """Write one step's changes, all or nothing, and wait for the disk."""
-        if save.empty:
+        self.write((rows_of(save),))
+
+    @with_reserve
+    def write(self, changes: Sequence[Rows]) -> None:
+        """Write these in their order, all or nothing, and wait for the disk."""
+        if all(rows.empty for rows in changes):
             return
         run = self._db.execute
         run("BEGIN IMMEDIATE")
         try:
-            for lease in save.drop_messages_of:
-                run("DELETE FROM outbox WHERE lease=?", (lease,))
-            for lease, record in save.runs.items():
-                run("INSERT OR REPLACE INTO runs VALUES (?,?)", (lease, record.model_dump_json()))
-            for lease in save.forget_runs:
-                run("DELETE FROM runs WHERE lease=?", (lease,))
-            for queued in save.queue:
-                body = queued.message.model_dump_json()
-                run(
-                    "INSERT INTO outbox VALUES (?,?,?,?)",
-                    (queued.mid, queued.lease_id, queued.message.TYPE, body),
-                )
-            for job, epoch in save.epochs.items():
-                run("INSERT OR REPLACE INTO epochs VALUES (?,?)", (job, epoch))
-            earned = [
-                _earned(envelope) for envelope in save.settlements if self._add_settlement(envelope)
-            ]
-            if save.offers is not None:
-                self._set("offers", json.dumps([o.model_dump(mode="json") for o in save.offers]))
-            for name in ("broker", "offer_sequence", "next_mid"):
-                value = getattr(save, name)
-                if value is not None:
-                    self._set(name, str(value))
-            if save.reclaimed is not None:
-                self._set("reclaimed", "yes" if save.reclaimed else "no")
+            earned: list[int] = []
+            for rows in changes:
+                for statement, values in rows.statements:
+                    run(statement, values)
+                earned += [ucr for id, text, ucr in rows.settlements if self._add(id, text)]
             run("COMMIT")
             before = self._income
             self._income = Income(
@@ -156,7 +164,7 @@ class Journal:
 
     def run(self, lease_id: str) -> RunRecord | None:
         """Return a run's record as it was committed last; None: it never was."""
-        row = self._db.execute("SELECT record FROM runs WHERE lease=?", (lease_id,)).fetchone()
+        row = self._read("SELECT record FROM runs WHERE lease=?", (lease_id,)).fetchone()
         return RunRecord.model_validate_json(row[0]) if row else None
 
     @with_reserve
@@ -167,7 +175,7 @@ class Journal:
 
     def pending(self, after: int = 0, limit: int = 1000) -> list[Pending]:
         """Return unacknowledged messages in order, past number `after`."""
-        rows = self._db.execute(
+        rows = self._read(
             "SELECT mid, type, body FROM outbox WHERE mid>? ORDER BY mid LIMIT ?", (after, limit)
         )
         return [
@@ -175,16 +183,19 @@ class Journal:
             for number, kind, body in rows
         ]
 
-    @with_reserve
     def acknowledged(self, mids: tuple[str, ...]) -> None:
         """Forget messages that are on the broker's disk."""
+        self.write((self.rows_of_acknowledged(mids),))
+
+    def rows_of_acknowledged(self, mids: tuple[str, ...]) -> Rows:
+        """Return the same as changes."""
         prefix = self.state_id + "-"
         numbers = [
-            (int(mid[len(prefix) :]),)
+            int(mid[len(prefix) :])
             for mid in mids
             if mid.startswith(prefix) and mid[len(prefix) :].isdigit()
         ]
-        self._db.executemany("DELETE FROM outbox WHERE mid=?", numbers)
+        return Rows(tuple(("DELETE FROM outbox WHERE mid=?", (number,)) for number in numbers))
 
     def settlements(self) -> list[Envelope]:
         """Return the settlements received, oldest first."""
@@ -195,20 +206,53 @@ class Journal:
         """Return what the settlements received add up to."""
         return self._income
 
-    def _add_settlement(self, envelope: Envelope) -> bool:
+    def _add(self, settlement_id: str, envelope: str) -> bool:
         """Write a settlement; False: it is here already."""
         added = self._db.execute(
-            "INSERT OR IGNORE INTO settlements VALUES (?,?)",
-            (envelope.id, envelope.model_dump_json()),
+            "INSERT OR IGNORE INTO settlements VALUES (?,?)", (settlement_id, envelope)
         )
         return added.rowcount == 1
+
+    def _read(self, query: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
+        assert self._reading is not None
+        return self._reading.execute(query, values)
 
     def _meta(self, name: str, default: str = "") -> str:
         row = self._db.execute("SELECT value FROM meta WHERE name=?", (name,)).fetchone()
         return str(row[0]) if row else default
 
-    def _set(self, name: str, value: str) -> None:
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (name, value))
+
+def rows_of(save: Save) -> Rows:
+    """Return one step's changes as they are now. Raises ValueError for what can't be written."""
+    run: list[tuple[str, tuple[object, ...]]] = []
+    records: dict[str, str | None] = {}
+    for lease in save.drop_messages_of:
+        run.append(("DELETE FROM outbox WHERE lease=?", (lease,)))
+    for lease, record in save.runs.items():
+        text = records[lease] = record.model_dump_json()
+        run.append(("INSERT OR REPLACE INTO runs VALUES (?,?)", (lease, text)))
+    for lease in save.forget_runs:
+        records[lease] = None
+        run.append(("DELETE FROM runs WHERE lease=?", (lease,)))
+    for queued in save.queue:
+        body = queued.message.model_dump_json()
+        row = (queued.mid, queued.lease_id, queued.message.TYPE, body)
+        run.append(("INSERT INTO outbox VALUES (?,?,?,?)", row))
+    for job, epoch in save.epochs.items():
+        run.append(("INSERT OR REPLACE INTO epochs VALUES (?,?)", (job, epoch)))
+    named: dict[str, str | None] = {
+        name: None if (value := getattr(save, name)) is None else str(value)
+        for name in ("broker", "offer_sequence", "next_mid")
+    }
+    if save.offers is not None:
+        named["offers"] = json.dumps([offer.model_dump(mode="json") for offer in save.offers])
+    if save.reclaimed is not None:
+        named["reclaimed"] = "yes" if save.reclaimed else "no"
+    for name, value in named.items():
+        if value is not None:
+            run.append(("INSERT OR REPLACE INTO meta VALUES (?,?)", (name, value)))
+    settlements = tuple((e.id, e.model_dump_json(), _earned(e)) for e in save.settlements)
+    return Rows(tuple(run), settlements, records)
 
 
 def _earned(envelope: Envelope) -> int:

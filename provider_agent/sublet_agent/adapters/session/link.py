@@ -25,6 +25,7 @@ from websockets.exceptions import (
 from sublet_agent.adapters.clock import SteadyClock
 from sublet_agent.adapters.options import UsageError
 from sublet_agent.adapters.session.journal import Journal
+from sublet_agent.adapters.session.journal_writer import JournalWriter
 from sublet_agent.core.effects import UNEXPECTED
 from sublet_agent.core.fixes import with_fix
 from sublet_agent.core.status import Connection
@@ -59,6 +60,8 @@ class Listener(Protocol):
 
     def arrived(self, message: Message) -> None: ...
 
+    async def written(self) -> None: ...
+
     def disconnected(self) -> None: ...
 
     def say(self, text: str) -> None: ...
@@ -73,6 +76,7 @@ class Link:
         key: SigningKey,
         instance: str,
         journal: Journal,
+        writer: JournalWriter,
         listener: Listener,
         clock: SteadyClock,
         broker: Callable[[], str],
@@ -81,6 +85,7 @@ class Link:
         self._key = key
         self._instance = instance
         self._journal = journal
+        self._writer = writer
         self._listener = listener
         self._clock = clock
         self._broker = broker
@@ -198,7 +203,7 @@ class Link:
                 self._listener.arrived(received.message)
                 async for frame in wire:
                     received, _ = session.receive(_bytes(frame), self._clock.now_ms())
-                    self._take(received.message, received.mid)
+                    await self._take(received.message, received.mid)
             finally:
                 self._session = None
                 self._acknowledged.set()
@@ -207,14 +212,17 @@ class Link:
                 finally:
                     self._listener.disconnected()
 
-    def _take(self, message: Message, mid: str | None) -> None:
+    async def _take(self, message: Message, mid: str | None) -> None:
         if isinstance(message, Ack):
-            self._journal.acknowledged(message.mids)
-            self._acknowledged.set()
+            self._forget(message.mids)
             return
         self._listener.arrived(message)
         if mid is not None:
+            await self._listener.written()
             self.send(Ack(mids=(mid,)))
+
+    def _forget(self, mids: tuple[str, ...]) -> None:
+        self._writer.write(self._journal.rows_of_acknowledged(mids), self._acknowledged.set)
 
     async def _write(self, wire: ClientConnection) -> None:
         while True:
@@ -247,7 +255,7 @@ class Link:
     def _drop(self, mid: str, why: str) -> None:
         """Never send a message that keeps all that come after it from being sent."""
         self._listener.say(f"{UNEXPECTED}: message {mid} is not sent: {why}")
-        self._journal.acknowledged((mid,))
+        self._forget((mid,))
 
 
 async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
