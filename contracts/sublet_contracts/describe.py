@@ -26,6 +26,7 @@ from sublet_contracts.documents import (
 )
 from sublet_contracts.documents import Job as JobDocument
 from sublet_contracts.encoding import MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_INTEGER
+from sublet_contracts.job_warnings import WARNINGS
 from sublet_contracts.keys import PARTY_PATTERN
 from sublet_contracts.reasons import MEANINGS
 from sublet_contracts.session import HANDSHAKE, MAX_SKEW_MS, SessionProof
@@ -102,7 +103,14 @@ _DIAGRAMS = (
 def page() -> str:
     """Return the whole of contracts/README.md."""
     sections = (_opening(), _documents(), _wire(), _session(), _trees(), _requests(), _states())
-    return "\n\n".join("\n".join(section) for section in sections) + "\n\n" + _reasons() + "\n"
+    return (
+        "\n\n".join("\n".join(section) for section in sections)
+        + "\n\n"
+        + _reasons()
+        + "\n\n"
+        + _warnings()
+        + "\n"
+    )
 
 
 def _opening() -> Iterator[str]:
@@ -118,7 +126,8 @@ def _opening() -> Iterator[str]:
     yield ""
     yield "**Contents:** [modules](#modules) · [documents](#documents) ·"
     yield "[wire messages](#wire-messages) · [session](#the-sessions-table) · [trees](#trees) ·"
-    yield "[signed requests](#signed-requests) · [states](#states) · [reasons](#reasons)"
+    yield "[signed requests](#signed-requests) · [states](#states) · [reasons](#reasons) · "
+    yield "[warnings](#warnings)"
     yield ""
     yield "## Modules"
     yield ""
@@ -307,6 +316,23 @@ def _reasons() -> str:
     return "\n".join(
         (*lines, *_table(("reason", "fault", "then", "pays", "in words", "evidence"), rows))
     )
+
+
+def _warnings() -> str:
+    lines = [
+        "## Warnings",
+        "",
+        "What the renter of a running job is told, while it can still be helped. Each has an event"
+        " when it *begins* and when it is *over*, at the latest with its run; a view of the job has"
+        " those that stand, with their facts as they are at that moment.",
+        "",
+    ]
+    rows = [
+        (f"`{code}`", w.mark, w.begins, w.ends, ", ".join(f"`{fact}`" for fact in w.facts))
+        for code, w in WARNINGS.items()
+    ]
+    heads = ("warning", "mark", "it begins when", "it is over when", "facts")
+    return "\n".join((*lines, *_table(heads, rows)))
 
 
 def _fields(model: type[BaseModel]) -> Iterator[str]:

@@ -8,7 +8,7 @@ what to run it with the next time.
 from collections.abc import Callable
 
 from sublet_contracts.api import JobView
-from sublet_contracts.documents import Job, read_document
+from sublet_contracts.documents import DocumentRefused, Job, read_document
 from sublet_contracts.job_warnings import WarningCode
 from sublet_contracts.keys import short
 
@@ -24,15 +24,24 @@ def fix_of_warning(code: str, view: JobView) -> str:
     return fix(view)
 
 
+def _job(view: JobView) -> Job | None:
+    """Return what the renter signed; None: it is of a newer version than this client."""
+    try:
+        return read_document(view.document, Job)
+    except DocumentRefused:
+        return None
+
+
 def _nothing_saved(view: JobView) -> str:
-    job = read_document(view.document, Job)
-    if job.checkpoints:
+    job = _job(view)
+    if job is not None and job.checkpoints:
         folders = ", ".join(job.checkpoints)
         return (
             f"nothing whole lies in {folders} yet: let the script save there, now and then, and "
             "close what it writes"
         )
-    below = f"below {job.outputs}" if job.outputs else "in the folder that --outputs names"
+    outputs = job.outputs if job is not None else ""
+    below = f"below {outputs}" if outputs else "in the folder that --outputs names"
     return (
         "run it with --checkpoint DIR, the folder that it saves to; or save with sublet.ckpt; the "
         f"Trainer of Hugging Face: save_steps, and its output_dir {below}"
@@ -54,7 +63,8 @@ def _saves_stopped(view: JobView) -> str:
 def _look(view: JobView) -> str:
     ref = short(view.id)
     text = f"see sublet logs -f {ref}; sublet pause {ref} ends what it costs"
-    if read_document(view.document, Job).stall_ms:
+    job = _job(view)
+    if job is not None and job.stall_ms:
         return text
     return f"{text}, and --stall 30m does so by itself the next time"
 

@@ -1,4 +1,4 @@
-"""Commands about jobs that answer at once: ps, inspect, cancel, pause, resume, download."""
+"""Commands about jobs that answer at once: ps, inspect, resume, download."""
 
 import shutil
 import time
@@ -8,6 +8,7 @@ from sublet.cli.errors import SUCCEEDED
 from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
 from sublet.terminal.next_steps import status_text
 from sublet.terminal.text import clip, paint, safe, state, table
+from sublet.terminal.warning_text import warning_lines, warning_marks
 from sublet_contracts.amounts import format_ago, format_bytes, format_credits, format_duration
 from sublet_contracts.api import JobView, RunView
 from sublet_contracts.documents import Resources
@@ -58,7 +59,11 @@ def _jobs_table(jobs: Sequence[JobView], now_ms: int) -> str:
                 format_ago(job.submitted_ms, now_ms),
             ]
         )
-    heads = ("job", "name", "state", "step", "cost", "on", "age")
+    heads: tuple[str, ...] = ("job", "name", "state", "step", "cost", "on", "age")
+    if any(job.warnings for job in jobs):
+        heads = (*heads, "warning")
+        for row, job in zip(rows, jobs, strict=True):
+            row.append(warning_marks(job))
     return table(heads, rows, right=(3,), colour=2)
 
 
@@ -104,6 +109,7 @@ def inspect(argv: Sequence[str]) -> int:
     if view.step or view.total_steps:
         metrics = "".join(f", {safe(k)} {v:.4g}" for k, v in sorted(view.metrics.items()))
         lines.append(_pair("step", f"{_steps(view)} (durable: {view.durable_step}){metrics}"))
+    lines += [_pair("warning", text) for text in warning_lines(view)]
     if view.recoveries:
         lost = format_duration(view.lost_device_ms)
         lines.append(_pair("recovered", f"{_times(view.recoveries)}, {lost} of work lost"))
@@ -181,30 +187,6 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def cancel(argv: Sequence[str]) -> int:
-    """End jobs."""
-    return _ask(
-        "cancel", "End a job. What it has used is paid; the rest of the hold is freed.", argv
-    )
-
-
-def pause(argv: Sequence[str]) -> int:
-    """Pause jobs."""
-    return _ask("pause", "Checkpoint a job and stop it, until `sublet resume`.", argv)
-
-
-def _ask(verb: str, summary: str, argv: Sequence[str]) -> int:
-    parser = with_json(with_broker(Parser(verb, summary)))
-    parser.add_argument("jobs", metavar="JOB", nargs="+", help="id, its first 8 digits, or name")
-    options = parser.parse_args(argv)
-    with open_client(options) as client:
-        # All are looked up before any is touched: a typo in the last one stops nothing halfway.
-        for job in [client.job(ref) for ref in options.jobs]:
-            view = job.cancel() if verb == "cancel" else job.pause()
-            _show_change(view, options.json)
-    return SUCCEEDED
-
-
 def resume(argv: Sequence[str]) -> int:
     """Resume a job."""
     parser = with_job(
@@ -213,11 +195,12 @@ def resume(argv: Sequence[str]) -> int:
     parser.add_argument("--budget", metavar="CREDITS", help="its new budget, in all")
     options = parser.parse_args(argv)
     with open_client(options) as client:
-        _show_change(client.job(options.job).resume(budget=options.budget), options.json)
+        show_change(client.job(options.job).resume(budget=options.budget), options.json)
     return SUCCEEDED
 
 
-def _show_change(view: JobView, as_json: bool) -> None:
+def show_change(view: JobView, as_json: bool) -> None:
+    """Print how a job stands after a command."""
     if as_json:
         print(view.model_dump_json())
     else:

@@ -20,8 +20,10 @@ from sublet.cosign import Cosigned
 from sublet.errors import BrokerAway, SubletError
 from sublet.terminal.next_steps import status_text
 from sublet.terminal.text import clip, safe
+from sublet.terminal.warning_text import warning_marks, warning_text_of
 from sublet_contracts.amounts import format_credits, format_duration
-from sublet_contracts.api import JobLogLine, JobView, RunView
+from sublet_contracts.api import JobLogLine, JobView, RunView, WarningView
+from sublet_contracts.job_warnings import warning_mark
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import MEANINGS, Fault, Next
 from sublet_contracts.states import JOB, JobState, RunState, is_terminal
@@ -213,6 +215,7 @@ class Changes:
     _state: str = ""
     _durable_step: int = 0
     _said_of_runs: set[tuple[int, str]] = field(default_factory=set)
+    _warned: dict[tuple[int, str], WarningView] = field(default_factory=dict)
 
     def since_last(self, view: JobView) -> Iterator[str]:
         """Yield what is new, as text."""
@@ -229,6 +232,18 @@ class Changes:
         if view.durable_step > self._durable_step:
             yield f"step {view.durable_step} is durable"
         self._durable_step = max(self._durable_step, view.durable_step)
+        yield from self._warnings(view)
+
+    def _warnings(self, view: JobView) -> Iterator[str]:
+        standing = {(warning.epoch, warning.code): warning for warning in view.warnings}
+        for key, warning in standing.items():
+            if key not in self._warned:
+                yield f"warning: {warning_text_of(warning, view)}"
+        for (epoch, code), _ in self._warned.items():
+            run = view.runs[-1] if view.runs else None
+            if (epoch, code) not in standing and run is not None and run.epoch == epoch:
+                yield f"no longer: {warning_mark(code)}"
+        self._warned = standing
 
     def _run(self, run: RunView, before: RunView | None) -> Iterator[str]:
         name = _name(run)
@@ -358,6 +373,8 @@ class LiveScreen:
             rows.append(bar)
         elif view.step:
             rows.append(Text(f"step {view.step}, durable {view.durable_step}"))
+        if view.warnings:
+            rows.append(Text(f"! {warning_marks(view, most=3)}", "yellow"))
         if view.metrics:
             rows.append(self._metrics(view))
         money = Text.assemble(
