@@ -492,7 +492,7 @@ def _query(data: bytes) -> None:
 
 CURSORS = (
     "/v1/jobs/{job}/logs?follow=false&", "/v1/jobs/{job}/events", "/v1/jobs", "/v1/log",
-    "/v1/offers", "/v1/jobs/{job}/receipts",
+    "/v1/offers", "/v1/jobs/{job}/receipts", "/v1/jobs/{job}/logs?tail=3&run=1&",
 )  # fmt: skip
 
 

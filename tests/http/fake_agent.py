@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -32,6 +32,8 @@ from sublet_contracts.wire import (
     LeaseAnswer,
     LogLine,
     Logs,
+    LogState,
+    LogStates,
     Message,
     ReceiptIssued,
     RunChanged,
@@ -41,6 +43,9 @@ from sublet_contracts.wire import (
 from tests.http.world import WAIT_S, Party, World, nonce, until
 
 M = TypeVar("M", bound=Message)
+
+
+STREAMS: tuple[Literal[stdout, stderr], ...] = ("stdout", "stderr")
 
 
 class FakeAgent:
@@ -185,6 +190,19 @@ class Run:
         )
         self.lines += len(lines)
         await self.agent.send(Logs(lease=self.id, epoch=self.lease.epoch, lines=lines))
+
+    async def stands(self, *texts: str) -> None:
+        """Write lines that are not finished."""
+        states = tuple(
+            LogState(
+                number=self.lines,
+                time_ms=self.agent.world.clock.now_ms(),
+                stream=stream,
+                text=text,
+            )
+            for stream, text in zip(STREAMS, texts, strict=False)
+        )
+        await self.agent.send(LogStates(lease=self.id, epoch=self.lease.epoch, states=states))
 
     async def checkpoint(self, step: int, data: bytes, kind: Any = "checkpoint") -> Any:
         """Upload a checkpoint of one file; return the verdict."""

@@ -245,6 +245,67 @@ async def test_following_a_log(world: World) -> None:
         await until(lambda: not world.edge.feeds.followers)
 
 
+async def test_following_a_line_that_is_being_written(world: World) -> None:
+    async with FakeAgent(world, world.party()) as agent:
+        renter, job, run = await start(world, agent)
+        id = job["id"]
+        await run.state("running")
+        await run.heartbeat(1)
+        target = f"/v1/jobs/{id}/logs?follow=true&unfinished=true"
+        headers = renter.sign("GET", target)
+        async with world.http.stream("GET", world.url + target, headers=headers) as stream:
+            lines = stream.aiter_lines()
+
+            async def next_line() -> tuple[object, object]:
+                async with asyncio.timeout(WAIT_S):
+                    while not (found := lines_of(await anext(lines))):
+                        continue
+                [line] = found
+                return line["text"], line["unfinished"]
+
+            await run.log("begins")
+            assert await next_line() == ("begins", False)
+            for text in ("10%", "20%"):
+                await run.stands(text)
+                assert await next_line() == (text, True)
+            # Who doesn't follow sees it as well, at the end; who doesn't ask for it, does not.
+            for more, texts in (("&unfinished=true", ["begins", "20%"]), ("", ["begins"])):
+                answer = await renter.get(f"/v1/jobs/{id}/logs?after=0{more}")
+                assert [line["text"] for line in lines_of(answer.text)] == texts
+            await run.log("100%")
+            assert await next_line() == ("100%", False)
+            # A state that is wiped away leaves an empty place.
+            await run.stands("Continue?")
+            assert await next_line() == ("Continue?", True)
+            await run.stands()
+            assert await next_line() == ("", True)
+
+
+async def test_a_log_is_read_from_where_it_is_asked(world: World) -> None:
+    async with FakeAgent(world, world.party()) as agent:
+        renter, job, run = await start(world, agent)
+        await run.log(*(str(i) for i in range(30)))
+        await run.state("running")
+        path = f"/v1/jobs/{job['id']}/logs"
+
+        async def texts(query: str) -> list[object]:
+            answer = await renter.get(f"{path}?{query}")
+            assert answer.status_code == 200, answer.text
+            return [line["text"] for line in lines_of(answer.text)]
+
+        await until(lambda: len(world.broker.views.logs(renter.key.party, job["id"])) == 30)
+        assert await texts("tail=3") == ["27", "28", "29"]
+        assert await texts("tail=3&run=1") == ["27", "28", "29"]
+        assert await texts("tail=3&after=28") == ["28", "29"]
+        assert await texts("since_ms=0&tail=1") == ["29"]
+        assert await texts(f"since_ms={world.clock.now_ms() + 60_000}") == []
+        missing = await renter.get(f"{path}?run=2")
+        assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+        assert missing.json()["facts"] == {"what": "run", "ref": "2"}
+        for bad in ("tail=-1", "run=0", "since_ms=x", f"tail={2**60}"):
+            assert (await renter.get(f"{path}?{bad}")).status_code == 422
+
+
 async def test_a_long_log_comes_whole_and_in_order(world: World) -> None:
     async with FakeAgent(world, world.party()) as agent:
         renter, job, run = await start(world, agent)

@@ -169,3 +169,33 @@ def _resources(**changes: Any) -> Resources:
         "disk_bytes": 10**9,
     }
     return Resources(**(fields | changes))
+
+
+def _reading_a_log(lines: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Return what it costs to find where to begin in a log of so many lines."""
+    town = Town(1, monkeypatch)
+    town.renter.submit(name="talks")
+    town.world.settle_down(3)
+    [agent] = town.agents
+    for first in range(0, lines, 20):
+        agent.log(agent.the_run, first, *(f"line {first + n}" for n in range(20)))
+        town.world.pass_ms(100)
+    views, party, now_ms = town.world.broker.views, town.renter.party, town.world.now_ms
+
+    def costs(ask: Callable[[], object]) -> int:
+        return sum(town.costs(lambda _: ask()).values())
+
+    return {
+        "tail": costs(lambda: views.log_start(party, "talks", tail=5)),
+        "run": costs(lambda: views.log_start(party, "talks", tail=5, epoch=1)),
+        "since": costs(lambda: views.log_start(party, "talks", since_ms=now_ms)),
+        "page": costs(lambda: views.logs(party, "talks", lines - 5, 100, epoch=1)),
+    }
+
+
+def test_where_a_log_begins_is_found_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tail, a time and a run: as many questions and rows for a log of 20 lines as for one that
+    is fifty times as long, but for the halving."""
+    few, many = _reading_a_log(20, monkeypatch), _reading_a_log(1_000, monkeypatch)
+    assert {**few, "since": 0} == {**many, "since": 0}
+    assert many["since"] <= few["since"] + 4 * 6  # 6 more halvings

@@ -1,13 +1,15 @@
 """A job's log as a stream of NDJSON that can be followed.
 
 Each line is a JobLogLine; an empty line now and then is a heartbeat, by which a dead connection is
-noticed. The database is read when the job has news, and at the slowest every FALLBACK_S.
+noticed. The database is read when the job has news, and at the slowest every FALLBACK_S. How the
+lines stand that the job has not finished comes from memory, and is told when it has changed.
 A reader that is slow slows only its own stream: nothing is buffered beyond one batch.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -18,6 +20,7 @@ from sublet_broker.adapters.http.jobs import After, JobRef
 from sublet_broker.adapters.http.openapi import READ, SIGNED, problems
 from sublet_broker.adapters.http.signed_calls import Reading
 from sublet_contracts.api import JobLogLine, JobView
+from sublet_contracts.encoding import MAX_INTEGER
 from sublet_contracts.states import JOB, is_terminal
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -26,11 +29,24 @@ BATCH = 500
 HEARTBEAT_S = 10.0
 FALLBACK_S = 5.0
 COALESCE_S = 0.05
+STATES_S = 0.3
+"""How often it is looked, in memory, how unfinished lines stand."""
 SETTLE_S = 0.5
 """After lines came, more may be under way; then the job's end is looked for."""
 LINGER_MS = 1_000
 """A job's last lines may arrive just after its end: the stream waits so long for them."""
 NDJSON = "application/x-ndjson"
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What one reader wants of which job."""
+
+    party: str
+    job: str
+    run: int | None
+    follow: bool
+    unfinished: bool
 
 
 @router.get(
@@ -49,17 +65,34 @@ async def logs(
     job: JobRef,
     after: After = 0,
     follow: Annotated[bool, Query(description="stay until the job has ended")] = False,
+    tail: Annotated[
+        int | None, Query(ge=0, le=MAX_INTEGER, description="only so many lines, the last ones")
+    ] = None,
+    since_ms: Annotated[
+        int | None,
+        Query(ge=0, le=MAX_INTEGER, description="only from the first line written since then"),
+    ] = None,
+    run: Annotated[
+        int | None, Query(ge=1, le=MAX_INTEGER, description="only of this run: its lease's epoch")
+    ] = None,
+    unfinished: Annotated[
+        bool, Query(description="also how lines stand that the job is still writing")
+    ] = False,
 ) -> Response:
-    """From `after` (the last cursor you have) on; no line is repeated or skipped."""
+    """From `after` (the last cursor you have) on; no line is repeated or skipped. Where it begins
+    is found by key, however long the log is."""
     views = call.edge.broker.views
 
-    def begin() -> tuple[JobView, list[JobLogLine]]:
+    def begin() -> tuple[JobView, int, list[JobLogLine]]:
         call.admit()
         view = views.job(call.party, job)
-        return view, views.logs(call.party, view.id, after, BATCH)
+        start = views.log_start(call.party, view.id, tail=tail, since_ms=since_ms, epoch=run)
+        start = max(after, start)
+        return view, start, views.logs(call.party, view.id, start, BATCH, run)
 
-    view, lines = await call.edge.call(begin)
-    stream = _stream(call.edge, call.party, view.id, lines, after, follow)
+    view, start, lines = await call.edge.call(begin)
+    wanted = _Wanted(call.party, view.id, run, follow, unfinished)
+    stream = _stream(call.edge, wanted, lines, start)
     # The first piece is made here: what is refused is refused before the answer has begun.
     first = await anext(stream)
 
@@ -73,19 +106,58 @@ async def logs(
     return StreamingResponse(whole(), media_type=NDJSON, headers=headers)
 
 
+class _States:
+    """What one reader was told of the unfinished lines."""
+
+    def __init__(self, edge: Edge, wanted: _Wanted) -> None:
+        self._views = edge.broker.views
+        self._wanted = wanted
+        self._told: dict[str, JobLogLine] = {}
+
+    def news(self, after: int) -> list[JobLogLine]:
+        """Return how they stand, as far as that has changed: in memory, waiting for nothing."""
+        if not self._wanted.unfinished:
+            return []
+        now = self._views.unfinished(self._wanted.job, after, self._wanted.run)
+        found = {line.stream: line for line in now}
+        gone = {
+            stream: line.model_copy(update={"text": "", "cursor": after})
+            for stream, line in self._told.items()
+            if stream not in found and line.text
+        }
+        news = [
+            line
+            for stream, line in (found | gone).items()
+            if stream not in self._told or self._told[stream].text != line.text
+        ]
+        self._told |= found | gone
+        return news
+
+    def finished(self, lines: list[JobLogLine]) -> None:
+        """These lines were told: they stand where a state of their stream stood."""
+        for line in lines:
+            self._told.pop(line.stream, None)
+
+
 async def _stream(
-    edge: Edge, party: str, job: str, lines: list[JobLogLine], after: int, follow: bool
+    edge: Edge, wanted: _Wanted, lines: list[JobLogLine], after: int
 ) -> AsyncGenerator[bytes, None]:
     views = edge.broker.views
+    party, job = wanted.party, wanted.job
+    states = _States(edge, wanted)
     with contextlib.ExitStack() as stack:
-        news = stack.enter_context(edge.feeds.following(party, job)) if follow else None
+        news = stack.enter_context(edge.feeds.following(party, job)) if wanted.follow else None
         loop = asyncio.get_running_loop()
         yield _as_ndjson(lines) or b"\n"
         beat = loop.time()
         while True:
             if lines:
                 after = lines[-1].cursor
+                states.finished(lines)
             if len(lines) < BATCH:
+                if found := states.news(after):
+                    yield _as_ndjson(found)
+                    beat = loop.time()
                 if news is None or edge.stopping.is_set():
                     return
                 left_ms = None if lines else await _ends_in_ms(edge, party, job)
@@ -94,12 +166,17 @@ async def _stream(
                 wait_s = FALLBACK_S if left_ms is None else left_ms / 1000
                 if lines:
                     wait_s = SETTLE_S
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), wait_s)
+                until = loop.time() + wait_s
+                while not news.is_set() and (left_s := until - loop.time()) > 0:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(news.wait(), min(left_s, STATES_S))
+                    if not news.is_set() and (found := states.news(after)):
+                        yield _as_ndjson(found)
+                        beat = loop.time()
                 await asyncio.sleep(COALESCE_S)
                 # Cleared before reading: what comes while we read sets it again.
                 news.clear()
-            lines = await edge.call(views.logs, party, job, after, BATCH)
+            lines = await edge.call(views.logs, party, job, after, BATCH, wanted.run)
             if lines:
                 yield _as_ndjson(lines)
                 beat = loop.time()

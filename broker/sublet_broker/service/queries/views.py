@@ -8,11 +8,11 @@ from sublet_broker.market.facts import (
     EventFact,
     JobFact,
     LeaseFact,
-    LogLineFact,
     ReceiptFact,
 )
 from sublet_broker.service.errors import Refusal
 from sublet_broker.service.queries.export import Exporter, chain_receipts
+from sublet_broker.service.queries.job_log import log_lines, log_start
 from sublet_broker.service.queries.job_view import job_view
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.job_lookup import own_job
@@ -116,25 +116,42 @@ class Views:
         )
         return EventsPage(events=views, next_after=views[-1].id if views else after)
 
-    def logs(self, caller: str, ref: str, after: int = 0, limit: int = 1000) -> list[JobLogLine]:
-        """Return a job's log lines after cursor `after`."""
+    def logs(
+        self, caller: str, ref: str, after: int = 0, limit: int = 1000, epoch: int | None = None
+    ) -> list[JobLogLine]:
+        """Return a job's log lines after cursor `after`, of all its runs or of one."""
         with self._context.read() as snapshot:
             job = own_job(snapshot, caller, ref)
-            lines = snapshot.find(
-                LogLineFact,
-                {"job": job.id},
-                after=("id", after),
-                order_by="id",
-                limit=max(1, min(limit, MAX_LINES)),
-            )
+            most = max(1, min(limit, MAX_LINES))
+            return log_lines(snapshot, job, after=after, limit=most, epoch=epoch)
+
+    def log_start(
+        self,
+        caller: str,
+        ref: str,
+        *,
+        tail: int | None = None,
+        since_ms: int | None = None,
+        epoch: int | None = None,
+    ) -> int:
+        """Return the cursor after which the last `tail` lines begin, or those since a time."""
+        with self._context.read() as snapshot:
+            job = own_job(snapshot, caller, ref)
+            return log_start(snapshot, job, tail=tail, since_ms=since_ms, epoch=epoch)
+
+    def unfinished(self, job: str, after: int, epoch: int | None = None) -> list[JobLogLine]:
+        """Return how the lines stand that a job is writing, from memory; `after`: the cursor that
+        they come behind. Whoever asks has looked the job up, and so may see it."""
+        running, states = self._context.heartbeats.unfinished(job)
         return [
             JobLogLine(
-                cursor=line.id,
-                epoch=line.epoch,
-                number=line.number,
-                time_ms=line.time_ms,
-                stream=line.stream,
-                text=line.text,
+                cursor=after,
+                epoch=running,
+                number=state.number,
+                time_ms=state.time_ms,
+                stream=state.stream,
+                text=state.text,
+                unfinished=True,
             )
             for line in lines
         ]
