@@ -45,7 +45,7 @@ from tests.http.world import WAIT_S, Party, World, nonce, until
 M = TypeVar("M", bound=Message)
 
 
-STREAMS: tuple[Literal[stdout, stderr], ...] = ("stdout", "stderr")
+STREAMS: tuple[Literal["stdout", "stderr"], ...] = ("stdout", "stderr")
 
 
 class FakeAgent:

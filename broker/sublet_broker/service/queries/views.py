@@ -153,7 +153,8 @@ class Views:
                 text=state.text,
                 unfinished=True,
             )
-            for line in lines
+            for state in states
+            if epoch in (None, running)
         ]
 
     def checkpoints(self, caller: str, ref: str) -> CheckpointsPage:
