@@ -387,6 +387,10 @@ class AgentHost:
                 if lease_id in self.odd_runs:
                     return
                 raise Violation(f"{self.name}: lease {lease_id[:10]}: {text}")
+            case effects.LookUpImage(lease_id, image):
+                slow = self.engine.happens(0.03)
+                took_ms = draw(50, 20_000 if slow else 2_000)
+                self._later(took_ms, lambda: self._looked_up(lease_id, image))
             case effects.Pull(lease_id):
                 self._later(draw(50, 3_000), lambda: self._pulled(lease_id))
             case effects.Restore(lease_id):
@@ -455,11 +459,23 @@ class AgentHost:
         self.market.auditor.truth.not_started(lease_id, reason)
         self.post(events.PreparationFailed(lease_id, reason, says))
 
+    def _looked_up(self, lease_id: str, image: str) -> None:
+        registry = self.market.registry
+        trouble = registry.trouble(image, self.name)
+        if trouble is None:
+            self.post(events.ImageLookedUp(lease_id, registry.meaning(image)))
+        else:
+            self.market.auditor.truth.not_started(lease_id, trouble[0])
+            self.post(events.LookUpFailed(lease_id, *trouble))
+
     def _pulled(self, lease_id: str) -> None:
         record = self._record(lease_id)
-        trouble = self.market.registry.pull(record.job.image, self.name) if record else None
+        if record is None:
+            return
+        image = record.image or record.job.image
+        trouble = self.market.registry.trouble(image, self.name)
         if trouble is None:
-            self.post(events.ImageReady(lease_id))
+            self.post(events.ImageReady(lease_id, self.market.registry.meaning(image)))
         else:
             self.fail(lease_id, *trouble)
 
@@ -516,7 +532,8 @@ class AgentHost:
             )
             self.containers[lease_id] = container
             container.start()
-            self.market.auditor.run_began(lease_id, container)
+            image = self.market.registry.meaning(record.image or record.job.image)
+            self.market.auditor.run_began(lease_id, container, image)
             self.doing = "Start"
             self._crash_point("after the effect")
         self._watch(lease_id)

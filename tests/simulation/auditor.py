@@ -13,6 +13,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.charges import Charges
+from tests.simulation.images import Images
 from tests.simulation.ledger import Ledger
 from tests.simulation.models import (
     CheckpointModel,
@@ -73,6 +74,7 @@ class Auditor:
         self.charges = Charges(self)
         self.truth = Truth(self)
         self.set_aside = SetAside(self)
+        self.images = Images(self)
         self.heard_ms: dict[str, int] = {}
         self.started_ms = 0
         self.clock_ms = 0
@@ -142,11 +144,12 @@ class Auditor:
         if message.TYPE == "checkpoint_verdict" and self.market.agents_by_party[party].honest:
             never("device time" in message.detail, f"honest work is refused: {message.detail}")
 
-    def run_began(self, lease_id: str, container: Container) -> None:
-        """A container has started, in truth."""
+    def run_began(self, lease_id: str, container: Container, image: str) -> None:
+        """A container has started, in truth, on an image, by its content."""
         never(lease_id in self.runs, "one lease was started twice")
         self.runs[lease_id] = container
         lease = self.leases.get(lease_id)
+        self.images.began(lease_id, lease, image)
         if lease is None or lease.document["start_checkpoint"] is None:
             never(container.begin[0] != 0, "a fresh run began in the middle")
             return
@@ -245,6 +248,7 @@ class Auditor:
         if model is None:
             document = read(new.envelope)
             self._never_stale(document, "is taken up")
+            self.images.checkpoint(document)
             model = self.checkpoints[new.id] = CheckpointModel(document, "")
             self.of_job[document["job"]].append(new.id)
         state = str(new.state)
@@ -365,6 +369,7 @@ class Auditor:
             )
             if model.signed:
                 self._closed_now.append(new.id)
+            if model.signed or self.images.refused(new.id, model):
                 self._count_attempt(job, ran=model.ran, progressed=progressed)
             self.set_aside.closed(model, self.clock_ms)
 
@@ -405,6 +410,7 @@ class Auditor:
         never(found[0] != step, f"a lease starts at step {found[0]}, step {step} is durable")
         if id is not None and found[1] is not None:
             start = self.checkpoints[found[1]]
+            self.images.leased(document, start.document)
             never(start.state != "durable", "a lease starts at a checkpoint that isn't durable")
             gone = set(self._lacking(start.document)) - self.market.broker.blobs.damaged
             never(bool(gone), "a lease starts at a checkpoint that was let go")

@@ -435,6 +435,8 @@ class Chaos(Mishaps):
             index_sha256=index,
             total_bytes=100,
             cum_device_ms=1,
+            # What else is wrong with it is to be found out.
+            image=self.market.auditor.images.of(lease),
             issued_ms=agent.now_ms(),
         )
         self._say(agent, CheckpointUploaded(checkpoint=sign_document(document, agent.key).envelope))

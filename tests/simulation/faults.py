@@ -27,7 +27,8 @@ FAULTS: dict[str, str] = {
     "seen doing it",
     "gpu-lost": "a device fails while a run is on it: it ends, hangs or goes on; back later",
     "engine": "a container engine stops a run, or restarts: with its runs, or without them",
-    "registry": "a registry is busy, or knows nothing of an image, for one machine or for all",
+    "registry": "a registry is busy, or knows nothing of an image, for one machine or for all; or "
+    "a tag is given to another image",
     "worker-oom": "the kernel kills a worker for the memory that its job asked for",
     "self-kill": "a job sends itself KILL or TERM, or returns 137 or 143 by itself",
     "start-fails": "a machine can start nothing for a while",

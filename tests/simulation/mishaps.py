@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tests.simulation.registry import EVERYBODY, IMAGES
+from tests.simulation.registry import EVERYBODY, TAGS
 
 if TYPE_CHECKING:
     from tests.simulation.agents import AgentHost
@@ -98,8 +98,10 @@ class Mishaps:
         whom = EVERYBODY if self.engine.happens(0.5) else self._agent().name
         if self.engine.happens(0.4):
             registry.is_busy(span_ms, whom)
+        elif self.engine.happens(0.5):
+            registry.push(self.engine.random.choice(TAGS))
         else:
-            registry.lacks(self.engine.random.choice(IMAGES), span_ms, whom)
+            registry.lacks(self.engine.random.choice(registry.known()), span_ms, whom)
 
     def _start_fails(self) -> None:
         agent = self._agent()

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 NOWHERE = "nowhere@sha256:" + "f" * 64
 """No registry has ever had it."""
-IMAGES = tuple(f"train-{n}@sha256:{n:064x}" for n in range(4))
+TAGS = ("train-4:latest", "train-5")
+IMAGES = (*(f"train-{n}@sha256:{n:064x}" for n in range(2)), *TAGS)
 BUSY = ("the registry answers 429", "the registry answers 503", "no bytes came for 2 minutes")
 EVERYBODY = ""
 
@@ -23,6 +24,8 @@ class Registry:
         self._engine = engine
         self._busy_until_ms: dict[str, int] = {}
         self._unknown_until_ms: dict[tuple[str, str], int] = {}
+        self._pushed = dict.fromkeys(TAGS, 0)
+        """How often each tag has been given to another image."""
 
     def is_busy(self, span_ms: int, machine: str = EVERYBODY) -> None:
         """For a while it gives nothing to this machine, or to nobody."""
@@ -32,13 +35,28 @@ class Registry:
         """For a while it knows nothing of an image, or its mirror near one machine doesn't."""
         self._unknown_until_ms[image, machine] = self._engine.now_ms + span_ms
 
+    def push(self, tag: str) -> None:
+        """Somebody gives a tag to a new image; the one before is still there, by its digest."""
+        self._pushed[tag] += 1
+
+    def meaning(self, image: str) -> str:
+        """Return what an image means now, by content."""
+        if image not in self._pushed:
+            return image
+        name = image.partition(":")[0]
+        return f"docker.io/library/{name}@sha256:{int(name[-1]):032x}{self._pushed[image]:032x}"
+
+    def known(self) -> list[str]:
+        """Return all names by which an image may be asked for."""
+        return [*IMAGES, *(self.meaning(tag) for tag in TAGS for _ in range(3))]
+
     def calm(self) -> None:
         """It has what it ever had."""
         self._busy_until_ms.clear()
         self._unknown_until_ms.clear()
 
-    def pull(self, image: str, machine: str) -> tuple[Reason, str] | None:
-        """Return why the machine can't have the image now; None: it has it."""
+    def trouble(self, image: str, machine: str) -> tuple[Reason, str] | None:
+        """Return why the machine can't have the image now, nor what a tag means; None: it can."""
         asked = (machine, EVERYBODY)
         now_ms = self._engine.now_ms
         if any(self._busy_until_ms.get(whom, 0) > now_ms for whom in asked):

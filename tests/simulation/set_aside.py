@@ -55,10 +55,15 @@ class SetAside:
         job, provider = lease.document["job"], lease.document["provider"]
         if lease.ran:
             self._unknown.pop(job, None)
-        elif lease.reason == "image_unknown":
+        elif lease.reason == "image_unknown" and self._is_witness(lease):
             self._unknown[job].append((provider, now_ms))
         elif lease.reason in ("start_failed", "run_quarantined"):
             self._could_not_start(self._machines[provider], job, now_ms)
+
+    def _is_witness(self, lease: LeaseModel) -> bool:
+        """Whether it was asked for the job's own image, or for what something durable rests on."""
+        durable = self._auditor._resume_point(lease.document["job"])[1]
+        return not lease.document["image"] or durable is not None
 
     def _could_not_start(self, machine: _Machine, job: str, now_ms: int) -> None:
         if machine.job != job or not machine.failures:

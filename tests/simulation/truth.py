@@ -50,6 +50,11 @@ class Truth:
         """A run could not be prepared, for this reason."""
         self._not_started[lease].add(str(reason))
 
+    def had_trouble(self, lease: str, reason: str) -> bool:
+        """Say whether a run could truly not be prepared for a reason; a look-up takes too long
+        wherever anything is slow."""
+        return reason == "pull_failed" or reason in self._not_started.get(lease, ())
+
     def closed(self, id: str, lease: LeaseModel, now_ms: int) -> None:
         """A signed lease is closed. To be called when all of that commit was looked at."""
         agent = self._auditor.market.agents_by_party[lease.document["provider"]]
