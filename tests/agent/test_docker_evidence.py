@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import docker
 import pytest
@@ -656,6 +656,44 @@ def test_an_engine_that_maps_users_runs_jobs_as_any_other(tmp_path: Path) -> Non
         world.close()
     finally:
         engine.close()
+
+
+class CountedEngine:
+    """Answers, or doesn't, and counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.away = False
+
+    def ping(self) -> bool:
+        return bool(self._answer("ping"))
+
+    def info(self) -> dict[str, Any]:
+        return self._answer("info")
+
+    def _answer(self, what: str) -> dict[str, Any]:
+        self.asked.append(what)
+        if self.away:
+            raise ConnectionRefusedError(111, "Connection refused")
+        options = ["name=seccomp,profile=default"]
+        return {"OSType": "linux", "SecurityOptions": options, "MemoryLimit": True} | {
+            "PidsLimit": True
+        }
+
+
+def test_what_an_engine_can_do_is_asked_rarely_and_after_it_was_away() -> None:
+    engine = CountedEngine()
+    runner = DockerRunner("owner", client=cast(Any, engine))
+    for _ in range(3):
+        runner.check()
+    assert engine.asked == ["info", "ping", "ping"]
+    engine.away = True
+    with pytest.raises(RunnerUnavailable, match="connection refused"):
+        runner.check()
+    engine.away = False
+    runner.check()
+    runner.check()
+    assert engine.asked[3:] == ["ping", "info", "ping"]
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ JOB_UID = 65532  # of an agent that is root; any other agent's jobs have the age
 _TIMEOUT_S = 60
 _MIN_MEMORY_BYTES = 6 * 1024 * 1024  # the engine accepts no less
 _OOM_RECORD_S = 0.5
+_LOOK_AGAIN_S = 60.0
 _LAST_SIGNAL = 64
 _NEVER = "0001-01-01T00:00:00Z"
 
@@ -118,6 +119,8 @@ class DockerRunner:
         self._events = EngineEvents(self._client, owner, evidence)
         self._furnisher = Furnisher(self._client, owner)
         self._witness = ExitWitness(self._events.note)
+        self._looked_s: float | None = None
+        """when it was last looked at what the engine can do, by the monotonic clock"""
 
     # ---- the machine ----
 
@@ -126,9 +129,18 @@ class DockerRunner:
         return self._witness.why_not()
 
     def check(self) -> None:
-        """Raise RunnerUnavailable where no engine answers, or one that enforces no seccomp."""
+        """Raise RunnerUnavailable where no engine answers, or one that enforces no seccomp.
+
+        Cheap, for it is asked every few seconds: what an engine can do is looked at again every
+        minute, and when it has been away.
+        """
         fix = "start dockerd, or set DOCKER_HOST, or use --runner process for your own jobs"
+        looked_s, self._looked_s = self._looked_s, None
         try:
+            if looked_s is not None and time.monotonic() - looked_s < _LOOK_AGAIN_S:
+                self._client().ping()
+                self._looked_s = looked_s
+                return
             info = self._client().info()
         except runner_port.RunnerUnavailable:
             raise
@@ -137,6 +149,7 @@ class DockerRunner:
                 f"no Docker Engine answers ({why_silent(error)})", fix
             ) from error
         _require_usable(info, fix)
+        self._looked_s = time.monotonic()
 
     def look_up_image(self, image: str) -> str:
         """Return what a tag means, by content. See `Runner`."""
