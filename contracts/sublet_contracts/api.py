@@ -240,6 +240,8 @@ class NextStep(StrEnum):
 
     NONE = "none"
     DOWNLOAD_OUTPUTS = "download_outputs"
+    DOWNLOAD_PARTIAL_OUTPUTS = "download_partial_outputs"
+    """It ended without finishing; what its last run had written is there."""
     SIGN_RECEIPTS = "sign_receipts"
     """Its charges wait for the renter's signature; after that it can be resumed."""
     RAISE_BUDGET = "raise_budget"
@@ -295,6 +297,16 @@ class JobView(View):
     lost_device_ms: int
     outputs: str | None = Field(description="document id of the outputs, once they are durable")
     outputs_index_sha256: str | None
+    partial_outputs: str | None = Field(
+        default=None,
+        description="document id of what a run had written that ended without finishing, the "
+        "newest that is kept",
+    )
+    partial_outputs_index_sha256: str | None = None
+    kept_until_ms: int | None = Field(
+        default=None,
+        description="when outputs and checkpoints are let go; null: not before the job has ended",
+    )
     document: Envelope
     runs: tuple[RunView, ...] = Field(description="in order of epochs")
 
@@ -345,10 +357,10 @@ class JobLogLine(View):
 
 
 class CheckpointView(View):
-    """One checkpoint of a job."""
+    """One checkpoint of a job, or its outputs."""
 
     id: str
-    kind: str
+    kind: str = Field(description="checkpoint, outputs, partial-outputs")
     step: int
     epoch: int
     state: CheckpointState
@@ -357,6 +369,11 @@ class CheckpointView(View):
     created_ms: int
     durable_ms: int | None
     detail: str
+    kept: bool = Field(default=True, description="whether its content is still here")
+    kept_until_ms: int | None = Field(
+        default=None,
+        description="when it is let go; null: while the job hasn't ended, by newer ones alone",
+    )
 
 
 class CheckpointsPage(View):

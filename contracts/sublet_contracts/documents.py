@@ -312,6 +312,12 @@ class Lease(Document):
     answer_by_ms: Count = Field(description="void unless the agent has signed it by then")
 
 
+CheckpointKind = Literal["checkpoint", "outputs", "partial-outputs"]
+"""What an agent moves off its machine: a state to resume from, what a finished job hands over, or
+what a run had written that ended in another way. Partial outputs are a service: no progress, and
+nothing that is paid for rests on them."""
+
+
 class Checkpoint(Document):
     """A complete state of the job (or its outputs) that the agent has moved off its machine."""
 
@@ -322,8 +328,9 @@ class Checkpoint(Document):
     job: JobId
     lease: LeaseId
     epoch: Epoch
-    kind: Literal["checkpoint", "outputs"] = Field(
-        description="outputs: what the finished job hands over"
+    kind: CheckpointKind = Field(
+        description="outputs: what the finished job hands over; partial-outputs: what a run had "
+        "written that ended otherwise"
     )
     step: Count = Field(description="the job's own count of its progress")
     index_sha256: Sha256 = Field(description="of the tree index that lists files and chunks")

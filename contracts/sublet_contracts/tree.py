@@ -2,7 +2,8 @@
 
 The index is itself a blob: JSON that lists files, and for each its chunks in order. Chunks are at
 most CHUNK_BYTES long and are named by their SHA-256, so what is unchanged moves once. A path is
-relative and plain: no '..', no link, no absolute path can be written from one.
+relative and plain: no '..', no link, no absolute path can be written from one. What could not be
+carried (outputs only: see outputs_tree.py) is listed beside it, each entry with its reason.
 
 A tree that is read may belong to a running job, which can swap a file or a folder for a link at any
 moment: everything below the root is therefore opened from its folder's descriptor, never by path.
@@ -13,10 +14,12 @@ import hashlib
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import IO, Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -28,6 +31,8 @@ CHUNK_BYTES = 4 * 1024 * 1024
 MAX_INDEX_BYTES = 16 * 1024 * 1024
 MAX_FILES = 20_000
 MAX_PATH_BYTES = 1024
+MAX_LEFT_OUT = 1_000
+MAX_SHOWN_CHARACTERS = 300
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -70,6 +75,59 @@ class TreeFile(BaseModel):
         return self
 
 
+class WhyLeftOut(StrEnum):
+    """Why something that lay in a folder is not in its index."""
+
+    LINK = "link"
+    NOT_A_FILE = "not_a_file"
+    NAME = "name"
+    UNREADABLE = "unreadable"
+    CHANGED = "changed"
+    TOO_MANY = "too_many"
+    TOO_BIG = "too_big"
+    TOO_DEEP = "too_deep"
+    NO_ROOM = "no_room"
+    NO_TIME = "no_time"
+
+
+LEFT_OUT_SAYS: dict[WhyLeftOut, str] = {
+    WhyLeftOut.LINK: "a link (what it points to is carried if it lies in the same folder)",
+    WhyLeftOut.NOT_A_FILE: "neither a file nor a folder",
+    WhyLeftOut.NAME: "its name can't be carried: no UTF-8, a backslash or control character, or "
+    "too long",
+    WhyLeftOut.UNREADABLE: "it can't be read",
+    WhyLeftOut.CHANGED: "it changed or went away while it was read",
+    WhyLeftOut.TOO_MANY: f"more than {MAX_FILES} files; pack many small ones into one",
+    WhyLeftOut.TOO_BIG: "with it there were more bytes than are brought back",
+    WhyLeftOut.TOO_DEEP: "its folders lie too deep in one another",
+    WhyLeftOut.NO_ROOM: "the broker has no more room for this job",
+    WhyLeftOut.NO_TIME: "the time to hand it over was too short",
+}
+"""The words for a person."""
+
+
+class LeftOut(BaseModel):
+    """Something that lay in the folder and is not carried."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    path: str = Field(
+        max_length=MAX_SHOWN_CHARACTERS, description="to be shown: escaped and cut; '': the folder"
+    )
+    why: WhyLeftOut = Field(strict=False, description="the kind of reason")
+    detail: str = Field(
+        default="", max_length=MAX_SHOWN_CHARACTERS, description="more of it, to be shown"
+    )
+
+    @field_validator("path", "detail")
+    @classmethod
+    def _printable(cls, text: str) -> str:
+        # Not by `isprintable`: what counts as that differs between versions of Unicode.
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+            raise ValueError("it holds a control character")
+        return text
+
+
 class TreeIndex(BaseModel):
     """All files of a tree, sorted by path. A lone file has its own name as its path."""
 
@@ -77,6 +135,18 @@ class TreeIndex(BaseModel):
 
     version: int = Field(default=1, ge=1, le=1, description="of this format")
     files: tuple[TreeFile, ...] = Field(max_length=MAX_FILES, description="sorted by path")
+    left_out: tuple[LeftOut, ...] = Field(
+        default=(), max_length=MAX_LEFT_OUT, description="what lay there and is not carried"
+    )
+    left_out_total: Count = Field(
+        default=0, description="how much that is, what has no entry in left_out included"
+    )
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        if self.left_out_total < len(self.left_out):
+            raise ValueError("left_out_total: it is less than left_out lists")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -118,6 +188,24 @@ class ScannedTree:
     sources: dict[str, tuple[Path, int, int]]
     """chunk sha256 -> (file, offset in bytes, size in bytes)"""
 
+    def without(self, lost: Mapping[str, WhyLeftOut]) -> "ScannedTree":
+        """Return the tree without the files that need one of these chunks, which are listed as left
+        out, each for its reason."""
+        kept: list[TreeFile] = []
+        left_out = list(self.index.left_out)
+        total = self.index.left_out_total
+        for file in self.index.files:
+            why = next((lost[c.sha256] for c in file.chunks if c.sha256 in lost), None)
+            if why is None:
+                kept.append(file)
+                continue
+            total += 1
+            if len(left_out) < MAX_LEFT_OUT:
+                left_out.append(LeftOut(path=shown(file.path), why=why))
+        index = TreeIndex(files=tuple(kept), left_out=tuple(left_out), left_out_total=total)
+        needed = index.chunks()
+        return ScannedTree(index, {k: v for k, v in self.sources.items() if k in needed})
+
     def read_chunk(self, sha256: str) -> bytes:
         """Return a chunk. Raises TreeRefused if the file has changed since it was scanned."""
         path, offset, size = self.sources[sha256]
@@ -146,6 +234,22 @@ def check_relative_path(path: str) -> str:
     if any(ord(character) < 32 or character in "\\\x7f" for character in path):
         raise ValueError(f"{path!r} holds a control character or a backslash")
     return path
+
+
+def shown(text: str) -> str:
+    """Return a stranger's text as it can be shown and written down: escaped where it holds control
+    characters or bytes that are no UTF-8, and cut. What is fit to be shown stays as it is."""
+    try:
+        raw = text.encode(errors="surrogateescape")
+        said = raw.decode(errors="backslashreplace")
+    except UnicodeEncodeError:
+        said = text.encode(errors="backslashreplace").decode()
+    plain = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in said
+    )
+    limit = MAX_SHOWN_CHARACTERS
+    return plain if len(plain) <= limit else plain[: limit - 3] + "..."
 
 
 def parse_index(data: bytes) -> TreeIndex:
@@ -177,7 +281,7 @@ def scan_tree(
     files: list[TreeFile] = []
     sources: dict[str, tuple[Path, int, int]] = {}
     total = 0
-    top = _open_root(root, inside)
+    top = open_root(root, inside)
     is_folder = stat.S_ISDIR(os.fstat(top).st_mode)
     try:
         for descriptor, relative in _open_files(top, root, skip):
@@ -190,33 +294,54 @@ def scan_tree(
                 if not stat.S_ISREG(status.st_mode):
                     raise TreeRefused(f"{relative} is not a regular file")
                 path = root / relative if is_folder else root
-                chunks: list[Chunk] = []
-                whole = hashlib.sha256()
-                offset = 0
-                while data := file.read(CHUNK_BYTES):
-                    total += len(data)
-                    if total > max_bytes:
-                        raise TreeRefused(f"{root.name} holds more than {max_bytes} bytes")
-                    digest = hashlib.sha256(data).hexdigest()
-                    whole.update(data)
-                    chunks.append(Chunk(sha256=digest, size_bytes=len(data)))
-                    sources.setdefault(digest, (path, offset, len(data)))
-                    offset += len(data)
-                    if on_bytes:
-                        on_bytes(len(data))
-            files.append(
-                TreeFile(
-                    path=relative,
-                    size_bytes=offset,
-                    sha256=whole.hexdigest(),
-                    executable=bool(status.st_mode & stat.S_IXUSR),
-                    chunks=tuple(chunks),
-                )
-            )
+                left = max_bytes - total
+                found = cut_file(file, relative, left, status.st_mode, on_bytes)
+                if found is None:
+                    raise TreeRefused(f"{root.name} holds more than {max_bytes} bytes")
+            total += found.size_bytes
+            files.append(found)
+            note_sources(sources, found, path)
     finally:
         os.close(top)
     files.sort(key=lambda file: file.path)
     return ScannedTree(TreeIndex(files=tuple(files)), sources)
+
+
+def cut_file(
+    file: IO[bytes],
+    relative: str,
+    max_bytes: int,
+    mode: int,
+    on_bytes: Callable[[int], None] | None = None,
+) -> TreeFile | None:
+    """Read an open file into chunks; None: it has more than `max_bytes`. `mode`: its st_mode.
+    Raises OSError, and what `on_bytes` raises, which is told of each piece."""
+    chunks: list[Chunk] = []
+    whole = hashlib.sha256()
+    size_bytes = 0
+    while data := file.read(CHUNK_BYTES):
+        size_bytes += len(data)
+        if size_bytes > max_bytes:
+            return None
+        whole.update(data)
+        chunks.append(Chunk(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)))
+        if on_bytes:
+            on_bytes(len(data))
+    return TreeFile(
+        path=relative,
+        size_bytes=size_bytes,
+        sha256=whole.hexdigest(),
+        executable=bool(mode & stat.S_IXUSR),
+        chunks=tuple(chunks),
+    )
+
+
+def note_sources(sources: dict[str, tuple[Path, int, int]], file: TreeFile, path: Path) -> None:
+    """Add where each of a file's chunks lies, `path` being where the file does."""
+    offset = 0
+    for chunk in file.chunks:
+        sources.setdefault(chunk.sha256, (path, offset, chunk.size_bytes))
+        offset += chunk.size_bytes
 
 
 def write_tree(index: TreeIndex, root: Path, read_chunk: Callable[[str], bytes]) -> None:
@@ -247,14 +372,14 @@ def write_tree(index: TreeIndex, root: Path, read_chunk: Callable[[str], bytes])
             raise TreeRefused(f"{entry.path} does not match its hash")
 
 
-def _open_root(root: Path, inside: Path | None) -> int:
-    """Return a descriptor of the tree's root, a file or a folder."""
+def open_root(root: Path, inside: Path | None) -> int:
+    """Return a descriptor of the tree's root, a file or a folder. Raises TreeRefused, OSError."""
     if inside is None or root == inside:
         return _open(root, str(root), missing_is_refused=False)
     *above, name = root.relative_to(inside).parts
     base = os.open(inside, _OPEN | os.O_DIRECTORY)
     try:
-        parent = _descend(base, tuple(above))
+        parent = open_below(base, tuple(above))
     finally:
         os.close(base)
     try:
@@ -282,8 +407,9 @@ def _open(
                 raise
 
 
-def _descend(top: int, parts: tuple[str, ...]) -> int:
-    """Return a descriptor of the folder `parts` below `top`, following no link on the way."""
+def open_below(top: int, parts: tuple[str, ...]) -> int:
+    """Return a descriptor of `parts` below `top`, following no link on the way, for the caller to
+    close. Raises TreeRefused, OSError."""
     here = os.dup(top)
     for depth, part in enumerate(parts, start=1):
         try:
@@ -307,7 +433,7 @@ def _open_files(top: int, root: Path, skip: frozenset[str]) -> Iterator[tuple[in
     while pending:
         parts = pending.pop()
         # From the root each time, so that a deep tree does not cost a descriptor per level.
-        folder = _descend(top, parts)
+        folder = open_below(top, parts)
         try:
             with os.scandir(folder) as listing:
                 entries = list(itertools.islice(listing, left + 1))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from sublet_contracts.documents import refused_by_validation
+from sublet_contracts.documents import CheckpointKind, refused_by_validation
 from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.fields import (
@@ -326,7 +326,7 @@ class CheckpointVerdict(Message):
     lease: LeaseId
     epoch: Count = Field(description="the lease's epoch")
     checkpoint: DocumentId = Field(description="the checkpoint's document")
-    kind: Literal["checkpoint", "outputs"] = Field(description="as in the document")
+    kind: CheckpointKind = Field(description="as in the document")
     step: Count = Field(description="as in the document")
     durable: bool = Field(description="true: it counts; false: refused")
     detail: str = Field(default="", max_length=1024, description="why it was refused")

@@ -400,7 +400,8 @@ def test_a_script_that_ends_with_0_because_it_was_asked_to_has_not_finished() ->
     world.do(events.MessageArrived(order))
     world.ran(lease_id, 3_000, running=False, exit_code=0)
     step = world.do(events.FolderScanned(lease_id, (), finished=False))
-    assert not wanted(step, effects.Upload)
+    assert [u.kind for u in wanted(step, effects.Upload)] == ["partial-outputs"]
+    step = world.do(events.UploadFailed(lease_id, "partial-outputs", 0, "", nothing=True))
     assert only(step, RunChanged).reason is Reason.RECLAIMED
 
 

@@ -133,6 +133,7 @@ def test_an_exit_is_finishing_and_then_handed_over(phase: RunPhase) -> None:
     world.do(observed(lease_id, exit_code=1))
     assert world.core.saved.runs[lease_id].phase is RunPhase.FINISHING
     world.do(events.FolderScanned(lease_id, ()))
+    world.do(events.UploadFailed(lease_id, "partial-outputs", 0, "", nothing=True))
     assert world.core.saved.runs[lease_id].phase is RunPhase.ENDED
 
 

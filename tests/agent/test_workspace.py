@@ -12,7 +12,7 @@ import pytest
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.adapters.workspace.folder_reader import FolderReader
 from sublet_agent.adapters.workspace.workspace import Workspace
-from sublet_contracts.tree import TreeRefused
+from sublet_contracts.tree import TreeRefused, WhyLeftOut
 from tests.agent.test_core import World
 
 SECRET = b"root:x:0:0"
@@ -128,8 +128,12 @@ async def test_a_pipe_does_not_hold_the_agent_up(
 def test_outputs_carry_no_link(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(SECRET)
     (workspace.outputs / "weights").symlink_to(tmp_path / "secret")
-    with pytest.raises(TreeRefused):
-        workspace.scan_outputs()
+    (workspace.outputs / "model").write_bytes(b"mine")
+    index = workspace.scan_outputs().index
+    assert [file.path for file in index.files] == ["model"]
+    (left_out,) = index.left_out
+    assert (left_out.path, left_out.why) == ("weights", WhyLeftOut.LINK)
+    assert str(tmp_path) not in left_out.detail
 
 
 def test_an_infinite_step_is_refused(workspace: Workspace) -> None:

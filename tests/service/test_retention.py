@@ -169,14 +169,17 @@ def finished() -> tuple[World, AgentDouble, RenterDouble, str]:
     return world, alice, renter, job
 
 
-def test_an_ended_job_keeps_its_outputs_and_last_checkpoint_for_a_week() -> None:
+def test_an_ended_job_keeps_its_outputs_and_checkpoints_for_a_week() -> None:
     world, _, renter, job = finished()
     let_days_pass(world, 6)
     blobs = world.broker.blobs
-    for content in (b"weights", b"step 3"):
+    for content in (b"weights", b"step 1", b"step 2", b"step 3"):
         assert blobs.get(renter.party, job, None, digest(content)) == content
     assert renter.view(job).next_step is NextStep.DOWNLOAD_OUTPUTS
-    assert digest(b"step 2") not in world.blobs.names()
+    week_ms = world.broker.context.settings.keep_ended_ms
+    until_ms = (renter.view(job).ended_ms or 0) + week_ms
+    page = world.broker.views.checkpoints(renter.party, job)
+    assert {(c.kept, c.kept_until_ms) for c in page.checkpoints} == {(True, until_ms)}
     let_days_pass(world, 2)
     with pytest.raises(Refusal) as caught:
         blobs.get(renter.party, job, None, digest(b"weights"))

@@ -267,6 +267,9 @@ class Auditor:
     def _let_go(self, model: CheckpointModel) -> None:
         """Content that counted as durable is no longer kept: newer ones are."""
         never(model.document["kind"] == "outputs", "outputs were let go before their time")
+        if model.document["kind"] == "partial-outputs":
+            self._let_go_partial(model)
+            return
         newer = [
             c
             for id in self.of_job[model.document["job"]]
@@ -276,8 +279,19 @@ class Auditor:
             and (c.document["step"], c.document["epoch"])
             >= (model.document["step"], model.document["epoch"])
         ]
-        least = 1 if self.jobs[model.document["job"]].state in ENDED else KEPT
-        never(len(newer) < least, f"a checkpoint was let go with {len(newer)} newer ones")
+        never(len(newer) < KEPT, f"a checkpoint was let go with {len(newer)} newer ones")
+
+    def _let_go_partial(self, model: CheckpointModel) -> None:
+        newer = [
+            c
+            for id in self.of_job[model.document["job"]]
+            if (c := self.checkpoints[id]) is not model
+            and c.kept
+            and c.state == "durable"
+            and c.document["kind"] == "partial-outputs"
+            and c.document["epoch"] >= model.document["epoch"]
+        ]
+        never(not newer, "a job's newest partial outputs were let go")
 
     def _never_stale(self, document: dict[str, Any], becomes: str) -> None:
         """Whoever has lost a job writes nothing more."""
@@ -291,6 +305,7 @@ class Auditor:
     def _durable(self, id: str, model: CheckpointModel) -> None:
         document = model.document
         self._never_stale(document, "counts")
+        self._handed_over(document)
         # A verdict may wait for the database: what was damaged meanwhile was whole when verified.
         verified_ms = self.market.verified_ms.get(id, 0)
         damaged_ms = self.market.broker.disk.damaged_ms
@@ -298,6 +313,20 @@ class Auditor:
             sha256 for sha256 in self._lacking(document) if damaged_ms.get(sha256, 0) <= verified_ms
         ]
         never(bool(bad), "a checkpoint counts that can't be restored")
+
+    def _handed_over(self, document: dict[str, Any]) -> None:
+        """What an honest machine hands over as outputs, its run has finished; as partial outputs,
+        one that has ended otherwise."""
+        if document["kind"] == "checkpoint":
+            return
+        agent = self.market.agents_by_party[document["provider"]]
+        container = self.runs.get(document["lease"])
+        if not agent.honest or container is None:
+            return
+        kind = document["kind"].replace("-", " ")
+        never(container.running, f"{kind} of a run that goes on")
+        finished = container.truth == "finished"
+        never(kind == "outputs" and not finished, f"outputs of a run that has {container.truth}")
 
     def _is_restorable(self, document: dict[str, Any]) -> bool:
         return not self._lacking(document)
@@ -467,6 +496,10 @@ class Auditor:
         if new is None:
             return
         model = self.jobs[new.id]
+        if new.outputs is not None:
+            outputs = self.checkpoints[new.outputs]
+            final = outputs.document["kind"] == "outputs"
+            never(not final, f"{outputs.document['kind']} count as a job's outputs")
         never(
             new.settled_ucr != model.charged_ucr,
             f"it says {new.settled_ucr} ucr, {model.charged_ucr} were charged",

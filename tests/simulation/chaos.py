@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,7 +11,13 @@ from sublet_agent.core import events
 from sublet_agent.core.offers import read_assign
 from sublet_agent.core.run_phases import LIVE, RunPhase
 from sublet_broker.service.errors import Refusal
-from sublet_contracts.documents import Checkpoint, Receipt, read_document, sign_document
+from sublet_contracts.documents import (
+    Checkpoint,
+    Receipt,
+    Signed,
+    read_document,
+    sign_document,
+)
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import (
     Assign,
@@ -23,6 +30,7 @@ from sublet_contracts.wire import (
     RunReport,
 )
 from tests.simulation.broker import BrokerAway
+from tests.simulation.jobs import tree
 from tests.simulation.mishaps import Mishaps
 from tests.simulation.store import UNKEPT
 
@@ -440,6 +448,65 @@ class Chaos(Mishaps):
             issued_ms=agent.now_ms(),
         )
         self._say(agent, CheckpointUploaded(checkpoint=sign_document(document, agent.key).envelope))
+
+    def _partial(self) -> None:
+        """Whatever it hands over is no progress, and nothing is paid for it."""
+        agent = self._agent()
+        if not (agent.up and agent.live):
+            return
+        live = [
+            run.record for run in agent.core.runs.values() if run.record.phase is RunPhase.RUNNING
+        ]
+        if not live:
+            return
+        agent.honest = False
+        record = self.engine.random.choice(live)
+        index, chunks, total = tree({"progress.txt": b"it is nearly done"})
+        blobs = self.market.broker.broker.blobs
+        scope, epoch = record.job_id, record.lease.epoch
+        try:
+            for data in (*chunks.values(), index):
+                sha256 = hashlib.sha256(data).hexdigest()
+                self.market.broker.call(blobs.put, agent.party, scope, epoch, sha256, data)
+        except (BrokerAway, Refusal, *UNKEPT):
+            return
+        document = Checkpoint(
+            provider=agent.party,
+            job=record.job_id,
+            lease=record.lease_id,
+            epoch=epoch,
+            kind="partial-outputs",
+            step=record.durable_step + 10**6,
+            index_sha256=hashlib.sha256(index).hexdigest(),
+            total_bytes=total,
+            cum_device_ms=record.cum_device_ms,
+            issued_ms=agent.now_ms(),
+        )
+        signed = sign_document(document, agent.key)
+        self._say(agent, CheckpointUploaded(checkpoint=signed.envelope))
+        agent._later(self.engine.draw_ms(2_000, 10_000), partial(self._rest_on, agent, signed))
+
+    def _rest_on(self, agent: AgentHost, partial_outputs: Signed[Checkpoint]) -> None:
+        """Sign the next receipt of the run so that its durable progress is the partial outputs."""
+        lease = partial_outputs.document.lease
+        issued = [m.receipt for m in agent.past if isinstance(m, ReceiptIssued)]
+        mine = [r for envelope in issued if (r := read_document(envelope, Receipt)).lease == lease]
+        run = agent.core.runs.get(lease)
+        if self.over or run is None or run.record.is_over or not mine or not agent.live:
+            return
+        receipt = max(mine, key=lambda r: r.sequence).model_copy(
+            update={
+                "sequence": run.record.last_receipt_sequence + 1,
+                "previous": run.record.last_receipt_id,
+                "durable_checkpoint": partial_outputs.id,
+                "durable_step": partial_outputs.document.step,
+                "reached_step": partial_outputs.document.step,
+                "durable_device_ms": partial_outputs.document.cum_device_ms,
+                "issued_ms": agent.now_ms(),
+            }
+        )
+        signed = sign_document(receipt, agent.key)
+        self._say(agent, ReceiptIssued(receipt=signed.envelope))
 
     # -- renters ------------------------------------------------------------------------------
 

@@ -96,10 +96,13 @@ class Transfer:
         if container is None or (kind == "checkpoint" and content is None):
             self.host.post(events.UploadFailed(lease_id, kind, step, "torn: DONE doesn't match"))  # type: ignore[arg-type]
             return
+        if kind == "partial-outputs" and self.host.engine.happens(0.1):
+            self.host.post(events.UploadFailed(lease_id, kind, step, "", nothing=True))  # type: ignore[arg-type]
+            return
         files = (
-            container.outputs
-            if kind == "outputs"
-            else checkpoint_files(record.job.nonce, step, (content or b"").decode())
+            checkpoint_files(record.job.nonce, step, (content or b"").decode())
+            if kind == "checkpoint"
+            else container.outputs
         )
         index, chunks, total = tree(files)
         try:

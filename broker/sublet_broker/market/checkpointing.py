@@ -7,9 +7,11 @@ Rules:
   never counts.
 - A job resumes from the newest durable checkpoint: highest step, then newest epoch. One that turns
   out to be damaged is quarantined, and the one before it is used.
-- The newest few are kept, and all outputs; the content of older ones is pruned. Their documents
-  stay, because receipts rest on them.
-- A job that has ended needs its outputs and its last checkpoint, for a while; then nothing.
+- The newest few are kept, all outputs, and the newest partial outputs; the content of older ones is
+  pruned. Their documents stay, because receipts rest on them.
+- A job that has ended keeps what it had then for a while; then nothing.
+- Partial outputs are what a run had written that didn't finish. No job resumes from them, no
+  receipt rests on them, and they take the place of none but older partial outputs.
 - One checkpoint that can't be restored by one provider proves nothing: it is verified again. If two
   leases in a row fail on it, it is quarantined whatever the verifier says.
 """
@@ -18,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sublet_broker.market.facts import CheckpointFact, JobFact, LeaseFact
-from sublet_contracts.documents import Checkpoint, Job
+from sublet_contracts.documents import Checkpoint, CheckpointKind, Job
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import CHECKPOINT, CheckpointState, step
 
@@ -70,25 +72,36 @@ def _age(fact: CheckpointFact) -> tuple[int, int, int, str]:
 
 def resume_point(checkpoints: Iterable[CheckpointFact]) -> CheckpointFact | None:
     """Return the checkpoint from which the job goes on; None: from the start."""
-    usable = [
-        c
-        for c in checkpoints
-        if c.kind == "checkpoint" and c.state is CheckpointState.DURABLE and c.kept
-    ]
-    return max(usable, key=_age, default=None)
+    return max(_kept(checkpoints, "checkpoint"), key=_age, default=None)
+
+
+def newest_partial_outputs(checkpoints: Iterable[CheckpointFact]) -> CheckpointFact | None:
+    """Return the partial outputs that a job has: those of its newest run that left any."""
+    return max(_kept(checkpoints, "partial-outputs"), key=_run_age, default=None)
 
 
 def superseded(checkpoints: Iterable[CheckpointFact], keep: int) -> list[CheckpointFact]:
-    """Return the durable checkpoints whose content is no longer kept, oldest first."""
-    durable = sorted(
-        (
-            c
-            for c in checkpoints
-            if c.kind == "checkpoint" and c.state is CheckpointState.DURABLE and c.kept
-        ),
-        key=_age,
-    )
-    return durable[: max(0, len(durable) - keep)]
+    """Return the durable checkpoints and partial outputs whose content is no longer kept, oldest
+    first."""
+    every = list(checkpoints)
+    durable = sorted(_kept(every, "checkpoint"), key=_age)
+    partial = sorted(_kept(every, "partial-outputs"), key=_run_age)
+    return [*durable[: max(0, len(durable) - keep)], *partial[:-1]]
+
+
+def _kept(checkpoints: Iterable[CheckpointFact], kind: CheckpointKind) -> list[CheckpointFact]:
+    durable = CheckpointState.DURABLE
+    return [c for c in checkpoints if c.kind == kind and c.state is durable and c.kept]
+
+
+def _run_age(fact: CheckpointFact) -> tuple[int, int, str]:
+    """Partial outputs go by their run, not by a step that the run came to."""
+    return (fact.epoch, fact.created_ms, fact.id)
+
+
+def kept_until_ms(job: JobFact, *, keep_ended_ms: int) -> int | None:
+    """Return until when the content of a job is kept; None: as long as it hasn't ended."""
+    return None if job.ended_ms is None else job.ended_ms + keep_ended_ms
 
 
 def needed(
@@ -106,10 +119,9 @@ def needed(
     if job.ended_ms is None:
         inputs = [entry.index_sha256 for entry in document.inputs]
         return there, [*inputs, *(c.index_sha256 for c in there)]
-    if now_ms >= job.ended_ms + keep_ended_ms:
+    until_ms = kept_until_ms(job, keep_ended_ms=keep_ended_ms)
+    if until_ms is not None and now_ms >= until_ms:
         return [], []
-    newest = resume_point(there)
-    there = [c for c in there if c.kind == "outputs" or c is newest]
     return there, [c.index_sha256 for c in there]
 
 

@@ -96,6 +96,8 @@ def _why_wrong(
         return "durable time without a checkpoint" if receipt.durable_device_ms else ""
     if checkpoint is None or checkpoint.lease != lease.id:
         return "it names a checkpoint that this lease did not make"
+    if checkpoint.kind == "partial-outputs":
+        return "it names partial outputs as its progress"
     if checkpoint.state is CheckpointState.UPLOADED:
         return _NOT_VERIFIED
     if checkpoint.state is CheckpointState.REJECTED:

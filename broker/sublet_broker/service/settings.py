@@ -43,7 +43,7 @@ class Settings:
     late_logs_ms: int = 600_000
     """A run that ended by itself may hand in its last lines for so long, whoever runs since."""
     keep_ended_ms: int = 7 * 86_400_000
-    """A job's outputs and last checkpoint are kept so long after it has ended."""
+    """A job's outputs and checkpoints are kept so long after it has ended."""
     keep_inputs_ms: int = 7 * 86_400_000
     """What a renter has uploaded is kept so long after it was last uploaded, asked for or used."""
     upload_grace_ms: int = 3_600_000

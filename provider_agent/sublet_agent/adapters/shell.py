@@ -11,6 +11,7 @@ state: a journal or a spool that can't be written.
 
 import asyncio
 import functools
+import math
 import shutil
 import sqlite3
 import threading
@@ -67,8 +68,9 @@ from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_do
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.image_references import can_mean, is_image_id
 from sublet_contracts.keys import short
+from sublet_contracts.outputs_tree import left_out_lines
 from sublet_contracts.reasons import Reason
-from sublet_contracts.tree import TreeRefused
+from sublet_contracts.tree import TreeIndex, TreeRefused
 from sublet_contracts.versions import Reads
 from sublet_contracts.wire import Message
 
@@ -728,16 +730,22 @@ class Shell:
             if cancel.is_set():
                 raise Cancelled("reading a folder")
 
-        def work() -> tuple[str, int]:
-            tree = (
-                workspace.scan_outputs(on_bytes)
-                if kind == "outputs"
-                else workspace.scan_checkpoint(step, on_bytes)
+        def left_s() -> float:
+            return (effect.until_ms - self.now_ms()) / 1000 if effect.until_ms else math.inf
+
+        def work() -> tuple[str, TreeIndex]:
+            if kind == "checkpoint":
+                tree = workspace.scan_checkpoint(step, on_bytes)
+                return self.transfer.upload(record.job_id, record.lease.epoch, tree, cancel)
+            tree = workspace.scan_outputs(on_bytes, left_s)
+            if kind == "partial-outputs" and not tree.index.files:
+                return "", tree.index
+            return self.transfer.upload_outputs(
+                record.job_id, record.lease.epoch, tree, cancel, left_s
             )
-            return self.transfer.upload(record.job_id, record.lease.epoch, tree, cancel)
 
         try:
-            index_sha256, total_bytes = await self.moving(work)
+            index_sha256, index = await self.moving(work)
         except Cancelled:
             return
         except StaleEpoch as error:
@@ -746,7 +754,14 @@ class Shell:
         except (TreeRefused, TransferRefused, OSError) as error:
             self.post(events.UploadFailed(lease_id, kind, step, str(error)))
         else:
-            self.post(events.Uploaded(lease_id, kind, step, index_sha256, total_bytes))
+            for line in left_out_lines(index):
+                self.log_line(lease_id, f"left out of the outputs: {line}")
+            self._logs.pump()
+            if index_sha256:
+                total = index.total_bytes
+                self.post(events.Uploaded(lease_id, kind, step, index_sha256, total))
+            else:
+                self.post(events.UploadFailed(lease_id, kind, step, "", nothing=True))
 
     async def _remove(self, lease_id: str) -> None:
         self._cancel(lease_id).set()

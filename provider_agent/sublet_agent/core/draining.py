@@ -57,8 +57,10 @@ def waits_for(runs: Iterable[RunRecord], *, live: bool) -> tuple[str, ...]:
 def _line(record: RunRecord) -> str:
     what = f"job {short(record.job_id)}"
     match record.phase:
+        case RunPhase.FINISHING if record.uploading and record.uploading.kind == "checkpoint":
+            return f"{what}: its checkpoint of step {record.uploading.step} goes off"
         case RunPhase.FINISHING if record.uploading:
-            return f"{what}: its {record.uploading.kind} of step {record.uploading.step} goes off"
+            return f"{what}: its outputs go off"
         case RunPhase.FINISHING:
             return f"{what}: what it has made is handed over"
         case RunPhase.ENDED:

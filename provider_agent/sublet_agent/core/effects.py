@@ -85,6 +85,8 @@ class Upload:
     lease_id: str
     kind: UploadKind
     step: int
+    until_ms: int = 0
+    """what of partial outputs is not there by then stays behind; 0: it takes as long as it takes"""
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,8 @@ class UploadFailed:
     step: int
     detail: str
     stale: bool = False
+    nothing: bool = False
+    """there are no partial outputs to upload"""
 
 
 @dataclass(frozen=True)

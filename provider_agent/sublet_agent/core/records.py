@@ -9,11 +9,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sublet_agent.core.run_phases import RunPhase
-from sublet_contracts.documents import Checkpoint, Job, Lease
+from sublet_contracts.documents import Checkpoint, CheckpointKind, Job, Lease
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.reasons import Reason
 
-UploadKind = Literal["checkpoint", "outputs"]
+UploadKind = CheckpointKind
 
 
 class _Record(BaseModel):
@@ -82,7 +82,11 @@ class RunRecord(_Record):
     durable_device_ms: int = 0
     folder_scanned: bool = False
     """whether the folder was read once more after the exit"""
-    outputs_to_upload: bool = False
+    outputs_to_upload: Literal["outputs", "partial-outputs"] | None = None
+    exited_ms: int = 0
+    """when it was seen that it had"""
+    partial_until_ms: int = 0
+    """until when its partial outputs are brought back"""
     cpu_millis: int = 0
     """of a job that has no wish: what its devices bring along, fixed when the lease was signed"""
     device_failed: str = ""

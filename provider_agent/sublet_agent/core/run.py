@@ -5,7 +5,8 @@ every change of phase goes through that table; here is what is done on the way. 
    so `resume` after a kill -9 is: look at the phase, do its effect again.
 2. Metering never goes back: the runner's clock counts from the container's start to its exit.
 3. Whatever ends a run, its end is told once: `exited` with a reason and the final receipt are
-   saved together, after checkpoint and outputs are at the broker.
+   saved together, after checkpoint and outputs are at the broker. What a run has written that did
+   not finish comes as partial outputs, for a while (partial_outputs.py).
 4. An unexpected error ends the run: its last saved record is ended as quarantined, and what it was
    asked for before stands all the same.
 5. A stop only hardens. After a drain the last checkpoint is uploaded and its verdict awaited (a
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
-from sublet_agent.core import checkpoints, metering, receipts
+from sublet_agent.core import checkpoints, metering, partial_outputs, receipts
 from sublet_agent.core import effects as do
 from sublet_agent.core.deadlines import RENEW_EVERY_MS, deadline_of, deadline_text
 from sublet_agent.core.events import (
@@ -164,9 +165,9 @@ class Run:
                     reason, detail = Reason.DEVICE_FAILED, self.record.device_failed
                 self._end(trigger, reason, detail, now_ms)
             case Observed():
-                self._observed(event)
+                self._observed(event, now_ms)
             case Vanished():
-                self._vanished()
+                self._vanished(now_ms)
             case CheckpointFound():
                 self._delete_overtaken(event.overtaken)
                 self._checkpoint_found(event.step)
@@ -175,6 +176,7 @@ class Run:
                     self._checkpoint_found(step)
                 if not event.finished:
                     self._undo_success()
+                self._plan_outputs()
                 self.record.folder_scanned = self.changed = True
                 self._finish(now_ms)
             case Uploaded():
@@ -326,8 +328,7 @@ class Run:
         if record.quarantined and record.phase is RunPhase.ENDED:
             self.effects.append(do.PutAside(lease_id))
         if record.uploading:
-            uploading = record.uploading
-            self.effects.append(do.Upload(lease_id, uploading.kind, uploading.step))
+            self._ask_upload(record.uploading)
         for awaiting in record.awaiting_verdict.values():
             # The message is in the outbox, or was acknowledged; the wait begins anew.
             awaiting.since_ms = now_ms
@@ -424,7 +425,7 @@ class Run:
             }
         )
 
-    def _observed(self, seen: Observed) -> None:
+    def _observed(self, seen: Observed, now_ms: int) -> None:
         record = self.record
         if record.started_ms is None:
             record.started_ms = seen.started_ms
@@ -449,8 +450,18 @@ class Run:
             limit = record.job.resources.memory_bytes
             said = memory_limit_text(self.usage.peak_memory_bytes, limit)
         record.detail = _printable(said or exit_text(end, record.reason))
-        record.outputs_to_upload = record.reason is Reason.SUCCEEDED and bool(record.job.outputs)
+        record.exited_ms = now_ms
         self._enter(Trigger.EXITED)
+
+    def _plan_outputs(self) -> None:
+        """Say what is to be brought back of what it has written, now that its end is known."""
+        record = self.record
+        record.outputs_to_upload = None
+        if not record.job.outputs:
+            return
+        finished = record.reason is Reason.SUCCEEDED
+        record.outputs_to_upload = "outputs" if finished else "partial-outputs"
+        record.partial_until_ms = 0 if finished else partial_outputs.until_ms(record)
 
     def _undo_success(self) -> None:
         """Exit 0 of a script that was asked to stop and may not have finished: it goes on."""
@@ -458,17 +469,17 @@ class Run:
         if record.reason is not Reason.SUCCEEDED or record.unless_finished in (None, record.reason):
             return
         record.reason = record.unless_finished
-        record.outputs_to_upload = False
         says = "it exited with 0 when asked to stop, and nothing says that it had finished"
         self.effects.append(do.AddLogLine(record.lease_id, f"{says}: it is to go on"))
 
-    def _vanished(self) -> None:
+    def _vanished(self, now_ms: int) -> None:
         record = self.record
         if record.phase is RunPhase.STARTING:
             self.effects.append(do.Start(record.lease_id))
             return
         record.reason = Reason.RUN_VANISHED
         record.detail = "the runner no longer knows this run"
+        record.exited_ms = now_ms
         self._enter(Trigger.VANISHED)
 
     def _checkpoint_found(self, step: int) -> None:
@@ -486,14 +497,26 @@ class Run:
     def _upload_next(self) -> bool:
         record = self.record
         step = checkpoints.next_upload(record)
-        if step is None or record.is_over:
+        if step is None or record.is_over or self._ends_at_once():
             return False
         record.uploading = Uploading(
             kind="checkpoint", step=step, cum_device_ms=record.local_checkpoints[step]
         )
         self.changed = True
-        self.effects.append(do.Upload(record.lease_id, "checkpoint", step))
+        self._ask_upload(record.uploading)
         return True
+
+    def _ends_at_once(self) -> bool:
+        """Whether it has exited and was to stop without saving anything."""
+        stop = self.record.stop
+        finishing = self.record.phase is RunPhase.FINISHING
+        return finishing and stop is not None and stop.desired == "stop"
+
+    def _ask_upload(self, uploading: Uploading) -> None:
+        partial = uploading.kind == "partial-outputs"
+        until_ms = self.record.partial_until_ms if partial else 0
+        lease_id, kind, step = self.record.lease_id, uploading.kind, uploading.step
+        self.effects.append(do.Upload(lease_id, kind, step, until_ms))
 
     def _uploaded(self, event: Uploaded, now_ms: int) -> None:
         record = self.record
@@ -524,7 +547,7 @@ class Run:
             record.uploaded_step = max(record.uploaded_step, event.step)
             self._upload_next()
         else:
-            record.outputs_to_upload = False
+            record.outputs_to_upload = None
         if record.phase is RunPhase.FINISHING:
             self._finish(now_ms)
 
@@ -535,11 +558,14 @@ class Run:
             return
         record.uploading = None
         self.changed = True
-        says = f"the {event.kind} of step {event.step} is left out: {event.detail}"
-        self.effects.append(do.AddLogLine(record.lease_id, says))
-        if event.kind == "outputs":
-            # The command succeeded, yet what it made breaks the rules and can't be brought back.
-            record.outputs_to_upload = False
+        if not event.nothing:
+            says = f"{_of_step(event.kind, event.step)} can't be brought back: {event.detail}"
+            self.effects.append(do.AddLogLine(record.lease_id, says))
+        if event.kind == "partial-outputs":
+            record.outputs_to_upload = None
+        elif event.kind == "outputs":
+            # The command succeeded, yet what it made can't be brought back.
+            record.outputs_to_upload = None
             record.reason = Reason.CHECKPOINT_INVALID
             record.detail = _printable(f"outputs: {event.detail}")
         else:
@@ -551,15 +577,15 @@ class Run:
     def _refused(self, kind: str, step: int, detail: str) -> None:
         record = self.record
         record.refused_uploads += 1
-        says = f"the broker refused the {kind} of step {step}: {detail}"
+        says = f"the broker refused {_of_step(kind, step)}: {detail}"
         self.effects.append(do.AddLogLine(record.lease_id, says))
-        if record.refused_uploads > MAX_REFUSALS:
+        if record.refused_uploads > MAX_REFUSALS or kind == "partial-outputs":
             return
         if kind == "outputs":
             record.uploading = Uploading(
                 kind="outputs", step=step, cum_device_ms=record.cum_device_ms
             )
-            self.effects.append(do.Upload(record.lease_id, "outputs", step))
+            self._ask_upload(record.uploading)
         elif step == max(record.local_checkpoints, default=-1):
             record.uploaded_step = step - 1
             self._upload_next()
@@ -569,27 +595,52 @@ class Run:
         record = self.record
         if not record.folder_scanned:
             return
-        if record.stop and record.stop.desired == "stop":
-            assert record.reason is not None
-            self._end(Trigger.HANDED_OVER, record.reason, record.detail, now_ms)
-            return
+        at_once = self._ends_at_once()
+        if at_once and record.uploading and record.uploading.kind == "checkpoint":
+            record.uploading, self.changed = None, True
+        self._give_up_partial_outputs(now_ms)
         if record.uploading is not None:
             return
         if self._upload_next():
             return
-        if record.outputs_to_upload:
+        kind = record.outputs_to_upload
+        if kind is not None and not (at_once and kind == "outputs"):
             step = max([record.lease.start_step, *record.local_checkpoints])
-            record.uploading = Uploading(
-                kind="outputs", step=step, cum_device_ms=record.cum_device_ms
-            )
+            record.uploading = Uploading(kind=kind, step=step, cum_device_ms=record.cum_device_ms)
             self.changed = True
-            self.effects.append(do.Upload(record.lease_id, "outputs", step))
+            self._ask_upload(record.uploading)
             return
-        waiting = [a for a in record.awaiting_verdict.values() if a.kind == "checkpoint"]
-        if any(now_ms - a.since_ms < VERDICT_WAIT_MS for a in waiting):
+        if self._awaits_verdict(now_ms, at_once=at_once):
             return
         assert record.reason is not None
         self._end(Trigger.HANDED_OVER, record.reason, record.detail, now_ms)
+
+    def _give_up_partial_outputs(self, now_ms: int) -> None:
+        """Whoever waits for the end doesn't wait for them any longer."""
+        record = self.record
+        if record.outputs_to_upload != "partial-outputs" or now_ms < record.partial_until_ms:
+            return
+        under_way = record.uploading is not None and record.uploading.kind == "partial-outputs"
+        if under_way and now_ms < record.partial_until_ms + partial_outputs.GIVE_UP_MS:
+            return  # What is there by now is being listed.
+        record.outputs_to_upload, self.changed = None, True
+        if under_way:
+            record.uploading = None
+        says = "the time to stop is over: what this run had written is not brought back"
+        self.effects.append(do.AddLogLine(record.lease_id, says))
+
+    def _awaits_verdict(self, now_ms: int, *, at_once: bool) -> bool:
+        """Whether the broker's word on an upload is still to be waited for."""
+        until_ms = self.record.partial_until_ms + partial_outputs.GIVE_UP_MS
+        for awaiting in self.record.awaiting_verdict.values():
+            # On outputs the broker itself waits.
+            if awaiting.kind == "checkpoint":
+                waits = not at_once and now_ms - awaiting.since_ms < VERDICT_WAIT_MS
+            else:
+                waits = awaiting.kind == "partial-outputs" and now_ms < until_ms
+            if waits:
+                return True
+        return False
 
     def _end(self, trigger: Trigger, reason: Reason, detail: str, now_ms: int) -> None:
         record = self.record
@@ -644,6 +695,11 @@ class Run:
             for step in steps:
                 del self.record.local_checkpoints[step]
             self.effects.append(do.DeleteSteps(self.record.lease_id, steps))
+
+
+def _of_step(kind: str, step: int) -> str:
+    what = kind.replace("-", " ")
+    return f"the {what} of step {step}" if kind == "checkpoint" else f"the {what}"
 
 
 def _printable(text: str) -> str:

@@ -6,6 +6,7 @@ from sublet_contracts.api import JobView, NextStep
 NEXT_STEPS: dict[NextStep, str] = {
     NextStep.NONE: "",
     NextStep.DOWNLOAD_OUTPUTS: "sublet download brings the outputs",
+    NextStep.DOWNLOAD_PARTIAL_OUTPUTS: "sublet download brings what it had written",
     NextStep.SIGN_RECEIPTS: "sublet logs -f signs receipts, then sublet resume",
     NextStep.RAISE_BUDGET: "sublet resume --budget TOTAL raises it and goes on",
     NextStep.READ_LOGS: "look at sublet logs, then sublet resume",

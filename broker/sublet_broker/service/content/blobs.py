@@ -76,7 +76,7 @@ class Blobs:
                 kept_ms = self._context.settings.keep_ended_ms
                 raise Refusal(
                     ProblemCode.NO_LONGER_KEPT,
-                    "a job's outputs and last checkpoint are kept for "
+                    "a job's outputs and checkpoints are kept for "
                     f"{format_duration(kept_ms)} after its end",
                     kept_ms=kept_ms,
                 )

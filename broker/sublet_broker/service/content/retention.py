@@ -8,8 +8,8 @@ Rules:
   content first (pins.py), and what is pinned isn't deleted: so no row ever stands without its file.
 - Uploading claims content, and so does being told that it is here already. What was claimed after
   the checkpoint it belonged to is not pruned with it: an upload in progress counts on it.
-- A job keeps its inputs, its newest checkpoints and its outputs while it lives. Once ended it keeps
-  its outputs and its last checkpoint for `keep_ended_ms`.
+- A job keeps its inputs, its newest checkpoints, its outputs and its newest partial outputs while
+  it lives. Once ended it keeps all but the inputs for `keep_ended_ms`.
 - What a renter uploaded stays for `keep_inputs_ms` after it was last claimed, and as long as a
   live job of his uses it.
 - Small files count as COUNTED_BYTES, so that rows are bounded by bytes.
@@ -45,7 +45,8 @@ class Retention:
         self._files_due_ms = 0
 
     def prune(self, job: str) -> None:
-        """Let go of the content of a job's older checkpoints, except what newer things share."""
+        """Let go of the content of a job's older checkpoints and partial outputs, except what newer
+        things share."""
         settings = self._context.settings
         with self._context.read() as snapshot:
             everything = snapshot.find(CheckpointFact, {"job": job})

@@ -176,16 +176,17 @@ class Checkpoints:
             detail=after.detail or f"{fact.kind} of step {fact.step}",
         )
         if durable:
-            pinned = job.hardware_class or _class_of(work, lease)
-            outputs = fact.id if fact.kind == "outputs" else job.outputs
-            work.put(replace(job, hardware_class=pinned, outputs=outputs))
+            if fact.kind != "partial-outputs":
+                pinned = job.hardware_class or _class_of(work, lease)
+                outputs = fact.id if fact.kind == "outputs" else job.outputs
+                work.put(replace(job, hardware_class=pinned, outputs=outputs))
             run = work.get(RunFact, lease.id)
             if run is not None and fact.kind == "checkpoint":
                 self._context.heartbeats.note_saved(run.id, work.now_ms)
                 work.put(_saved(run, fact, work.now_ms))
         if fact.kind == "outputs":
             close_if_due(self._context, work, lease)
-        return job.id if durable and fact.kind == "checkpoint" else None
+        return job.id if durable and fact.kind != "outputs" else None
 
     def _unowned(self, work: UnitOfWork, fact: CheckpointFact, result: VerifyResult) -> str:
         """Say what of the content the job has no right to: nobody gets a stranger's chunk by

@@ -2,7 +2,7 @@
 
 from sublet_broker.market import ledger
 from sublet_broker.market.accepted import accepted
-from sublet_broker.market.checkpointing import resume_point
+from sublet_broker.market.checkpointing import kept_until_ms, newest_partial_outputs, resume_point
 from sublet_broker.market.facts import (
     AccountFact,
     ChainFact,
@@ -26,8 +26,8 @@ from sublet_contracts.rules import charge_ucr
 from sublet_contracts.states import CheckpointState, LeaseState, RunState
 
 
-def job_view(snapshot: UnitOfWork, job: JobFact) -> JobView:
-    """Return the job with all its runs."""
+def job_view(snapshot: UnitOfWork, job: JobFact, *, keep_ended_ms: int) -> JobView:
+    """Return the job with all its runs. `keep_ended_ms`: how long content is kept after its end."""
     document = accepted(job.envelope, Job)
     leases = snapshot.find(LeaseFact, {"job": job.id}, order_by="epoch")
     runs = {run.id: run for run in snapshot.find(RunFact, {"job": job.id})}
@@ -49,6 +49,7 @@ def job_view(snapshot: UnitOfWork, job: JobFact) -> JobView:
     live_ucr = sum(v.charge_ucr for v in views if v.lease_state is not LeaseState.CLOSED)
     outputs = next((c for c in durable if c.id == job.outputs), None)
     outputs_kept = outputs is not None and outputs.kept
+    partial = newest_partial_outputs(durable)
     return JobView(
         id=job.id,
         name=job.name,
@@ -56,7 +57,7 @@ def job_view(snapshot: UnitOfWork, job: JobFact) -> JobView:
         state=job.state,
         reason=job.reason,
         says=says(job, newest, run, snapshot.now_ms, outputs_kept=outputs_kept),
-        next_step=next_step(job, outputs_kept=outputs_kept),
+        next_step=next_step(job, outputs_kept=outputs_kept, partial_kept=partial is not None),
         image=document.image,
         image_pinned=job.image_pinned,
         command=document.command,
@@ -81,6 +82,9 @@ def job_view(snapshot: UnitOfWork, job: JobFact) -> JobView:
         lost_device_ms=sum(s.lost_device_ms for s in settled.values()),
         outputs=job.outputs,
         outputs_index_sha256=outputs.index_sha256 if outputs else None,
+        partial_outputs=partial.id if partial else None,
+        partial_outputs_index_sha256=partial.index_sha256 if partial else None,
+        kept_until_ms=kept_until_ms(job, keep_ended_ms=keep_ended_ms),
         document=job.envelope,
         runs=views,
     )

@@ -48,8 +48,10 @@ def says(
             return MEANINGS[job.reason or Reason.CANCELLED].says
 
 
-def next_step(job: JobFact, *, outputs_kept: bool) -> NextStep:
-    """Return what the job waits for its renter to do."""
+def next_step(job: JobFact, *, outputs_kept: bool, partial_kept: bool) -> NextStep:
+    """Return what the job waits for its renter to do. `partial_kept`: partial outputs are."""
+    if partial_kept and job.state in (JobState.FAILED, JobState.CANCELLED):
+        return NextStep.DOWNLOAD_PARTIAL_OUTPUTS
     if job.state is JobState.SUCCEEDED and job.outputs and outputs_kept:
         return NextStep.DOWNLOAD_OUTPUTS
     if job.state is not JobState.PAUSED:

@@ -3,6 +3,7 @@
 Renters see their own jobs only; for everybody else those don't exist.
 """
 
+from sublet_broker.market.checkpointing import kept_until_ms
 from sublet_broker.market.facts import (
     CheckpointFact,
     EventFact,
@@ -16,6 +17,7 @@ from sublet_broker.service.queries.job_log import log_lines, log_start
 from sublet_broker.service.queries.job_view import job_view
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.job_lookup import own_job
+from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.api import (
     BrokerInfo,
     CheckpointsPage,
@@ -60,7 +62,7 @@ class Views:
     def job(self, caller: str, ref: str) -> JobView:
         """Return a job."""
         with self._context.read() as snapshot:
-            return job_view(snapshot, own_job(snapshot, caller, ref))
+            return self._view(snapshot, own_job(snapshot, caller, ref))
 
     def jobs(
         self, caller: str, state: str | None = None, name: str | None = None, limit: int = 100
@@ -86,7 +88,10 @@ class Views:
                 descending=True,
                 limit=max(1, min(limit, MAX_JOBS)),
             )
-            return JobsPage(jobs=tuple(job_view(snapshot, job) for job in found))
+            return JobsPage(jobs=tuple(self._view(snapshot, job) for job in found))
+
+    def _view(self, snapshot: UnitOfWork, job: JobFact) -> JobView:
+        return job_view(snapshot, job, keep_ended_ms=self._context.settings.keep_ended_ms)
 
     def events(self, caller: str, ref: str, after: int = 0, limit: int = 500) -> EventsPage:
         """Return a job's history after event number `after`."""
@@ -164,6 +169,8 @@ class Views:
             found = snapshot.find(
                 CheckpointFact, {"job": job.id}, order_by="created_ms", descending=True
             )
+            keep_ended_ms = self._context.settings.keep_ended_ms
+            until_ms = kept_until_ms(job, keep_ended_ms=keep_ended_ms)
         return CheckpointsPage(
             checkpoints=tuple(
                 CheckpointView(
@@ -177,6 +184,8 @@ class Views:
                     created_ms=c.created_ms,
                     durable_ms=c.durable_ms,
                     detail=c.detail if c.kept else "its content is no longer kept",
+                    kept=c.kept,
+                    kept_until_ms=until_ms if c.kept else None,
                 )
                 for c in found
             )

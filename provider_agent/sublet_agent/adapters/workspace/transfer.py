@@ -5,6 +5,7 @@ the broker is asked which chunks it misses.
 """
 
 import hashlib
+import math
 import os
 import random
 import threading
@@ -29,6 +30,7 @@ from sublet_contracts.tree import (
     ScannedTree,
     TreeIndex,
     TreeRefused,
+    WhyLeftOut,
     parse_index,
     write_tree,
 )
@@ -147,13 +149,9 @@ class Transfer:
 
     def upload(
         self, job_id: str, epoch: int, tree: ScannedTree, cancel: threading.Event
-    ) -> tuple[str, int]:
-        """Move a tree to the broker: chunks that it misses, then the index. Returns the index's
-        sha256 and the tree's bytes. Raises as `request`, and TreeRefused if a file has changed."""
-        index = tree.index.to_bytes()
-        if len(index) > MAX_INDEX_BYTES:
-            raise TreeRefused(f"its index has {len(index)} bytes; at most {MAX_INDEX_BYTES} fit")
-        index_sha256 = hashlib.sha256(index).hexdigest()
+    ) -> tuple[str, TreeIndex]:
+        """Move a tree to the broker: chunks that it misses, then the index. Returns the index with
+        its sha256. Raises as `request`, and TreeRefused if a file has changed."""
         wanted = [*tree.index.chunks()]
         for start in range(0, len(wanted), _ASK_AT_ONCE):
             part = wanted[start : start + _ASK_AT_ONCE]
@@ -164,8 +162,74 @@ class Transfer:
 
             for done in self._in_order(put, missing):
                 done.result()
-        self._put(job_id, epoch, index_sha256, index, cancel)
-        return index_sha256, tree.index.total_bytes
+        return self._put_index(job_id, epoch, tree.index, cancel)
+
+    def upload_outputs(
+        self,
+        job_id: str,
+        epoch: int,
+        tree: ScannedTree,
+        cancel: threading.Event,
+        left_s: Callable[[], float],
+    ) -> tuple[str, TreeIndex]:
+        """Move what can be moved of outputs, small files first, in the time that is left; the index
+        lists the rest as left out. Returns that index with its sha256; "": no file could be moved
+        in time. Raises as `request`."""
+        lost: dict[str, WhyLeftOut] = {}
+        window: deque[tuple[str, Future[None]]] = deque()
+
+        def put(sha256: str) -> None:
+            self._put(job_id, epoch, sha256, tree.read_chunk(sha256), cancel)
+
+        def wait() -> None:
+            sha256, future = window.popleft()
+            seconds = left_s()
+            try:
+                future.result(None if math.isinf(seconds) else max(0.0, seconds))
+            except TimeoutError:
+                future.cancel()
+                lost[sha256] = WhyLeftOut.NO_TIME
+            except (TreeRefused, OSError):
+                lost[sha256] = WhyLeftOut.CHANGED
+            except TransferRefused as error:
+                if error.code != ProblemCode.TOO_MUCH_STORED:
+                    raise
+                lost[sha256] = WhyLeftOut.NO_ROOM
+
+        smallest_first = sorted(tree.index.files, key=lambda file: file.size_bytes)
+        wanted = list(dict.fromkeys(c.sha256 for file in smallest_first for c in file.chunks))
+        try:
+            for start in range(0, len(wanted), _ASK_AT_ONCE):
+                for sha256 in self._missing(
+                    job_id, epoch, wanted[start : start + _ASK_AT_ONCE], cancel
+                ):
+                    if left_s() <= 0:
+                        lost[sha256] = WhyLeftOut.NO_TIME
+                    elif WhyLeftOut.NO_ROOM in lost.values():
+                        lost[sha256] = WhyLeftOut.NO_ROOM
+                    else:
+                        window.append((sha256, self._pool.submit(put, sha256)))
+                        if len(window) >= AHEAD:
+                            wait()
+            while window:
+                wait()
+        finally:
+            for _, future in window:
+                future.cancel()
+        index = tree.without(lost).index if lost else tree.index
+        if lost and not index.files and math.isfinite(left_s()):
+            return "", index
+        return self._put_index(job_id, epoch, index, cancel)
+
+    def _put_index(
+        self, job_id: str, epoch: int, index: TreeIndex, cancel: threading.Event
+    ) -> tuple[str, TreeIndex]:
+        data = index.to_bytes()
+        if len(data) > MAX_INDEX_BYTES:
+            raise TreeRefused(f"its index has {len(data)} bytes; at most {MAX_INDEX_BYTES} fit")
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._put(job_id, epoch, sha256, data, cancel)
+        return sha256, index
 
     def _missing(
         self, job_id: str, epoch: int, hashes: list[str], cancel: threading.Event

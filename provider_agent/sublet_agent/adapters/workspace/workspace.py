@@ -10,6 +10,7 @@ What the job wrote is hostile: nothing follows a link, everything is bounded.
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -29,6 +30,7 @@ from sublet_agent.core.records import RunRecord
 from sublet_agent.core.runner_port import ResolvedImage, RunSpec
 from sublet_contracts.checkpoint_layouts import QUIET_MS
 from sublet_contracts.documents import Checkpoint, Job
+from sublet_contracts.outputs_tree import scan_outputs
 from sublet_contracts.tree import ScannedTree, TreeRefused, scan_tree
 
 T = TypeVar("T")
@@ -232,10 +234,20 @@ class Workspace:
             return tree
         return self._finder.scan(step, limit, on_bytes)
 
-    def scan_outputs(self, on_bytes: OnBytes | None = None) -> ScannedTree:
-        """Read the outputs folder. Raises TreeRefused, OSError, and what `on_bytes` raises."""
-        limit = self.record.job.resources.disk_bytes
-        return scan_tree(self.outputs, max_bytes=limit, inside=self.root, on_bytes=on_bytes)
+    def scan_outputs(
+        self,
+        on_bytes: OnBytes | None = None,
+        left_s: Callable[[], float] = lambda: math.inf,
+    ) -> ScannedTree:
+        """Read what can be carried of the outputs folder, in the seconds that are left. Raises
+        OSError, and what `on_bytes` raises."""
+        return scan_outputs(
+            self.outputs,
+            max_bytes=self.record.job.resources.disk_bytes,
+            inside=self.root,
+            on_bytes=on_bytes,
+            has_time=lambda: left_s() > 0,
+        )
 
     def finished(self, look: Look) -> bool:
         """Whether exit code 0 of a job that was asked to stop means that it had finished.

@@ -1,0 +1,151 @@
+"""What a run has written that did not finish: how long it is brought back, and in which order."""
+
+from __future__ import annotations
+
+import pytest
+
+from sublet_agent.core import effects, events
+from sublet_agent.core.agent import AgentCore
+from sublet_agent.core.partial_outputs import GIVE_UP_MS, LEAST_MS
+from sublet_agent.core.run_phases import RunPhase
+from sublet_contracts.reasons import Reason
+from sublet_contracts.wire import CheckpointUploaded, CheckpointVerdict, Order, RunChanged
+from tests.agent.test_core import PROVIDER, World, receipts_of, said, terms, wanted
+
+GRACE_MS = 60_000
+
+
+def ended(world: World, *, asked: str = "", grace_ms: int = GRACE_MS, code: int = 1) -> str:
+    """A run with outputs exits; return its lease."""
+    lease_id = world.running(outputs="/out", stop_grace_ms=GRACE_MS)
+    if asked:
+        order = Order(
+            lease=lease_id, epoch=1, desired="drain", reason=Reason(asked), grace_ms=grace_ms
+        )
+        world.do(events.MessageArrived(order))
+    world.ran(lease_id, 3_000, running=False, exit_code=code)
+    return lease_id
+
+
+def scanned(world: World, lease_id: str, *steps: int) -> effects.Step:
+    return world.do(events.FolderScanned(lease_id, steps))
+
+
+def at(world: World, now_ms: int) -> None:
+    """Time has passed."""
+    world.now = now_ms
+    world.do(events.Tick())
+
+
+def phase(world: World, lease_id: str) -> RunPhase:
+    return world.core.saved.runs[lease_id].phase
+
+
+def test_a_failed_run_hands_over_what_it_had_written_before_its_end_is_told() -> None:
+    world = World()
+    lease_id = ended(world)
+    (upload,) = wanted(scanned(world, lease_id), effects.Upload)
+    assert (upload.kind, upload.until_ms) == ("partial-outputs", world.now + GRACE_MS)
+    step = world.do(events.Uploaded(lease_id, "partial-outputs", upload.step, "a" * 64, 10))
+    (message,) = said(step, CheckpointUploaded)
+    assert not said(step, RunChanged)
+    verdict = CheckpointVerdict(
+        lease=lease_id, epoch=1, checkpoint=message.checkpoint.id, kind="partial-outputs",
+        step=upload.step, durable=True,
+    )  # fmt: skip
+    step = world.do(events.MessageArrived(verdict))
+    (told,) = said(step, RunChanged)
+    assert (told.state, told.reason) == ("exited", Reason.JOB_FAILED)
+    last = receipts_of(world)[-1]
+    assert (last.durable_checkpoint, last.durable_device_ms) == (None, 0)
+
+
+def test_checkpoints_go_first() -> None:
+    world = World()
+    lease_id = ended(world)
+    (upload,) = wanted(scanned(world, lease_id, 7), effects.Upload)
+    assert (upload.kind, upload.step) == ("checkpoint", 7)
+    step = world.do(events.Uploaded(lease_id, "checkpoint", 7, "a" * 64, 10))
+    assert [u.kind for u in wanted(step, effects.Upload)] == ["partial-outputs"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "grace_ms", "lasts_ms"),
+    [
+        ("", 0, GRACE_MS),
+        ("cancelled", GRACE_MS, GRACE_MS - 3_000),
+        ("cancelled", 4_000, LEAST_MS),
+        ("paused_by_renter", GRACE_MS, GRACE_MS - 3_000),
+        ("reclaimed", GRACE_MS, LEAST_MS),
+    ],
+)
+def test_how_long_it_may_take(asked: str, grace_ms: int, lasts_ms: int) -> None:
+    """Until the stop's deadline, the job's own grace, and briefly where a successor waits."""
+    world = World()
+    lease_id = ended(world, asked=asked, grace_ms=grace_ms, code=75 if asked else 1)
+    exited_ms = world.now
+    (upload,) = wanted(scanned(world, lease_id), effects.Upload)
+    assert upload.until_ms <= exited_ms + lasts_ms + 3_000
+    assert upload.until_ms >= exited_ms + lasts_ms
+    at(world, upload.until_ms + GIVE_UP_MS - 1)
+    assert phase(world, lease_id) is RunPhase.FINISHING
+    at(world, upload.until_ms + GIVE_UP_MS)
+    assert phase(world, lease_id) is RunPhase.ENDED
+
+
+def test_a_run_that_passed_its_disk_limit_gives_back_what_it_had() -> None:
+    world = World()
+    lease_id = world.running(outputs="/out")
+    world.do(events.DiskUsed(lease_id, 2**60))
+    world.ran(lease_id, 3_000, running=False, exit_code=137)
+    (upload,) = wanted(scanned(world, lease_id, 7), effects.Upload)
+    assert upload.kind == "partial-outputs"
+    gone = events.UploadFailed(lease_id, "partial-outputs", upload.step, "", nothing=True)
+    step = world.do(gone)
+    (told,) = said(step, RunChanged)
+    assert told.reason is Reason.DISK_LIMIT
+
+
+def test_a_failed_upload_changes_nothing_about_the_end() -> None:
+    world = World()
+    lease_id = ended(world)
+    scanned(world, lease_id)
+    step = world.do(events.UploadFailed(lease_id, "partial-outputs", 0, "no room"))
+    (told,) = said(step, RunChanged)
+    assert told.reason is Reason.JOB_FAILED
+    assert any("no room" in line.text for line in wanted(step, effects.AddLogLine))
+
+
+def test_a_refused_one_is_not_sent_again() -> None:
+    world = World()
+    lease_id = ended(world)
+    (upload,) = wanted(scanned(world, lease_id), effects.Upload)
+    step = world.do(events.Uploaded(lease_id, "partial-outputs", upload.step, "a" * 64, 10))
+    (message,) = said(step, CheckpointUploaded)
+    verdict = CheckpointVerdict(
+        lease=lease_id, epoch=1, checkpoint=message.checkpoint.id, kind="partial-outputs",
+        step=upload.step, durable=False, detail="too much",
+    )  # fmt: skip
+    step = world.do(events.MessageArrived(verdict))
+    assert not wanted(step, effects.Upload)
+    assert said(step, RunChanged)
+
+
+def test_an_agent_that_was_away_beyond_the_time_gives_it_up() -> None:
+    world = World()
+    lease_id = ended(world)
+    scanned(world, lease_id)
+    world.core = AgentCore(terms(), PROVIDER, world.core.saved)
+    world.now += GRACE_MS + GIVE_UP_MS
+    world.core.started([lease_id], world.now)
+    at(world, world.now)
+    assert phase(world, lease_id) is RunPhase.ENDED
+
+
+def test_a_run_without_outputs_has_none() -> None:
+    world = World()
+    lease_id = world.running()
+    world.ran(lease_id, 3_000, running=False, exit_code=1)
+    step = scanned(world, lease_id)
+    assert not wanted(step, effects.Upload)
+    assert said(step, RunChanged)
