@@ -101,6 +101,34 @@ def test_a_renter_has_ten_free_kills_in_a_week_whatever_the_jobs() -> None:
     world.audit()
 
 
+def test_a_step_that_nothing_could_be_saved_after_takes_no_checkpoints_place() -> None:
+    """A provider that nobody knows says so, and every machine after it would fail to restore it."""
+    world = World()
+    stranger = world.agent("stranger", price_ucr_per_device_hour=3_600_000)
+    renter = world.renter()
+    job = renter.run(max_price_ucr_per_device_hour=3_600_000)
+    world.pass_ms(10_000)
+    stranger.durable(stranger.the_run, 5)
+    for step in (10**15 - 1, 2**53 - 1):
+        stranger.checkpoint(stranger.the_run, step)
+        world.settle_down(2)
+        verdict = stranger.the_run.verdicts[-1]
+        assert not verdict.durable
+        assert verdict.detail == (
+            f"step {step}: a job could save nothing after it; at most 999999999999998"
+        )
+    stranger.the_run.step = 5
+    stranger.exit(stranger.the_run, Reason.RUN_KILLED, 137)
+    other = world.agent("other", price_ucr_per_device_hour=3_600_000)
+    world.pass_ms(10_000)
+    world.settle_down(3)
+    holder = next(agent for agent in (stranger, other) if agent.runs)
+    assert holder.the_run.lease.start_step == 5
+    # The last one that a folder's name can say, and be followed by another, is taken.
+    holder.durable(holder.the_run, 10**15 - 2)
+    assert renter.view(job).durable_step == 10**15 - 2
+
+
 def test_an_agent_that_cannot_hear_the_broker_stops_at_the_budgets_edge_and_is_paid() -> None:
     world = World(Settings(fee_bps=0))
     agent = world.agent("owner", price_ucr_per_device_hour=3_600_000)

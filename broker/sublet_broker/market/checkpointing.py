@@ -2,9 +2,9 @@
 
 Rules:
 - A checkpoint is admitted only from the holder of the job's epoch, for a step that isn't behind the
-  lease's start, made with the image that the job is pinned to, within the size that the broker
-  takes. It counts once the verifier has seen every chunk; if its lease has been closed meanwhile it
-  never counts.
+  lease's start and after which a folder's name can say another, made with the image that the job is
+  pinned to, within the size that the broker takes. It counts once the verifier has seen every chunk;
+  if its lease has been closed meanwhile it never counts.
 - A job resumes from the newest durable checkpoint: highest step, then newest epoch. One that turns
   out to be damaged is quarantined, and the one before it is used.
 - The newest few are kept, all outputs, and the newest partial outputs; the content of older ones is
@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sublet_broker.market.facts import CheckpointFact, JobFact, LeaseFact
+from sublet_contracts.checkpoint_folders import MAX_STEP
 from sublet_contracts.documents import Checkpoint, CheckpointKind, Job
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import CHECKPOINT, CheckpointState, step
@@ -37,6 +38,8 @@ def why_refused(
         return f"{document.total_bytes} bytes; at most {max_bytes} are taken"
     if document.kind == "checkpoint" and document.step < lease.start_step:
         return f"step {document.step} lies before step {lease.start_step}, where the lease began"
+    if document.kind == "checkpoint" and document.step >= MAX_STEP:
+        return f"step {document.step}: a job could save nothing after it; at most {MAX_STEP - 1}"
     if document.cum_device_ms > most_device_ms:
         return "it claims more device time than has passed since the lease was made"
     return None
