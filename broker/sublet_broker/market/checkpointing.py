@@ -3,7 +3,7 @@
 Rules:
 - A checkpoint is admitted only from the holder of the job's epoch, for a step that isn't behind the
   lease's start and after which a folder's name can say another, made with the image that the job is
-  pinned to, within the size that the broker takes. It counts once the verifier has seen every chunk;
+  pinned to, within the size that the broker takes. It counts once the verifier has seen each chunk;
   if its lease has been closed meanwhile it never counts.
 - A job resumes from the newest durable checkpoint: highest step, then newest epoch. One that turns
   out to be damaged is quarantined, and the one before it is used.
