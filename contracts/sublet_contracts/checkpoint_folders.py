@@ -9,8 +9,8 @@ them all (RECORD); before the next run starts they are put back where they lay. 
 2. A snapshot is taken when one is due: at each checkpoint interval, when the job is asked to stop,
    and once more when it has ended.
 3. It is new if a file that counts has changed since the one before. A log doesn't count: by its
-   name (`is_log`), or because it has only grown, so that its old content is the beginning of the
-   new. A log is carried along, but it may be torn, and it may be open.
+   name (`is_log`), or because it has only grown, so that its old content, which was not torn, is
+   the beginning of the new. A log is carried along, but it may be torn, and it may be open.
 4. The files that count must be at rest: nobody has one open for writing since its last change, and
    none was changed for a moment (`quiet_needed_ms`). The longer a snapshot is due, the shorter the
    moment may be: a script that saves again and again is caught between two of its saves. Where

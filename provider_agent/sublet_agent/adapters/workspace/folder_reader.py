@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from sublet_agent.adapters.workspace.folder_snapshots import NamedFolder, open_named
+from sublet_agent.adapters.workspace.folder_watch import Watched, Wish
 from sublet_agent.adapters.workspace.reader import LENGTH, Look, Progress
 from sublet_contracts.checkpoint_layouts import MAX_RECORD_BYTES, Snapshot, read_record
 
@@ -98,6 +100,31 @@ class FolderReader:
             return None
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, read_record, str(answer).encode())
+
+    async def watch(self, run: str, places: Sequence[NamedFolder], wish: Wish) -> Watched:
+        """Look into the folders that a job named as its checkpoint (`FolderWatch.look`).
+
+        Raises FolderRefused, FolderBusy.
+        """
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(open_named(place, at_hand=True)) for place in places]
+            folders = [folder for folder in opened if folder is not None]
+            question = {
+                "do": "watch",
+                "run": run,
+                "folders": len(places),
+                "there": [number for number, folder in enumerate(opened) if folder is not None],
+                "leave_out": [list(place.leave_out) for place in places],
+                "waited_ms": wish.waited_ms,
+                "since_ns": wish.since_ns,
+                "begun_ns": wish.begun_ns,
+                "ended": wish.ended,
+            }
+            answer = await self._lanes["walk"].ask(question, folders) if folders else None
+        if answer is None:
+            return Watched(state="same")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, Watched.model_validate_json, str(answer))
 
     def close(self) -> None:
         """End the processes."""

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.adapters.workspace.folder_watch import Watched, WatchedFile
-from sublet_agent.adapters.workspace.outputs_search import descend
+from sublet_agent.adapters.workspace.outputs_search import descend, open_unnoticed
 from sublet_contracts.checkpoint_folders import (
     MAX_RECORD_BYTES,
     RECORD,
@@ -43,7 +43,6 @@ _NO_CLONE = (
 )  # fmt: skip
 _PIECE_BYTES = 4 * 1024 * 1024
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NS_PER_MS = 1_000_000
 
 
@@ -286,7 +285,7 @@ def _opened(top: int | None, file: WatchedFile) -> Iterator[int]:
     try:
         folder = descend(top, tuple(above))
         try:
-            opened = os.open(name, _FILE, dir_fd=folder)
+            opened = open_unnoticed(name, folder)
         finally:
             os.close(folder)
     except OSError as error:

@@ -280,7 +280,10 @@ def _look_at(top: int, known: _Known, ended: Ended) -> None:
             known.at_rest = writer is not True
             if not known.at_rest:
                 return
+        known.verdict = judged(file, known.file.path)
         before, known.sample = known.sample, _sample(file, known.file.size_bytes)
+        if known.verdict.kind == "torn" or not known.file.size_bytes:
+            known.sample = None  # what it becomes when it is completed is no growth
         if before is not None and before != known.sample:
             longer = known.file.size_bytes > before[0]
             known.grows = longer and _sample(file, before[0]) == before

@@ -157,6 +157,15 @@ def descend(top: int, parts: tuple[str, ...]) -> int:
     return here
 
 
+def open_unnoticed(name: str, folder: int) -> int:
+    """Open a file to read, leaving alone when it was read last: that tells whether its job has read
+    it. Raises OSError."""
+    try:
+        return os.open(name, _FILE | os.O_NOATIME, dir_fd=folder)
+    except PermissionError:  # another user's: only its owner may ask for that
+        return os.open(name, _FILE, dir_fd=folder)
+
+
 @contextlib.contextmanager
 def opened(top: int, path: str) -> Iterator[int | None]:
     """Open a regular file below `top`; None: it is none, or not there (any more)."""
@@ -167,7 +176,7 @@ def opened(top: int, path: str) -> Iterator[int | None]:
         yield None
         return
     try:
-        file = os.open(name, _FILE, dir_fd=folder)
+        file = open_unnoticed(name, folder)
     except OSError:
         yield None
         return

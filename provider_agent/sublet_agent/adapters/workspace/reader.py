@@ -27,7 +27,7 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +39,14 @@ MAX_ENTRIES = 200_000
 """files and folders in all that a run may have on disk"""
 MAX_DEPTH = 128
 MAX_PROGRESS_BYTES = 64 * 1024
-MAX_REQUEST_BYTES = 64 * 1024
+MAX_REQUEST_BYTES = 160 * 1024
+"""a job's document, which names what is mounted where, has at most 64 KiB"""
 CPU_S = {"look": 2, "walk": 20}
 """processor time for one answer"""
 MEMORY_BYTES = {"look": 256 * 1024 * 1024, "walk": 1024 * 1024 * 1024}
 LENGTH = struct.Struct("!I")
 DONE = "DONE"
-_FOLDERS_PER_REQUEST = 5
+_FOLDERS_PER_REQUEST = 16
 _SEARCHES_KEPT = 64
 _ENTRY_BYTES = 4096  # what an empty file costs at least, so that a million of them count
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -252,6 +253,8 @@ class _Reader:
         self._lane = lane
         self._searches: dict[str, Any] = {}
         """by run: what of its outputs was examined already"""
+        self._watches: dict[str, Any] = {}
+        """by run: what is known of its --checkpoint folders"""
 
     def serve(self) -> None:
         while True:
@@ -287,6 +290,7 @@ class _Reader:
         except MemoryError:
             # It may be the others' runs that are known too well.
             self._searches.clear()
+            self._watches.clear()
         return self._answer(request, folders)
 
     def _answer(self, request: dict[str, Any], folders: list[int]) -> Any:
@@ -298,6 +302,8 @@ class _Reader:
                 return usage(self._measured(folders), request["stop_at_bytes"])
             case "search":
                 return self._search(request, folders[0])
+            case "watch":
+                return self._watch(request, folders)
         raise AssertionError(f"unknown question {request['do']!r}")
 
     def _measured(self, folders: list[int]) -> list[int]:
@@ -310,10 +316,7 @@ class _Reader:
     def _search(self, request: dict[str, Any], outputs: int) -> str | None:
         from sublet_contracts.tree import TreeRefused  # who only looks needs none of it
 
-        search = self._searches.pop(request["run"], None) or _make_search()
-        self._searches[request["run"]] = search
-        if len(self._searches) > _SEARCHES_KEPT:
-            del self._searches[next(iter(self._searches))]
+        search = _kept(self._searches, request["run"], _make_search)
         with _folder(".", outputs) as top:
             if top is None:
                 return None
@@ -330,10 +333,48 @@ class _Reader:
         return None if found is None else found.to_bytes().decode()
 
 
+    def _watch(self, request: dict[str, Any], folders: list[int]) -> Any:
+        from sublet_agent.adapters.workspace.folder_watch import Wish
+        from sublet_contracts.tree import TreeRefused
+
+        watch = _kept(self._watches, request["run"], _make_watch)
+        tops: list[int | None] = [None] * request["folders"]
+        with contextlib.ExitStack() as stack:
+            for number, folder in zip(request["there"], folders, strict=True):
+                tops[number] = stack.enter_context(_folder(".", folder))
+            wish = Wish(
+                leave_out=tuple(tuple(paths) for paths in request["leave_out"]),
+                waited_ms=request["waited_ms"],
+                since_ns=request["since_ns"],
+                begun_ns=request["begun_ns"],
+                ended=request["ended"],
+            )
+            try:
+                return watch.look(tops, wish).model_dump_json()
+            except TreeRefused as error:
+                raise TooMuch(str(error)) from error
+
+
+def _kept(known: dict[str, Any], run: str, make: Callable[[], Any]) -> Any:
+    """Return what is known of a run; of the runs that were asked about longest ago it is
+    forgotten."""
+    found = known.pop(run, None) or make()
+    known[run] = found
+    if len(known) > _SEARCHES_KEPT:
+        del known[next(iter(known))]
+    return found
+
+
 def _make_search() -> Any:
     from sublet_agent.adapters.workspace.outputs_search import OutputsSearch
 
     return OutputsSearch()
+
+
+def _make_watch() -> Any:
+    from sublet_agent.adapters.workspace.folder_watch import FolderWatch
+
+    return FolderWatch()
 
 
 def send(line: socket.socket, message: object) -> None:
@@ -407,6 +448,7 @@ def main(arguments: list[str]) -> int:
     if lane == "walk":
         os.nice(5)
         _make_search()  # imported while it still can be
+        _make_watch()
     drop_privileges(lane, int(uid), int(gid))
     send(line, {"ready": True})
     with contextlib.suppress(EOFError, ConnectionError):
