@@ -215,6 +215,21 @@ def test_a_lease_that_nobody_signed_is_no_attempt() -> None:
     assert (job.fruitless, job.refusals) == (0, 0)
 
 
+@pytest.mark.parametrize("refusal", [Reason.LEASE_REFUSED, Reason.LEASE_UNANSWERED])
+def test_why_it_waits_is_what_its_last_attempt_came_to(refusal: Reason) -> None:
+    refused = ending(refusal, signed=False, detail="images are refused for 30 s")
+    failed = ending(Reason.PULL_FAILED, ran=False, detail="the registry is busy")
+    job = after_all(running(), failed, refused, refused)
+    assert (job.state, job.reason, job.detail) == (
+        JobState.RECOVERING,
+        Reason.PULL_FAILED,
+        "the registry is busy",
+    )
+    # The next attempt says anew, and who was only ever refused is told so.
+    assert after_all(job, ending(Reason.START_FAILED, ran=False)).reason is Reason.START_FAILED
+    assert after_all(running(), refused).reason is refusal
+
+
 def test_an_attempt_ends_the_row_of_refusals() -> None:
     refused = after_all(running(), *[ending(Reason.LEASE_UNANSWERED, signed=False)] * 3)
     assert after_all(refused, ending()).refusals == 0

@@ -186,6 +186,25 @@ def test_a_busy_registry_sends_the_job_on_and_fails_nobody() -> None:
     world.audit()
 
 
+def test_a_refusal_after_a_failed_pull_does_not_hide_it() -> None:
+    world = World()
+    agent = world.agent("only", price_ucr_per_device_hour=100)
+    agent.first_state = "pulling"
+    renter = world.renter()
+    job = renter.run()
+    agent.accepts_leases = False
+    pulls_in_vain(agent, Reason.PULL_FAILED)
+    world.pass_ms(30_000)
+    events = world.broker.views.events(renter.party, job).events
+    assert Reason.LEASE_REFUSED in [event.reason for event in events]
+    assert renter.view(job).reason is Reason.PULL_FAILED
+    agent.accepts_leases, agent.first_state = True, "running"
+    world.pass_ms(120_000)
+    view = renter.view(job)
+    assert (view.state, view.reason) == (JobState.RUNNING, None)
+    world.audit()
+
+
 def test_a_broken_cheapest_machine_is_asked_once_and_again_when_it_may_work() -> None:
     world = World()
     broken = world.agent("cheap", price_ucr_per_device_hour=100)

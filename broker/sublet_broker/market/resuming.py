@@ -14,7 +14,8 @@ tag is looked up before the lease is signed, and what comes of that counts as a 
 attempt after a loss starts at once: recovery time is what people wait for. Only attempts that come
 to nothing one after the other wait longer and longer, and so does asking a provider again who has
 refused. Providers that failed the job are avoided, not excluded, until it has made progress
-elsewhere.
+elsewhere. A lease that was no attempt doesn't change why the job waits: what its last attempt came
+to tells the renter more than that a machine has had enough of it.
 
 An attempt that never ran (the pull, the start or the restore failed) says more about its machine
 than about the job: of those there may be more, and each provider is asked once before any is asked
@@ -42,6 +43,7 @@ UNSTARTED_FOR_ONE_FRUITLESS = 4
 """So many attempts that never ran count for one that ran and came to nothing."""
 IMAGE_WITNESSES = 3
 IMAGE_WAIT_MS = 300_000
+_NO_ATTEMPT = frozenset({Reason.LEASE_REFUSED, Reason.LEASE_UNANSWERED})
 PAUSED_WHEN_DURABLE = frozenset({Reason.IMAGE_UNAVAILABLE, Reason.KILLED_TOO_OFTEN})
 
 
@@ -162,11 +164,13 @@ def _retried(job: JobFact, ending: Ending, patience: Patience, now_ms: int) -> J
     waiting = JobState.QUEUED if job.started_ms is None else JobState.RECOVERING
     blamed = MEANINGS[ending.reason].next is Next.RETRY and ending.reason is not Reason.YIELDED
     avoid = (*(p for p in job.avoid if p != ending.provider), ending.provider)
+    # What it has run since would have taken the reason away.
+    keeps = not ending.is_attempt and job.reason is not None and job.reason not in _NO_ATTEMPT
     return replace(
         job,
         state=waiting if job.state is waiting else step(JOB, job.state, waiting),
-        reason=ending.reason,
-        detail=ending.detail,
+        reason=job.reason if keeps else ending.reason,
+        detail=job.detail if keeps else ending.detail,
         avoid=avoid[-MAX_AVOIDED:] if blamed else job.avoid,
         prefer=ending.successor,
         not_before_ms=now_ms + _wait_ms(job, ending, patience),
