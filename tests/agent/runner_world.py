@@ -96,8 +96,9 @@ class World:
         """Read the whole output."""
         found: list[OutputLine] = []
         cursor, more = None, True
+        ended = self.runner.status(run_id).state == "exited"
         while more:
-            batch = self.runner.read_logs(run_id, cursor, 64 * 1024)
+            batch = self.runner.read_logs(run_id, cursor, 64 * 1024, ended=ended)
             found += batch.lines
             cursor, more = batch.cursor, batch.more
         return found

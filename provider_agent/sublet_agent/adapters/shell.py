@@ -825,6 +825,10 @@ class Shell:
         shown = text.encode(errors="backslashreplace").decode()
         self.spool.add(lease_id, [OutputLine("sublet", self.now_ms(), shown)], None)
 
+    def unfinished_lines(self, lease_id: str, lines: tuple[OutputLine, ...]) -> None:
+        """Tell how the lines stand that a run has not ended."""
+        self._logs.unfinished(lease_id, lines)
+
     def close(self) -> None:
         """Stop threads; runs go on."""
         for cancel in self._cancels.values():

@@ -174,11 +174,11 @@ class RunStatus:
     exit_code: int | None = None
     returned: bool = False
     signal: int | None = None
+    worker_signal: int | None = None
     oom_killed: bool = False
     limit_exceeded: str = ""
     engine_stopped: str = ""
     outside_signal: str = ""
-    worker_signal: int | None = None
     unknown_signal: str = ""
     paused: bool = False  # the engine holds it still
     paused_ms: int = 0  # wall time for which the engine held it still: nothing ran
@@ -205,6 +205,16 @@ class OutputLine:
     stream: Literal["stdout", "stderr", "sublet"]
     time_ms: int
     text: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a runner measured of one run. None: it can't be had."""
+
+    at_ms: int  # by this machine's clock
+    cpu_ns: int | None = None  # of all its processes, since it began
+    memory_bytes: int | None = None  # file cache that can be dropped left out
+    peak_memory_bytes: int | None = None  # the most since it began, as far as the runner knows
 
 
 @dataclass(frozen=True)
@@ -272,8 +282,19 @@ class Runner(Protocol):
     def remove(self, run_id: str) -> None:
         """Kill what is left and forget the run, its output too. The host folders stay."""
 
-    def read_logs(self, run_id: str, cursor: str | None, limit_bytes: int) -> LogBatch:
-        """Read on at `cursor` (None: the start), about `limit_bytes` at most, one line at least."""
+    def read_logs(
+        self, run_id: str, cursor: str | None, limit_bytes: int, *, ended: bool = False
+    ) -> LogBatch:
+        """Read on at `cursor` (None: the start), about `limit_bytes` at most. The lines are those
+        of log_lines.py; `ended`: the run is over, so that an unfinished line is one as well."""
+
+    def unfinished_lines(self, run_id: str) -> tuple[OutputLine, ...]:
+        """Return how the lines stand that the job has not ended yet, one for each stream that has
+        such a line. Only a view of now, and none where it can't be had; raises nothing."""
+
+    def measure(self, run_id: str) -> Measure | None:
+        """Return what the run uses of the machine now; of one that is over, what was known last, if
+        anything is."""
 
 
 def is_pinned(image: str) -> bool:

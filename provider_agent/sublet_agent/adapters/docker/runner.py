@@ -45,11 +45,13 @@ from docker.types import DeviceRequest
 
 from sublet_agent.adapters.docker import container
 from sublet_agent.adapters.docker import logs as docker_logs
+from sublet_agent.adapters.docker import usage as docker_usage
 from sublet_agent.adapters.docker.container import LABEL, Host, ImageConfig
 from sublet_agent.adapters.docker.engine_events import EngineEvents
 from sublet_agent.adapters.docker.exit_witness import ExitWitness
 from sublet_agent.adapters.docker.furnishing import Furnisher
 from sublet_agent.adapters.docker.images import EVERYBODYS, DockerImages, ImageRules
+from sublet_agent.adapters.docker.live_output import LiveOutput
 from sublet_agent.adapters.docker.start_errors import judge_start
 from sublet_agent.adapters.start_test import idle_program, start_and_end
 from sublet_agent.adapters.workspace import folders
@@ -61,6 +63,8 @@ from sublet_agent.core.runner_port import (
     FoundRun,
     ImageNeeds,
     LogBatch,
+    Measure,
+    OutputLine,
     ResolvedImage,
     RunSpec,
     RunStatus,
@@ -117,6 +121,7 @@ class DockerRunner:
         evidence = None if state_dir is None else state_dir / "evidence"
         self._images = DockerImages(self._client, rules=images, state=state_dir)
         self._events = EngineEvents(self._client, owner, evidence)
+        self._live = LiveOutput(self._client)
         self._furnisher = Furnisher(self._client, owner)
         self._witness = ExitWitness(self._events.note)
         self._looked_s: float | None = None
@@ -226,6 +231,7 @@ class DockerRunner:
                 return
             if found is not None:
                 self._witness.expect(spec.run_id, str(found["Id"]))
+            self._live.follow(spec.run_id, self._name(spec.run_id), from_start=True)
             try:
                 self._client().api.start(self._name(spec.run_id))
             except APIError as error:
@@ -420,16 +426,34 @@ class DockerRunner:
                 self._client().api.remove_container(looked_through, force=True, v=True)
             self._witness.forget(run_id)
             self._events.forget(run_id)
+            self._live.forget(run_id)
 
-    def read_logs(self, run_id: str, cursor: str | None, limit_bytes: int) -> LogBatch:
+    def read_logs(
+        self, run_id: str, cursor: str | None, limit_bytes: int, *, ended: bool = False
+    ) -> LogBatch:
         """Read the container's log. See `Runner`."""
         with self._errors(f"log of run {run_id}"):
+            api, name = self._client().api, self._name(run_id)
             try:
                 return docker_logs.read(
-                    self._client().api, self._name(run_id), cursor, limit_bytes, self._log_bytes
+                    api, name, cursor, limit_bytes, self._log_bytes, ended=ended
                 )
             except NotFound:
                 return LogBatch((), cursor, False)
+
+    def unfinished_lines(self, run_id: str) -> tuple[OutputLine, ...]:
+        """Return how they stand in what the container writes. See `Runner`."""
+        self._live.follow(run_id, self._name(run_id), from_start=False)
+        return self._live.states(run_id)
+
+    def measure(self, run_id: str) -> Measure | None:
+        """Return what the engine's counters say. See `Runner`."""
+        with self._errors(f"usage of run {run_id}"):
+            at_ms = time.time_ns() // 1_000_000
+            try:
+                return docker_usage.ask(self._client().api, self._name(run_id), at_ms)
+            except NotFound:
+                return None
 
     def _signal(self, run_id: str, number: signal.Signals) -> None:
         self._events.about_to_send(run_id, number)

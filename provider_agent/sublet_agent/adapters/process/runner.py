@@ -32,7 +32,7 @@ from sublet_agent.adapters.process import logs as process_logs
 from sublet_agent.adapters.process import records
 from sublet_agent.adapters.process import tree as process_tree
 from sublet_agent.adapters.process.files import open_plain, write_durably
-from sublet_agent.adapters.process.supervisor import STOP_ASKED
+from sublet_agent.adapters.process.supervisor import NOW, STOP_ASKED
 from sublet_agent.adapters.start_test import start_and_end
 from sublet_agent.adapters.workspace import folders, seeding
 from sublet_agent.core import layout, runner_port
@@ -42,6 +42,8 @@ from sublet_agent.core.runner_port import (
     FoundRun,
     ImageNeeds,
     LogBatch,
+    Measure,
+    OutputLine,
     ResolvedImage,
     RunSpec,
     RunStatus,
@@ -277,8 +279,24 @@ class ProcessRunner:
         if directory.exists():
             folders.delete(directory)
 
-    def read_logs(self, run_id: str, cursor: str | None, limit_bytes: int) -> LogBatch:
-        """Read the run's output files. See `Runner`."""
+    def unfinished_lines(self, run_id: str) -> tuple[OutputLine, ...]:
+        """Return what the supervisor wrote down last. See `Runner`."""
+        now = records.read_sound(self._directory(run_id) / NOW, records.NowRecord)
+        if now is None:
+            return ()
+        return tuple(OutputLine(s, now.at_ms, t) for s, t in sorted(now.states.items()))
+
+    def measure(self, run_id: str) -> Measure | None:
+        """Return what the supervisor wrote down last. See `Runner`."""
+        now = records.read_sound(self._directory(run_id) / NOW, records.NowRecord)
+        if now is None:
+            return None
+        return Measure(now.at_ms, now.cpu_ns, now.memory_bytes, now.peak_memory_bytes)
+
+    def read_logs(
+        self, run_id: str, cursor: str | None, limit_bytes: int, *, ended: bool = False
+    ) -> LogBatch:
+        """Read the run's output files; its supervisor has ended the last line. See `Runner`."""
         directory = self._directory(run_id)
         if not directory.exists():
             return LogBatch((), cursor, False)

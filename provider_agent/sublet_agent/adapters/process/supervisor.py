@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from sublet_agent.adapters.process import tree as process_tree
-from sublet_agent.adapters.process.files import read_bounded, write_durably
+from sublet_agent.adapters.process.files import read_bounded, replace, write_durably
 from sublet_agent.adapters.process.logs import LogWriter
 from sublet_agent.adapters.process.witness import Statement, Witness, statement
-from sublet_agent.core.runner_port import MAX_LINE_BYTES
+from sublet_agent.core.log_lines import LineBuffer, shown
+from sublet_contracts.wire import MAX_LOG_STATE_CHARACTERS
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -38,9 +39,13 @@ _READ_BYTES = 64 * 1024
 _STOP_ASKED_BYTES = 1024
 _ERROR_LETTERS = 1000
 _DRAIN_S = 5.0
+_TELL_STATE_S = 0.4
+_TELL_S = 1.0
 _LIBC = ctypes.CDLL(None, use_errno=True)
 STOP_ASKED = "stop.json"
 """Written before the agent asks the job to stop: by which process, so that it's known as ours."""
+NOW = "now.json"
+"""How the job stands: its unfinished lines, and what it uses. Not durable, and of no weight."""
 
 
 class Supervisor:
@@ -50,7 +55,10 @@ class Supervisor:
         self._directory = directory
         self._spec: dict[str, Any] = json.loads((directory / "spec.json").read_text())
         self._log = LogWriter(directory, self._spec["log_bytes"])
-        self._pending: dict[str, bytes] = {}
+        self._lines: dict[str, LineBuffer] = {}
+        self._told: object = None
+        self._told_s = 0.0
+        self._memory_bytes = self._peak_memory_bytes = 0
         self._wait_status: int | None = None
         self._ended_s = 0.0
         self._serving = self._serve_again = False
@@ -144,6 +152,7 @@ class Supervisor:
                         self._witness.remember(survey)
                         self._witness.attend()
                     self._hold_limits(alive)
+                    self._tell_now(alive)
                 elif alive:
                     process_tree.end(alive)
                 else:
@@ -158,7 +167,7 @@ class Supervisor:
         if len(alive) > self._spec["pids"]:
             self._limit_exceeded = f"more than {self._spec['pids']} processes"
             self._error = self._limit_exceeded
-        elif sum(map(process_tree.private_bytes, alive)) > self._spec["memory_bytes"]:
+        elif self._memory_of(alive) > self._spec["memory_bytes"]:
             self._out_of_memory = True
             self._error = f"more than {self._spec['memory_bytes']} bytes of memory"
         else:
@@ -168,22 +177,44 @@ class Supervisor:
             self._reap()
             alive = process_tree.descendants(os.getpid())
 
+    def _memory_of(self, alive: set[int]) -> int:
+        self._memory_bytes = sum(map(process_tree.private_bytes, alive))
+        self._peak_memory_bytes = max(self._peak_memory_bytes, self._memory_bytes)
+        return self._memory_bytes
+
+    def _tell_now(self, alive: set[int]) -> None:
+        """Write down how the job stands; more often where its unfinished lines change."""
+        states = {
+            stream: shown(state)[:MAX_LOG_STATE_CHARACTERS]
+            for stream, lines in self._lines.items()
+            if (state := lines.state)
+        }
+        since_s = time.monotonic() - self._told_s
+        if since_s < (_TELL_STATE_S if states != self._told else _TELL_S):
+            return
+        self._told, self._told_s = states, time.monotonic()
+        reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_s = reaped.ru_utime + reaped.ru_stime + sum(map(process_tree.cpu_s, alive))
+        now = {
+            "at_ms": _now_ms(),
+            "cpu_ns": int(cpu_s * 1e9),
+            "memory_bytes": self._memory_bytes,
+            "peak_memory_bytes": self._peak_memory_bytes,
+            "states": states,
+        }
+        # A full disk, or a job that made a folder of it: the next look tries again.
+        with contextlib.suppress(OSError):
+            replace(self._directory / NOW, now)
+
     def _take(self, stream: Literal["stdout", "stderr"], pipe: Any) -> bool:
         try:
             chunk = os.read(pipe.fileno(), _READ_BYTES)
         except BlockingIOError:
             return True
-        *lines, rest = (self._pending.get(stream, b"") + chunk).split(b"\n")
-        if not chunk:
-            lines, rest = ([rest] if rest else []), b""
-        while len(rest) >= MAX_LINE_BYTES:
-            lines.append(rest[:MAX_LINE_BYTES])
-            rest = rest[MAX_LINE_BYTES:]
+        lines = self._lines.setdefault(stream, LineBuffer())
         now_ms = _now_ms()
-        for line in lines:
-            for at in range(0, len(line) or 1, MAX_LINE_BYTES):
-                self._log.write(stream, now_ms, line[at : at + MAX_LINE_BYTES])
-        self._pending[stream] = rest
+        for line in lines.feed(chunk) if chunk else lines.end():
+            self._log.write(stream, now_ms, line)
         return bool(chunk)
 
     def _reap(self) -> None:
@@ -239,10 +270,12 @@ class Supervisor:
         return statement(self._witness.sightings, killed_by, self._ended_s, grace_s)
 
     def _finish(self, code: int | None, killed_by: int | None, about: dict[str, Any]) -> None:
-        for stream, rest in self._pending.items():
-            if rest:
-                self._log.write("stdout" if stream == "stdout" else "stderr", _now_ms(), rest)
+        for stream, lines in self._lines.items():
+            for line in lines.end():
+                self._log.write("stdout" if stream == "stdout" else "stderr", _now_ms(), line)
         self._log.flush(durable=True)
+        self._told_s = 0.0
+        self._tell_now(set())
         seen = self._statement(killed_by)
         ended = {
             "exit_code": code,
