@@ -24,6 +24,7 @@ from sublet_contracts.fields import (
     LeaseId,
     Name,
     Nonce,
+    PinnedImage,
     Party,
     PinnedImage,
     Provider,
@@ -46,6 +47,7 @@ from sublet_contracts.versions import (
 
 MAX_DEVICES = 64
 MAX_INPUTS = 256
+MAX_THREADS = 4096
 MAX_CHECKPOINT_FOLDERS = 8
 
 
@@ -307,6 +309,12 @@ class Lease(Document):
     image: PinnedImage = Field(
         default="",
         description="what the job's tag meant when it first ran; '': it has not, or has no tag",
+    )
+    threads: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_THREADS,
+        description="threads of arithmetic: as in the lease whose checkpoint was durable first",
     )
     issued_ms: Issued
     answer_by_ms: Count = Field(description="void unless the agent has signed it by then")

@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field, JsonValue
 
 from sublet_contracts.amounts import format_bytes, format_cores, format_credits
-from sublet_contracts.documents import Device, Job, Offer, Resources
+from sublet_contracts.documents import MAX_THREADS, Device, Job, Offer, Resources
 
 
 class Constraint(StrEnum):
@@ -105,11 +105,26 @@ class MachineRequirements:
     image: str
     pinned_class: str = ""
     """The hardware class that the job's first checkpoint has pinned it to."""
+    pinned_threads: int = 0
+    """The threads of arithmetic that its first checkpoint has pinned it to; 0: none has."""
 
     @property
     def hardware_class(self) -> str:
         """The class that it must be, '' if any."""
         return self.pinned_class or self.resources.hardware_class
+
+    @property
+    def cpu_millis(self) -> int:
+        """Thousandths of a core that it must have, in all: never fewer cores than threads. A
+        single thread runs on less than a core as well."""
+        cores = self.pinned_threads if self.pinned_threads > 1 else 0
+        return max(self.resources.cpu_millis, 1000 * cores)
+
+    def threads_on(self, offer: Offer) -> int:
+        """Return how many threads of arithmetic it gets on a machine: as many as whole cores, and
+        once it is pinned always the same, for another number gives other bits."""
+        share = self.resources.cpu_millis or offer.cpu_millis * self.resources.devices
+        return self.pinned_threads or min(max(1, share // 1000), MAX_THREADS)
 
 
 def required_by(job: Job) -> MachineRequirements:
@@ -146,9 +161,9 @@ _MACHINE_RULES = (
     ),
     _MachineRule(
         Constraint.CPU,
-        lambda need, offer: offer.cpu_millis * need.resources.devices >= need.resources.cpu_millis,
+        lambda need, offer: offer.cpu_millis * need.resources.devices >= need.cpu_millis,
         lambda need, offer: offer.cpu_millis * need.resources.devices,
-        lambda need: need.resources.cpu_millis,
+        lambda need: need.cpu_millis,
     ),
     _MachineRule(
         Constraint.MEMORY,

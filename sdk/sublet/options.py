@@ -219,7 +219,8 @@ class JobOptions(TypedDict, total=False):
             "cores, in all",
             "machine",
             default="",
-            default_help="what comes with the devices, and one thread of arithmetic",
+            default_help="the machine's share for its devices; once something is durable, at least "
+            "as many as it was made with",
             fields=("cpu_millis",),
             convert=_cores_or_share,
             metavar="N",

@@ -60,6 +60,7 @@ CASES: list[tuple[MachineRequirements, Offer, Constraint, Any, Any]] = [
     (need({"disk_bytes": 51 * GB}), offer(), Constraint.DISK, 50 * GB, 51 * GB),
     (need({"memory_bytes": 17 * GB}), offer(), Constraint.MEMORY, 16 * GB, 17 * GB),
     (need({"cpu_millis": 4001}), offer(), Constraint.CPU, 4000, 4001),
+    (need(pinned_threads=5), offer(), Constraint.CPU, 4000, 5000),
     (need(image="train:1"), offer(), Constraint.IMAGE, "digest", "train:1"),
     (
         need({"device_memory_bytes": 25 * GB}),

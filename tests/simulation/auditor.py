@@ -313,6 +313,9 @@ class Auditor:
             sha256 for sha256 in self._lacking(document) if damaged_ms.get(sha256, 0) <= verified_ms
         ]
         never(bool(bad), "a checkpoint counts that can't be restored")
+        job = self.jobs[document["job"]]
+        if document["kind"] != "partial-outputs" and not job.threads:
+            job.threads = self.leases[document["lease"]].document["threads"]
 
     def _handed_over(self, document: dict[str, Any]) -> None:
         """What an honest machine hands over as outputs, its run has finished; as partial outputs,
@@ -429,6 +432,7 @@ class Auditor:
         )
         highest = job.document["max_price_ucr_per_device_hour"]
         never(document["price_ucr_per_device_hour"] > highest, "a lease above the job's price")
+        self._threads_are_right(job, document)
         for other in self.leases.values():
             if other is not model and other.state != "closed":
                 shared = set(other.document["device_ids"]) & set(document["device_ids"])
@@ -445,6 +449,18 @@ class Auditor:
             never(bool(gone), "a lease starts at a checkpoint that was let go")
         never(id is None and found[1] is not None, "a lease starts at a checkpoint of nowhere")
         return model
+
+    def _threads_are_right(self, job: JobModel, lease: dict[str, Any]) -> None:
+        """Another number of threads gives other bits: once something is durable it stays."""
+        threads, cores = lease["threads"], self.market.matching.cores_of(lease)
+        never(
+            job.threads not in (0, threads),
+            f"a lease of {threads} threads, and what is durable was made with {job.threads}",
+        )
+        asked = job.document["resources"]["cpu_millis"]
+        expected = max(1, (asked or cores) // 1000)
+        never(not job.threads and threads != expected, f"{threads} threads, not {expected}")
+        never(threads > 1 and cores < 1000 * threads, f"{threads} threads on {cores} / 1000 cores")
 
     def _epoch(self, old: Any, new: Any) -> None:
         self.market.matching.epoch(old, new)

@@ -129,7 +129,7 @@ class Market:
             name=name,
             devices=devices,
             price_ucr_per_device_hour=draw.choice((720_001, 1_000_000, 1_999_999, 2_500_000)),
-            cpu_millis=8_000,
+            cpu_millis=draw.choice((2_000, 8_000, 8_000)),
             memory_bytes=32 * 10**9,
             disk_bytes=100 * 10**9,
             region=draw.choice(REGIONS),

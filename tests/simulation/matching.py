@@ -63,6 +63,13 @@ class Matching:
         stale = all(epoch != self._epochs.get(pool) for pool, epoch in made_under)
         never(stale, f"a lease was proposed under {made_under}, the pools are at {self._epochs}")
 
+    def cores_of(self, lease: dict[str, Any]) -> int:
+        """Return how many thousandths of a core the machine gives a lease, by the offer's bytes."""
+        tables = self._market.broker.store._tables
+        offers = next(table for kind, table in tables.items() if kind.__name__ == "OfferFact").facts
+        offer: int = self._offered(offers[lease["offer"],])["cpu_millis"]
+        return offer * len(lease["device_ids"])
+
     # -- the line -----------------------------------------------------------------------------
 
     def touched(self, provider: str) -> None:
@@ -99,7 +106,9 @@ class Matching:
         line_ms = self._unchanged_since(job.id, (job.state, job.epoch, job.not_before_ms))
         for machine in machines:
             waited_ms = self._market.engine.now_ms - max(machine.since_ms, line_ms)
-            if waited_ms > SERVED_WITHIN_MS and machine.suits(document, job.hardware_class):
+            if waited_ms > SERVED_WITHIN_MS and machine.suits(
+                document, job.hardware_class, job.threads
+            ):
                 name = self._market.names.get(id, id[:8])
                 raise Violation(
                     f"{name} has stood in line for {waited_ms} ms, and "
@@ -158,7 +167,7 @@ class _Machine:
         self._offer = offer
         self._free = free
 
-    def suits(self, job: dict[str, Any], pinned: str) -> bool:
+    def suits(self, job: dict[str, Any], pinned: str, threads: int = 0) -> bool:
         """Say whether a job would find here all that it asks for. Every field of its resources is
         read (tests/simulation/test_judges.py holds this model and the market's judge together)."""
         need, offer = job["resources"], self._offer
@@ -179,6 +188,7 @@ class _Machine:
             and (offer["egress"] or not need["egress"])
             and (not offer["accepts"] or job["renter"] in offer["accepts"])
             and (offer["image_policy"] == "any" or "@sha256:" in job["image"])
+            and (threads < 2 or offer["cpu_millis"] * need["devices"] >= 1000 * threads)
             and all(
                 offer[what] * need["devices"] >= need[what]
                 for what in ("cpu_millis", "memory_bytes", "disk_bytes")

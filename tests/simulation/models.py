@@ -71,6 +71,8 @@ class JobModel:
     """and leases under which nothing ever ran."""
     live: str = ""
     """The lease that isn't closed."""
+    threads: int = 0
+    """Of the lease that made the first thing that was durable; 0: nothing is."""
 
 
 @dataclass

@@ -185,7 +185,7 @@ class RenterHost:
             resources=Resources(
                 devices=devices,
                 device_kind="gpu",
-                cpu_millis=1000,
+                cpu_millis=draw.choice((0, 0, 1000)),
                 memory_bytes=10**9,
                 disk_bytes=10**9,
                 region=draw.choice(("", "", self._some_region(devices))),

@@ -67,9 +67,9 @@ def a_job(draw: random.Random) -> Job:
     )
 
 
-def auditor_says(job: Any, offer: Offer, pinned: str = "") -> bool:
+def auditor_says(job: Any, offer: Offer, pinned: str = "", threads: int = 0) -> bool:
     document = offer.model_dump(mode="json")
-    return _Machine("box", document, document["devices"], 0).suits(job, pinned)
+    return _Machine("box", document, document["devices"], 0).suits(job, pinned, threads)
 
 
 def test_both_judges_read_every_field_of_resources() -> None:
@@ -89,8 +89,10 @@ def test_both_judges_say_the_same_of_any_job_and_machine() -> None:
     fitting = 0
     for _ in range(PAIRS):
         job, offer, pinned = a_job(draw), an_offer(draw), draw.choice(("", "", "a", "b"))
-        found = shortfalls(replace(required_by(job), pinned_class=pinned), offer, offer.devices)
-        said = auditor_says(job.model_dump(mode="json"), offer, pinned)
+        threads = draw.choice((0, 0, 1, 2))
+        need = replace(required_by(job), pinned_class=pinned, pinned_threads=threads)
+        found = shortfalls(need, offer, offer.devices)
+        said = auditor_says(job.model_dump(mode="json"), offer, pinned, threads)
         assert said == (not found), f"{job.resources} on {offer}: {[*map(str, found)]}"
         met.update(str(each.constraint) for each in found if len(found) == 1)
         fitting += said

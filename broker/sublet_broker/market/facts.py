@@ -107,6 +107,8 @@ class JobFact(Fact):
     """The provider that prepared to take it over; tried first."""
     hardware_class: str = ""
     """Pinned by its first checkpoint: byte-identity holds within a class."""
+    threads: int = 0
+    """Pinned together with the class: the threads of arithmetic of the lease that made it."""
     image_pinned: str = ""
     """What its image's tag meant when it first ran, by content. Each later run uses that."""
     wanted: str = ""

@@ -12,6 +12,7 @@ Rules:
 """
 
 from sublet_broker.market.facts import CheckpointFact, JobFact, LeaseFact
+from sublet_broker.market.matching import requirements_of
 from sublet_contracts.documents import Job, Lease, Offer
 from sublet_contracts.rules import minimum_budget_ucr
 from sublet_contracts.states import JobState, LeaseState
@@ -70,6 +71,7 @@ def lease_document(
         start_step=start.step if start else 0,
         start_checkpoint=start.id if start else None,
         image=job.image_pinned,
+        threads=requirements_of(job).threads_on(offer),
         issued_ms=now_ms,
         answer_by_ms=now_ms + answer_ms,
     )

@@ -61,6 +61,7 @@ def requirements_of(job: JobFact) -> Requirements:
         max_price_ucr_per_device_hour=document.max_price_ucr_per_device_hour,
         image=document.image,
         pinned_class=job.hardware_class,
+        pinned_threads=job.threads,
         avoid=job.avoid,
         prefer=job.prefer,
     )

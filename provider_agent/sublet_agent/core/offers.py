@@ -6,7 +6,7 @@ by the job's and our own signed words, and by the very devices that the lease na
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sublet_agent.core.records import IssuedOffer, RunRecord
 from sublet_contracts.documents import (
@@ -112,7 +112,11 @@ def lacking(assigned: Assigned, offer: Offer) -> str:
     """Return what the lease's devices and this machine, as an offer says them, lack for the job."""
     named = set(assigned.lease.document.device_ids)
     devices = [device for device in offer.devices if device.id in named]
-    return "; ".join(map(str, shortfalls(required_by(assigned.job.document), offer, devices)))
+    # Not with fewer cores than the lease says threads, or its bits would come too slowly.
+    need = replace(
+        required_by(assigned.job.document), pinned_threads=assigned.lease.document.threads
+    )
+    return "; ".join(map(str, shortfalls(need, offer, devices)))
 
 
 def refusal(

@@ -127,6 +127,7 @@ class JobRow(Row, table=True):
     avoid: Json
     prefer: Str
     hardware_class: Str
+    threads: Whole
     image_pinned: Str
     wanted: Str
     outputs: OptionalStr

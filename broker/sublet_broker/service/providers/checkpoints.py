@@ -22,6 +22,7 @@ from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.documents import (
     Checkpoint,
     DocumentRefused,
+    Lease,
     Offer,
 )
 from sublet_contracts.envelope import Envelope
@@ -179,7 +180,8 @@ class Checkpoints:
             if fact.kind != "partial-outputs":
                 pinned = job.hardware_class or _class_of(work, lease)
                 outputs = fact.id if fact.kind == "outputs" else job.outputs
-                work.put(replace(job, hardware_class=pinned, outputs=outputs))
+                threads = job.threads or accepted(lease.envelope, Lease).threads
+                work.put(replace(job, hardware_class=pinned, threads=threads, outputs=outputs))
             run = work.get(RunFact, lease.id)
             if run is not None and fact.kind == "checkpoint":
                 self._context.heartbeats.note_saved(run.id, work.now_ms)

@@ -128,8 +128,7 @@ class Workspace:
             inputs_dir=self.inputs,
             helper_dir=helper,
             stop_grace_ms=job.stop_grace_ms,
-            # Who takes what a machine has must get the same bits on each.
-            threads=0 if need.cpu_millis else 1,
+            threads=lease.threads,
             destinations=dict(zip((i.destination for i in job.inputs), self._input_paths())),
             outputs_dir=self.outputs if job.outputs else None,
             outputs_path=job.outputs or None,

@@ -267,6 +267,7 @@ def make_tables() -> None:
         text("avoid"),
         text("prefer"),
         text("hardware_class"),
+        whole("threads"),
         text("image_pinned"),
         text("wanted"),
         text("outputs", nullable=True),
