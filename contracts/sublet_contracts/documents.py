@@ -24,7 +24,6 @@ from sublet_contracts.fields import (
     LeaseId,
     Name,
     Nonce,
-    PinnedImage,
     Party,
     PinnedImage,
     Provider,
