@@ -55,10 +55,34 @@ class Loss:
     step: int
     """Of the run, as its machine was killed."""
     provider: str
+    epoch: int
+    """Of the run that was killed."""
     noticed_at_s: float | None = None
     resumed_at_s: float | None = None
     start_step: int = 0
     """At which the run after it began."""
+
+    def look(self, view: "JobView", now_s: float) -> list[str]:
+        """See how far the job is over its loss; return what there is to be said of it.
+
+        The machine was called lost once its run has a reason to have ended: the job's own state
+        may be back at running by the next look.
+        """
+        said = []
+        newest = view.runs[-1]
+        killed = next((run for run in view.runs if run.epoch == self.epoch), newest)
+        if self.noticed_at_s is None and (killed.reason is not None or newest.epoch > self.epoch):
+            self.noticed_at_s = now_s
+            said.append(f"{self.provider} is called lost; {view.says}")
+        goes_on = newest.epoch > self.epoch and newest.step > newest.start_step
+        if self.resumed_at_s is None and goes_on:
+            self.resumed_at_s = now_s
+            self.start_step = newest.start_step
+            said.append(
+                f"{newest.provider_name} goes on from step {newest.start_step}, "
+                f"{now_s - self.killed_at_s:.1f} s after the kill"
+            )
+        return said
 
 
 @dataclass
@@ -174,24 +198,16 @@ class Demo:
         step = max(self.market.last_step(provider), view.step)
         self.screen.state.providers[provider].state = "killed"
         self.screen.say(f"kill -9: {provider}'s agent and the run itself, at step {step}")
-        return Loss(killed_at_s, step, provider)
+        return Loss(killed_at_s, step, provider, view.runs[-1].epoch)
 
     def _until_finished(self, job: "Job", loss: Loss) -> None:
         deadline = time.monotonic() + JOB_LIMIT_S
         while time.monotonic() < deadline:
             view = self._look(job)
-            newest = view.runs[-1]
-            if loss.noticed_at_s is None and view.state != "running":
-                loss.noticed_at_s = time.monotonic()
-                self.screen.say(f"{loss.provider} is called lost; {view.says}")
-            if loss.resumed_at_s is None and newest.epoch > 1 and newest.step > newest.start_step:
-                loss.resumed_at_s = time.monotonic()
-                loss.start_step = newest.start_step
+            for line in loss.look(view, time.monotonic()):
+                self.screen.say(line)
+            if loss.resumed_at_s is not None:
                 self.screen.state.lost_work = "billed nothing"
-                self.screen.say(
-                    f"{newest.provider_name} goes on from step {newest.start_step}, "
-                    f"{loss.resumed_at_s - loss.killed_at_s:.1f} s after the kill"
-                )
             if view.state in TERMINAL:
                 self.screen.say(f"the job {view.state}: {view.says}")
                 return

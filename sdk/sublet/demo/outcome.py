@@ -44,6 +44,9 @@ class Outcome:
             "the weights equal an undisturbed run's, byte for byte": self.weights_identical,
             "the lost work costs nothing": self.lost_work_charged_ucr == 0,
             "something was lost, and the statement says so": self.lost_work_device_ms > 0,
+            "the machine is called lost before its job goes on elsewhere": (
+                self.detection_seconds <= self.recovery_seconds
+            ),
             "something was charged": self.charged_ucr > 0,
             "the receipts verify offline": self.receipts_verified,
             "a changed byte in the receipts is noticed": self.tampered_receipts_refused,
