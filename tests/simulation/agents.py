@@ -529,6 +529,7 @@ class AgentHost:
                 bool(record.job.outputs),
                 lambda: self._look_soon(lease_id),
                 devices=record.lease.device_ids,
+                stalls=record.job.stall_ms > 0,
             )
             self.containers[lease_id] = container
             container.start()

@@ -93,6 +93,7 @@ class Auditor:
         shows its clock; where that fails, it ends before anybody has seen it."""
         self.started_ms = now_ms
         self.heard_ms.clear()
+        self.market.stalls.broker_started()
 
     def joined(self, party: str) -> None:
         """An agent's session is live."""
@@ -306,6 +307,7 @@ class Auditor:
         document = model.document
         self._never_stale(document, "counts")
         self._handed_over(document)
+        self.market.stalls.saved(document["lease"])
         # A verdict may wait for the database: what was damaged meanwhile was whole when verified.
         verified_ms = self.market.verified_ms.get(id, 0)
         damaged_ms = self.market.broker.disk.damaged_ms
@@ -531,6 +533,7 @@ class Auditor:
         model = self.leases[new.id]
         if new.running_ms is not None and not model.ran:
             self._began_to_run(new, model)
+        self.market.stalls.ordered(new)
         state = str(new.state)
         if state == model.run:
             return

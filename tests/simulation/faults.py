@@ -31,6 +31,7 @@ FAULTS: dict[str, str] = {
     "a tag is given to another image",
     "worker-oom": "the kernel kills a worker for the memory that its job asked for",
     "self-kill": "a job sends itself KILL or TERM, or returns 137 or 143 by itself",
+    "stall": "a job that is to be paused when it stalls stands still for good",
     "start-fails": "a machine can start nothing for a while",
     "deadline": "an agent dies and comes back long after the deadlines of its runs",
     "torn": "a checkpoint is torn on the provider's disk",
@@ -53,8 +54,8 @@ FAULTS: dict[str, str] = {
     "renter-repeats": "a renter sends the same job again",
     "renter-drains": "a renter sends two jobs at once, each with most of what is there as budget",
     "renter-mute": "some renters never sign a receipt",
-    "bad-jobs": "some jobs fail, yield, kill themselves, are deaf to a stop, or end with 0 at it; "
-    "some have an image that is nowhere",
+    "bad-jobs": "some jobs fail, yield, hang, kill themselves, are deaf to a stop, or end with 0 at"
+    " it; some have an image that is nowhere",
 }
 
 

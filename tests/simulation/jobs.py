@@ -35,7 +35,8 @@ class Program:
     ending: str = "done"
     """done, fail (exit 1 halfway), returns (exit 137 halfway, by itself), yield (exit 75 once),
     deaf (doesn't hear STOP or SAVE), polite (exits with 0 whenever it is asked to stop), suicide
-    (KILLs itself halfway, each time: where no such end is paid it computes for nothing)"""
+    (KILLs itself halfway, each time: where no such end is paid it computes for nothing), hangs
+    (saves halfway, and then stands still for good, until it goes on from there)"""
 
     def command(self) -> tuple[str, ...]:
         """Return it as the job's command."""
@@ -114,6 +115,8 @@ class Container:
     """What the engine did to it, or what became of a device of its, where that was so."""
     forgotten: bool = False
     """The engine knows it no longer; its folder is there."""
+    stalls: bool = False
+    """Whether its renter wants it paused when it stands still."""
     hangs_ms: int | None = None
     """It hangs, since it had run for so long."""
 
@@ -160,7 +163,7 @@ class Container:
         if self.program.ending == "suicide":
             half = begin + max(1, (steps - begin) // 2)
             return half if half < steps else None
-        odd = self.program.ending in ("fail", "returns", "yield") and begin == 0
+        odd = self.program.ending in ("fail", "returns", "yield", "hangs") and begin == 0
         return max(1, steps // 2) if odd else None
 
     def _reached(self, step: int) -> None:
@@ -184,6 +187,9 @@ class Container:
             case "yield":
                 self._write(step)
                 self._exit(PREEMPTED, "yielded")
+            case "hangs":
+                self._write(step)
+                self.hang()
             case _:
                 if self.begin[0]:  # so that it comes to an end
                     self._write(step)

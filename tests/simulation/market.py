@@ -28,6 +28,7 @@ from tests.simulation.models import Violation
 from tests.simulation.registry import Registry
 from tests.simulation.renters import RenterHost
 from tests.simulation.silence import Silence
+from tests.simulation.stalls import Stalls
 
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
@@ -102,6 +103,7 @@ class Market:
         self.matching = Matching(self)
         self.silence = Silence(self)
         self.lifetimes = Lifetimes(self)
+        self.stalls = Stalls(self)
         self.broker = BrokerHost(self)
         self.agents = [self._agent(n) for n in range(plan.providers)]
         self.agents_by_party = {agent.party: agent for agent in self.agents}

@@ -67,6 +67,12 @@ class Mishaps:
             case "KILL":
                 container.ends(137, "killed unseen")
 
+    def _stall(self) -> None:
+        """A job stands still: its machine is well, and it hears nothing."""
+        found = self._some_run()
+        if found is not None and found[1].stalls:
+            found[1].hang()
+
     def _worker_oom(self) -> None:
         """The kernel kills one of its workers, and the job ends with that, in its own way."""
         found = self._some_run()

@@ -37,7 +37,10 @@ LOOK_MS = 60_000
 MAX_PRICE = 2_500_000
 FUTURE = "in the future"
 ENDED = ("succeeded", "failed", "cancelled")
-BAD_ENDINGS = ("fail", "returns", "yield", "deaf", "polite", "polite", "polite", "suicide")
+BAD_ENDINGS = (
+    *("fail", "returns", "yield", "deaf", "polite", "polite", "polite", "suicide"),
+    *("hangs", "hangs"),
+)
 
 
 class RenterHost:
@@ -174,6 +177,7 @@ class RenterHost:
         budget = max(least, int(hours * MAX_PRICE * draw.choice((0.4, 1.3, 4.0))))
         accept = draw.choice((budget, budget, max(least, budget // 3)))
         devices = draw.choice((1, 1, 1, 1, 2))
+        stalls = (60_000, 60_000, 300_000) if program.ending == "hangs" else (0, 0, 90_000, 600_000)
         job = Job(
             renter=self.party,
             broker=self.market.broker_key.party,
@@ -195,6 +199,7 @@ class RenterHost:
             checkpoint_interval_ms=draw.choice((30_000, 120_000, 600_000)),
             patience_ms=draw.choice((10_000, 20_000, 60_000)),
             stop_grace_ms=draw.choice((5_000, 5_000, 30_000, 30_000, 600_000)),
+            stall_ms=draw.choice(stalls),
             inputs=(),
             outputs=draw.choice(("", "/out")),
             accept_receipts_up_to_ucr=accept,
