@@ -49,8 +49,10 @@ RECORD = "checkpoint-folders.json"
 """The file in it that lists them: a FolderSnapshot."""
 
 QUIET_MS = 2_000
-HALVED_EVERY_MS = 5_000
 LEAST_QUIET_MS = 20
+HALVINGS_PER_INTERVAL = 24
+"""How often the moment is halved in one checkpoint interval: a script is caught within it that
+rests for a tenth of a second between two saves."""
 UNKNOWN_QUIET_MS = 10_000
 """where nobody can tell whether a file is open for writing"""
 MAX_RECORD_BYTES = 16 * 1024 * 1024
@@ -142,11 +144,12 @@ def is_log(path: str) -> bool:
     return _LOG.fullmatch(path) is not None
 
 
-def quiet_needed_ms(waited_ms: int, *, writers_known: bool) -> int:
-    """Return for how long (ms) nothing may have changed, once a snapshot is due for `waited_ms`."""
+def quiet_needed_ms(waited_ms: int, interval_ms: int, *, writers_known: bool) -> int:
+    """Return for how long (ms) nothing may have changed, once a snapshot is due for `waited_ms` of
+    a job whose checkpoint interval is `interval_ms`."""
     if not writers_known:
         return UNKNOWN_QUIET_MS
-    halvings = min(max(0, waited_ms) // HALVED_EVERY_MS, 16)
+    halvings = min(max(0, waited_ms) * HALVINGS_PER_INTERVAL // max(1, interval_ms), 16)
     return max(LEAST_QUIET_MS, QUIET_MS >> halvings)
 
 

@@ -28,7 +28,7 @@ from sublet_agent.adapters.workspace.folder_snapshots import (
 from sublet_agent.adapters.workspace.folder_watch import FolderWatch, Watched, Wish
 from sublet_agent.adapters.workspace.open_writers import ignore_breaks
 from sublet_contracts.checkpoint_folders import (
-    HALVED_EVERY_MS,
+    HALVINGS_PER_INTERVAL,
     LEAST_QUIET_MS,
     QUIET_MS,
     UNKNOWN_QUIET_MS,
@@ -42,7 +42,8 @@ from sublet_contracts.checkpoint_folders import (
 from sublet_contracts.tree import ScannedTree, TreeRefused, write_tree
 
 ROOM_BYTES = 1 << 30
-LONG_DUE_MS = 100 * HALVED_EVERY_MS
+INTERVAL_MS = 120_000
+LONG_DUE_MS = 100 * INTERVAL_MS
 A_DAY_NS = 86_400 * 10**9
 
 
@@ -134,14 +135,15 @@ def torch_file(path: Path, content: bytes) -> None:
 
 def test_the_moment_of_rest_is_shorter_the_longer_a_snapshot_is_due() -> None:
     def needed(waited_ms: int) -> int:
-        return quiet_needed_ms(waited_ms, writers_known=True)
+        return quiet_needed_ms(waited_ms, INTERVAL_MS, writers_known=True)
 
     assert needed(0) == QUIET_MS
-    assert needed(HALVED_EVERY_MS - 1) == QUIET_MS
-    assert needed(HALVED_EVERY_MS) == QUIET_MS // 2
-    assert needed(3 * HALVED_EVERY_MS) == QUIET_MS // 8
+    halved_every_ms = INTERVAL_MS // HALVINGS_PER_INTERVAL
+    assert needed(halved_every_ms - 1) == QUIET_MS
+    assert needed(halved_every_ms) == QUIET_MS // 2
+    assert needed(3 * halved_every_ms) == QUIET_MS // 8
     assert needed(10**9) == LEAST_QUIET_MS
-    assert quiet_needed_ms(10**9, writers_known=False) == UNKNOWN_QUIET_MS > QUIET_MS
+    assert quiet_needed_ms(10**9, 1, writers_known=False) == UNKNOWN_QUIET_MS > QUIET_MS
 
 
 @pytest.mark.parametrize(

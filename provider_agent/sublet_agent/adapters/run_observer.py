@@ -15,10 +15,11 @@ from typing import Any, Protocol, TypeVar
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.workspace.disk_space import LEAST_FREE_BYTES
 from sublet_agent.adapters.workspace.folder_reader import FolderBusy, FolderReader, FolderRefused
+from sublet_agent.adapters.workspace.folder_watch import Ended
 from sublet_agent.adapters.workspace.reader import Look, Progress
 from sublet_agent.adapters.workspace.workspace import Workspace, run_id
 from sublet_agent.core import events
-from sublet_agent.core.exit_reasons import ExitEvidence
+from sublet_agent.core.exit_reasons import EXIT_PREEMPTED, ExitEvidence
 from sublet_agent.core.runner_port import OutputLine, Runner, RunnerError, RunStatus
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import Reason
@@ -43,6 +44,9 @@ BACKOFF_MOST_S = 30.0
 FINAL_TRIES = 6
 WALK_SHARE = 10
 """Who took so long to be walked through is left in peace for so many times as long."""
+UNREST_TOLD_S = 10.0
+"""so long the job's folders may be busy before the renter is told"""
+TOLD_OF_FOLDERS = 20
 TOLD_AT_ONCE = 8
 """of the checkpoints first seen at one look: the newest; the older ones are let go of"""
 T = TypeVar("T")
@@ -99,6 +103,9 @@ class Observer:
         self._rules_broken = False
         self._search_trouble = ""
         self._trouble_told = False
+        self._save_asked_s: float | None = None
+        """since when a snapshot of the folders is due that the job named; None: none is"""
+        self._told_of_folders: set[str] = set()
         self._paused = False
         self._first_seen: tuple[int, float] | None = None
         """how long it had run by the wall clock, in ms, and when that was, by the monotonic one"""
@@ -108,6 +115,11 @@ class Observer:
     def look_soon(self) -> None:
         """Something was done to the run: don't wait for the next turn."""
         self._wake.set()
+
+    def save_asked(self) -> None:
+        """The job was asked to save: a snapshot of the folders is due that it named."""
+        if self._save_asked_s is None:
+            self._save_asked_s = time.monotonic()
 
     def stop(self) -> None:
         """Look no more."""
@@ -164,6 +176,7 @@ class Observer:
                     listener.reader, self._look, listener.blocking, exited=True
                 )
                 steps |= set() if found is None else {found}
+                await self._search_folders(self._how_it_ended())
                 break
             except FolderRefused as error:
                 self._search_trouble = str(error)
@@ -269,9 +282,51 @@ class Observer:
             return
         self._listener.post(events.DiskUsed(self._lease_id, used))
 
+    def _how_it_ended(self) -> Ended:
+        """Whether all that it had open was closed as its script meant it."""
+        return "by itself" if self._workspace.record.exit_code in (0, EXIT_PREEMPTED) else "killed"
+
+    async def _search_folders(self, ended: Ended = "") -> None:
+        """Take a snapshot of the folders that the job named as its checkpoint, if one can be taken.
+
+        Raises FolderRefused, FolderBusy, OSError.
+        """
+        workspace, listener = self._workspace, self._listener
+        stop = workspace.record.stop
+        if not workspace.record.job.checkpoints or (ended and stop and stop.desired == "stop"):
+            return  # no work of a run counts that is stopped
+        asked_s = self._save_asked_s
+        waited_s = None if asked_s is None else time.monotonic() - asked_s
+        seen = await workspace.search_folders(
+            listener.reader,
+            self._look,
+            listener.blocking,
+            waited_ms=None if waited_s is None else int(waited_s * 1000),
+            ended=ended,
+        )
+        if not seen.due:
+            self._save_asked_s = None
+        if seen.says and (ended or not seen.due or (waited_s or 0) >= UNREST_TOLD_S):
+            self._tell_of_folders(f"the --checkpoint folders are not saved: {seen.says}")
+        if seen.left_out:
+            names = ", ".join(seen.left_out)
+            self._tell_of_folders(
+                f"left out of the checkpoint, as links and odd files are: {names}"
+            )
+        if seen.step is not None and seen.step not in self._reported_steps:
+            self._reported_steps.add(seen.step)
+            listener.post(events.CheckpointFound(self._lease_id, seen.step, age_ms=seen.age_ms))
+
+    def _tell_of_folders(self, says: str) -> None:
+        """Tell the renter, once."""
+        if says not in self._told_of_folders and len(self._told_of_folders) < TOLD_OF_FOLDERS:
+            self._told_of_folders.add(says)
+            self._listener.log_line(self._lease_id, says)
+
     async def _search_outputs(self) -> None:
         listener = self._listener
         try:
+            await self._search_folders()
             step = await self._workspace.search_outputs(
                 listener.reader, self._look, listener.blocking
             )

@@ -309,6 +309,7 @@ class Shell:
             case effects.Start(lease_id):
                 self._spawn("prepare", lease_id, self._start(lease_id))
             case effects.AskStop(lease_id):
+                self._snapshot_due(lease_id)
                 self._spawn("stop", lease_id, self._runner_call(self.runner.stop, lease_id))
             case effects.AskSave(lease_id):
                 self._spawn("save", lease_id, self._ask_save(lease_id))
@@ -690,8 +691,14 @@ class Shell:
         self._observers.pop(lease_id, None)
 
     async def _ask_save(self, lease_id: str) -> None:
+        self._snapshot_due(lease_id)
         folder = self._workspace(lease_id).checkpoint
         await self._act(functools.partial(ask, folder, "SAVE"))
+
+    def _snapshot_due(self, lease_id: str) -> None:
+        observer = self._observers.get(lease_id)
+        if observer:
+            observer.save_asked()
 
     async def _start_test(self, device_ids: tuple[str, ...]) -> None:
         folder = self.state / "start-test"

@@ -16,13 +16,25 @@ def next_upload(record: RunRecord) -> int | None:
     return newest if newest > record.uploaded_step else None
 
 
+def worth_device_ms(record: RunRecord, age_ms: int) -> int:
+    """Return up to which device time a checkpoint that was complete `age_ms` ago holds what the run
+    has done: that is what it is paid for. Never less than one before it."""
+    before = max(record.local_checkpoints.values(), default=record.durable_device_ms)
+    held = record.cum_device_ms - max(0, age_ms) * record.devices
+    return min(record.cum_device_ms, max(held, before, 0))
+
+
 def to_delete(record: RunRecord) -> tuple[int, ...]:
     """Return the local steps that nobody needs: all but the last few, the newest durable one and
-    those on their way to the broker.
+    those on their way to the broker. Of folders that the job named, which are copies of ours that
+    take its disk, all but the newest.
 
     So they don't pile up against the job's disk limit while the broker takes none.
     """
-    kept = {*sorted(record.local_checkpoints)[-KEEP_LOCAL:], record.durable_step}
+    if record.job.checkpoints:
+        kept = {*sorted(record.local_checkpoints)[-1:]}
+    else:
+        kept = {*sorted(record.local_checkpoints)[-KEEP_LOCAL:], record.durable_step}
     if record.uploading:
         kept.add(record.uploading.step)
     kept |= {awaiting.step for awaiting in record.awaiting_verdict.values()}

@@ -120,6 +120,8 @@ class CheckpointFound:
     step: int
     overtaken: tuple[int, ...] = ()
     """older ones that were first seen at the same look: too many to be told one by one"""
+    age_ms: int = 0
+    """how long ago it was complete: what the run has done since isn't in it"""
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,13 @@ class RunFolders:
         root = self.root / name if mount in own else self.inputs[mount]
         return Place(root, wanted[len(mount) :].lstrip("/"), name)
 
+    def mounted_in(self, path: str) -> list[str]:
+        """Return what is mounted in a folder of the container, as seen from it; one that isn't
+        absolute is meant from the working folder."""
+        wanted = plain_path(path if path.startswith("/") else f"{self.layout.work_path}/{path}")
+        own = own_folders(self.layout, self.outputs_path, self.checkpoint_paths)
+        return sorted({*below(wanted, own), *below(wanted, self.inputs)})
+
     def input_at(self, path: str) -> Path | None:
         """Return the folder of an input that is what lies at a path of the run's own; None: that
         is the image's."""

@@ -170,7 +170,7 @@ class Run:
                 self._vanished(now_ms)
             case CheckpointFound():
                 self._delete_overtaken(event.overtaken)
-                self._checkpoint_found(event.step)
+                self._checkpoint_found(event.step, event.age_ms)
             case FolderScanned():
                 for step in event.steps:
                     self._checkpoint_found(step)
@@ -482,13 +482,13 @@ class Run:
         record.exited_ms = now_ms
         self._enter(Trigger.VANISHED)
 
-    def _checkpoint_found(self, step: int) -> None:
+    def _checkpoint_found(self, step: int, age_ms: int = 0) -> None:
         record = self.record
         if step in record.local_checkpoints or (
             step <= record.lease.start_step and record.checkpoint is not None
         ):
             return
-        record.local_checkpoints[step] = record.cum_device_ms
+        record.local_checkpoints[step] = checkpoints.worth_device_ms(record, age_ms)
         record.interval_began_ms = (record.started_ms or 0) + record.cum_device_ms // record.devices
         self.changed = True
         self._upload_next()

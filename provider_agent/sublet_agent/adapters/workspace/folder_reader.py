@@ -116,6 +116,7 @@ class FolderReader:
                 "there": [number for number, folder in enumerate(opened) if folder is not None],
                 "leave_out": [list(place.leave_out) for place in places],
                 "waited_ms": wish.waited_ms,
+                "interval_ms": wish.interval_ms,
                 "since_ns": wish.since_ns,
                 "begun_ns": wish.begun_ns,
                 "ended": wish.ended,

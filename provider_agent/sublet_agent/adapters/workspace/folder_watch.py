@@ -89,6 +89,8 @@ class Wish:
     """for each folder what lies there without belonging to it: where something else is mounted"""
     waited_ms: int | None = None
     """since when a snapshot is due; None: none is"""
+    interval_ms: int = 120_000
+    """how often one is to be due"""
     since_ns: int = 0
     """when the last one was taken"""
     begun_ns: int = 0
@@ -132,7 +134,7 @@ class FolderWatch:
             return self._watched("same")
         if wish.waited_ms is None and not wish.ended:
             return self._watched("noted")
-        if not wish.ended and (says := _unrest(counted, wish.waited_ms or 0)):
+        if not wish.ended and (says := _unrest(counted, wish)):
             return self._watched("busy", says)
         if says := self._torn(tops, counted, wish):
             return self._watched("torn", says)
@@ -299,13 +301,14 @@ def _sample(file: int, size: int) -> tuple[int, bytes]:
     return size, taken.digest()
 
 
-def _unrest(counted: list[_Known], waited_ms: int) -> str:
+def _unrest(counted: list[_Known], wish: Wish) -> str:
     """Return what is not at rest yet, with why; '' if all is."""
     for known in counted:
         if not known.at_rest:
             return f"{known.file.path} is open for writing"
     writers_known = all(known.writers_known for known in counted)
-    needed_ms = quiet_needed_ms(waited_ms, writers_known=writers_known)
+    waited_ms = wish.waited_ms or 0
+    needed_ms = quiet_needed_ms(waited_ms, wish.interval_ms, writers_known=writers_known)
     now_ns, now_s = time.time_ns(), time.monotonic()
     for known in counted:
         # The clock may have been set back since: then by what was seen.

@@ -332,7 +332,6 @@ class _Reader:
                 raise TooMuch(str(error)) from error
         return None if found is None else found.to_bytes().decode()
 
-
     def _watch(self, request: dict[str, Any], folders: list[int]) -> Any:
         from sublet_agent.adapters.workspace.folder_watch import Wish
         from sublet_contracts.tree import TreeRefused
@@ -345,6 +344,7 @@ class _Reader:
             wish = Wish(
                 leave_out=tuple(tuple(paths) for paths in request["leave_out"]),
                 waited_ms=request["waited_ms"],
+                interval_ms=request["interval_ms"],
                 since_ns=request["since_ns"],
                 begun_ns=request["begun_ns"],
                 ended=request["ended"],

@@ -2,12 +2,14 @@
 
     runs/<lease>/checkpoint/{in,out,ack}   inputs/   outputs/   work/   home/   tmp/
     runs/<lease>/layout.json               where the job sees work/ and home/: core/layout.py
+    runs/<lease>/snapshots/                copies of folders that the job named as its checkpoint
     prepared/<job>/                        what a possible successor has fetched already
     helper/                                the checkpoint helper, read-only in every run
 
 What the job wrote is hostile: nothing follows a link, everything is bounded.
 """
 
+import asyncio
 import contextlib
 import json
 import math
@@ -16,22 +18,34 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.adapters.workspace.checkpoint_finder import CheckpointFinder
 from sublet_agent.adapters.workspace.folder_reader import FolderReader
+from sublet_agent.adapters.workspace.folder_snapshots import (
+    Changed,
+    FolderSnapshots,
+    NamedFolder,
+    NoRoom,
+)
+from sublet_agent.adapters.workspace.folder_watch import Ended, Wish
 from sublet_agent.adapters.workspace.layout_file import LAYOUT, read_layout, write_layout
 from sublet_agent.adapters.workspace.reader import DONE, Look, Progress
 from sublet_agent.adapters.workspace.transfer import Transfer
 from sublet_agent.core.layout import HOME, TMP, WORK, Layout, RunFolders
 from sublet_agent.core.records import RunRecord
-from sublet_agent.core.runner_port import ResolvedImage, RunSpec
-from sublet_contracts.checkpoint_layouts import QUIET_MS
+from sublet_agent.core.runner_port import ResolvedImage, RunRefused, RunSpec
+from sublet_contracts.checkpoint_folders import MAX_STEP as MAX_FOLDER_STEP
+from sublet_contracts.checkpoint_folders import FolderSnapshot, next_step
+from sublet_contracts.checkpoint_layouts import QUIET_MS, Snapshot
 from sublet_contracts.documents import Checkpoint, Job
 from sublet_contracts.outputs_tree import scan_outputs
 from sublet_contracts.tree import ScannedTree, TreeRefused, scan_tree
+
+BY_PROTOCOL = "the job saves by the checkpoint protocol, and goes on from what it saves there"
 
 T = TypeVar("T")
 OnBytes = Callable[[int], None]
@@ -40,6 +54,22 @@ MAX_STEP = 10**15 - 1
 MAX_DONE_BYTES = 16 * 1024 * 1024
 _PIDS_PER_RUN = 1024
 _DONE_MORE = 100_000  # of what the job notes about itself
+
+
+@dataclass(frozen=True)
+class FoldersSeen:
+    """What came of a look at the folders that the job named as its checkpoint."""
+
+    step: int | None = None
+    """that was taken"""
+    age_ms: int = 0
+    """how long before that its newest change was"""
+    due: bool = True
+    """whether one is still to be taken"""
+    says: str = ""
+    """why not yet"""
+    left_out: tuple[str, ...] = ()
+    """a few of those that can't be carried"""
 
 
 class Blocking(Protocol):
@@ -77,13 +107,30 @@ class Workspace:
         self.outputs = self.root / "outputs"
         self._layout: Layout | None = None
         self._finder = CheckpointFinder(self.root)
+        self._snapshots = FolderSnapshots(self.root, record.job.checkpoints)
 
     @property
     def folders(self) -> RunFolders:
         """The run's own folders as the job sees them: `folders.work` is the working folder,
         `folders.place_of(path)` finds any path of the container."""
         inputs = dict(zip((i.destination for i in self.record.job.inputs), self._input_paths()))
-        return RunFolders(self.root, self.layout, self.record.job.outputs or None, inputs)
+        job = self.record.job
+        return RunFolders(self.root, self.layout, job.outputs or None, inputs, job.checkpoints)
+
+    @property
+    def named_folders(self) -> list[NamedFolder]:
+        """Where the folders lie that the job named as its checkpoint. Raises RunRefused."""
+        own, found = self.folders, []
+        for path in self.record.job.checkpoints:
+            place = own.place_of(path)
+            if place is None or place.name == "input":
+                raise RunRefused(
+                    f"--checkpoint {path}: the command can't write there; name a folder below its "
+                    "working folder, or one of its own"
+                )
+            inside = tuple(part for part in place.inside.split("/") if part)
+            found.append(NamedFolder(place.root, inside, tuple(own.mounted_in(path))))
+        return found
 
     @property
     def layout(self) -> Layout:
@@ -99,6 +146,11 @@ class Workspace:
             folder.mkdir(parents=True, exist_ok=True)
         if self.record.job.outputs:
             self.outputs.mkdir(exist_ok=True)
+
+    def _saved_folders(self) -> list[Path]:
+        """The folders of its own that the job named as its checkpoint."""
+        mounts = self.folders.mounts()
+        return [mounts[path] for path in self.record.job.checkpoints if path in mounts]
 
     def delete(self) -> bool:
         """Delete everything of this run; return whether nothing is left."""
@@ -132,6 +184,7 @@ class Workspace:
             destinations=dict(zip((i.destination for i in job.inputs), self._input_paths())),
             outputs_dir=self.outputs if job.outputs else None,
             outputs_path=job.outputs or None,
+            checkpoint_paths=job.checkpoints,
             layout=self.layout,
         )
 
@@ -161,6 +214,9 @@ class Workspace:
             fetch_inputs(transfer, record.job_id, epoch, record.job, self.inputs, cancel)
         self._layout = furnish()
         write_layout(self.root / LAYOUT, self._layout)
+        for folder in self._saved_folders():
+            folder.mkdir(exist_ok=True)
+        named = self.named_folders
         if record.checkpoint is not None:
             step = record.checkpoint.step
             if step >= MAX_STEP:
@@ -171,15 +227,17 @@ class Workspace:
                 os.rename(ready, target)
             else:
                 fetch_checkpoint(transfer, record.job_id, epoch, record.checkpoint, target, cancel)
-            self._place(target, step)
+            self._place(target, step, named)
         prepared.delete()
 
-    def _place(self, target: Path, step: int) -> None:
-        """Files of a checkpoint that was packed from the outputs folder go back there."""
-        if not self.record.job.outputs:
-            return
+    def _place(self, target: Path, step: int, named: list[NamedFolder]) -> None:
+        """Files of a checkpoint that was packed from the outputs folder, or from folders that the
+        job named, go back there."""
         try:
-            self._finder.place(target, step)
+            if named:
+                self._snapshots.place(target, step, named)
+            elif self.record.job.outputs:
+                self._finder.place(target, step)
         except ValueError as error:
             raise CheckpointLost(f"step {step}: {error}") from error
 
@@ -193,7 +251,12 @@ class Workspace:
         """Measure what the job has on disk, up to its limit. Raises FolderRefused, FolderBusy."""
         limit = self.record.job.resources.disk_bytes
         own = (self.outputs, *(self.root / name for name in (WORK, HOME, TMP)))
-        return await reader.usage(self.checkpoint, own, limit)
+        used = await reader.usage(self.checkpoint, [*own, *self._saved_folders()], limit)
+        if not self.record.job.checkpoints:
+            return used
+        # Copies of ours, which the job's user can't read; they take its disk all the same.
+        loop = asyncio.get_running_loop()
+        return used + await loop.run_in_executor(None, self._snapshots.held_bytes)
 
     async def search_outputs(
         self, reader: FolderReader, look: Look, blocking: Blocking, *, exited: bool = False
@@ -204,7 +267,8 @@ class Workspace:
         what else it writes is its own. Once it has exited, nothing needs to be quiet. Raises
         FolderRefused: too much is there, or no step is left; FolderBusy; OSError.
         """
-        if not self.record.job.outputs or look.by_protocol:
+        job = self.record.job
+        if not job.outputs or job.checkpoints or look.by_protocol:
             return None
         after = max([self.record.lease.start_step, *self.record.local_checkpoints])
         last_step, last_mtime_ms, since_ms = await blocking(self._finder.search_from, _booted_ms())
@@ -221,6 +285,57 @@ class Workspace:
         last = self._finder.last()
         return None if last is None else last.step
 
+    async def search_folders(
+        self,
+        reader: FolderReader,
+        look: Look,
+        blocking: Blocking,
+        *,
+        waited_ms: int | None,
+        ended: Ended = "",
+    ) -> FoldersSeen:
+        """Look into the folders that the job named as its checkpoint, and copy what is there if
+        that is due (for `waited_ms`; None: it isn't), at rest, whole and new.
+
+        Raises FolderRefused: too much is there; FolderBusy; OSError.
+        """
+        if look.by_protocol:
+            return FoldersSeen(due=False, says=BY_PROTOCOL)
+        record, named = self.record, self.named_folders
+        wish = Wish(
+            leave_out=tuple(place.leave_out for place in named),
+            waited_ms=waited_ms,
+            interval_ms=record.job.checkpoint_interval_ms,
+            since_ns=await blocking(self._snapshots.since_ns),
+            begun_ns=(record.started_ms or 0) * 1_000_000,
+            ended=ended,
+        )
+        seen = await reader.watch(record.lease_id, named, wish)
+        if seen.state != "ready":
+            return FoldersSeen(due=seen.state != "same", says=seen.says)
+        under_way = record.uploading is not None or any(
+            awaiting.kind == "checkpoint" for awaiting in record.awaiting_verdict.values()
+        )
+        if under_way and not ended:
+            return FoldersSeen()  # two copies beside the folder would be one too many
+        last = await blocking(self._snapshots.last)
+        after = [record.lease.start_step, *record.local_checkpoints, last.step if last else 0]
+        step = next_step(max(after), seen.trained_step)
+        if step > MAX_FOLDER_STEP:
+            return FoldersSeen(due=False, says=f"no step comes after {max(after)}")
+        room = record.job.resources.disk_bytes - await self.usage(reader)
+        began_s = time.monotonic()
+        try:
+            taken = await blocking(self._snapshots.take, named, seen, step, max(0, room))
+        except Changed:
+            return FoldersSeen()
+        except NoRoom as error:
+            return FoldersSeen(due=False, says=str(error))
+        if taken is None:
+            return FoldersSeen(due=False)
+        age_ms = seen.age_ms + int((time.monotonic() - began_s) * 1000)
+        return FoldersSeen(step, age_ms, due=False, left_out=seen.left_out_said)
+
     def scan_checkpoint(self, step: int, on_bytes: OnBytes | None = None) -> ScannedTree:
         """Read a checkpoint, checking DONE against what is there. Raises TreeRefused, OSError, and
         what `on_bytes` raises, which is told of each piece that was read."""
@@ -231,6 +346,9 @@ class Workspace:
             tree = scan_tree(folder, max_bytes=limit, inside=self.checkpoint, on_bytes=on_bytes)
             check_done(tree, step)
             return tree
+        snapshot = self._snapshots.scan(step, limit, on_bytes)
+        if snapshot is not None:
+            return snapshot
         return self._finder.scan(step, limit, on_bytes)
 
     def scan_outputs(
@@ -257,8 +375,12 @@ class Workspace:
         """
         if look.by_protocol or look.progress is not None:
             return True
-        last = self._finder.last()
-        return last is not None and last.finished
+        last = self._last()
+        return last is not None and 0 < last.total_steps <= last.trained_step
+
+    def _last(self) -> Snapshot | FolderSnapshot | None:
+        """The newest checkpoint that the script left, here or where it ran before."""
+        return self._snapshots.last() if self.record.job.checkpoints else self._finder.last()
 
     def acknowledge(self, step: int) -> None:
         """Tell the job: durable off this machine."""
@@ -274,13 +396,14 @@ class Workspace:
             if out is not None:
                 for step in steps:
                     folders.delete_in(out, f"step-{step}")
+        self._snapshots.delete(steps)
 
     def progress(self, look: Look) -> Progress | None:
         """Return step, total steps and metrics that the job told last; None: nothing sensible.
 
         A script that tells none is as far as its newest checkpoint says.
         """
-        last = self._finder.last() if look.progress is None else None
+        last = self._last() if look.progress is None else None
         if last is None:
             return look.progress
         return last.trained_step or last.step, last.total_steps, {}
