@@ -19,7 +19,7 @@ async def test_a_run_whose_lease_ended_while_it_started_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = SimpleNamespace(image="local/python")
-    record = SimpleNamespace(is_over=False, job=job, lease_id=LEASE)
+    record = SimpleNamespace(is_over=False, job=job, lease_id=LEASE, stop=None)
     runs = {LEASE: SimpleNamespace(record=record)}
     removed: list[str] = []
 

@@ -656,6 +656,9 @@ class Shell:
             spec = self._workspace(lease_id).spec(image, self.helper)
             await self._deadline_stands(lease_id)
             await self._ensure_watchdog()
+            if record.stop is not None and await self._is_not_started(lease_id):
+                self.post(events.PreparationFailed(lease_id, record.stop.reason, ""))
+                return
             await self.blocking(self.runner.start, spec)
         except PullCancelled:
             return
@@ -672,6 +675,11 @@ class Shell:
             else:
                 # Its lease ended and was cleared away while it started.
                 await self._runner_call(self.runner.remove, lease_id)
+
+    async def _is_not_started(self, lease_id: str) -> bool:
+        """Whether there is nothing yet that could be asked to stop: then it need not start."""
+        status = await self.blocking(self.runner.status, run_id(lease_id))
+        return status.state in ("gone", "created")
 
     def _failed(self, lease_id: str, reason: Reason, error: Exception) -> None:
         raw = getattr(error, "raw", "")

@@ -163,6 +163,9 @@ class Run:
                 reason, detail = event.reason, event.detail
                 if self.record.device_failed and reason is Reason.START_FAILED:
                     reason, detail = Reason.DEVICE_FAILED, self.record.device_failed
+                stop = self.record.stop
+                if stop is not None:  # asked while it started: that is why, whatever then failed
+                    reason, detail = stop.reason, stop.detail or "before it had started"
                 self._end(trigger, reason, detail, now_ms)
             case Observed():
                 self._observed(event, now_ms)
