@@ -103,6 +103,7 @@ class _State:
         self.answered: tuple[int, int] | None = None
         self.metrics: dict[str, float] = {}
         self.total: int | None = None
+        self.restored = False
 
 
 _state = _State()
@@ -134,9 +135,23 @@ def restore() -> Restored | None:
         return None
     step, path = max(found)
     meta = _check(step, path)
+    _say_restored(here)
     if not inside_sublet():
         print(f"sublet: resuming from step {step} ({path}; delete it to start afresh)", flush=True)
     return Restored(step, path, meta)
+
+
+def _say_restored(here: Path) -> None:
+    """Let the agent know, so that nobody is warned that the checkpoint was never opened."""
+    _state.restored = True
+    if not inside_sublet():
+        return
+    try:
+        (here / "restored").touch()
+    except OSError as error:
+        # The folder may be read-only for this user: then it stays unknown.
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:
@@ -394,6 +409,7 @@ def progress(step: int, total: int | None = None, **metrics: float) -> None:
         "step": int(step),
         "total": _state.total,
         "metrics": _state.metrics,
+        "restored": _state.restored,
         "time_ms": int(time.time() * 1000),
     }
     here = checkpoint_dir()

@@ -240,8 +240,21 @@ def test_progress_is_a_whole_file_of_numbers(folder: Path) -> None:
     ckpt_helper.progress(4)
     said = json.loads((folder / "progress.json").read_text())
     assert said.pop("time_ms") > 0
-    assert said == {"step": 4, "total": 10, "metrics": {"loss": 0.5}}
+    assert said == {"step": 4, "total": 10, "metrics": {"loss": 0.5}, "restored": False}
     assert names(folder) == ["progress.json"]
+
+
+@pytest.mark.usefixtures("ckpt")
+def test_it_says_that_it_has_restored_and_only_then(folder: Path) -> None:
+    (folder / "in").mkdir(exist_ok=True)
+    assert ckpt_helper.restore() is None
+    assert not (folder / "restored").exists(), "there was nothing to restore"
+    ckpt_helper.save(5, {"a": b"x"})
+    os.rename(folder / "out" / "step-5", folder / "in" / "step-5")
+    ckpt_helper.restore()
+    assert (folder / "restored").exists()
+    ckpt_helper.progress(6)
+    assert json.loads((folder / "progress.json").read_text())["restored"] is True
 
 
 @pytest.mark.usefixtures("ckpt")

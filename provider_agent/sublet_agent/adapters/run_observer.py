@@ -25,6 +25,7 @@ from sublet_contracts.keys import short
 from sublet_contracts.reasons import Reason
 
 LOOK_S = 0.2
+OPENED_EVERY_S = 5.0
 DISK_EVERY_S = 2.0
 SEARCH_EVERY_S = 1.0
 LOG_BYTES = 256 * 1024
@@ -93,6 +94,9 @@ class Observer:
         self._stopped = False
         self._reported_steps: set[int] = set()
         self._reported_progress: object = None
+        self._opened: bool | None = None
+        """whether the job has opened what it was restored from, as it was told last"""
+        self._opened_after_s = 0.0
         self._look: Look = Look()
         """the newest look at the checkpoint folder"""
         self._look_after_s = 0.0
@@ -203,6 +207,7 @@ class Observer:
         await self._read_logs(to_the_end=False)
         await self._measure_usage(status)
         self._tell_progress(await listener.blocking(self._workspace.progress, self._look))
+        await self._tell_opened()
         self._tell_steps(self._look.steps)
         if status.state in ("gone", "created"):
             listener.post(events.Vanished(self._lease_id))
@@ -420,6 +425,16 @@ class Observer:
         self._usage_after_s = time.monotonic() + max(USAGE_EVERY_S, WALK_SHARE * took_s)
         if measure is not None:
             self._listener.post(events.Measured(self._lease_id, measure))
+
+    async def _tell_opened(self) -> None:
+        """Tell, now and then, whether what was restored has been opened; once it was, no more."""
+        if self._opened or time.monotonic() < self._opened_after_s:
+            return
+        self._opened_after_s = time.monotonic() + OPENED_EVERY_S
+        opened = await self._listener.blocking(self._workspace.opened, self._look)
+        if opened is not None and opened is not self._opened:
+            self._opened = opened
+            self._listener.post(events.CheckpointOpened(self._lease_id, opened))
 
     def _tell_progress(self, progress: Progress | None) -> None:
         if progress is None or progress == self._reported_progress:

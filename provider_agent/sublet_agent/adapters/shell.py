@@ -615,7 +615,8 @@ class Shell:
             image = await self._image_of(lease_id)
             spec = workspace.spec(image, self.helper)
             furnish = functools.partial(self.runner.furnish, spec, cancel)
-            await self.moving(workspace.restore, self.transfer, cancel, furnish)
+            restore = functools.partial(workspace.restore, reads_show=self.runner.name == "process")
+            await self.moving(restore, self.transfer, cancel, furnish)
         except (Cancelled, PullCancelled):
             return
         except ImageTrouble as error:

@@ -169,6 +169,14 @@ class Progressed:
 
 
 @dataclass(frozen=True)
+class CheckpointOpened:
+    """Whether the job has opened what it was restored from."""
+
+    lease_id: str
+    opened: bool
+
+
+@dataclass(frozen=True)
 class DiskUsed:
     """Bytes in the run's folders."""
 
@@ -280,6 +288,7 @@ Event = (
     | Uploaded
     | UploadFailed
     | Progressed
+    | CheckpointOpened
     | DiskUsed
     | Measured
     | DiskFull

@@ -23,6 +23,7 @@ from sublet_agent.core import effects as do
 from sublet_agent.core.deadlines import RENEW_EVERY_MS, deadline_of, deadline_text
 from sublet_agent.core.events import (
     CheckpointFound,
+    CheckpointOpened,
     DeadlinePassed,
     DiskFull,
     DiskUsed,
@@ -112,6 +113,7 @@ _TRIGGERS: Mapping[type[Event], Trigger] = {
     Uploaded: Trigger.UPLOADED,
     UploadFailed: Trigger.UPLOAD_FAILED,
     Progressed: Trigger.PROGRESSED,
+    CheckpointOpened: Trigger.PROGRESSED,
     DiskUsed: Trigger.DISK_USED,
     Measured: Trigger.MEASURED,
     DiskFull: Trigger.DISK_FULL,
@@ -131,6 +133,8 @@ class Run:
     messages: list[Message] = field(default_factory=list)
     effects: list[do.Effect] = field(default_factory=list)
     progress: Progressed | None = None
+    checkpoint_opened: bool | None = None
+    """whether the job has opened what it was restored from; None: not known"""
     usage: UsageOfRun = field(default_factory=UsageOfRun)
     killed_ms: int = 0
     """when it was last killed, while it was live"""
@@ -188,6 +192,8 @@ class Run:
                 self._upload_failed(event, now_ms)
             case Progressed():
                 self.progress = event
+            case CheckpointOpened():
+                self.checkpoint_opened = event.opened
             case Measured(measure=measure):
                 self.usage.measured(measure)
             case DiskUsed():
@@ -377,6 +383,7 @@ class Run:
                 "step": self.step,
                 "total_steps": self.total_steps,
                 "metrics": progress.metrics if progress else {},
+                "checkpoint_opened": self.checkpoint_opened,
                 "detail": record.detail[:256],
             }
         )

@@ -58,8 +58,9 @@ class FolderReader:
             if not folders:
                 return Look()
             answer = await self._lanes["look"].ask({"do": "look"}, folders)
-            steps, by_protocol, progress = answer
-            return Look(tuple(map(int, steps)), bool(by_protocol), _progress(progress))
+            steps, by_protocol, progress, restored = answer
+            word = restored if isinstance(restored, bool) else None
+            return Look(tuple(map(int, steps)), bool(by_protocol), _progress(progress), word)
 
     async def usage(self, checkpoint: Path, others: Sequence[Path], stop_at_bytes: int) -> int:
         """Measure what the job has in out/ and in its other folders, up to that bound.

@@ -75,6 +75,8 @@ class Look:
     """whether the job saves there, or was given what it saved there"""
     progress: Progress | None = None
     """None: nothing sensible"""
+    restored: bool | None = None
+    """whether the job says that it has loaded what it was restored from; None: it says nothing"""
 
 
 # -- what is read ----------------------------------------------------------------------------------
@@ -100,7 +102,8 @@ def look(checkpoint: int) -> Look:
         if restored is not None and not by_protocol:
             with os.scandir(restored) as entries:
                 by_protocol = next(entries, None) is not None
-    return Look(tuple(sorted(steps)), by_protocol, _progress(checkpoint))
+    told = _told(checkpoint)
+    return Look(tuple(sorted(steps)), by_protocol, read_progress(told), _restored(checkpoint, told))
 
 
 def usage(tops: list[int], stop_at_bytes: int | None = None) -> int:
@@ -176,17 +179,39 @@ def _count(value: object) -> int:
     return value if whole and isinstance(value, int) else 0
 
 
-def _progress(checkpoint: int) -> Progress | None:
+def _told(checkpoint: int) -> bytes:
+    """Return what progress.json holds; nothing if it is none, or not there."""
     try:
         file = os.open("progress.json", _FILE, dir_fd=checkpoint)
     except OSError:
-        return None
+        return b""
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            return None
-        return read_progress(os.pread(file, MAX_PROGRESS_BYTES + 1, 0))
+            return b""
+        return os.pread(file, MAX_PROGRESS_BYTES + 1, 0)
     finally:
         os.close(file)
+
+
+def _restored(checkpoint: int, told: bytes) -> bool | None:
+    """Return what the helper says of it: any process of the job that restored it counts."""
+    try:
+        os.stat("restored", dir_fd=checkpoint, follow_symlinks=False)
+    except OSError:
+        return read_restored(told)
+    return True
+
+
+def read_restored(data: bytes) -> bool | None:
+    """Read what progress.json says of a restore: a stranger's word."""
+    if len(data) > MAX_PROGRESS_BYTES:
+        return None
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    word = said.get("restored") if isinstance(said, dict) else None
+    return word if isinstance(word, bool) else None
 
 
 def _has_done(out: int, name: str) -> bool:
@@ -297,7 +322,7 @@ class _Reader:
         match request["do"]:
             case "look":
                 found = look(folders[0])
-                return [found.steps, found.by_protocol, found.progress]
+                return [found.steps, found.by_protocol, found.progress, found.restored]
             case "usage":
                 return usage(self._measured(folders), request["stop_at_bytes"])
             case "search":

@@ -33,6 +33,7 @@ from sublet_agent.adapters.workspace.folder_snapshots import (
 )
 from sublet_agent.adapters.workspace.folder_watch import Ended, Wish
 from sublet_agent.adapters.workspace.layout_file import LAYOUT, read_layout, write_layout
+from sublet_agent.adapters.workspace.placed_files import PlacedFile, PlacedFiles
 from sublet_agent.adapters.workspace.reader import DONE, Look, Progress
 from sublet_agent.adapters.workspace.transfer import Transfer
 from sublet_agent.core.layout import HOME, TMP, WORK, Layout, RunFolders
@@ -105,6 +106,7 @@ class Workspace:
         self.checkpoint = self.root / "checkpoint"
         self.inputs = self.root / "inputs"
         self.outputs = self.root / "outputs"
+        self._placed = PlacedFiles(self.root)
         self._layout: Layout | None = None
         self._finder = CheckpointFinder(self.root)
         self._snapshots = FolderSnapshots(self.root, record.job.checkpoints)
@@ -194,13 +196,19 @@ class Workspace:
     # -- in ----------------------------------------------------------------------------------------
 
     def restore(
-        self, transfer: Transfer, cancel: threading.Event, furnish: Callable[[], Layout]
+        self,
+        transfer: Transfer,
+        cancel: threading.Event,
+        furnish: Callable[[], Layout],
+        *,
+        reads_show: bool = False,
     ) -> None:
         """Place inputs and checkpoint, from what was prepared or from the broker. Can be repeated.
 
         `furnish` fills the run's own folders between the two: inputs may be copied into them, and
-        what is restored comes into what the image has. Raises InputLost, CheckpointLost, and what
-        Transfer and `furnish` raise.
+        what is restored comes into what the image has. `reads_show`: whether it would be seen that
+        the job reads in/, which a container has read-only. Raises InputLost, CheckpointLost, and
+        what Transfer and `furnish` raise.
         """
         record = self.record
         folders.delete(self.root)
@@ -229,6 +237,9 @@ class Workspace:
                 fetch_checkpoint(transfer, record.job_id, epoch, record.checkpoint, target, cancel)
             self._place(target, step, named)
         prepared.delete()
+        if record.checkpoint is not None:
+            target = self._in_step(record.checkpoint.step)
+            self._placed.watch(self._placed_files(target, reads_show=reads_show))
 
     def _place(self, target: Path, step: int, named: list[NamedFolder]) -> None:
         """Files of a checkpoint that was packed from the outputs folder, or from folders that the
@@ -397,6 +408,30 @@ class Workspace:
                 for step in steps:
                     folders.delete_in(out, f"step-{step}")
         self._snapshots.delete(steps)
+
+    def opened(self, look: Look) -> bool | None:
+        """Say whether the job has opened what it was restored from; None: it began anew, or nobody
+        can know. It may say so itself (ckpt.restore); else the files' access times do."""
+        if self.record.checkpoint is None:
+            return None
+        if look.restored:
+            return True
+        seen = self._placed.opened()
+        if seen is None and self._in_step(self.record.checkpoint.step).is_dir():
+            return look.restored  # it saves by the protocol, so its helper's word is what counts
+        return seen
+
+    def _in_step(self, step: int) -> Path:
+        return self.checkpoint / "in" / f"step-{step}"
+
+    def _placed_files(self, target: Path, *, reads_show: bool) -> list[PlacedFile]:
+        """Return where the files of a checkpoint were placed of which a read would be seen."""
+        if target.is_dir():
+            files = [path for path in target.rglob("*") if path.is_file()] if reads_show else []
+            return [PlacedFile(target, path.relative_to(target).parts) for path in files]
+        placed = self._finder.last()
+        files_of = placed.files if placed is not None else ()
+        return [PlacedFile(self.outputs, tuple(file.path.split("/"))) for file in files_of]
 
     def progress(self, look: Look) -> Progress | None:
         """Return step, total steps and metrics that the job told last; None: nothing sensible.
