@@ -142,6 +142,9 @@ class MatchView(View):
     offers: tuple[OfferView, ...]
     considered: int
     failures: dict[str, int] = Field(description="constraint -> offers that fail on it")
+    waiting: int = Field(
+        default=0, description="jobs in line before it, for the same kind of device"
+    )
     relax: tuple[Shortfall, ...] = Field(
         default=(),
         description="all that the offer lacks that is nearest to fitting, hardest to change first",
@@ -259,6 +262,11 @@ class JobView(View):
     state: JobState
     reason: Reason | None
     says: str = Field(description="the state in words")
+    place_in_line: int | None = Field(
+        default=None,
+        description="from 1, among the jobs that wait for the same kind of device; null: it "
+        "doesn't wait, or that isn't known yet",
+    )
     next_step: Annotated[NextStep | str, Field(union_mode="left_to_right")] = Field(
         default=NextStep.NONE, description="what it waits for; a newer broker may know others"
     )

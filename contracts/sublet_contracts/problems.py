@@ -111,7 +111,10 @@ PROBLEMS: dict[ProblemCode, ProblemKind] = {
     ProblemCode.BUDGET_TOO_SMALL: _kind("Budget too small", amount_ucr=int, least_ucr=int),
     ProblemCode.OVER_BALANCE: _kind("Not enough credit", amount_ucr=int, balance_ucr=int),
     # failures: constraint -> how many offers fail on it; shortfalls: as MatchView.relax.
-    ProblemCode.NO_MATCH: _kind("No match", considered=int, failures=dict, shortfalls=list),
+    # waiting: jobs that are in line for the same kind of device.
+    ProblemCode.NO_MATCH: _kind(
+        "No match", considered=int, failures=dict, shortfalls=list, waiting=int
+    ),
     ProblemCode.JOB_ENDED: _kind("Ended", state=str),
     ProblemCode.NOT_PAUSED: _kind("Not paused", state=str),
     ProblemCode.BUDGET_USED_UP: _kind("Budget used up", left_ucr=int, least_budget_ucr=int),

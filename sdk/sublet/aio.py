@@ -12,8 +12,9 @@ and not here is an error on import.
 """
 
 import asyncio
+import functools
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from sublet import client as sync
 from sublet import finetuning, running
 from sublet.errors import BrokerAway
+from sublet.units import Moment
 from sublet_contracts.api import JobLogLine, JobView
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.states import JOB, JobState, is_terminal
@@ -200,13 +202,33 @@ class AsyncJob:
                 return view
             await asyncio.sleep(poll_s)
 
-    async def logs(self, *, follow: bool = False, after: int = -1) -> AsyncIterator[JobLogLine]:
-        """Yield its output's lines beyond cursor `after`; with `follow` until the job ends."""
+    async def logs(
+        self,
+        *,
+        follow: bool = False,
+        after: int = -1,
+        tail: int | None = None,
+        since: Moment | None = None,
+        run: int | None = None,
+        unfinished: bool = False,
+    ) -> AsyncIterator[JobLogLine]:
+        """Yield its output's lines, as sublet.Job.logs does; with `follow` until the job ends."""
+        where: dict[str, Any] = {"tail": tail, "since": since}
+        told: dict[str, str] = {}
         while True:
             # Asked first: what was written before the end is read after it.
             ended = not follow or is_terminal(JOB, (await self.view()).state)
-            for line in await asyncio.to_thread(self._lines, after):
-                after = line.cursor
+            read = functools.partial(
+                self.sync.logs, after=after, run=run, unfinished=unfinished, **where
+            )
+            for line in await asyncio.to_thread(_all_of, read):
+                if line.unfinished:
+                    if told.get(line.stream) == line.text:
+                        continue
+                    told[line.stream] = line.text
+                else:
+                    told.pop(line.stream, None)
+                    after, where = line.cursor, {}
                 yield line
             if ended:
                 return
@@ -224,6 +246,10 @@ class AsyncJob:
             return await asyncio.to_thread(follow, self.sync, stop)
         finally:
             stop.set()
+
+
+def _all_of(read: Callable[[], Iterable[JobLogLine]]) -> list[JobLogLine]:
+    return list(read())
 
 
 run = _awaited_function(running.run)

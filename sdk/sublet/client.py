@@ -25,7 +25,7 @@ from sublet.options import Amount, JobOptions
 from sublet.options_docs import with_options
 from sublet.spec import JobSpec
 from sublet.transfers import OnBytes, download_tree, upload_inputs
-from sublet.units import credits_to_ucr
+from sublet.units import Moment, UnitError, credits_to_ucr, moment_ms
 from sublet_contracts.api import (
     BalanceView,
     CheckpointsPage,
@@ -148,7 +148,7 @@ class Client:
     def run(
         self,
         image: str,
-        command: Sequence[str] = (),
+        command: str | Sequence[str] = (),
         *,
         announce: Announce = _unannounced,
         **options: Unpack[JobOptions],
@@ -174,7 +174,7 @@ class Client:
             "/v1/jobs",
             JobView,
             body=SignedRequest(envelope=signed.envelope),
-            query={"wait": "true" if spec.options["wait_for_offer"] else None},
+            query={"wait": None if spec.options["wait_for_offer"] else "false"},
         )
         return Job(self, view.id, view)
 
@@ -373,20 +373,56 @@ class Job:
             )
         return result
 
-    def logs(self, *, follow: bool = False, after: int = -1) -> Iterator[JobLogLine]:
+    def logs(
+        self,
+        *,
+        follow: bool = False,
+        after: int = -1,
+        tail: int | None = None,
+        since: Moment | None = None,
+        run: int | None = None,
+        unfinished: bool = False,
+    ) -> Iterator[JobLogLine]:
         """Yield its output's lines beyond cursor `after`; with `follow` until the job ends.
+
+        `tail`: only so many lines, the last ones. `since`: only from the first line that was
+        written then or later: '10m' (so long ago), '2026-11-29T08:00', or a datetime. `run`: only
+        that run's. `unfinished`: also how the lines stand that the job is still writing (a progress
+        bar), each state as it changes; they are marked so, and their cursor is the line's before.
 
         Over a broken connection it goes on where it was, however long the broker is away: no line
         comes twice, none is left out. Without `follow` raises SubletError, BrokerAway.
         """
+        where: dict[str, object] = {
+            "tail": _count(tail, "tail"),
+            "since_ms": None if since is None else moment_ms(since, _now_ms(), "since"),
+        }
+        return self._lines(where, follow, after, _count(run, "run"), unfinished)
+
+    def _lines(
+        self,
+        where: dict[str, object],
+        follow: bool,
+        after: int,
+        run: int | None,
+        unfinished: bool,
+    ) -> Iterator[JobLogLine]:
         ended = not follow
         while True:
-            query = {"after": after if after >= 0 else None, "follow": None if ended else "true"}
+            query = {
+                "after": after if after >= 0 else None,
+                "follow": None if ended else "true",
+                "run": run,
+                "unfinished": "true" if unfinished else None,
+                **where,
+            }
             try:
                 with self._client.link.stream(f"/v1/jobs/{self.id}/logs", query) as lines:
                     for value in lines:
                         line = JobLogLine.model_validate(value)
-                        after = line.cursor
+                        if not line.unfinished:
+                            after = line.cursor
+                            where = {}  # where to begin was asked, and from now on it's `after`
                         yield line
                 if ended:
                     return
@@ -447,6 +483,13 @@ def warn_once(messages: Iterable[str], warned: set[str]) -> None:
         if message not in warned:
             warned.add(message)
             warnings.warn(message, stacklevel=3)
+
+
+def _count(number: int | None, name: str) -> int | None:
+    least = 1 if name == "run" else 0
+    if number is not None and number < least:
+        raise UnitError(f"{name}: {number} is not a number from {least} on")
+    return number
 
 
 def _now_ms() -> int:

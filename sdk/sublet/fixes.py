@@ -41,8 +41,14 @@ def _credits(problem: Problem, name: str) -> str:
     return format_credits(_whole(problem, name))
 
 
+_LISTED = {
+    "job": "sublet ps -a lists your jobs",
+    "run": "sublet inspect JOB lists its runs",
+}
+
+
 def _not_found(problem: Problem) -> str:
-    return "sublet ps -a lists your jobs" if problem.facts["what"] == "job" else ""
+    return _LISTED.get(str(problem.facts["what"]), "")
 
 
 def _document_refused(problem: Problem) -> str:
@@ -55,7 +61,7 @@ def _document_refused(problem: Problem) -> str:
 
 def _no_match(problem: Problem) -> str:
     if _whole(problem, "considered") == 0:
-        return "wait for an offer, or submit with --wait"
+        return "leave out --no-wait, and it waits in line for an offer"
     return advice_from(problem.facts["shortfalls"])
 
 

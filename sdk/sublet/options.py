@@ -29,6 +29,7 @@ from typing import (
     get_type_hints,
 )
 
+from sublet.commands import parse_command
 from sublet.units import UnitError, cores_to_millis, credits_to_ucr, duration_ms, size_bytes
 from sublet_contracts.image_references import ReferenceRefused, is_image_id, parse_reference
 
@@ -74,6 +75,8 @@ class Option:
         """The default for people; '' where it's simply absent, or where there is none."""
         if self.required or self.default_help:
             return self.default_help
+        if self.type is bool:
+            return ""  # it's the opposite of what the option is there for
         return "" if self.default in ("", None, False) else str(self.default)
 
 
@@ -89,10 +92,6 @@ def _image(value: object, name: str) -> object:
         except ReferenceRefused as error:
             raise UnitError(f"{name}: {error}") from error
     return text
-
-
-def _as_tuple(value: Sequence[str], name: str) -> object:
-    return tuple(value)
 
 
 def _folders(value: str | Sequence[str], name: str) -> object:
@@ -130,14 +129,14 @@ class Program(TypedDict):
     ]
     command: NotRequired[
         Annotated[
-            Sequence[str],
+            str | Sequence[str],
             Option(
-                "what runs in it",
+                "what runs in it; one string is split into words, and no shell reads it",
                 "what runs",
                 default=(),
                 default_help="the image's own",
                 fields=("command",),
-                convert=_as_tuple,
+                convert=parse_command,
                 metavar="COMMAND",
             ),
         ]
@@ -184,7 +183,7 @@ class JobOptions(TypedDict, total=False):
     gpus: Annotated[
         str | int,
         Option(
-            "1, 2x24GB (memory of each), 1xA100 (a part of the name), or cpu",
+            "2 (any), A100 (a part of the name), A100:2 or 2xA100, 1xH100-80GB, 2x24GB, or cpu",
             "machine",
             default=1,
             fields=("devices", "device_kind", "device_memory_bytes", "device_name"),
@@ -375,10 +374,10 @@ class JobOptions(TypedDict, total=False):
     wait_for_offer: Annotated[
         bool,
         Option(
-            "queue it even if no machine could take it now",
+            "queue it where no machine is free for it now; otherwise it's refused then",
             "course",
-            default=False,
-            flag="--wait",
+            default=True,
+            flag="--no-wait",
         ),
     ]
 

@@ -11,7 +11,7 @@ from sublet.options_docs import with_options
 @with_options()
 def run(
     image: str,
-    command: Sequence[str] = (),
+    command: str | Sequence[str] = (),
     *,
     broker: str | None = None,
     profile: str | None = None,

@@ -27,7 +27,7 @@ def _devices(devices: Shortfall) -> str:
 
 
 _WORDS: dict[str, Callable[[Shortfall], str]] = {
-    Constraint.BUSY: lambda _: "wait for it",
+    Constraint.BUSY: lambda _: "leave out --no-wait, and it waits in line",
     Constraint.PRICE: _price,
     Constraint.REGION: lambda s: f"allow region {s.has}",
     Constraint.DISK: lambda s: f"ask for at most {format_bytes(int(s.has))} of disk",
@@ -55,6 +55,12 @@ def relax_text(shortfalls: Iterable[Shortfall]) -> str:
         _WORDS[s.constraint](s) if s.constraint in _WORDS else f"change what it says of {s}"
         for s in shortfalls
     )
+
+
+def advice(shortfalls: Iterable[Shortfall]) -> str:
+    """Return how to get an offer that is there, for who would wait for it: '' where it is just
+    taken."""
+    return relax_text(s for s in shortfalls if s.constraint != Constraint.BUSY)
 
 
 _SHORTFALLS = TypeAdapter(tuple[Shortfall, ...])

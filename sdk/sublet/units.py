@@ -1,7 +1,9 @@
 """What people write, as the integers that documents carry: prices, durations, sizes, GPUs."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 
 from sublet_contracts.encoding import MAX_INTEGER
@@ -20,6 +22,10 @@ _SIZE = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+
+
+Moment = str | int | float | datetime
+"""'10m' (ago), '2026-11-29T08:00', a datetime; a number is seconds ago."""
 
 
 class UnitError(ValueError):
@@ -59,6 +65,27 @@ def duration_ms(text: str | int | float, name: str) -> int:
     return int(Decimal(match[1]) * _DURATION[match[2] or "s"])
 
 
+def moment_ms(moment: Moment, now_ms: int, name: str) -> int:
+    """Return a moment in ms since 1970: '10m' is so long before `now_ms` (a bare number: seconds),
+    '2026-11-29T08:00' is by this machine's clock unless it names its offset. Raises UnitError."""
+    if isinstance(moment, datetime):
+        return _since_1970_ms(moment)
+    text = str(moment).strip()
+    with suppress(UnitError):
+        return max(0, now_ms - duration_ms(text, name))
+    try:
+        return _since_1970_ms(datetime.fromisoformat(text))
+    except (ValueError, OverflowError, OSError) as error:
+        raise UnitError(
+            f"{name}: {text!r} is neither a duration nor a time; write it like 10m or "
+            "2026-11-29T08:00"
+        ) from error
+
+
+def _since_1970_ms(moment: datetime) -> int:
+    return min(max(0, int(moment.timestamp() * 1000)), MAX_INTEGER)
+
+
 def size_bytes(text: str | int, name: str) -> int:
     """Return a size ('24GB', '512MiB'; a bare number is bytes). Raises UnitError."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGTkmgt]?i?[Bb]?)\s*", str(text))
@@ -80,19 +107,54 @@ class Gpus:
     name: str = ""
 
 
+_GPUS_HINT = "write it like 2, A100, A100:2, 2xA100, 1xH100-80GB, 2x24GB or cpu"
+_GPUS = re.compile(r"(?:([0-9]{1,4}) ?[x*] ?)?(.*?)(?: ?: ?([0-9]{1,4}))?")
+_MEMORY = re.compile(r"[0-9]+(?:\.[0-9]+)?[KMGT]i?B?", re.IGNORECASE)
+_DEVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
+
+
 def parse_gpus(text: str | int) -> Gpus:
-    """Return what is asked for in '1', '2x24GB', '1xA100' or 'cpu'. Raises UnitError."""
+    """Return what is asked for in '2' (any), 'A100' (a part of the name), 'A100:2' or '2xA100',
+    '1xH100-80GB' (name, and the least memory of each), '2x24GB' or 'cpu'. Raises UnitError."""
     written = str(text).strip()
     if written.lower() == "cpu":
         return Gpus(1, "cpu")
-    match = re.fullmatch(r"([0-9]{1,2})(?:x(.+))?", written)
-    if not match or int(match[1]) < 1:
-        raise UnitError(f"gpus: {written!r}; write it like 1, 1x24GB, 2xA100 or cpu")
-    rest = (match[2] or "").strip()
-    if rest.lower() == "cpu":
+    if re.fullmatch(r"[0-9]{1,4}", written):
+        return Gpus(_device_count(written, written), "gpu")
+    match = _GPUS.fullmatch(written)
+    before, what, after = match.groups() if match else (None, "", None)
+    if before and after:
+        raise UnitError(f"gpus: {written!r} says twice how many; {_GPUS_HINT}")
+    devices = _device_count(before or after or "1", written)
+    what = what.strip()
+    if what.lower() == "cpu":
         raise UnitError("gpus: a machine's CPU is one device; write it as cpu")
-    if re.match(r"[0-9.]+\s*[KMGTkmgt]i?[Bb]?$", rest):
-        return Gpus(int(match[1]), "gpu", memory_bytes=size_bytes(rest, "gpus"))
-    if re.fullmatch(r"[0-9]{1,2}(\.[0-9]+)?", rest):
-        raise UnitError(f"gpus: {written!r}; write memory with its unit, like {written}GB")
-    return Gpus(int(match[1]), "gpu", name=rest)
+    if what.lower() in ("gpu", "any"):
+        return Gpus(devices, "gpu")
+    if _MEMORY.fullmatch(what):
+        return Gpus(devices, "gpu", memory_bytes=size_bytes(what, "gpus"))
+    if re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?", what):
+        raise UnitError(f"gpus: {written!r}; write memory with its unit, like {what}GB")
+    name, dash, memory = _parted(what)
+    # A word alone is a name only if it has a number in it, as GPUs' names have: `lots` is a slip.
+    told = before or after or re.search(r"[0-9]", name)
+    if not told or not _DEVICE_NAME.fullmatch(name) or not re.search(r"[A-Za-z]", name):
+        raise UnitError(f"gpus: {written!r} is neither a number nor a GPU's name; {_GPUS_HINT}")
+    if re.search(r"^x[0-9]|[A-Za-z0-9]x[0-9]{1,2}$", name):
+        raise UnitError(f"gpus: {written!r} has the number at the wrong end; {_GPUS_HINT}")
+    return Gpus(devices, "gpu", size_bytes(memory, "gpus") if dash else 0, name)
+
+
+def _parted(what: str) -> tuple[str, str, str]:
+    """Return 'H100-80GB' as its name, the sign between, and its memory."""
+    for place in range(len(what) - 1, 0, -1):
+        if what[place] in "-_ ":
+            found = re.fullmatch(_MEMORY, what[place + 1 :])
+            return (what[:place], what[place], what[place + 1 :]) if found else (what, "", "")
+    return what, "", ""
+
+
+def _device_count(number: str, written: str) -> int:
+    if int(number) < 1:
+        raise UnitError(f"gpus: {written!r} asks for no device; {_GPUS_HINT}")
+    return int(number)

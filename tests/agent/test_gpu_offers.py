@@ -215,7 +215,9 @@ def test_a_real_agent_offers_them_with_their_facts(world: BadMarket, tmp_path: P
 def refused_for_want_of_memory(machine: Machine) -> None:
     """A job that no GPU here can hold is refused at once, and is told why."""
     with pytest.raises(SubletError) as caught:
-        machine.world.python(machine.region, "pass", gpus="1x200GB", max_price="2.00")
+        machine.world.python(
+            machine.region, "pass", gpus="1x200GB", max_price="2.00", wait_for_offer=False
+        )
     assert caught.value.problem.code == "no_match"
     assert caught.value.fix
 
@@ -244,10 +246,12 @@ class Lab:
         self.machine = Machine(world, region, self.driver.environment)
         self.finish = folder / "finish"
 
-    def submit(self) -> Job:
-        arguments = [str(self.driver.file), str(self.finish)]
+    def submit(self, *, wait_for_offer: bool = True) -> Job:
         return self.world.submit(
-            self.machine.region, ["python3", "-c", ON_A_GPU, *arguments], gpus="1x24GB"
+            self.machine.region,
+            ["python3", "-c", ON_A_GPU, str(self.driver.file), str(self.finish)],
+            gpus="1x24GB",
+            wait_for_offer=wait_for_offer,
         )
 
     def run_on_both(self) -> dict[str, Job]:
@@ -346,7 +350,7 @@ def test_a_job_is_not_sent_where_the_owner_uses_the_memory(lab: Lab) -> None:
         lab.offered(*CARDS)
         assert lab.memory() == {6_757_220_864}
         with pytest.raises(SubletError) as caught:
-            lab.submit()
+            lab.submit(wait_for_offer=False)
         assert caught.value.problem.code == "no_match"
         # The owner is done: no restart is needed.
         lab.driver.says()

@@ -94,7 +94,7 @@ class BadMarket:
         """Submit a job that the broker must refuse: no money moves and there is no new job."""
         before = self.client.balance().available_ucr, len(self.client.jobs().jobs)
         with pytest.raises(SubletError) as caught:
-            self.python(region, "pass", **changes)
+            self.python(region, "pass", wait_for_offer=False, **changes)
         assert (self.client.balance().available_ucr, len(self.client.jobs().jobs)) == before
         assert caught.value.fix
         return caught.value.problem

@@ -175,10 +175,11 @@ async def test_our_own_mistakes_tell_nothing(world: World, monkeypatch: pytest.M
 
 async def test_no_machine_fits_names_the_constraint(world: World) -> None:
     renter = await world.renter()
-    answer = await renter.post("/v1/jobs", renter.job())
+    answer = await renter.post("/v1/jobs?wait=false", renter.job())
     assert answer.status_code == 422
     assert answer.json()["code"] == "no_match"
-    assert answer.json()["facts"] == {"considered": 0, "failures": {}, "shortfalls": []}
+    facts = {"considered": 0, "failures": {}, "shortfalls": [], "waiting": 0}
+    assert answer.json()["facts"] == facts
 
 
 async def test_budget_over_the_balance(world: World) -> None:

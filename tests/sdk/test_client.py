@@ -112,7 +112,7 @@ def test_no_match_and_too_little_money_hold_nothing(market: SmallMarket) -> None
         ({**WISHES, "max_price": 1, "budget": 500}, "over_balance"),
     ):
         with pytest.raises(SubletError) as refused:
-            market.client.run(**command, **wishes)
+            market.client.run(**command, **wishes, wait_for_offer=False)
         assert refused.value.problem.code == code
         assert refused.value.fix
     with pytest.raises(SubletError, match="a minute"):
@@ -121,9 +121,9 @@ def test_no_match_and_too_little_money_hold_nothing(market: SmallMarket) -> None
     assert (after.available_ucr, after.held_ucr) == (before.available_ucr, before.held_ucr)
 
 
-def test_a_job_that_wants_to_wait_is_queued_where_nobody_could_take_it(market: SmallMarket) -> None:
+def test_a_job_is_queued_where_nobody_could_take_it(market: SmallMarket) -> None:
     wanted = {**WISHES, "gpus": "8x80GB", "max_price": 1, "budget": 1, "name": "waits"}
-    job = market.client.run(image="local/python", command=["true"], wait_for_offer=True, **wanted)
+    job = market.client.run(image="local/python", command=["true"], **wanted)
     try:
         assert job.view().state == "queued"
     finally:

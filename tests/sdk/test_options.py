@@ -48,7 +48,7 @@ OTHER_VALUES: dict[str, tuple[Any, list[str]]] = {
     "stop_grace": ("31s", ["--stop-grace", "31s"]),
     "stall": ("30m", ["--stall", "30m"]),
     "start_within": ("6d", ["--start-within", "6d"]),
-    "wait_for_offer": (True, ["--wait"]),
+    "wait_for_offer": (False, ["--no-wait"]),
 }
 """For each option a value that isn't its default, and the same on the command line."""
 

@@ -14,7 +14,7 @@ from sublet_contracts.requirements import Constraint, Fact, Shortfall
 from tests.contracts.varied import Recording
 
 CASES: dict[Constraint, tuple[Fact, Fact, str]] = {
-    Constraint.BUSY: (0, 1, "wait for it"),
+    Constraint.BUSY: (0, 1, "leave out --no-wait, and it waits in line"),
     Constraint.PRICE: (
         450_000,
         400_000,
@@ -63,7 +63,11 @@ def test_a_refusal_gets_the_words_from_its_facts() -> None:
     price = Shortfall(Constraint.PRICE, 450_000, 400_000)
     found = {"considered": 2, "failures": {"price": 2}, "shortfalls": [price.as_json()]}
     assert fix_for(facts=found).endswith("raise --max-price by 0.05")
-    assert "--wait" in fix_for(facts={"considered": 0, "failures": {}, "shortfalls": []})
+    nobody = fix_for(facts={"considered": 0, "failures": {}, "shortfalls": []})
+    assert nobody == "leave out --no-wait, and it waits in line for an offer"
+    busy = Shortfall(Constraint.BUSY, 0, 1)
+    taken = {"considered": 1, "failures": {"busy": 1}, "shortfalls": [busy.as_json()]}
+    assert fix_for(facts=taken) == "leave out --no-wait, and it waits in line"
     # What can't be read gets no words; and they are of this code alone.
     assert fix_for(facts={**found, "shortfalls": [{"constraint": 7}]}) == ""
     assert fix_for(facts={}) == ""

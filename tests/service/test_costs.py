@@ -95,7 +95,8 @@ def _submit(town: Town) -> object:
 
 def _refused(town: Town) -> object:
     with pytest.raises(Refusal) as caught:
-        town.renter.submit(name="too big", resources=_resources(device_memory_bytes=2**50))
+        resources = _resources(device_memory_bytes=2**50)
+        town.renter.submit(name="too big", resources=resources, wait_for_offer=False)
     assert caught.value.code == "no_match"
     return None
 

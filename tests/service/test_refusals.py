@@ -24,7 +24,7 @@ from tests.service.world import PRICE, RenterDouble, World, gpu, key_named, tree
 def refused(renter: RenterDouble, **changes: Any) -> Refusal:
     before = renter.balance_ucr()
     with pytest.raises(Refusal) as caught:
-        renter.submit(**changes)
+        renter.submit(wait_for_offer=False, **changes)
     assert renter.balance_ucr() == before
     assert renter.world.broker.views.jobs(renter.party).jobs == ()
     renter.world.audit()
@@ -43,6 +43,7 @@ def test_a_gpu_that_nobody_offers_names_the_constraint_and_the_cheapest_way_out(
         "considered": 2,
         "failures": {"price": 2},
         "shortfalls": [{"constraint": "price", "has": 450_000, "needs": 400_000}],
+        "waiting": 0,
     }
     error = refused(renter, resources={"device_memory_bytes": 80 * 10**9})
     assert error.field == "device_memory"
@@ -55,10 +56,67 @@ def test_a_busy_machine_is_waited_for() -> None:
     renter = world.renter()
     renter.run()
     later = renter.submit()
+    world.pass_ms(1_000)
+    last = renter.submit(name="last")
+    world.step()
     assert renter.view(later).state is JobState.QUEUED
+    assert renter.view(later).says == "waits for a machine, next in line for a GPU"
+    assert renter.view(last).says == "waits for a machine, number 2 in line for a GPU"
+    assert (renter.view(later).place_in_line, renter.view(last).place_in_line) == (1, 2)
+    request = MatchRequest(
+        resources=renter.job().document.resources, image="", max_price_ucr_per_device_hour=10**9
+    )
+    found = world.broker.market.match(renter.party, request)
+    assert (found.failures, found.waiting) == ({"busy": 1}, 2)
     agent.succeed(agent.the_run)
     world.settle_down()
     assert agent.the_run.job_id == later
+    assert renter.view(later).place_in_line is None
+    assert renter.view(last).says == "waits for a machine, next in line for a GPU"
+
+
+def test_who_does_not_want_to_wait_is_refused_where_nothing_is_free() -> None:
+    world = World()
+    world.agent("alice")
+    renter = world.renter()
+    renter.submit(wait_for_offer=False)
+    world.settle_down()
+    renter.submit()
+    world.step()
+    with pytest.raises(Refusal) as caught:
+        renter.submit(wait_for_offer=False)
+    error = caught.value
+    assert (error.code, error.field) == ("no_match", "busy")
+    assert error.detail == (
+        "the only machine that would do is busy, "
+        "and 1 job waits in line for the same kind of device"
+    )
+    assert error.facts["waiting"] == 1
+    assert error.facts["failures"] == {"busy": 1}
+    assert len(world.broker.views.jobs(renter.party).jobs) == 2
+
+
+def test_a_place_in_line_is_known_after_a_restart_and_counts_whom_it_competes_with() -> None:
+    world = World()
+    renter = world.renter()
+    cpu = {"device_kind": "cpu", "device_memory_bytes": 0, "device_name": ""}
+
+    def submit(name: str, **resources: object) -> str:
+        world.pass_ms(1_000)
+        return renter.submit(name=name, resources=resources)
+
+    gpu = [submit("gpu-0"), submit("gpu-1")]
+    for_cpu = submit("cpu", **cpu)
+    any_kind = submit("any", **{**cpu, "device_kind": "any"})
+    for _ in range(2):
+        world.step()
+        places = [renter.view(job).place_in_line for job in (*gpu, for_cpu, any_kind)]
+        assert places == [1, 2, 1, 4]
+        assert renter.view(any_kind).says == "waits for a machine, number 4 in line"
+        world.restart_broker()
+    renter.world.broker.jobs.cancel(renter.party, gpu[0])
+    world.step()
+    assert [renter.view(job).place_in_line for job in (*gpu, any_kind)] == [None, 1, 3]
 
 
 def test_a_job_may_wait_for_a_machine_that_nobody_has_yet() -> None:

@@ -270,9 +270,10 @@ class RenterDouble:
         fields.setdefault("accept_receipts_up_to_ucr", fields["budget_ucr"])
         return sign_document(Job(**fields), self.key)
 
-    def submit(self, **changes: Any) -> str:
+    def submit(self, *, wait_for_offer: bool = True, **changes: Any) -> str:
         signed = self.job(**changes)
-        return self.world.broker.jobs.submit(self.party, signed.envelope).id
+        submit = self.world.broker.jobs.submit
+        return submit(self.party, signed.envelope, wait_for_offer=wait_for_offer).id
 
     def run(self, **changes: Any) -> str:
         """Submit a job and let it be leased."""

@@ -22,6 +22,7 @@ from sublet_contracts.documents import Offer
 from sublet_contracts.requirements import is_pinned
 from sublet_contracts.states import JobState
 
+Place: TypeAlias = tuple[bool, int, str]
 Kind: TypeAlias = tuple[str, Requirements]
 """Jobs of one kind would get the same here: the renter, where that matters, and the rest."""
 
@@ -42,7 +43,7 @@ class OrderBook:
         self._ranks: list[Rank] = []
         self._jobs: dict[str, tuple[JobFact, Requirements, Requirements]] = {}
         """Per job what it asks for, and the same as `alike` has it."""
-        self._queue: list[tuple[bool, int, str]] = []
+        self._queue: list[Place] = []
         self._restricted_offers = 0
         """Offers that serve named renters only: without any, the renter makes no difference."""
         self._unsatisfiable: set[Kind] = set()
@@ -72,13 +73,13 @@ class OrderBook:
         requirements = requirements_of(job)
         if pool_may_hold(requirements, self.pool):
             self._jobs[job.id] = (job, requirements, alike(requirements))
-            insort(self._queue, _place(job))
+            insort(self._queue, place_of(job))
 
     def remove_job(self, job: str) -> None:
         """Take a job out of the queue."""
         known = self._jobs.pop(job, None)
         if known is not None:
-            del self._queue[bisect_left(self._queue, _place(known[0]))]
+            del self._queue[bisect_left(self._queue, place_of(known[0]))]
 
     def propose(self, now_ms: int) -> list[Match]:
         """Return matches that don't get in each other's way, in the order of the queue."""
@@ -198,5 +199,6 @@ class _Batch:
         return self._ranks[position][-1], devices
 
 
-def _place(job: JobFact) -> tuple[bool, int, str]:
+def place_of(job: JobFact) -> Place:
+    """Return a job's place in the order in which jobs are served: the smaller, the sooner."""
     return (job.state is not JobState.RECOVERING, job.submitted_ms, job.id)

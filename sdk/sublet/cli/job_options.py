@@ -34,7 +34,9 @@ def _add(group: Any, option: Option) -> None:
     help_text = meaning(option).replace("%", "%%")
     common: dict[str, Any] = {"dest": option.name, "help": help_text, "default": None}
     if option.type is bool:
-        group.add_argument(*flags, action="store_true", **common)
+        # An option that holds by default is named by what it takes to do without.
+        action = "store_false" if option.default is True else "store_true"
+        group.add_argument(*flags, action=action, **common)
         return
     if option.name in _PAIRS or option.name in _LISTS:
         common["action"] = "append"

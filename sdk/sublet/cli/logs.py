@@ -2,12 +2,14 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sublet.cli.errors import SUCCEEDED
 from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
+from sublet.terminal.detaching import detached
+from sublet.terminal.output import Output
 from sublet.terminal.text import paint, safe
-from sublet_contracts.api import EventView
+from sublet_contracts.api import EventView, JobLogLine
 
 _POLL_S = 1.0
 
@@ -19,25 +21,54 @@ def logs(argv: Sequence[str]) -> int:
     )
     parser.add_argument("-f", "--follow", action="store_true", help="until the job has ended")
     parser.add_argument("-t", "--timestamps", action="store_true", help="when each was written")
+    parser.add_argument(
+        "-n", "--tail", type=int, metavar="N", help="only the last N lines; with -f, from there on"
+    )
+    parser.add_argument(
+        "--since", metavar="TIME", help="only what was written since: 10m, 2026-11-29T08:00"
+    )
+    parser.add_argument("--run", type=int, metavar="N", help="only of this run (sublet inspect)")
     parser.add_argument("--after", type=int, default=-1, metavar="CURSOR", help="only later lines")
     options = parser.parse_args(argv)
     with open_client(options) as client:
         job = client.job(options.job)
-        epoch = 0
-        for line in job.logs(follow=options.follow, after=options.after):
-            if options.json:
+        lines = job.logs(
+            follow=options.follow,
+            after=options.after,
+            tail=options.tail,
+            since=options.since,
+            run=options.run,
+            unfinished=True,
+        )
+        try:
+            _print(lines, as_json=options.json, timestamps=options.timestamps)
+        except KeyboardInterrupt:
+            if options.follow:
+                print(detached(job), file=sys.stderr)
+            raise
+    return SUCCEEDED
+
+
+def _print(lines: Iterator[JobLogLine], *, as_json: bool, timestamps: bool) -> None:
+    output, epoch = Output(), 0
+    today = time.strftime("%Y-%m-%d")
+    try:
+        for line in lines:
+            if as_json:
                 print(line.model_dump_json(), flush=True)
                 continue
             if epoch and line.epoch != epoch:
-                print(
-                    paint(f"--- run {line.epoch} goes on ---", "dim", sys.stderr), file=sys.stderr
-                )
+                output.note(paint(f"--- run {line.epoch} goes on ---", "dim", sys.stderr))
             epoch = line.epoch
-            stamp = _clock(line.time_ms) + "  " if options.timestamps else ""
-            out = sys.stderr if line.stream == "stderr" else sys.stdout
-            # A terminal is protected from control sequences; a file gets what the job wrote.
-            print(stamp + (safe(line.text) if out.isatty() else line.text), file=out, flush=True)
-    return SUCCEEDED
+            output.show(line, _stamp(line.time_ms, today) if timestamps else "")
+    finally:
+        output.close()
+
+
+def _stamp(time_ms: int, today: str) -> str:
+    """Return when a line was written, with the day where that isn't today."""
+    day = time.strftime("%Y-%m-%d", time.localtime(time_ms / 1000))
+    return ("" if day == today else day + " ") + _clock(time_ms) + "  "
 
 
 def events(argv: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ RENTERS = {
     "run": ("sublet.cli.run", "run", "Run a container on somebody's GPU"),
     "ps": ("sublet.cli.jobs", "ps", "List your jobs"),
     "logs": ("sublet.cli.logs", "logs", "Show a job's output; -f follows it"),
+    "top": ("sublet.cli.top", "top", "Show what a job uses: GPU, memory, disk"),
     "inspect": ("sublet.cli.jobs", "inspect", "Show all about a job"),
     "wait": ("sublet.cli.wait", "wait", "Wait for a job; exits with its code"),
     "cancel": ("sublet.cli.stopping", "cancel", "End a job"),

@@ -156,12 +156,15 @@ def _show_terms(client: "Client", spec: "JobSpec") -> None:
         more = len(found.offers) - _SHOWN_OFFERS
         if more > 0:
             print(paint(f"and {more} more", "dim", sys.stderr), file=sys.stderr)
-    elif not spec.options["wait_for_offer"]:
-        from sublet.shortfalls import relax_text
-
-        raise CommandError(no_match(found), relax_text(found.relax) or "queue it with --wait")
     else:
-        print(f"{no_match(found)}; it will wait for one that fits", file=sys.stderr)
+        from sublet.shortfalls import advice
+
+        says, fix = no_match(found), advice(found.relax)
+        if not spec.options["wait_for_offer"]:
+            raise CommandError(says, fix or "leave out --no-wait, and it waits in line")
+        # Only a wish that nothing on the market meets needs another word: the rest is patience.
+        wish = f"; to be taken by what is there: {fix}" if fix and not busy_offers(found) else ""
+        print(f"{says}{wish}\n{place(found)}", file=sys.stderr)
     print("\n" + _cost(spec, found), file=sys.stderr)
 
 
@@ -169,9 +172,29 @@ def no_match(found: "MatchView") -> str:
     """Return why no offer fits, as text."""
     if not found.considered:
         return "no offer is on the market"
+    busy = busy_offers(found)
+    if busy:
+        return (
+            "the only machine that would do is busy"
+            if busy == 1
+            else f"all {busy} machines that would do are busy"
+        )
     ranked = sorted(found.failures.items(), key=lambda item: (-item[1], item[0]))
     why = ", ".join(f"{safe(name).replace('_', ' ')} in {count}" for name, count in ranked)
     return f"no offer fits, of {found.considered} on the market; what fails: {why}"
+
+
+def busy_offers(found: "MatchView") -> int:
+    """Return how many offers would do and are taken."""
+    return found.failures.get("busy", 0)
+
+
+def place(found: "MatchView") -> str:
+    """Return where in line a job would stand that came now, as text."""
+    if not found.waiting:
+        return "It will be the first in line."
+    jobs = "1 job is" if found.waiting == 1 else f"{found.waiting} jobs are"
+    return f"It will be number {found.waiting + 1} in line: {jobs} before it."
 
 
 def _cost(spec: "JobSpec", found: "MatchView") -> str:

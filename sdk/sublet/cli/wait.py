@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sublet.cli.errors import exit_code
 from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
+from sublet.terminal.detaching import detached
 from sublet.terminal.next_steps import status_text
 from sublet.terminal.text import paint, safe, state
 from sublet_contracts.keys import short
@@ -33,7 +34,11 @@ def wait(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     with open_client(options) as client:
         job = client.job(options.job)
-        view = wait_for(job)
+        try:
+            view = wait_for(job)
+        except KeyboardInterrupt:
+            print(detached(job), file=sys.stderr)
+            raise
     if options.json:
         print(view.model_dump_json(indent=2))
     else:

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from sublet.cosign import Cosigned
 from sublet.errors import BrokerAway, SubletError
+from sublet.terminal.detaching import detached_text, not_known
 from sublet.terminal.next_steps import status_text
+from sublet.terminal.output import Output
 from sublet.terminal.text import clip, safe
 from sublet.terminal.warning_text import warning_marks, warning_text_of
 from sublet_contracts.amounts import format_credits, format_duration
@@ -42,6 +44,8 @@ class FollowedJob(Protocol):
     """What following asks of a job; sublet.Job has it. (The client knows this module, so this
     module doesn't know the client.)"""
 
+    id: str
+
     @property
     def client(self) -> "FollowingClient":
         """The client that it was asked from."""
@@ -52,8 +56,8 @@ class FollowedJob(Protocol):
     def cosign(self) -> Cosigned:
         """Sign the receipts that add up."""
 
-    def logs(self, *, follow: bool = False) -> Iterator[JobLogLine]:
-        """Yield its output."""
+    def logs(self, *, follow: bool = False, unfinished: bool = False) -> Iterator[JobLogLine]:
+        """Yield its output, and how its unfinished lines stand."""
 
 
 class FollowingClient(Protocol):
@@ -79,7 +83,7 @@ class Screen(Protocol):
     """Where a job is shown."""
 
     def output(self, line: JobLogLine) -> None:
-        """Show a line of its output."""
+        """Show a line of its output, finished or not."""
 
     def note(self, text: str) -> None:
         """Show something that happened to it."""
@@ -111,16 +115,24 @@ def follow(job: FollowedJob, stop: threading.Event | None = None) -> JobView:
                 screen.status(view, 0.0)
             except KeyboardInterrupt:
                 stop.set()
-                screen.status(view, 0.0)
-                screen.note(
-                    f"detached; the job goes on. Back: sublet logs -f {short(view.id)}  "
-                    f"End it: sublet cancel {short(view.id)}"
-                )
-                return view
+                return _left(impatient.handle(view), view, screen)
             finally:
                 stop.set()
             for text in _closing_notes(view):
                 screen.note(text)
+    return view
+
+
+def _left(job: FollowedJob, seen: JobView, screen: Screen) -> JobView:
+    """Show whoever leaves how the job stands now, not how it stood when it was last drawn."""
+    try:
+        view = job.view()
+    except SubletError as error:
+        screen.status(seen, AWAY_S)
+        screen.note(not_known(job.id, error))
+        return seen
+    screen.status(view, 0.0)
+    screen.note(detached_text(view))
     return view
 
 
@@ -133,7 +145,7 @@ def _read_lines(
 ) -> None:
     try:
         with client:
-            for line in client.handle(view).logs(follow=True):
+            for line in client.handle(view).logs(follow=True, unfinished=True):
                 lines.put(line)
                 if stop.is_set():
                     return
@@ -295,7 +307,11 @@ def _closing_notes(view: JobView) -> Iterator[str]:
 @contextmanager
 def _screen() -> Iterator[Screen]:
     if not sys.stdout.isatty():
-        yield PlainScreen()
+        plain = PlainScreen()
+        try:
+            yield plain
+        finally:
+            plain.close()
         return
     from rich.console import Console
     from rich.live import Live
@@ -314,14 +330,20 @@ def _styled(text: str, style: str) -> "RenderableType":
 class PlainScreen:
     """Lines, for files and pipes."""
 
+    def __init__(self) -> None:
+        self._output = Output()
+
     def output(self, line: JobLogLine) -> None:
         """Write it where the job wrote it."""
-        out = sys.stderr if line.stream == "stderr" else sys.stdout
-        print(line.text, file=out, flush=True)
+        self._output.show(line)
 
     def note(self, text: str) -> None:
         """Write it to stderr."""
-        print(f"sublet: {text}", file=sys.stderr, flush=True)
+        self._output.note(f"sublet: {text}")
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._output.close()
 
     def status(self, view: JobView, away_s: float) -> None:
         """Nothing: plain lines have no place that changes."""
@@ -336,10 +358,19 @@ class LiveScreen:
         self._update = update
         self._print = print_
         self._losses: deque[tuple[int, float]] = deque(maxlen=240)
+        self._unfinished: dict[str, str] = {}
+        """stream -> the line that the job is writing"""
+        self._status: tuple[JobView, float] | None = None
 
     def output(self, line: JobLogLine) -> None:
-        """Let it scroll by above the status."""
-        self._print(safe(line.text), "red" if line.stream == "stderr" else "")
+        """Let it scroll by above the status; one that is not finished stays there."""
+        before = self._unfinished.pop(line.stream, None)
+        if line.unfinished and line.text:
+            self._unfinished[line.stream] = line.text
+        if not line.unfinished:
+            self._print(safe(line.text), _colour(line.stream))
+        if self._status is not None and (line.unfinished or before is not None):
+            self.status(*self._status)
 
     def note(self, text: str) -> None:
         """Let it scroll by, set off from the job's own lines."""
@@ -353,6 +384,7 @@ class LiveScreen:
         from rich.table import Table
         from rich.text import Text
 
+        self._status = (view, away_s)
         run = view.runs[-1] if view.runs else None
         head = Text.assemble(
             (safe(view.name), "bold"),
@@ -362,7 +394,11 @@ class LiveScreen:
         )
         if away_s:
             head.append(f"  broker away for {format_duration(int(away_s * 1000))}", "yellow")
-        rows: list[RenderableType] = [Text("─" * 40, "dim"), head]
+        rows: list[RenderableType] = [
+            Text(safe(text), _colour(stream), no_wrap=True, overflow="ellipsis")
+            for stream, text in self._unfinished.items()
+        ]
+        rows += [Text("─" * 40, "dim"), head]
         if view.total_steps:
             bar = Table.grid(padding=(0, 1))
             bar.add_row(
@@ -399,6 +435,10 @@ class LiveScreen:
         return Text.assemble(
             clip(figures, 60), "  ", (sparkline([value for _, value in self._losses]), "green")
         )
+
+
+def _colour(stream: str) -> str:
+    return "red" if stream == "stderr" else ""
 
 
 _STYLES = {

@@ -39,8 +39,8 @@ After = Annotated[int, Query(ge=0, le=2**53 - 1, description="only what comes af
 async def submit(
     call: Sending,
     wait: Annotated[
-        bool, Query(description="queue it even if no offer known now could ever take it")
-    ] = False,
+        bool, Query(description="queue it where no machine is free for it now; else refuse it then")
+    ] = True,
 ) -> Response:
     """Holds the budget and queues the job. Its inputs must have been uploaded (`content`)."""
     envelope = call.parse(SignedRequest).envelope

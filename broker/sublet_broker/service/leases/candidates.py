@@ -94,5 +94,10 @@ def is_queued(tx: Transaction, job: JobFact) -> bool:
 
 def load_order_book(tx: Transaction, now_ms: int | None) -> tuple[list[BookEntry], list[JobFact]]:
     """Return everything that shards hold: the offers, and the queued jobs."""
+    return load_offers(tx, now_ms), load_queued_jobs(tx)
+
+
+def load_queued_jobs(tx: Transaction) -> list[JobFact]:
+    """Return all jobs that want a machine: for a start, never for one request."""
     waiting = tx.find(JobFact, {"state": (JobState.QUEUED, JobState.RECOVERING)})
-    return load_offers(tx, now_ms), [job for job in waiting if is_queued(tx, job)]
+    return [job for job in waiting if is_queued(tx, job)]

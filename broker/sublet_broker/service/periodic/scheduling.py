@@ -20,6 +20,7 @@ from sublet_broker.service.leases.candidates import (
     entry_of,
     is_queued,
     load_entries,
+    load_queued_jobs,
     open_offer,
 )
 from sublet_broker.service.leases.settlement import pending_of
@@ -42,6 +43,7 @@ class Scheduling:
         self._known_offers: dict[str, tuple[str, str]] = {}
         """Per provider the offer (and its pool) that the engine has."""
         self.matcher_away = False
+        self._line_known = False
         self.waited_ms: deque[int] = deque(maxlen=1000)
         """How long the latest leases' jobs were queued."""
 
@@ -66,8 +68,17 @@ class Scheduling:
             self._tell_changes()
         return made
 
+    def _know_line(self) -> None:
+        """Once after a start: who waits already."""
+        with self._context.read() as snapshot:
+            for job in load_queued_jobs(snapshot.tx):
+                self._context.waiting_line.put(job)
+        self._line_known = True
+
     def _tell_changes(self) -> None:
         """Bring the engine up to date with what has changed."""
+        if not self._line_known:
+            self._know_line()
         dirty = self._context.dirty
         providers, jobs = list(dirty.providers), list(dirty.jobs)
         if not providers and not jobs:
@@ -84,8 +95,10 @@ class Scheduling:
                 self._tell_offer(provider, entry)
             for id, queued_job in queued.items():
                 if queued_job is not None:
+                    self._context.waiting_line.put(queued_job)
                     self._context.ports.matcher.job_queued(queued_job)
                 else:
+                    self._context.waiting_line.remove(id)
                     self._context.ports.matcher.job_gone(id)
         except Exception:
             # Told again: once the engine has come back and rebuilt, or the database answers.

@@ -40,6 +40,7 @@ def job_view(snapshot: UnitOfWork, job: JobFact, *, keep_ended_ms: int) -> JobVi
         _run_view(snapshot, lease, runs.get(lease.id), settled.get(lease.id), durable)
         for lease in leases
     )
+    standing = snapshot.standing(job.id)
     newest = leases[-1] if leases else None
     run = runs.get(newest.id) if newest else None
     shown = next((v for v in reversed(views) if v.step or v.total_steps), None)
@@ -56,7 +57,8 @@ def job_view(snapshot: UnitOfWork, job: JobFact, *, keep_ended_ms: int) -> JobVi
         renter=job.renter,
         state=job.state,
         reason=job.reason,
-        says=says(job, newest, run, snapshot.now_ms, outputs_kept=outputs_kept),
+        says=says(job, newest, run, snapshot.now_ms, outputs_kept=outputs_kept, standing=standing),
+        place_in_line=standing.number if standing is not None else None,
         next_step=next_step(job, outputs_kept=outputs_kept, partial_kept=partial is not None),
         image=document.image,
         image_pinned=job.image_pinned,

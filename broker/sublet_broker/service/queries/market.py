@@ -66,6 +66,7 @@ class Market:
             offers=tuple(_offer_view(entry) for entry in explanation.fitting),
             considered=explanation.considered,
             failures=dict(sorted(explanation.failures.items())),
+            waiting=self._context.waiting_line.length(request.resources.device_kind),
             relax=explanation.relax,
             least_budget_ucr=least_ucr if 0 < request.budget_ucr < least_ucr else 0,
         )

@@ -4,6 +4,7 @@ from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import JobFact, LeaseFact, RunFact
 from sublet_broker.market.leasing import affords_a_lease
 from sublet_broker.market.resuming import PAUSED_WHEN_DURABLE
+from sublet_broker.service.unit_of_work.waiting_line import Standing
 from sublet_contracts.amounts import format_credits, format_duration
 from sublet_contracts.api import NextStep
 from sublet_contracts.documents import Job
@@ -18,15 +19,22 @@ _DOING = {
 
 
 def says(
-    job: JobFact, lease: LeaseFact | None, run: RunFact | None, now_ms: int, *, outputs_kept: bool
+    job: JobFact,
+    lease: LeaseFact | None,
+    run: RunFact | None,
+    now_ms: int,
+    *,
+    outputs_kept: bool,
+    standing: Standing | None = None,
 ) -> str:
-    """Return what the job is doing, in words. `lease` and `run`: the newest."""
+    """Return what the job is doing, in words. `lease` and `run`: the newest; `standing`: where it
+    stands in the line for a machine, if it does."""
     match job.state:
         case JobState.QUEUED:
             if job.reason is None:
-                return _waiting("waits for a machine", job, now_ms)
+                return _waiting(f"waits for a machine{_in_line(standing)}", job, now_ms)
             why = f"{MEANINGS[job.reason].says}{_also(job.detail)}"
-            return _waiting(f"{why}; waits for another machine", job, now_ms)
+            return _waiting(f"{why}; waits for another machine{_in_line(standing)}", job, now_ms)
         case JobState.STARTING:
             if run is not None and run.state in _DOING:
                 return f"{_DOING[run.state]}"
@@ -34,7 +42,7 @@ def says(
         case JobState.RUNNING:
             return _running(job, run, now_ms)
         case JobState.RECOVERING:
-            return _recovering(job, lease, run, now_ms)
+            return _recovering(job, lease, run, now_ms, standing)
         case JobState.PAUSED:
             return _paused(job)
         case JobState.SUCCEEDED:
@@ -92,12 +100,29 @@ def _running(job: JobFact, run: RunFact | None, now_ms: int) -> str:
     return f"runs, step {run.step}" if run.step else "runs"
 
 
-def _recovering(job: JobFact, lease: LeaseFact | None, run: RunFact | None, now_ms: int) -> str:
+def _recovering(
+    job: JobFact,
+    lease: LeaseFact | None,
+    run: RunFact | None,
+    now_ms: int,
+    standing: Standing | None,
+) -> str:
     if lease is not None and lease.state is not LeaseState.CLOSED:
         doing = _DOING.get(run.state, "it begins") if run else "a machine is asked to take it"
         return f"goes on from step {lease.start_step}: {doing}"
     why = f"{MEANINGS[job.reason].says}{_also(job.detail)}" if job.reason else "its run ended"
-    return _waiting(f"{why}; waits for another machine", job, now_ms)
+    return _waiting(f"{why}; waits for another machine{_in_line(standing)}", job, now_ms)
+
+
+_LINES = {"gpu": "for a GPU", "cpu": "for a CPU"}
+
+
+def _in_line(standing: Standing | None) -> str:
+    """Return a job's place in the line, as it goes on after the word machine."""
+    if standing is None:
+        return ""
+    place = "next" if standing.number == 1 else f"number {standing.number}"
+    return f", {place} in line {_LINES.get(standing.device_kind, '')}".rstrip()
 
 
 def _paused(job: JobFact) -> str:

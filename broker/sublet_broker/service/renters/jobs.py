@@ -49,7 +49,7 @@ from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import short
 from sublet_contracts.problems import ProblemCode
 from sublet_contracts.reasons import Reason
-from sublet_contracts.requirements import is_pinned
+from sublet_contracts.requirements import Constraint, is_pinned
 from sublet_contracts.rules import minimum_budget_ucr
 from sublet_contracts.states import JOB, Desired, JobState, LeaseState, is_terminal
 
@@ -63,8 +63,9 @@ class Jobs:
         self._open_offers = open_offers
         self._inputs = Inputs(context)
 
-    def submit(self, caller: str, envelope: Envelope, *, wait_for_offer: bool = False) -> JobView:
-        """Accept a job, hold its budget. `wait_for_offer`: also where no machine would do now.
+    def submit(self, caller: str, envelope: Envelope, *, wait_for_offer: bool = True) -> JobView:
+        """Accept a job, hold its budget. `wait_for_offer`: also where no machine is free for it
+        now; else that is refused.
 
         The market and the content are asked before the transaction. What may have changed since
         then is looked at again in it, but for the market: an offer may always go the next moment.
@@ -154,11 +155,13 @@ class Jobs:
 
     def _check_market(self, job: JobFact) -> None:
         requirements = requirements_of(job)
-        if self._open_offers.could(requirements):
+        self._open_offers.refresh()
+        if self._open_offers.candidates(requirements, 1):
             return
         explanation = self._open_offers.explain(requirements)
-        if explanation.some_offer_could:
+        if explanation.fitting:
             return
+        waiting = self._context.waiting_line.length(requirements.resources.device_kind)
         if not explanation.considered:
             raise Refusal(
                 ProblemCode.NO_MATCH,
@@ -167,6 +170,22 @@ class Jobs:
                 considered=0,
                 failures={},
                 shortfalls=[],
+                waiting=waiting,
+            )
+        if busy := len(explanation.busy):
+            raise Refusal(
+                ProblemCode.NO_MATCH,
+                (
+                    "the only machine that would do is"
+                    if busy == 1
+                    else f"all {busy} machines that would do are"
+                )
+                + f" busy, and {_in_line(waiting)} for the same kind of device",
+                field=Constraint.BUSY,
+                considered=explanation.considered,
+                failures={**explanation.failures},
+                shortfalls=[shortfall.as_json() for shortfall in explanation.relax],
+                waiting=waiting,
             )
         failing = ", ".join(
             f"{name} ({count})"
@@ -181,6 +200,7 @@ class Jobs:
             considered=explanation.considered,
             failures={**explanation.failures},
             shortfalls=[shortfall.as_json() for shortfall in explanation.relax],
+            waiting=waiting,
         )
 
     def _hold(
@@ -308,6 +328,12 @@ class Jobs:
             accept_ucr=document.accept_receipts_up_to_ucr,
         )
         return work.put_job(job, raised)
+
+
+def _in_line(waiting: int) -> str:
+    if not waiting:
+        return "no job waits in line"
+    return "1 job waits in line" if waiting == 1 else f"{waiting} jobs wait in line"
 
 
 def _ended(job: JobFact) -> Refusal:

@@ -24,6 +24,7 @@ from sublet_broker.service.unit_of_work.outbox import Outbox
 from sublet_broker.service.unit_of_work.pins import Pins
 from sublet_broker.service.unit_of_work.rate_limits import RateLimits
 from sublet_broker.service.unit_of_work.unit_of_work import Dirty, UnitOfWork
+from sublet_broker.service.unit_of_work.waiting_line import WaitingLine
 from sublet_contracts.keys import SigningKey
 
 
@@ -53,6 +54,7 @@ class Context:
         self.rate_limits = RateLimits()
         self.heartbeats = Heartbeats()
         self.dirty = Dirty()
+        self.waiting_line = WaitingLine()
         self.pins = Pins()
         self.writes_failed = False
         """Something could not be written down, so maybe what an agent said of its runs: supervision
@@ -99,7 +101,12 @@ class _Unit:
             context.writes_failed = True
             raise
         work = UnitOfWork(
-            tx, context.ports.clock, context.ports.key, context.dirty, context.heartbeats
+            tx,
+            context.ports.clock,
+            context.ports.key,
+            context.dirty,
+            context.heartbeats,
+            context.waiting_line,
         )
         if self._writes:
             tx.after_commit(partial(context._tell, work))

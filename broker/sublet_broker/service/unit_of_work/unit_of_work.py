@@ -29,6 +29,7 @@ from sublet_broker.market.signs_of_life import Signs
 from sublet_broker.service.ports import Clock, Transaction
 from sublet_broker.service.unit_of_work.heartbeats import Heartbeats
 from sublet_broker.service.unit_of_work.tallies import TALLIES_OF, Tally
+from sublet_broker.service.unit_of_work.waiting_line import Standing, WaitingLine
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import LeaseState, RunState
@@ -82,7 +83,13 @@ class UnitOfWork:
     """A transaction, its time, and the acts that belong to it."""
 
     def __init__(
-        self, tx: Transaction, clock: Clock, key: SigningKey, dirty: Dirty, heartbeats: Heartbeats
+        self,
+        tx: Transaction,
+        clock: Clock,
+        key: SigningKey,
+        dirty: Dirty,
+        heartbeats: Heartbeats,
+        waiting_line: WaitingLine,
     ) -> None:
         self.tx = tx
         self._clock = clock
@@ -95,6 +102,7 @@ class UnitOfWork:
         self.notices: list[tuple[str, Message]] = []
         self._dirty = dirty
         self._heartbeats = heartbeats
+        self._waiting_line = waiting_line
         self.token = object()
         """Tells what this transaction puts from what others do."""
         self.moves = False
@@ -146,6 +154,10 @@ class UnitOfWork:
     def signs(self, lease: str) -> Signs | None:
         """Return what is known of a run's life; None: nothing yet."""
         return self._heartbeats.signs(lease)
+
+    def standing(self, job: str) -> Standing | None:
+        """Return where a queued job stands in the line for a machine; None: not known."""
+        return self._waiting_line.standing(job)
 
     def put(self, fact: F, *, before: F | None = None) -> None:
         """Insert or replace a fact. `before`: as it stands in the database, where that is known."""
