@@ -219,8 +219,9 @@ MEANINGS: dict[Reason, Meaning] = {
         Pays.DURABLE,
         "a signal ended the run, and nothing says who sent it",
         "a signal such as KILL or TERM without an order of ours, an event of the engine, a "
-        "sender that was seen outside of the run, or an out-of-memory record; or an end of which "
-        "nobody knows the code",
+        "sender that was seen outside of the run, or an out-of-memory record; 128 + such a signal "
+        "that the job returned soon after the signal had ended another of its processes, or of "
+        "which nobody can tell whether it was returned; or an end of which nobody knows the code",
     ),
     Reason.KILLED_TOO_OFTEN: Meaning(
         Fault.RENTER,

@@ -13,7 +13,8 @@ init are followed by pid, and noted of them is
 What that means is decided in core/engine_evidence.py. A pid is believed only where its control
 group bears the container's id: an engine can be on another machine. The kernel is listened to only
 while there are runs. Events that were lost (`ENOBUFS`) make what follows unknown, never wrong. It
-takes root, in the machine's own pid namespace; anybody else goes without (`why_not`).
+takes the machine's own pid namespace and, before Linux 6.6, CAP_NET_ADMIN, which root has; anybody
+else goes without (`why_not`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -44,6 +46,9 @@ _BUFFER_BYTES = 8 * 1024 * 1024
 _EVENT_AT = 16 + 20
 """an event stands behind the head of netlink and that of the connector"""
 _DATA_AT = _EVENT_AT + 16
+_ANSWERS_AT = 16 + 12
+"""which question is answered, plus one"""
+_ANSWERS = struct.Struct("=I")
 _HEAD = struct.Struct("=IIQ")
 _FORK, _EXEC, _EXIT, _ACK = 0x00000001, 0x00000002, 0x80000000, 0x00000000
 _FORKED = struct.Struct("=IIII")
@@ -314,7 +319,8 @@ def _listening() -> socket.socket:
         _leave_out_threads(kernel)
         kernel.bind((0, _CN_IDX_PROC))
         kernel.settimeout(_ANSWERS_WITHIN_S)
-        _ask(kernel, _LISTEN)
+        asked = int.from_bytes(os.urandom(3), sys.byteorder)
+        _ask(kernel, _LISTEN, asked)
         until_s = time.monotonic() + _ANSWERS_WITHIN_S
         # Without the rights, or in a pid namespace of its own, it is silent.
         while True:
@@ -322,9 +328,11 @@ def _listening() -> socket.socket:
             if len(data) >= _DATA_AT + _ACKED.size:
                 what, _, _ = _HEAD.unpack_from(data, _EVENT_AT)
                 (code,) = _ACKED.unpack_from(data, _DATA_AT)
-                if what == _ACK and code:
+                (answers,) = _ANSWERS.unpack_from(data, _ANSWERS_AT)
+                ours = what == _ACK and answers == asked + 1  # everybody's answers are told to all
+                if ours and code:
                     raise OSError(code, os.strerror(code))
-                if what == _ACK:
+                if ours:
                     break
             if time.monotonic() > until_s:
                 raise TimeoutError(errno.ETIMEDOUT, "the kernel tells nothing here")
@@ -338,9 +346,10 @@ def _listening() -> socket.socket:
     return kernel
 
 
-def _ask(kernel: socket.socket, operation: int) -> None:
+def _ask(kernel: socket.socket, operation: int, question: int) -> None:
     said = struct.pack("=I", operation)
-    message = struct.pack("=IIIIHH", _CN_IDX_PROC, _CN_VAL_PROC, 0, 0, len(said), 0) + said
+    head = (_CN_IDX_PROC, _CN_VAL_PROC, 0, question, len(said), 0)
+    message = struct.pack("=IIIIHH", *head) + said
     kernel.send(struct.pack("=IHHII", 16 + len(message), _NLMSG_DONE, 0, 0, 0) + message)
 
 
