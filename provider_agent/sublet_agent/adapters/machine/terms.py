@@ -43,8 +43,8 @@ def choose_runner(options: Options, owner: str, say: Callable[[str], None]) -> R
             if blind:
                 say(
                     "a job that returns 137 or the like by itself can't be told from one that was "
-                    f"killed: the kernel doesn't tell this agent of exits ({blind}); it takes root or "
-                    "CAP_NET_ADMIN, in the machine's own pid namespace"
+                    f"killed: the kernel doesn't tell this agent of exits ({blind}); it takes root "
+                    "or CAP_NET_ADMIN, in the machine's own pid namespace"
                 )
             return docker
         except (RunnerUnavailable, ImportError) as error:
