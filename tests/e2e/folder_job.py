@@ -45,7 +45,7 @@ def trained(state):
 def load():
     if options.way == "atomic" and os.path.exists(at + ".pkl"):
         with open(at + ".pkl", "rb") as file:
-            return pickle.load(file)
+            return pickle.load(file)  # noqa: S301 - its own
     if options.way == "inplace" and os.path.exists(at + ".pt"):
         with zipfile.ZipFile(at + ".pt") as archive:
             return json.loads(archive.read("archive/data"))
@@ -82,7 +82,9 @@ def save(state):
         subprocess.check_call(["sh", "-c", f"echo {state['step']} > {at}"])
 
 
-growing = open(at + ".bin", "a", buffering=1) if options.way == "growing" else None
+growing = None
+if options.way == "growing":
+    growing = open(at + ".bin", "a", buffering=1)  # noqa: SIM115 - it never closes it
 state = load()
 print("begins at step", state["step"], flush=True)
 with open(os.path.join(options.folder, "metrics.csv"), "a") as metrics:

@@ -15,11 +15,11 @@ from typing import Any, Protocol, TypeVar
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.workspace.disk_space import LEAST_FREE_BYTES
 from sublet_agent.adapters.workspace.folder_reader import FolderBusy, FolderReader, FolderRefused
-from sublet_agent.adapters.workspace.folder_watch import Ended
 from sublet_agent.adapters.workspace.reader import Look, Progress
 from sublet_agent.adapters.workspace.workspace import Workspace, run_id
 from sublet_agent.core import events
 from sublet_agent.core.exit_reasons import EXIT_PREEMPTED, ExitEvidence
+from sublet_agent.core.folders_at_rest import Ended
 from sublet_agent.core.runner_port import OutputLine, Runner, RunnerError, RunStatus
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import Reason

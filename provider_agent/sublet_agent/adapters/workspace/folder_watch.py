@@ -13,17 +13,16 @@ import os
 import stat
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sublet_agent.adapters.workspace.open_writers import has_writer
 from sublet_agent.adapters.workspace.outputs_search import as_listed, descend, judged, opened
+from sublet_agent.core.folders_at_rest import Ended, FileSeen, State, decide
 from sublet_contracts.checkpoint_folders import (
     MAX_FOLDER_FILES,
     in_the_making,
     is_log,
-    quiet_needed_ms,
     trained_steps,
 )
 from sublet_contracts.checkpoint_layouts import (
@@ -40,9 +39,6 @@ MAX_DEPTH = 32
 _LEFT_OUT_SAID = 5
 _SAMPLES, _SAMPLE_BYTES = 32, 1024
 _NS_PER_MS = 1_000_000
-
-Ended = Literal["", "by itself", "killed"]
-State = Literal["same", "noted", "busy", "torn", "ready"]
 
 
 class WatchedFile(BaseModel):
@@ -67,9 +63,8 @@ class Watched(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     state: State
-    """same: nothing that counts has changed; noted: nothing is due; busy and torn: `says` why not
-    yet; ready: to be copied"""
     says: str = ""
+    """why not more"""
     age_ms: int = 0
     """how long ago the newest change was that counts"""
     trained_step: int = 0
@@ -127,29 +122,29 @@ class FolderWatch:
         self._left_out, self._left_out_count = [], 0
         listing = self._list(tops, wish.leave_out)
         self._note(tops, listing, wish.ended)
-        counted = [self._known[file.folder, file.path] for file in listing]
-        counted = [known for known in counted if not is_log(known.file.path) and not known.grows]
-        fresh = [known for known in counted if known.file.ctime_ns > wish.since_ns]
-        if not fresh:
-            return self._watched("same")
-        if wish.waited_ms is None and not wish.ended:
-            return self._watched("noted")
-        if not wish.ended and (says := _unrest(counted, wish)):
-            return self._watched("busy", says)
-        if says := self._torn(tops, counted, wish):
-            return self._watched("torn", says)
+        known = [self._known[file.folder, file.path] for file in listing]
+        files = [self._seen(tops, each, wish) for each in known]
+        counted = [each for each, seen in zip(known, files, strict=True) if seen.counts]
+        state, says = decide(
+            files,
+            waited_ms=wish.waited_ms,
+            interval_ms=wish.interval_ms,
+            ended=wish.ended,
+            in_the_making=lambda: _in_the_making(len(tops), counted),
+        )
+        if state != "ready":
+            return self._watched(state, says)
         now_ns = time.time_ns()
-        newest_ns = max(known.file.ctime_ns for known in fresh)
+        newest_ns = max(each.file.ctime_ns for each in counted)
         trained = _trained(tops, listing)
-        logs = {(k.file.folder, k.file.path) for k in self._known.values()}
-        logs -= {(known.file.folder, known.file.path) for known in counted}
+        plain = {(each.file.folder, each.file.path) for each in counted}
         return self._watched(
             "ready",
             age_ms=max(0, now_ns - newest_ns) // _NS_PER_MS,
             trained_step=trained.step if trained else 0,
             total_steps=trained.total_steps if trained else 0,
             files=tuple(
-                file.model_copy(update={"log": True}) if (file.folder, file.path) in logs else file
+                file if (file.folder, file.path) in plain else file.model_copy(update={"log": True})
                 for file in listing
             ),
         )
@@ -242,33 +237,40 @@ class FolderWatch:
                 _look_at(top, now, ended)
         self._known = known
 
-    # -- whether it is whole -----------------------------------------------------------------------
+    def _seen(self, tops: list[int | None], known: _Known, wish: Wish) -> FileSeen:
+        file, top = known.file, tops[known.file.folder]
+        written_by_the_run = file.ctime_ns >= wish.begun_ns
 
-    def _torn(self, tops: list[int | None], counted: list[_Known], wish: Wish) -> str:
-        for number in range(len(tops)):
-            files = [known.file for known in counted if known.file.folder == number]
-            if says := in_the_making(
-                (file.path, file.size_bytes, file.mtime_ns // _NS_PER_MS) for file in files
-            ):
-                return says
-        for known in counted:
-            top = tops[known.file.folder]
-            if known.file.ctime_ns < wish.begun_ns or top is None:
-                continue
+        def verdict() -> Verdict:
             if known.verdict is None:
-                with opened(top, known.file.path) as file:
-                    if file is None:
-                        return f"{known.file.path}: it was deleted just now"
-                    known.verdict = judged(file, known.file.path)
-            if known.verdict.kind == "torn":
-                return f"{known.file.path}: {known.verdict.torn}"
-            late = known.file.ctime_ns > wish.since_ns and not known.at_rest
-            if wish.ended == "killed" and late and known.verdict.kind != "whole":
-                return (
-                    f"{known.file.path}: it was written just before the run was killed, and nothing"
-                    " says that it is all there"
-                )
-        return ""
+                with opened(top or 0, file.path) as descriptor:
+                    if descriptor is None:
+                        return Verdict("torn", "it was deleted just now")
+                    known.verdict = judged(descriptor, file.path)
+            return known.verdict
+
+        # The clock may have been set back since: then by what was seen.
+        seen_ms = (time.monotonic() - known.since_s) * 1000
+        return FileSeen(
+            file.path,
+            new=file.ctime_ns > wish.since_ns,
+            at_rest=known.at_rest,
+            quiet_ms=max(seen_ms, (time.time_ns() - file.ctime_ns) / _NS_PER_MS),
+            writers_known=known.writers_known,
+            grows=known.grows,
+            torn=lambda: verdict().torn if written_by_the_run else "",
+            sure=lambda: verdict().kind == "whole",
+        )
+
+
+def _in_the_making(folders: int, counted: list[_Known]) -> str:
+    for number in range(folders):
+        files = [known.file for known in counted if known.file.folder == number]
+        if says := in_the_making(
+            (file.path, file.size_bytes, file.mtime_ns // _NS_PER_MS) for file in files
+        ):
+            return says
+    return ""
 
 
 def _look_at(top: int, known: _Known, ended: Ended) -> None:
@@ -299,24 +301,6 @@ def _sample(file: int, size: int) -> tuple[int, bytes]:
     for at in sorted({last * number // (_SAMPLES - 1) for number in range(_SAMPLES)}):
         taken.update(os.pread(file, min(_SAMPLE_BYTES, size - at), at))
     return size, taken.digest()
-
-
-def _unrest(counted: list[_Known], wish: Wish) -> str:
-    """Return what is not at rest yet, with why; '' if all is."""
-    for known in counted:
-        if not known.at_rest:
-            return f"{known.file.path} is open for writing"
-    writers_known = all(known.writers_known for known in counted)
-    waited_ms = wish.waited_ms or 0
-    needed_ms = quiet_needed_ms(waited_ms, wish.interval_ms, writers_known=writers_known)
-    now_ns, now_s = time.time_ns(), time.monotonic()
-    for known in counted:
-        # The clock may have been set back since: then by what was seen.
-        seen_ms = (now_s - known.since_s) * 1000
-        quiet_ms = max(seen_ms, (now_ns - known.file.ctime_ns) / _NS_PER_MS)
-        if quiet_ms < needed_ms:
-            return f"{known.file.path} has just been changed"
-    return ""
 
 
 def _trained(tops: list[int | None], listing: list[WatchedFile]) -> TrainerState | None:

@@ -31,11 +31,12 @@ from sublet_agent.adapters.workspace.folder_snapshots import (
     NamedFolder,
     NoRoom,
 )
-from sublet_agent.adapters.workspace.folder_watch import Ended, Wish
+from sublet_agent.adapters.workspace.folder_watch import Wish
 from sublet_agent.adapters.workspace.layout_file import LAYOUT, read_layout, write_layout
 from sublet_agent.adapters.workspace.placed_files import PlacedFile, PlacedFiles
 from sublet_agent.adapters.workspace.reader import DONE, Look, Progress
 from sublet_agent.adapters.workspace.transfer import Transfer
+from sublet_agent.core.folders_at_rest import Ended
 from sublet_agent.core.layout import HOME, TMP, WORK, Layout, RunFolders
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.runner_port import ResolvedImage, RunRefused, RunSpec
