@@ -333,7 +333,7 @@ class EventView(View):
     job: str
     lease: str | None
     epoch: int
-    kind: str = Field(description="job, run, lease, checkpoint, receipt, money")
+    kind: str = Field(description="job, run, order, lease, checkpoint, receipt, warning, money")
     before: str
     after: str
     reason: Reason | None

@@ -71,25 +71,20 @@ class _Rule:
     facts: Callable[[Watched], dict[str, int]]
 
 
-def unsaved_device_ms(run: RunFact) -> int:
-    """Return the run's device time since its newest durable checkpoint."""
-    return max(0, run.cum_device_ms - run.durable_device_ms)
-
-
-def unsaved_ucr(run: RunFact, lease: LeaseFact) -> int:
-    """Return what that time costs, as long as the machine isn't at fault."""
+def unsaved(run: RunFact, lease: LeaseFact, now_ms: int) -> tuple[int, int]:
+    """Return the run's device time since its newest durable checkpoint, and what that costs (ucr)
+    as long as the machine isn't at fault. Never more than has passed by the broker's clock."""
+    ran_ms = 0 if run.running_ms is None else max(0, now_ms - run.running_ms)
+    used_ms = min(run.cum_device_ms, ran_ms * len(lease.device_ids))
+    durable_ms = min(run.durable_device_ms, used_ms)
     price = lease.price_ucr_per_device_hour
-    durable_ms = min(run.durable_device_ms, run.cum_device_ms)
-    charged = min(charge_ucr(price, run.cum_device_ms), lease.hold_ucr)
-    return max(0, charged - charge_ucr(price, durable_ms))
+    charged_ucr = min(charge_ucr(price, used_ms), lease.hold_ucr)
+    return used_ms - durable_ms, max(0, charged_ucr - charge_ucr(price, durable_ms))
 
 
 def _at_risk(w: Watched) -> dict[str, int]:
-    devices = max(1, len(w.lease.device_ids))
-    return {
-        "at_risk_ms": unsaved_device_ms(w.run) // devices,
-        "at_risk_ucr": unsaved_ucr(w.run, w.lease),
-    }
+    device_ms, ucr = unsaved(w.run, w.lease, w.now_ms)
+    return {"at_risk_ms": device_ms // max(1, len(w.lease.device_ids)), "at_risk_ucr": ucr}
 
 
 def _durable_step(w: Watched) -> int:

@@ -15,7 +15,7 @@ from sublet_broker.market.facts import (
     SettlementFact,
 )
 from sublet_broker.market.running import is_over
-from sublet_broker.market.warnings import Watched, facts_of, unsaved_device_ms, unsaved_ucr
+from sublet_broker.market.warnings import Watched, facts_of, unsaved
 from sublet_broker.service.queries.status_text import next_step, says
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.api import Charge, JobView, RunUsageView, RunView, WarningView
@@ -46,7 +46,11 @@ def job_view(snapshot: UnitOfWork, job: JobFact, *, keep_ended_ms: int) -> JobVi
     shown = next((v for v in reversed(views) if v.step or v.total_steps), None)
     durable_step = max((c.step for c in durable if c.kind == "checkpoint"), default=0)
     resumes_from = resume_point(durable)
-    live = newest is not None and run is not None and not is_over(run)
+    unsaved_ms, unsaved_ucr = 0, 0
+    warnings: tuple[WarningView, ...] = ()
+    if newest is not None and run is not None and not is_over(run):
+        unsaved_ms, unsaved_ucr = unsaved(run, newest, snapshot.now_ms)
+        warnings = _warnings(snapshot, run, newest, document)
     live_ucr = sum(v.charge_ucr for v in views if v.lease_state is not LeaseState.CLOSED)
     outputs = next((c for c in durable if c.id == job.outputs), None)
     outputs_kept = outputs is not None and outputs.kept
@@ -77,9 +81,9 @@ def job_view(snapshot: UnitOfWork, job: JobFact, *, keep_ended_ms: int) -> JobVi
         metrics=shown.metrics if shown else {},
         durable_step=durable_step,
         durable_ms=resumes_from.durable_ms if resumes_from else None,
-        unsaved_device_ms=unsaved_device_ms(run) if live and run else 0,
-        unsaved_ucr=unsaved_ucr(run, newest) if live and run and newest else 0,
-        warnings=_warnings(snapshot, run, newest, document) if live and run and newest else (),
+        unsaved_device_ms=unsaved_ms,
+        unsaved_ucr=unsaved_ucr,
+        warnings=warnings,
         recoveries=_recoveries(settled),
         lost_device_ms=sum(s.lost_device_ms for s in settled.values()),
         outputs=job.outputs,

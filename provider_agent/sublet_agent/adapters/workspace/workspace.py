@@ -430,6 +430,15 @@ class Workspace:
         if target.is_dir():
             files = [path for path in target.rglob("*") if path.is_file()] if reads_show else []
             return [PlacedFile(target, path.relative_to(target).parts) for path in files]
+        if self.record.job.checkpoints:
+            named, snapshot = self.named_folders, self._snapshots.last()
+            return [
+                PlacedFile(
+                    named[file.folder].root,
+                    (*named[file.folder].inside, *file.path.split("/")),
+                )
+                for file in (snapshot.files if snapshot is not None else ())
+            ]
         placed = self._finder.last()
         files_of = placed.files if placed is not None else ()
         return [PlacedFile(self.outputs, tuple(file.path.split("/"))) for file in files_of]
