@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -9,6 +11,7 @@ import docker
 import pytest
 
 from sublet.client import Job
+from sublet_agent.adapters.docker.runner import DockerRunner
 from tests.agent.owners_command import provider
 from tests.agent.test_docker_evidence import LEAVES
 from tests.e2e.bad_market import BadMarket
@@ -57,6 +60,30 @@ def test_what_docker_stop_ends_goes_on_elsewhere_at_no_cost(world: BadMarket) ->
     assert charge.charged_ucr == 0
     job.cancel()
     world.ended(job)
+
+
+def test_a_job_that_returns_137_has_failed_and_pays_and_one_that_was_killed_has_not(
+    world: BadMarket,
+) -> None:
+    """Case 06, and its mirror: the same number, by an owner's `kill -9`."""
+    if why := DockerRunner("nobody").why_no_witness():
+        pytest.skip(f"the kernel's process events can't be followed: {why}")
+    world.agent("codes-1", runner="docker", region="codes")
+    world.offered("codes-1")
+    script = "echo the result is 42; echo up; sleep 3; exit 137"
+    job = world.submit("codes", ["sh", "-c", script], image=base_image())
+    view = world.ended(job)
+    assert (view.state, view.reason, len(view.runs)) == ("failed", "job_failed", 1)
+    assert view.charged_ucr > 0
+    killed = world.python("codes", YIELDS, image=base_image())
+    up(world, killed)
+    _, own, *_ = container_of(killed).top(ps_args="-eo pid")["Processes"]
+    os.kill(int(own[0]), signal.SIGKILL)
+    view = world.until(killed, lambda found: found.runs[0].reason is not None, "its kill")
+    assert view.runs[0].reason == "killed_unattributed"
+    assert killed.statement().charged_ucr == 0
+    killed.cancel()
+    world.ended(killed)
 
 
 def test_paused_time_costs_nothing_and_a_reclaim_gets_through(world: BadMarket) -> None:

@@ -29,7 +29,6 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +39,7 @@ from sublet_agent.adapters.session.journal import Journal
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.shell import UNEXPECTED, Shell
 from sublet_agent.adapters.workspace import folders
+from sublet_agent.adapters.workspace.transfer import Transfer
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.runner_port import Runner
 from sublet_contracts.ckpt_helper_install import write_helper
@@ -54,7 +54,6 @@ from sublet_contracts.documents import (
 )
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import MEANINGS, Reason
-from sublet_contracts.tree import ScannedTree
 from sublet_contracts.wire import (
     Assign,
     CheckpointUploaded,
@@ -190,14 +189,17 @@ class Clock:
 # -- the broker of few words -----------------------------------------------------------------------
 
 
-class Blobs:
-    """Takes what is uploaded: reads every chunk, and keeps none."""
+class Blobs(Transfer):
+    """Takes what is uploaded: has every chunk read, and keeps none."""
 
-    def upload(self, _job: str, _epoch: int, tree: ScannedTree, _cancel: Any) -> tuple[str, int]:
-        """As `Transfer.upload`."""
-        for chunk in tree.index.chunks():
-            tree.read_chunk(chunk)
-        return sha256(tree.index.to_bytes()).hexdigest(), tree.index.total_bytes
+    def __init__(self) -> None:
+        super().__init__("http://nowhere", PROVIDER, lambda: BROKER.party, lambda: 0)
+
+    def _missing(self, _job: str, _epoch: int, hashes: list[str], _cancel: Any) -> list[str]:
+        return hashes
+
+    def _put(self, _job: str, _epoch: int, _sha256: str, _data: bytes, _cancel: Any) -> None:
+        """It is here."""
 
 
 @dataclass
@@ -244,7 +246,7 @@ class Market:
             journal=self.journal,
             spool=self.spool,
             runner=self.runner,
-            transfer=cast(Any, Blobs()),
+            transfer=Blobs(),
             helper=write_helper(root / "helper"),
             now_ms=lambda: time.time_ns() // 1_000_000,
             say=self.said.append,
