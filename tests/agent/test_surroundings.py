@@ -393,6 +393,35 @@ def test_an_images_own_world_is_kept_and_can_be_written(world: World, images: Im
     assert (spec.run_dir / "home" / ".cache" / "model").read_text() == "hi\n"
 
 
+CASE_10 = textwrap.dedent("""
+    import ctypes, getpass, glob, os, shutil
+    import ourlib
+    print(getpass.getuser() != "", ourlib.x, open(os.path.expanduser("~/.cache/model")).read())
+    for folder in ("/tmp", os.path.expanduser("~")):
+        library = glob.glob("/lib/*-linux-gnu/libm.so.6")[0]
+        ctypes.CDLL(shutil.copy(library, folder + "/libx.so"))
+    print("loaded")
+""")
+
+
+@pytest.mark.docker
+def test_case_10_what_an_image_brings_is_found(world: World, images: Images) -> None:
+    """With the Dockerfile of the case: a library on PYTHONPATH, a cache in the image's HOME."""
+    image = images.make(
+        "COPY ourlib.py /srv/lib/ourlib.py\nENV PYTHONPATH=/srv/lib\n"
+        "COPY model /home/u/.cache/model\nENV HOME=/home/u",
+        **{"ourlib.py": b"x = 42\n", "model": b"weights"},
+    )
+    spec = furnished(world, image, CASE_10)
+    assert world.ended(spec.run_id).exit_code == 0, world.output(spec.run_id)
+    assert world.output(spec.run_id) == ["True 42 weights", "loaded"]
+    # Beside it: the job's own paths and home are added, and hide nothing of the image's.
+    env = {"PYTHONPATH": "/work/mine", "HOME": "/home/u", "MPLCONFIGDIR": "/tmp/mpl"}
+    spec = furnished(world, image, CASE_10 + "print(os.environ['PYTHONPATH'])", env=env)
+    assert world.ended(spec.run_id).exit_code == 0, world.output(spec.run_id)
+    assert world.output(spec.run_id)[-1] == "/sublet/helper:/work/mine:/srv/lib"
+
+
 @pytest.mark.docker
 def test_an_image_without_any_of_it_gets_ours(world: World) -> None:
     found, spec = seen(world, base_image())
@@ -518,5 +547,7 @@ def test_nothing_is_left_of_the_looks(world: World) -> None:
     listed = subprocess.run(
         ["docker", "ps", "-a", "--format", "{{.Names}}"], capture_output=True, text=True, check=True
     )
-    assert not [name for name in listed.stdout.split() if name.endswith(".seed")]
+    mine = [name for name in listed.stdout.split() if world.owner[:12] in name]
+    assert mine
+    assert not [name for name in mine if name.endswith(".seed")]
     assert layouts.SEED_BYTES == 2_000_000_000

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -350,7 +351,8 @@ class ProcessRunner:
             helper=str(spec.helper_dir),
             outputs=outputs,
         )
-        env = {k: os.environ[k] for k in ("LANG", "USER", "LOGNAME") if k in os.environ}
+        env = {"USER": _user_name(), "LOGNAME": _user_name()}
+        env |= {k: os.environ[k] for k in ("LANG", "USER", "LOGNAME") if k in os.environ}
         env["TMPDIR"] = str(spec.run_dir / layout.TMP)
         if home is not None:
             env["HOME"] = str(home.root / home.inside)
@@ -385,6 +387,13 @@ class ProcessRunner:
         if "/" in run_id or run_id in ("", ".", ".."):
             raise runner_port.RunRefused(f"run_id {run_id!r}: not a name")
         return self._runs / run_id
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return "job"  # an agent in a container, say
 
 
 def _make_own(run_dir: Path) -> None:
