@@ -26,7 +26,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,6 +86,7 @@ JOB_S = 120.0
 """in which each job must have ended and been cleared away"""
 LATE_S = 0.2
 BEAT_S = 0.02
+STACK_SHOWN = 6
 NEAR_S = 1.0
 """around a late beat, in which the bare loop beside it is asked whether it was late as well"""
 
@@ -149,12 +152,29 @@ class Clock:
                 stdout=log,
             )
         self._late: list[tuple[float, float, float]] = []
+        self._next_s = float("inf")
+        self._where: dict[float, str] = {}
+        """of a beat that is overdue: where the loop is, by when it was due"""
+        self._ended = threading.Event()
+        thread = threading.get_ident()
+        threading.Thread(target=self._watch, args=(thread,), name="odd-clock", daemon=True).start()
+
+    def _watch(self, thread: int) -> None:
+        """Look where the loop's thread is when its beat is overdue: how else would anybody know."""
+        while not self._ended.wait(LATE_S / 4):
+            due = self._next_s
+            if time.monotonic() - due > LATE_S and due not in self._where:
+                frame = sys._current_frames().get(thread)
+                stack = traceback.extract_stack(frame)[-STACK_SHOWN:]
+                places = [f"{Path(f.filename).stem}.{f.name}:{f.lineno}" for f in stack]
+                self._where[due] = " > ".join(places)
 
     async def beat(self) -> None:
         """Note how late this loop is, until cancelled."""
         due, waited_s = time.monotonic(), _waited_s()
         while True:
             due += BEAT_S
+            self._next_s = due
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             now, before_s = time.monotonic(), waited_s
             waited_s = _waited_s()
@@ -164,6 +184,7 @@ class Clock:
 
     def close(self) -> None:
         """End the bare loop."""
+        self._ended.set()
         self._bare.kill()
         self._bare.wait()
 
@@ -183,7 +204,10 @@ class Clock:
             result.worst_late_ms = max(result.worst_late_ms, round(late * 1000))
             result.worst_excess_ms = max(result.worst_excess_ms, excess_ms)
             if excess_ms > LATE_S * 1000:
-                result.late.append(f"the loop was late by {late:.3f} s, {excess_ms} ms more")
+                where = self._where.get(due, "nobody saw where")
+                result.late.append(
+                    f"the loop was late by {late:.3f} s, {excess_ms} ms more: {where}"
+                )
 
 
 # -- the broker of few words -----------------------------------------------------------------------
