@@ -118,7 +118,7 @@ WARNINGS: dict[WarningCode, WarningKind] = {
         ),
         ("still_ms", "stall_ms"),
         "the job tells no steps, and for half of what it is paused after it has written no output, "
-        "saved nothing durable, and computed nothing, as far as its machine tells",
+        "saved nothing durable, and computed nothing; not where its machine can't tell",
         "it does one of them",
     ),
     WarningCode.DEVICES_IDLE: WarningKind(

@@ -14,13 +14,17 @@ from tests.service.world import AgentDouble, RenterDouble, RunDouble, World
 
 MINUTE_MS = 60_000
 INTERVAL_MS = 120_000
+GPU_UNKNOWN = RunUsage(age_ms=0, devices=(DeviceUsage(id="gpu-0"),))
 
 
 class Town(World):
     """One job on one machine, and another machine to go on with."""
 
-    def begin(self, **changes: object) -> tuple[AgentDouble, RenterDouble, str]:
+    def begin(
+        self, *, total_steps: int = 1000, **changes: object
+    ) -> tuple[AgentDouble, RenterDouble, str]:
         agent, renter = self.agent("alice"), self.renter()
+        agent.total_steps = total_steps
         job = renter.run(**{"checkpoint_interval_ms": INTERVAL_MS, **changes})
         self.pass_ms(1_000)
         assert renter.view(job).state is JobState.RUNNING
@@ -315,11 +319,24 @@ def test_a_job_that_stands_still_for_as_long_as_it_says_is_checkpointed_and_paus
     world.audit()
 
 
+def test_a_restart_of_the_broker_only_begins_the_count_anew() -> None:
+    world = Town()
+    agent, _renter, _job = world.begin(stall_ms=10 * MINUTE_MS, total_steps=0)
+    run = agent.the_run
+    world.steps(run, MINUTE_MS)
+    world.pass_ms(6 * MINUTE_MS)
+    world.restart_broker()
+    agent.join()
+    world.pass_ms(6 * MINUTE_MS)
+    assert run.orders == []
+    world.until_ordered(run)
+    assert [order.reason for order in run.orders] == [Reason.STALLED]
+
+
 def test_every_sign_counts_for_a_job_that_tells_no_steps() -> None:
     world = Town()
-    agent, renter, job = world.begin(stall_ms=10 * MINUTE_MS)
+    agent, renter, job = world.begin(stall_ms=10 * MINUTE_MS, total_steps=0)
     run = agent.the_run
-    run.total_steps = 0
     for number in range(30):
         world.pass_ms(MINUTE_MS)
         agent.log(run, number, "epoch")
@@ -327,6 +344,10 @@ def test_every_sign_counts_for_a_job_that_tells_no_steps() -> None:
     run.usage = RunUsage(age_ms=0, cpu_millis=900)
     world.pass_ms(30 * MINUTE_MS)
     assert run.orders == [], "it computes"
+    for unknown in (None, RunUsage(age_ms=0), GPU_UNKNOWN):
+        run.usage = unknown
+        world.pass_ms(30 * MINUTE_MS)
+    assert run.orders == [], "its machine can't tell"
     run.usage, quiet_ms = RunUsage(age_ms=0, cpu_millis=2), world.now_ms
     world.pass_ms(6 * MINUTE_MS)
     assert "silent" in codes(renter.view(job))
@@ -362,9 +383,11 @@ def test_silence_of_the_machine_is_no_standing_still_of_the_job() -> None:
 
 def test_output_of_a_silence_comes_after_it() -> None:
     world = Town()
-    agent, _renter, _job = world.begin(stall_ms=10 * MINUTE_MS, patience_ms=60 * MINUTE_MS)
+    agent, _renter, _job = world.begin(
+        stall_ms=10 * MINUTE_MS, patience_ms=60 * MINUTE_MS, total_steps=0
+    )
     run = agent.the_run
-    run.total_steps = 0
+    run.usage = RunUsage(age_ms=0, cpu_millis=2)
     agent.log(run, 0, "epoch 1")
     agent.leave()
     world.pass_ms(15 * MINUTE_MS)

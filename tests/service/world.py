@@ -347,6 +347,8 @@ class AgentDouble:
         self.instance = "0" * 32
         self.first_state = "running"
         """in which a run is right after its lease was signed"""
+        self.total_steps = 1000
+        """as its jobs tell it; 0: they tell no steps"""
         self.sequence = 0
         self.connected = False
         self.awake = True
@@ -512,6 +514,7 @@ class AgentDouble:
             self.world.now_ms,
             state=self.first_state,
             step=lease.document.start_step,
+            total_steps=self.total_steps,
             image=image,
         )
         signed = message.lease.countersigned(self.key)

@@ -2,9 +2,10 @@
 
 Rules:
 - A step is the job's own word. It has moved when it is another one than before, forwards or back. A
-  job tells steps from the first time that one moves, or lies before where its run began.
+  job tells steps once it has told one that isn't where its run began, or how many there are.
 - A sign of life is a step that moved, a checkpoint that became durable, a line of output, and
-  computing: a GPU that isn't at 0 %, and of a run without one a twentieth of a core.
+  computing: a GPU that isn't at 0 %, and of a run without one a twentieth of a core. Where its
+  machine can't tell whether it computes, it counts as computing: silence alone is no proof.
 - Time counts only as far as the agent has been heard, by the broker's clock, and only while the
   run's own time went on: neither silence nor a machine that holds the run still is the job's.
 - A job that tells steps is judged by steps and durable checkpoints alone: it may go on writing and
@@ -64,7 +65,6 @@ def reported(signs: Signs | None, report: RunReport, start_step: int, now_ms: in
     moved = report.step != signs.step
     behind = report.step < start_step
     idle = signs.idle if usage is None else _idle(usage)
-    computes = usage is not None and _computes(usage)
     longest_ms = signs.longest_step_ms
     if moved and signs.tells_steps:
         longest_ms = max(longest_ms, now_ms - signs.moved.ms)
@@ -73,8 +73,8 @@ def reported(signs: Signs | None, report: RunReport, start_step: int, now_ms: in
         heard=here,
         step=report.step,
         moved=here if moved else signs.moved,
-        alive=here if moved or computes else signs.alive,
-        tells_steps=signs.tells_steps or moved or behind,
+        alive=here if moved or _may_compute(usage) else signs.alive,
+        tells_steps=signs.tells_steps or report.step != start_step or report.total_steps > 0,
         last_step_told=0 < report.total_steps <= report.step,
         longest_step_ms=longest_ms,
         behind_since_ms=_since(signs.behind_since_ms, behind, now_ms),
@@ -125,7 +125,9 @@ def _idle(usage: RunUsage) -> bool:
     return bool(usage.devices) and all(d.utilization_percent == 0 for d in usage.devices)
 
 
-def _computes(usage: RunUsage) -> bool:
+def _may_compute(usage: RunUsage | None) -> bool:
+    if usage is None:
+        return True
     if usage.devices:
-        return any(d.utilization_percent for d in usage.devices)
-    return (usage.cpu_millis or 0) >= COMPUTES_CPU_MILLIS
+        return not _idle(usage)
+    return usage.cpu_millis is None or usage.cpu_millis >= COMPUTES_CPU_MILLIS
