@@ -69,6 +69,7 @@ def main():
     parser.add_argument("--hold-at", type=int, default=0)
     options = parser.parse_args()
 
+    os.makedirs(options.out, exist_ok=True)
     asked = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
     with open(options.data) as file:
@@ -105,7 +106,6 @@ def main():
             save(os.path.join(options.out, "last.ckpt"), state)
             if before and os.path.exists(os.path.join(options.out, before)):
                 os.remove(os.path.join(options.out, before))
-    os.makedirs(options.out, exist_ok=True)
     with open(os.path.join(options.out, "weights.json"), "w") as file:
         json.dump([state["inner"], state["outer"]], file)
 

@@ -57,6 +57,7 @@ class Scenario:
     folder: Path
     job: Job | None = None
     weights_file: str = "weights.json"
+    """in its outputs; '': it has none"""
 
     def agent_name(self, index: int) -> str:
         """Return the name of its first (0) or second (1) agent."""
@@ -163,7 +164,7 @@ class Scenario:
             time.sleep(POLL_S)
         job.cosign()
         weights = None
-        if view.state == "succeeded":
+        if view.state == "succeeded" and self.weights_file:
             job.download(self.folder / "out")
             weights = (self.folder / "out" / self.weights_file).read_bytes()
         export = job.export()
