@@ -47,6 +47,8 @@ from sublet_contracts.versions import (
 MAX_DEVICES = 64
 MAX_INPUTS = 256
 MAX_THREADS = 4096
+NOT_THE_JOBS = ("/proc", "/sys", "/dev", "/sublet", "/inputs")
+"""Folders of a container that belong to the system or to us."""
 MAX_CHECKPOINT_FOLDERS = 8
 
 
@@ -114,6 +116,7 @@ class Offer(Document):
     )
     image_policy: Literal["digest", "any"] = Field(description="digest: pinned images only")
     egress: bool = Field(description="whether jobs may reach the network")
+    users: bool = Field(default=False, description="whether jobs may choose as whom they run")
     accepts: tuple[Party, ...] = Field(
         max_length=256, description="renters that it serves; empty: everybody"
     )
@@ -151,6 +154,11 @@ class Resources(BaseModel):
     disk_bytes: Count = Field(description="disk for checkpoints and outputs, in all")
     region: str = Field(default="", max_length=64, description="exactly this region")
     egress: bool = Field(default=False, description="whether the job needs the network")
+    user: str = Field(
+        default="",
+        pattern=r"^([a-z_][a-z0-9_-]{0,31}|[1-9][0-9]{0,8}(:[1-9][0-9]{0,8})?)?$",
+        description="as whom it runs: UID, UID:GID or a name that the image knows; never root",
+    )
 
 
 class Input(BaseModel):
@@ -216,6 +224,12 @@ class Job(Document):
         max_length=MAX_INPUTS, description="files and folders that are placed before it starts"
     )
     outputs: str = Field(default="", max_length=512, description="folder that is brought back")
+    workdir: str = Field(
+        default="", max_length=512, description="the working folder; '': the image's, or /work"
+    )
+    shm_bytes: Count = Field(
+        default=0, description="most in /dev/shm, as a part of the memory; 0: half of it"
+    )
     checkpoints: tuple[str, ...] = Field(
         default=(),
         max_length=MAX_CHECKPOINT_FOLDERS,
@@ -246,7 +260,7 @@ class Job(Document):
                 raise ValueError(f"{name}: at most 8192 characters and no NUL")
         return env
 
-    @field_validator("outputs")
+    @field_validator("outputs", "workdir")
     @classmethod
     def _outputs_inside(cls, path: str) -> str:
         return check_container_path(path) if path else path
@@ -269,6 +283,10 @@ class Job(Document):
             raise ValueError("expires_ms must be later than issued_ms")
         if self.accept_receipts_up_to_ucr > self.budget_ucr:
             raise ValueError("accept_receipts_up_to_ucr must not be above budget_ucr")
+        if self.shm_bytes > self.resources.memory_bytes:
+            raise ValueError("shm_bytes must not be above memory_bytes, of which it is a part")
+        if any(self.workdir == top or self.workdir.startswith(f"{top}/") for top in NOT_THE_JOBS):
+            raise ValueError(f"workdir: {self.workdir!r} is not the job's to use; use /work, say")
         destinations = [i.destination for i in self.inputs]
         if len(set(destinations)) != len(destinations):
             raise ValueError("inputs: a destination stands twice")

@@ -36,6 +36,7 @@ class Constraint(StrEnum):
     DEVICES = "devices"
     DEVICE_KIND = "device_kind"
     EGRESS = "egress"
+    USER = "user"
     ACCEPTS = "accepts"
 
 
@@ -190,6 +191,12 @@ _MACHINE_RULES = (
         lambda need, offer: offer.egress or not need.resources.egress,
         lambda _, offer: offer.egress,
         lambda need: need.resources.egress,
+    ),
+    _MachineRule(
+        Constraint.USER,
+        lambda need, offer: offer.users or not need.resources.user,
+        lambda _, offer: offer.users,
+        lambda need: need.resources.user,
     ),
     _MachineRule(
         Constraint.IMAGE,

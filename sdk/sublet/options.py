@@ -110,6 +110,10 @@ def _cores_or_share(value: Amount, name: str) -> object:
     return 0 if value == "" else cores_to_millis(value, name)
 
 
+def _size_or_none(value: Size, name: str) -> object:
+    return 0 if value == "" else size_bytes(value, name)
+
+
 def _as_dict(value: Mapping[str, str] | None, name: str) -> object:
     return dict(value or {})
 
@@ -257,6 +261,43 @@ class JobOptions(TypedDict, total=False):
             default=False,
             fields=("egress",),
             convert=_as_written,
+        ),
+    ]
+    user: Annotated[
+        str,
+        Option(
+            "as whom it runs: UID, UID:GID or a name of the image's, never root; where the owner "
+            "allows it",
+            "machine",
+            default="",
+            default_help="a user of no rights",
+            fields=("user",),
+            convert=_as_written,
+            metavar="USER",
+        ),
+    ]
+    shm_size: Annotated[
+        Size,
+        Option(
+            "the most in /dev/shm, which is a part of the memory",
+            "machine",
+            default="",
+            default_help="half of the memory, 8GiB at most",
+            fields=("shm_bytes",),
+            convert=_size_or_none,
+            metavar="SIZE",
+        ),
+    ]
+    workdir: Annotated[
+        str,
+        Option(
+            "the folder in the container that it begins in",
+            "content",
+            default="",
+            default_help="the image's own, or /work",
+            fields=("workdir",),
+            convert=_as_written,
+            metavar="DIR",
         ),
     ]
     inputs: Annotated[

@@ -42,6 +42,7 @@ _WORDS: dict[str, Callable[[Shortfall], str]] = {
         lambda s: f"allow a {s.has} as device (--gpus {'cpu' if s.has == 'cpu' else 1})"
     ),
     Constraint.EGRESS: lambda _: "do without network access",
+    Constraint.USER: lambda _: "leave out --user: no owner there lets jobs choose it",
     Constraint.ACCEPTS: lambda _: "ask its owner to trust your key",
 }
 

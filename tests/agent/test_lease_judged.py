@@ -27,6 +27,7 @@ CASES: list[tuple[Constraint, dict[str, Any], dict[str, Any]]] = [
     (Constraint.HARDWARE_CLASS, {"hardware_class": "nvidia-h100"}, {}),
     (Constraint.DEVICE_KIND, {"device_kind": "cpu"}, {}),
     (Constraint.EGRESS, {"egress": True}, {}),
+    (Constraint.USER, {"user": "1000"}, {}),
     (Constraint.ACCEPTS, {}, {"accepts": (OTHER.party,)}),
 ]
 

@@ -24,7 +24,7 @@ from sublet_agent.adapters.workspace import seeding
 from sublet_agent.adapters.workspace.layout_file import read_layout, write_layout
 from sublet_agent.core import layout as layouts
 from sublet_agent.core.layout import ImageFolders, Layout, RunFolders, own_folders, planned
-from sublet_agent.core.runner_port import RunSpec
+from sublet_agent.core.runner_port import RunRefused, RunSpec
 from tests.agent.runner_world import World
 from tests.images import base_image
 from tests.services import require
@@ -551,3 +551,36 @@ def test_nothing_is_left_of_the_looks(world: World) -> None:
     assert mine
     assert not [name for name in mine if name.endswith(".seed")]
     assert layouts.SEED_BYTES == 2_000_000_000
+
+
+@pytest.mark.docker
+def test_a_job_chooses_its_working_folder_and_its_shared_memory(world: World) -> None:
+    code = (
+        "import os, shutil; print(os.getcwd(), shutil.disk_usage('/dev/shm').total); open('x', 'w')"
+    )
+    spec = furnished(world, base_image(), code, workdir="/srv/mine", shm_bytes=32 * 2**20)
+    assert world.ended(spec.run_id).exit_code == 0, world.output(spec.run_id)
+    assert world.output(spec.run_id) == [f"/srv/mine {32 * 2**20}"]
+    assert (spec.run_dir / "work" / "x").exists()
+    assert spec.layout.notes == ()
+
+
+@pytest.mark.docker
+def test_a_job_runs_as_whom_it_chooses_where_the_owner_allows_it(
+    world: World, images: Images
+) -> None:
+    image = images.make("RUN echo 'ann:x:4242:4243::/home/ann:/bin/sh' >> /etc/passwd")
+    with pytest.raises(RunRefused, match="--allow-user"):
+        world.runner.furnish(world.spec(LOOK, image=image, image_id=image, user="ann"))
+    allowed = dataclasses.replace(world)
+    allowed.owner, allowed.runner = world.owner, world.restarted(allow_user=True)
+    for user, ids in (("ann", (4242, 4243)), ("4242", (4242, 4243)), ("77:78", (77, 78))):
+        code = LOOK + "print(os.getuid(), os.getgid())"
+        spec = furnished(allowed, image, code, user=user)
+        assert allowed.ended(spec.run_id).exit_code == 0, allowed.output(spec.run_id)
+        found, who = allowed.output(spec.run_id)
+        assert who == f"{ids[0]} {ids[1]}"
+        assert json.loads(found)["writes"][:3] == ["written"] * 3
+    for odd in ("root", "nobody-here", "0"):
+        with pytest.raises(RunRefused, match="root, or nobody that the image knows"):
+            allowed.runner.furnish(world.spec(LOOK, image=image, image_id=image, user=odd))

@@ -75,6 +75,7 @@ CASES: list[tuple[MachineRequirements, Offer, Constraint, Any, Any]] = [
     (need({"devices": 3}), offer(), Constraint.DEVICES, 2, 3),
     (need({"device_kind": "cpu"}), offer(), Constraint.DEVICE_KIND, "gpu", "cpu"),
     (need({"egress": True}), offer(), Constraint.EGRESS, False, True),
+    (need({"user": "1000"}), offer(), Constraint.USER, False, "1000"),
     (NEED, offer(accepts=(OTHER,)), Constraint.ACCEPTS, "other renters", JOB.renter),
 ]
 

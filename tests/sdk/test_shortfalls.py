@@ -31,6 +31,7 @@ CASES: dict[Constraint, tuple[Fact, Fact, str]] = {
     Constraint.DEVICES: (2, 8, "ask for at most 2 devices"),
     Constraint.DEVICE_KIND: ("cpu", "gpu", "allow a cpu as device (--gpus cpu)"),
     Constraint.EGRESS: (False, True, "do without network access"),
+    Constraint.USER: (False, "1000", "leave out --user: no owner there lets jobs choose it"),
     Constraint.ACCEPTS: ("other renters", "ed25519:0", "ask its owner to trust your key"),
 }
 

@@ -51,6 +51,7 @@ class Options:
     image_cap_bytes: int
     pull_patience_ms: int
     allow_egress: bool
+    allow_user: bool
     memory_bytes: int
     disk_bytes: int
     json: bool
@@ -159,6 +160,11 @@ def read_options(argv: Sequence[str]) -> Options:
         help="a pull without bytes for so long is ended, and the job goes elsewhere (default: 2m)",
     )
     add("--allow-egress", action="store_true", help="jobs that ask for it may reach the network")
+    add(
+        "--allow-user",
+        action="store_true",
+        help="jobs may choose the number of the user that they run as (never root)",
+    )
     add("--memory", type=_size, default="0", metavar="SIZE", help="main memory offered, in all")
     add(
         "--disk",
@@ -196,6 +202,7 @@ def read_options(argv: Sequence[str]) -> Options:
         image_cap_bytes=found.image_cap,
         pull_patience_ms=found.pull_patience,
         allow_egress=found.allow_egress,
+        allow_user=found.allow_user,
         memory_bytes=found.memory,
         disk_bytes=found.disk,
         json=found.json,

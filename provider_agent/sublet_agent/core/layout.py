@@ -20,6 +20,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sublet_contracts.documents import NOT_THE_JOBS
+
 WORK, HOME, TMP, OUTPUTS, SAVED = "work", "home", "tmp", "outputs", "saved"
 """the folders' names below runs/<lease>"""
 WORK_PATH = "/work"
@@ -29,7 +31,6 @@ SEED_BYTES = 2 * 1000**3
 """what a run's folders may begin with, in all; less where the job asked for less disk"""
 SEED_ENTRIES = 50_000
 """files and folders, of each"""
-NOT_OURS = ("/proc", "/sys", "/dev", "/sublet", "/inputs")
 _MAX_PATH = 512
 
 
@@ -40,6 +41,8 @@ class Layout:
     work_path: str = WORK_PATH
     home_path: str = HOME_PATH
     user_name: str = "job"
+    user_ids: tuple[int, int] | None = None
+    """uid and gid of a job that has chosen them"""
     user_files: tuple[str, ...] = ()
     """files of /etc that are the run's own, below runs/<lease>/etc"""
     notes: tuple[str, ...] = ()
@@ -89,7 +92,7 @@ def why_not_own(path: str) -> str:
     """Say why a path can't be a folder of a run's own; '' if it can."""
     if path == "/":
         return "is the root of the image"
-    if any(is_within(path, folder) for folder in NOT_OURS):
+    if any(is_within(path, folder) for folder in NOT_THE_JOBS):
         return "is not the job's to use"
     return ""
 

@@ -46,6 +46,8 @@ class Terms:
     egress: bool
     accepts: tuple[str, ...]
     grace_ms: int
+    users: bool = False
+    """whether jobs may choose as whom they run"""
     asked_memory_bytes: int = 0
     """what the owner said may be offered in all; 0: most of what is there"""
     asked_disk_bytes: int = 0
@@ -77,6 +79,7 @@ def make_offer(terms: Terms, *, provider: str, broker: str, sequence: int, now_m
             "runner": terms.runner,
             "image_policy": terms.image_policy,
             "egress": terms.egress,
+            "users": terms.users,
             "accepts": terms.accepts,
             "grace_ms": terms.grace_ms,
             "issued_ms": now_ms,

@@ -134,6 +134,8 @@ class RunSpec:
     outputs_path: str | None = None  # where the job writes them, in the container
     checkpoint_paths: tuple[str, ...] = ()  # folders whose content is a checkpoint, as named
     workdir: str = ""  # the working folder that the job wishes; '': the image's
+    shm_bytes: int = 0  # of /dev/shm, as a part of the memory; 0: half of it
+    user: str = ""  # as whom it wishes to run: UID, UID:GID or a name of the image's
     layout: Layout = UNFURNISHED  # as `furnish` has found it
 
 

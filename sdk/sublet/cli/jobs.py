@@ -146,6 +146,7 @@ def requirements_text(need: Resources) -> str:
     parts += [f"class {safe(need.hardware_class)}"] if need.hardware_class else []
     parts += [f"region {safe(need.region)}"] if need.region else []
     parts += ["network"] if need.egress else []
+    parts += [f"as user {safe(need.user)}"] if need.user else []
     return ", ".join(parts)
 
 

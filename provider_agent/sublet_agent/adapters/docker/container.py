@@ -125,7 +125,8 @@ def host_config(spec: RunSpec, image: ImageConfig, host: Host) -> dict[str, Any]
         "read_only": True,
         "tmpfs": {path: volume for path in image.volumes if path not in taken},
         "mounts": mounted,
-        "shm_size": max(1024 * 1024, min(memory // 2, _MAX_SHM_BYTES)),  # counts as memory too
+        # Counts as memory too.
+        "shm_size": spec.shm_bytes or max(1024 * 1024, min(memory // 2, _MAX_SHM_BYTES)),
         "ipc_mode": "private",
         "mem_limit": memory,
         "memswap_limit": memory,  # the same: no swap

@@ -32,7 +32,7 @@ from sublet_agent.adapters.docker.container import ImageConfig, folders_of
 from sublet_agent.adapters.workspace import folders, seeding
 from sublet_agent.core import layout as layouts
 from sublet_agent.core.layout import ImageFolders, Layout
-from sublet_agent.core.runner_port import Cancel, PullCancelled, RunSpec
+from sublet_agent.core.runner_port import Cancel, PullCancelled, RunRefused, RunSpec
 from sublet_contracts.amounts import format_bytes
 
 SMALL_BYTES = 256 * 1024
@@ -75,14 +75,19 @@ class Furnisher:
         image_id: str,
         config: ImageConfig,
         user: tuple[int, int],
+        hand_over: Callable[[tuple[int, int]], None],
         cancel: Cancel | None,
     ) -> Layout:
-        """Fill the folders, which are empty and the user's; return the layout. Raises what the
-        engine's client raises, OSError, PullCancelled."""
+        """Fill the folders, which are empty; return the layout. `user`: as whom it runs, unless
+        the job has a wish; `hand_over` gives him the folders. Raises what the engine's client
+        raises, OSError, RunRefused, PullCancelled."""
         known = self._remembered(image_id)
         with _Image(self._client, image_id, self.container_name(spec.run_id)) as image:
             looked = _Look(image, known)
-            layout = self._planned(spec, config, looked)
+            chosen = _chosen_user(spec, looked)
+            user = chosen or user
+            hand_over(user)
+            layout = dataclasses.replace(self._planned(spec, config, looked), user_ids=chosen)
             layout = self._filled(spec, layout, looked, user, cancel)
             return self._with_user(spec, layout, looked, user)
 
@@ -184,6 +189,17 @@ class Furnisher:
             (etc / file).write_text(text)
             (etc / file).chmod(0o644)
         return dataclasses.replace(layout, user_name=name, user_files=("passwd", "group"))
+
+
+def _chosen_user(spec: RunSpec, looked: _Look) -> tuple[int, int] | None:
+    if not spec.user:
+        return None
+    ids = users.ids_of(looked.file("/etc/passwd"), spec.user)
+    if ids is None:
+        raise RunRefused(
+            f"user {spec.user!a}: root, or nobody that the image knows; name another, or a number"
+        )
+    return ids
 
 
 def _kind(spec: RunSpec, path: str) -> Any:

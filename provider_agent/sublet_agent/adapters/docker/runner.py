@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -100,6 +101,7 @@ class DockerRunner:
         *,
         user: tuple[int, int] | None = None,
         allow_egress: bool = False,
+        allow_user: bool = False,
         log_bytes: int = 16 * 1024 * 1024,
         volume_bytes: int = 1024 * 1024 * 1024,
         client: docker.DockerClient | None = None,
@@ -115,6 +117,7 @@ class DockerRunner:
         if 0 in self._user:
             raise ValueError("user: jobs must not run as uid or gid 0")
         self._allow_egress = allow_egress
+        self._allow_user = allow_user
         self._log_bytes = log_bytes
         self._volume_bytes = volume_bytes
         self._connected_client = client
@@ -187,12 +190,13 @@ class DockerRunner:
     def furnish(self, spec: RunSpec, cancel: Cancel | None = None) -> Layout:
         """Fill the run's folders with what the image has. See `Runner`."""
         runner_port.check_spec(spec)
+        self._check_allowed(spec)
         with self._errors(f"run {spec.run_id}"):
-            self._hand_over(spec)
             image_id = spec.image_id or self._images.id_of(spec.image)
             image = ImageConfig.of(self._client().api.inspect_image(image_id))
             try:
-                return self._furnisher.furnish(spec, image_id, image, self._user, cancel)
+                hand_over = functools.partial(self._hand_over, spec)
+                return self._furnisher.furnish(spec, image_id, image, self._user, hand_over, cancel)
             except requests.RequestException:
                 raise
             except OSError as error:
@@ -202,11 +206,7 @@ class DockerRunner:
     def start(self, spec: RunSpec) -> None:
         """Create and start the container, once. See `Runner`."""
         runner_port.check_spec(spec)
-        if spec.network == "egress" and not self._allow_egress:
-            raise runner_port.RunRefused(
-                "network egress: this owner gives jobs no network; use network none, "
-                "or let the owner allow it with --allow-egress"
-            )
+        self._check_allowed(spec)
         if spec.memory_bytes < _MIN_MEMORY_BYTES:
             raise runner_port.RunRefused(f"memory_bytes: at least {_MIN_MEMORY_BYTES}")
         self._events.know(spec.run_id)
@@ -215,7 +215,7 @@ class DockerRunner:
             found = self._inspect(spec.run_id)
             if found is None:
                 try:
-                    self._hand_over(spec)
+                    self._hand_over(spec, spec.layout.user_ids or self._user)
                 except OSError as error:
                     raise runner_port.StartFailed(
                         f"run {spec.run_id}: its folders: {error.strerror}", str(error)
@@ -487,7 +487,7 @@ class DockerRunner:
         image = ImageConfig.of(api.inspect_image(image_id))
         host = Host(
             owner=self._owner,
-            user=self._user,
+            user=spec.layout.user_ids or self._user,
             log_bytes=self._log_bytes,
             volume_bytes=self._volume_bytes,
             network=self._network(spec),
@@ -529,8 +529,20 @@ class DockerRunner:
             )
         ]
 
-    def _hand_over(self, spec: RunSpec) -> None:
-        uid, gid = self._user
+    def _check_allowed(self, spec: RunSpec) -> None:
+        if spec.network == "egress" and not self._allow_egress:
+            raise runner_port.RunRefused(
+                "network egress: this owner gives jobs no network; use network none, "
+                "or let the owner allow it with --allow-egress"
+            )
+        if spec.user and not self._allow_user:
+            raise runner_port.RunRefused(
+                f"user {spec.user!a}: this owner lets no job choose as whom it runs; leave out "
+                "--user, or let the owner allow it with --allow-user"
+            )
+
+    def _hand_over(self, spec: RunSpec, user: tuple[int, int]) -> None:
+        uid, gid = user
         for name in ("in", "out", "ack"):
             (spec.checkpoint_dir / name).mkdir(exist_ok=True)
         for folder in (spec.checkpoint_dir / "in", spec.checkpoint_dir / "ack", spec.inputs_dir):

@@ -29,6 +29,21 @@ def group(image: bytes, gid: int, name: str) -> str:
     return "\n".join((own, *(kept or ["root:x:0:"]), ""))
 
 
+def ids_of(image: bytes, user: str) -> tuple[int, int] | None:
+    """Return uid and gid of a user that a job names: UID, UID:GID, or by the image's passwd.
+    None: it has no such user, or it is root."""
+    for line in _lines(image, 7):
+        name, _, uid, gid, *_ = line.split(":")
+        if user in (name, uid) and uid.isdecimal() and gid.isdecimal():
+            return _not_root(int(uid), int(gid))
+    uid, _, gid = user.partition(":")
+    return _not_root(int(uid), int(gid or uid)) if uid.isdecimal() else None
+
+
+def _not_root(uid: int, gid: int) -> tuple[int, int] | None:
+    return (uid, gid) if 0 < uid < 2**31 and 0 < gid < 2**31 else None
+
+
 def home_of(image: bytes, user: str) -> str:
     """Return the home that an image's passwd gives to the user that the image names (by name or
     number, with a group or without); '' if none."""

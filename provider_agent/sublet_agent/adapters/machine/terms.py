@@ -30,6 +30,7 @@ def choose_runner(options: Options, owner: str, say: Callable[[str], None]) -> R
                 owner,
                 options.state,
                 allow_egress=options.allow_egress,
+                allow_user=options.allow_user,
                 images=ImageRules(
                     options.allow_images,
                     options.allow_registries,
@@ -106,6 +107,7 @@ def make_terms(
         runner=runner.name,
         image_policy=options.image_policy,
         egress=options.allow_egress,
+        users=options.allow_user and runner.name == "docker",
         accepts=accepts,
         grace_ms=options.grace_ms,
         asked_memory_bytes=options.memory_bytes,

@@ -106,6 +106,10 @@ class ProcessRunner:
     def furnish(self, spec: RunSpec, cancel: Cancel | None = None) -> Layout:
         """Make the folders; an input that is the working folder is copied there. See `Runner`."""
         runner_port.check_spec(spec)
+        if spec.user:
+            raise runner_port.RunRefused(
+                f"user {spec.user!a}: the process runner has its owner's user only: no --user"
+            )
         found = layout.planned(
             ImageFolders(layout.WORK_PATH, layout.HOME_PATH),
             asked_work=spec.workdir,
