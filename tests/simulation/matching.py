@@ -186,6 +186,7 @@ class _Machine:
             and offer["price_ucr_per_device_hour"] <= job["max_price_ucr_per_device_hour"]
             and need["region"] in ("", offer["region"])
             and (offer["egress"] or not need["egress"])
+            and (offer["users"] or not need["user"])
             and (not offer["accepts"] or job["renter"] in offer["accepts"])
             and (offer["image_policy"] == "any" or "@sha256:" in job["image"])
             and (threads < 2 or offer["cpu_millis"] * need["devices"] >= 1000 * threads)

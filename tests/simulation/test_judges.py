@@ -40,6 +40,7 @@ def an_offer(draw: random.Random) -> Offer:
             "region": draw.choice(("home", "moon")),
             "image_policy": draw.choice(("any", "any", "digest")),
             "egress": draw.choice((True, True, False)),
+            "users": draw.choice((True, True, False)),
             "accepts": draw.choice(((), (), (samples.RENTER,), (samples.BROKER,))),
         }
     )
@@ -57,6 +58,7 @@ def a_job(draw: random.Random) -> Job:
         disk_bytes=draw.choice((10, 15)),
         region=draw.choice(("", "", "home")),
         egress=draw.choice((False, False, True)),
+        user=draw.choice(("", "", "1000")),
     )
     return samples.job().model_copy(
         update={
