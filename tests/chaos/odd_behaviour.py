@@ -594,6 +594,20 @@ def _kills_its_group(_dice: Random) -> End:
     )
 
 
+def _passes_a_kill_on(_dice: Random) -> End:
+    code = (
+        "pid = os.fork()\nif not pid: time.sleep(60)\n"
+        "os.kill(pid, 9)\nos.waitpid(pid, 0)\nos._exit(137)"
+    )
+    # As a shell does for what it ran. Where only its own wait status is seen, it chose the code.
+    return End(
+        "returns 137 for its worker",
+        code,
+        frozenset({Reason.JOB_FAILED}),
+        on_docker=frozenset({Reason.KILLED_UNATTRIBUTED}),
+    )
+
+
 def _takes_all_memory(_dice: Random) -> End:
     code = (
         "held = []\nfor n in range(200):\n"
@@ -641,6 +655,7 @@ ENDS: tuple[MakeEnd, ...] = (
     _handles_its_own_signal,
     _kills_its_parent,
     _kills_its_group,
+    _passes_a_kill_on,
     _takes_all_memory,
     *(_is_cancelled,) * 2,
     *(_is_drained,) * 2,
