@@ -320,7 +320,17 @@ class Observer:
             )
         if seen.step is not None and seen.step not in self._reported_steps:
             self._reported_steps.add(seen.step)
-            listener.post(events.CheckpointFound(self._lease_id, seen.step, age_ms=seen.age_ms))
+            age_ms = max(0, seen.age_ms - (await self._ended_ago_ms() if ended else 0))
+            listener.post(events.CheckpointFound(self._lease_id, seen.step, age_ms=age_ms))
+
+    async def _ended_ago_ms(self) -> int:
+        """How long ago the run ended: that time is none of its own."""
+        try:
+            status = await self._listener.blocking(self._listener.runner.status, self._run)
+        except RunnerError:
+            return 0
+        now_ms = self._listener.now_ms()
+        return max(0, now_ms - (now_ms if status.finished_ms is None else status.finished_ms))
 
     def _tell_of_folders(self, says: str) -> None:
         """Tell the renter, once."""

@@ -95,6 +95,10 @@ class FolderSnapshots:
         last = self._read_last()
         return 0 if last is None or last.taken_ns > time.time_ns() else last.taken_ns
 
+    def holds(self, step: int) -> bool:
+        """Say whether the copy of that step is here."""
+        return self._path(step).is_dir()
+
     def held_bytes(self) -> int:
         """Return what the copies take of the disk. A copy that the filesystem shares counts in
         full: its bytes are freed only with it."""

@@ -326,8 +326,10 @@ class Workspace:
             ended=ended,
         )
         seen = await reader.watch(record.lease_id, named, wish)
+        if seen.state == "same":
+            return await blocking(self._untold)
         if seen.state != "ready":
-            return FoldersSeen(due=seen.state != "same", says=seen.says)
+            return FoldersSeen(says=seen.says)
         under_way = record.uploading is not None or any(
             awaiting.kind == "checkpoint" for awaiting in record.awaiting_verdict.values()
         )
@@ -350,6 +352,16 @@ class Workspace:
             return FoldersSeen(due=False)
         age_ms = seen.age_ms + int((time.monotonic() - began_s) * 1000)
         return FoldersSeen(step, age_ms, due=False, left_out=seen.left_out_said)
+
+    def _untold(self) -> FoldersSeen:
+        """What is to be said where nothing is new: an agent that was killed may have taken the
+        newest snapshot and told nobody."""
+        record, last = self.record, self._snapshots.last()
+        told = max([record.lease.start_step, record.uploaded_step, *record.local_checkpoints])
+        if last is None or last.step <= told or not self._snapshots.holds(last.step):
+            return FoldersSeen(due=False)
+        age_ms = max(0, time.time_ns() - self._snapshots.since_ns()) // 1_000_000
+        return FoldersSeen(last.step, age_ms, due=False)
 
     def scan_checkpoint(self, step: int, on_bytes: OnBytes | None = None) -> ScannedTree:
         """Read a checkpoint, checking DONE against what is there. Raises TreeRefused, OSError, and
