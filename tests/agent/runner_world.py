@@ -111,6 +111,10 @@ class World:
         """Wait until the job has printed `text`."""
         wait_for(lambda: text in self.output(run_id), f"{text!r} in the output of {run_id}")
 
+    def shown_anything(self, run_id: str) -> None:
+        """Wait until the job has printed a line."""
+        wait_for(lambda: bool(self.output(run_id)), f"any output of {run_id}")
+
     def close(self) -> None:
         """Remove every run of this world."""
         for found in self.runner.find():

@@ -20,9 +20,11 @@ import docker
 import pytest
 
 from sublet_agent.adapters.docker import users
+from sublet_agent.adapters.docker.limits_told import told_by
 from sublet_agent.adapters.workspace import seeding
 from sublet_agent.adapters.workspace.layout_file import read_layout, write_layout
 from sublet_agent.core import layout as layouts
+from sublet_agent.core.cores import cores_for, from_text, to_text
 from sublet_agent.core.layout import ImageFolders, Layout, RunFolders, own_folders, planned
 from sublet_agent.core.runner_port import RunRefused, RunSpec
 from tests.agent.runner_world import World
@@ -584,3 +586,56 @@ def test_a_job_runs_as_whom_it_chooses_where_the_owner_allows_it(
     for odd in ("root", "nobody-here", "0"):
         with pytest.raises(RunRefused, match="root, or nobody that the image knows"):
             allowed.runner.furnish(world.spec(LOOK, image=image, image_id=image, user=odd))
+
+
+def test_cores_are_those_that_the_fewest_have() -> None:
+    machine = (0, 1, 2, 3)
+    assert cores_for(2000, machine, []) == (0, 1)
+    assert cores_for(2000, machine, [(0, 1)]) == (2, 3)
+    assert cores_for(1500, machine, [(0, 1), (2,)]) == (0, 3)
+    assert cores_for(500, machine, [(0,), (1,), (2,), (3,), (0, 2, 3)]) == (1,)
+    assert cores_for(4000, machine, []) == cores_for(9000, machine, []) == ()
+    assert cores_for(3000, (4, 6, 8, 10), [(6,)]) == (4, 8, 10)
+    assert from_text(to_text((1, 3))) == (1, 3)
+    assert from_text("") == from_text("0-3") == from_text("x") == ()
+
+
+@pytest.mark.docker
+def test_what_a_run_takes_for_its_cores_is_true_and_runs_have_different_ones(world: World) -> None:
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("this machine has one core")
+    code = (
+        "import os, subprocess\n"
+        "told = subprocess.run(['nproc'], capture_output=True, text=True).stdout.strip()\n"
+        "print(told, *sorted(os.sched_getaffinity(0)), flush=True)\n"
+        "__import__('time').sleep(600)"
+    )
+    runs = [furnished(world, base_image(), code, cpu_millis=900) for _ in range(2)]
+    told = []
+    for spec in runs:
+        world.shown_anything(spec.run_id)
+        told.append(world.output(spec.run_id)[0].split())
+        world.runner.kill(spec.run_id)
+    assert [count for count, *_ in told] == ["1", "1"]
+    assert told[0][1] != told[1][1]
+    code = "import os; print(len(os.sched_getaffinity(0)) == int(os.environ['ALL']))"
+    env = {"ALL": str(docker.from_env().info()["NCPU"])}
+    spec = furnished(world, base_image(), code, cpu_millis=64_000, env=env)
+    world.ended(spec.run_id)
+    assert world.output(spec.run_id) == ["True"]
+
+
+@pytest.mark.docker
+def test_where_lxcfs_is_installed_proc_tells_the_limits(world: World, tmp_path: Path) -> None:
+    """By files that stand in for it: what it serves is its own matter, that it is used is ours."""
+    assert told_by(tmp_path) == ()
+    for name, text in (("proc/meminfo", "MemTotal: 7 kB\n"), ("proc/cpuinfo", "")):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert told_by(tmp_path) == (("/proc/meminfo", tmp_path / "proc/meminfo"),)
+    told = dataclasses.replace(world)
+    told.owner, told.runner = world.owner, world.restarted(lxcfs=tmp_path)
+    spec = furnished(told, base_image(), "print(open('/proc/meminfo').read())")
+    assert told.ended(spec.run_id).exit_code == 0, told.output(spec.run_id)
+    assert told.output(spec.run_id)[0] == "MemTotal: 7 kB"

@@ -20,11 +20,13 @@ from typing import Any
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from sublet_agent.adapters.docker import seccomp
-from sublet_agent.core import runner_port
+from sublet_agent.core import cores, runner_port
 from sublet_agent.core.layout import RunFolders
 from sublet_agent.core.runner_port import RunSpec
 
 LABEL = "sublet"
+CORES = f"{LABEL}.cores"
+"""the label that says to which cores a run is kept"""
 HOST_NAME = "job"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """what the engine sets where the image sets none"""
@@ -69,6 +71,10 @@ class Host:
     unmapped: bool = False
     """whether the engine maps users: then the job runs without that"""
     cpu_count: int = 1
+    cores: tuple[int, ...] = ()
+    """to which the run is kept; none: it may use all"""
+    told_by: tuple[tuple[str, Path], ...] = ()
+    """files of /proc and /sys that tell the limits instead of the machine, and where they are"""
 
 
 def arguments(spec: RunSpec, image: ImageConfig, host: Host) -> dict[str, Any]:
@@ -86,6 +92,7 @@ def arguments(spec: RunSpec, image: ImageConfig, host: Host) -> dict[str, Any]:
             f"{LABEL}.lease": spec.lease_id,
             f"{LABEL}.epoch": str(spec.epoch),
             f"{LABEL}.checkpoint_dir": str(spec.checkpoint_dir),
+            CORES: cores.to_text(host.cores),
         },
         "healthcheck": {"test": ["NONE"]},
     }
@@ -116,6 +123,7 @@ def host_config(spec: RunSpec, image: ImageConfig, host: Host) -> dict[str, Any]
     """Return the arguments of the engine's `create_host_config`."""
     memory = spec.memory_bytes
     mounted = mounts(spec)
+    mounted += [_bind(path, source, True) for path, source in host.told_by]
     taken = {mount["Target"] for mount in mounted}
     volume = f"rw,nosuid,nodev,mode=1777,size={min(host.volume_bytes, spec.disk_bytes)}"
     return {
@@ -131,6 +139,7 @@ def host_config(spec: RunSpec, image: ImageConfig, host: Host) -> dict[str, Any]
         "mem_limit": memory,
         "memswap_limit": memory,  # the same: no swap
         "nano_cpus": min(spec.cpu_millis, 1000 * host.cpu_count) * 1_000_000,
+        "cpuset_cpus": cores.to_text(host.cores) or None,
         "pids_limit": spec.pids,
         "oom_score_adj": 500,
         "ulimits": [
@@ -165,28 +174,29 @@ def folders_of(spec: RunSpec) -> RunFolders:
     )
 
 
+def _bind(target: str, source: Path, read_only: bool) -> Mount:
+    return Mount(target, str(source), type="bind", read_only=read_only, propagation="rprivate")
+
+
 def mounts(spec: RunSpec) -> list[Mount]:
     """Return what is mounted. The engine mounts what lies in another one after it."""
-
-    def bind(target: str, source: Path, read_only: bool) -> Mount:
-        return Mount(target, str(source), type="bind", read_only=read_only, propagation="rprivate")
 
     own = folders_of(spec).mounts()
     if spec.outputs_path is not None and spec.outputs_dir is not None:
         own[spec.outputs_path] = spec.outputs_dir
     found = [
-        bind(runner_port.CHECKPOINT_PATH, spec.checkpoint_dir, False),
-        bind(f"{runner_port.CHECKPOINT_PATH}/in", spec.checkpoint_dir / "in", True),
-        bind(f"{runner_port.CHECKPOINT_PATH}/ack", spec.checkpoint_dir / "ack", True),
-        bind(runner_port.HELPER_PATH, spec.helper_dir, True),
-        bind(runner_port.INPUTS_PATH, spec.inputs_dir, True),
+        _bind(runner_port.CHECKPOINT_PATH, spec.checkpoint_dir, False),
+        _bind(f"{runner_port.CHECKPOINT_PATH}/in", spec.checkpoint_dir / "in", True),
+        _bind(f"{runner_port.CHECKPOINT_PATH}/ack", spec.checkpoint_dir / "ack", True),
+        _bind(runner_port.HELPER_PATH, spec.helper_dir, True),
+        _bind(runner_port.INPUTS_PATH, spec.inputs_dir, True),
     ]
     # An input that is the working folder was copied into it.
     placed = {path: host for path, host in spec.destinations.items() if path not in own}
-    found += [bind(path, host, True) for path, host in sorted(placed.items())]
-    found += [bind(path, host, False) for path, host in own.items()]
+    found += [_bind(path, host, True) for path, host in sorted(placed.items())]
+    found += [_bind(path, host, False) for path, host in own.items()]
     for name in spec.layout.user_files:
         path = f"/etc/{name}"
         if path not in placed:
-            found.append(bind(path, spec.run_dir / "etc" / name, True))
+            found.append(_bind(path, spec.run_dir / "etc" / name, True))
     return found

@@ -32,6 +32,7 @@ import json
 import os
 import signal
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,16 +48,17 @@ from docker.types import DeviceRequest
 from sublet_agent.adapters.docker import container
 from sublet_agent.adapters.docker import logs as docker_logs
 from sublet_agent.adapters.docker import usage as docker_usage
-from sublet_agent.adapters.docker.container import LABEL, Host, ImageConfig
+from sublet_agent.adapters.docker.container import CORES, LABEL, Host, ImageConfig
 from sublet_agent.adapters.docker.engine_events import EngineEvents
 from sublet_agent.adapters.docker.exit_witness import ExitWitness
 from sublet_agent.adapters.docker.furnishing import Furnisher
 from sublet_agent.adapters.docker.images import EVERYBODYS, DockerImages, ImageRules
+from sublet_agent.adapters.docker.limits_told import LXCFS, told_by
 from sublet_agent.adapters.docker.live_output import LiveOutput
 from sublet_agent.adapters.docker.start_errors import judge_start
 from sublet_agent.adapters.start_test import idle_program, start_and_end
 from sublet_agent.adapters.workspace import folders
-from sublet_agent.core import engine_evidence, layout, runner_port
+from sublet_agent.core import cores, engine_evidence, layout, runner_port
 from sublet_agent.core.engine_evidence import EngineFact
 from sublet_agent.core.layout import Layout
 from sublet_agent.core.runner_port import (
@@ -102,6 +104,7 @@ class DockerRunner:
         user: tuple[int, int] | None = None,
         allow_egress: bool = False,
         allow_user: bool = False,
+        lxcfs: Path = LXCFS,
         log_bytes: int = 16 * 1024 * 1024,
         volume_bytes: int = 1024 * 1024 * 1024,
         client: docker.DockerClient | None = None,
@@ -110,7 +113,7 @@ class DockerRunner:
         """`state_dir`: where evidence and the list of pulled images are kept over a restart of the
         agent; None: in memory only. `images`: what the owner lets renters use.
         `user` is the (uid, gid) of jobs; `log_bytes` bounds each run's log, `volume_bytes` each
-        volume that an image declares."""
+        volume that an image declares. `lxcfs`: where that lies, if it is installed."""
         self._owner = owner
         own = (os.geteuid(), os.getegid())
         self._user = user or (own if own[0] != 0 else (JOB_UID, JOB_UID))
@@ -118,6 +121,8 @@ class DockerRunner:
             raise ValueError("user: jobs must not run as uid or gid 0")
         self._allow_egress = allow_egress
         self._allow_user = allow_user
+        self._lxcfs = lxcfs
+        self._choosing_cores = threading.Lock()
         self._log_bytes = log_bytes
         self._volume_bytes = volume_bytes
         self._connected_client = client
@@ -485,6 +490,12 @@ class DockerRunner:
         api = self._client().api
         image_id = spec.image_id or self._images.id_of(spec.image)
         image = ImageConfig.of(api.inspect_image(image_id))
+        with self._choosing_cores:  # else two that begin at once would choose the same
+            self._create_on(spec, image_id, image)
+
+    def _create_on(self, spec: RunSpec, image_id: str, image: ImageConfig) -> None:
+        api = self._client().api
+        info = self._client().info()
         host = Host(
             owner=self._owner,
             user=spec.layout.user_ids or self._user,
@@ -492,8 +503,10 @@ class DockerRunner:
             volume_bytes=self._volume_bytes,
             network=self._network(spec),
             device_requests=tuple(self._devices(spec)),
-            unmapped=_has_option(self._client().info(), "name=userns"),
-            cpu_count=os.cpu_count() or 1,
+            unmapped=_has_option(info, "name=userns"),
+            cpu_count=int(info.get("NCPU") or os.cpu_count() or 1),
+            cores=self._cores_for(spec, info),
+            told_by=told_by(self._lxcfs),
         )
         api.create_container(
             image_id,
@@ -501,6 +514,17 @@ class DockerRunner:
             host_config=api.create_host_config(**container.host_config(spec, image, host)),
             **container.arguments(spec, image, host),
         )
+
+    def _cores_for(self, spec: RunSpec, info: Mapping[str, Any]) -> tuple[int, ...]:
+        if not info.get("CPUSet"):
+            return ()
+        count = int(info.get("NCPU") or 0)
+        ours = sorted(os.sched_getaffinity(0))
+        machine = ours if len(ours) == count else list(range(count))
+        wanted = {"label": [f"{LABEL}.owner={self._owner}"]}
+        others = self._client().api.containers(filters=wanted)
+        taken = [cores.from_text(str(each["Labels"].get(CORES) or "")) for each in others]
+        return cores.cores_for(spec.cpu_millis, machine, taken)
 
     def _network(self, spec: RunSpec) -> str:
         if spec.network == "none":
