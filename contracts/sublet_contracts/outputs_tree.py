@@ -6,9 +6,9 @@ it costs the rest of it. Rules:
 1. A regular file with a plain name is carried: a hard link as a file of its own.
 2. A link, a socket, a FIFO, a device, an odd name, what can't be read or goes away meanwhile, is
    left out and listed (WhyLeftOut). A folder with an odd name is one entry, with all below it.
-3. What lies at the top is carried before what lies deeper, in the order of names, up to MAX_FILES
-   files, `max_bytes`, and as many as an index can list. A file that is too big for what is left
-   doesn't keep out smaller ones after it.
+3. Of more than MAX_FILES files the biggest are carried: a model rather than its samples. What lies
+   at the top comes before what lies deeper, in the order of names, up to `max_bytes`, and as many
+   as an index can list. A file that is too big for what is left keeps out no smaller one after it.
 4. Looking ends at MAX_LOOKED entries, MAX_DEPTH folders, and when `has_time` says no more.
 5. An error that tells of the reader (no descriptors, no memory) is no property of the folder: it is
    raised.
@@ -19,8 +19,11 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
+from sublet_contracts.amounts import format_bytes
 from sublet_contracts.tree import (
     LEFT_OUT_SAYS,
     MAX_FILES,
@@ -49,6 +52,23 @@ _INDEX_RESERVE_BYTES = 1024 * 1024
 """of an index, for its list of what is left out"""
 _FILE_BYTES, _CHUNK_BYTES = 160, 110
 """what a file and a chunk take up in an index, beside the file's name, at the most"""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A file that can be carried as far as its name and kind go."""
+
+    parts: tuple[str, ...]
+    size_bytes: int
+
+    @property
+    def path(self) -> str:
+        return "/".join(self.parts)
+
+    @property
+    def place(self) -> tuple[int, tuple[str, ...]]:
+        """Its place in the order of reading."""
+        return len(self.parts), self.parts
 
 
 class _Unfit(Exception):
@@ -94,16 +114,17 @@ def scan_outputs(
     return reading.tree()
 
 
+def left_out_text(entry: LeftOut) -> str:
+    """Return what was left out and why."""
+    detail = f" ({entry.detail})" if entry.detail else ""
+    return f"{entry.path or 'the folder'}: {LEFT_OUT_SAYS[entry.why]}{detail}"
+
+
 def left_out_lines(index: TreeIndex, most: int = 20) -> list[str]:
     """Return a sentence for each entry that was left out, `most` of them, and how many more."""
-    lines = []
-    for entry in index.left_out[:most]:
-        detail = f" ({entry.detail})" if entry.detail else ""
-        lines.append(f"{entry.path or 'the folder'}: {LEFT_OUT_SAYS[entry.why]}{detail}")
+    lines = [left_out_text(entry) for entry in index.left_out[:most]]
     more = index.left_out_total - len(lines)
-    if more:
-        lines.append(f"and {more} more")
-    return lines
+    return [*lines, f"and {more} more"] if more else lines
 
 
 class _Reading:
@@ -124,6 +145,7 @@ class _Reading:
         self._on_bytes = on_bytes
         self._has_time = has_time
         self._wanted = wanted
+        self._found: list[_Found] = []
         self._files: list[TreeFile] = []
         self._sources: dict[str, tuple[Path, int, int]] = {}
         self._left_out: list[LeftOut] = []
@@ -145,7 +167,21 @@ class _Reading:
         return ScannedTree(index, self._sources)
 
     def read(self, top: int) -> None:
-        """Read the folder that `top` is a descriptor of, level by level."""
+        """Read the folder that `top` is a descriptor of."""
+        self._list(top)
+        huge = [found for found in self._found if found.size_bytes > self._left_bytes]
+        for found in huge:
+            self.leave_out(found.path, WhyLeftOut.TOO_BIG, format_bytes(found.size_bytes))
+        self._found = [found for found in self._found if found.size_bytes <= self._left_bytes]
+        biggest = sorted(self._found, key=lambda found: (-found.size_bytes, found.place))
+        for found in sorted(biggest[MAX_FILES:], key=lambda found: found.place):
+            self.leave_out(found.path, WhyLeftOut.TOO_MANY)
+        wanted = sorted(biggest[:MAX_FILES], key=lambda found: found.place)
+        for parts, files in groupby(wanted, key=lambda found: found.parts[:-1]):
+            self._carry_folder(top, parts, list(files))
+
+    def _list(self, top: int) -> None:
+        """Note all files, level by level."""
         pending: deque[tuple[str, ...]] = deque([()])
         while pending and self._left_looks > 0:
             parts = pending.popleft()
@@ -160,14 +196,14 @@ class _Reading:
                 self._unfit(path, error)
                 continue
             try:
-                pending += [(*parts, name) for name in self._read_folder(folder, parts)]
+                pending += [(*parts, name) for name in self._list_folder(folder, parts)]
             finally:
                 os.close(folder)
         if pending or self._left_looks <= 0:
             self.leave_out("", WhyLeftOut.TOO_MANY, f"looking ended at {MAX_LOOKED} entries")
 
-    def _read_folder(self, folder: int, parts: tuple[str, ...]) -> list[str]:
-        """Read the files of one folder; return the names of the folders in it."""
+    def _list_folder(self, folder: int, parts: tuple[str, ...]) -> list[str]:
+        """Note the files of one folder; return the names of the folders in it."""
         try:
             with os.scandir(folder) as listing:
                 entries = []
@@ -183,11 +219,34 @@ class _Reading:
         for entry in sorted(entries, key=lambda item: item.name):
             path = "/".join((*parts, entry.name))
             try:
-                if self._read_entry(folder, entry, path):
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    _check_name(path, "with all that lies in it")
                     below.append(entry.name)
-            except (_Unfit, TreeRefused, OSError) as error:
+                elif self._wanted(path, status):
+                    _check_name(path)
+                    _check_kind(folder, entry.name, status)
+                    self._found.append(_Found((*parts, entry.name), status.st_size))
+            except (_Unfit, OSError) as error:
                 self._unfit(path, error)
         return below
+
+    def _carry_folder(self, top: int, parts: tuple[str, ...], files: list[_Found]) -> None:
+        """Read these files of one folder."""
+        try:
+            folder = open_below(top, parts)
+        except (TreeRefused, OSError) as error:
+            for found in files:
+                self._unfit(found.path, error)
+            return
+        try:
+            for found in files:
+                try:
+                    self._carry(folder, found)
+                except (_Unfit, TreeRefused, OSError) as error:
+                    self._unfit(found.path, error)
+        finally:
+            os.close(folder)
 
     def _unfit(self, path: str, error: _Unfit | TreeRefused | OSError) -> None:
         if isinstance(error, _Unfit):
@@ -201,55 +260,46 @@ class _Reading:
         else:
             self.leave_out(path, WhyLeftOut.UNREADABLE, cause.strerror or "")
 
-    def _read_entry(self, folder: int, entry: "os.DirEntry[str]", path: str) -> bool:
-        """Read a file; True: it is a folder, to be read later. Raises _Unfit, TreeRefused,
-        OSError."""
-        status = entry.stat(follow_symlinks=False)
-        is_folder = stat.S_ISDIR(status.st_mode)
-        if not is_folder and not self._wanted(path, status):
-            return False
-        try:
-            check_relative_path(path)
-        except ValueError as error:
-            below = "with all that lies in it" if is_folder else ""
-            raise _Unfit(WhyLeftOut.NAME, below) from error
-        if is_folder:
-            return True
-        if stat.S_ISLNK(status.st_mode):
-            raise _Unfit(WhyLeftOut.LINK, _target(folder, entry.name))
-        if not stat.S_ISREG(status.st_mode):
-            raise _Unfit(WhyLeftOut.NOT_A_FILE)
-        if len(self._files) >= MAX_FILES:
-            raise _Unfit(WhyLeftOut.TOO_MANY)
-        if status.st_size > self._left_bytes:
-            raise _Unfit(WhyLeftOut.TOO_BIG, f"{status.st_size} bytes")
+    def _carry(self, folder: int, found: _Found) -> None:
+        if found.size_bytes > self._left_bytes:
+            raise _Unfit(WhyLeftOut.TOO_BIG, format_bytes(found.size_bytes))
         if not self._has_time():
             raise _Unfit(WhyLeftOut.NO_TIME)
-        self._carry(folder, entry.name, path)
-        return False
 
-    def _carry(self, folder: int, name: str, path: str) -> None:
-        with os.fdopen(open_below(folder, (name,)), "rb") as file:
-            status = os.fstat(file.fileno())
+        def on_bytes(size_bytes: int) -> None:
+            if self._on_bytes:
+                self._on_bytes(size_bytes)
+            if not self._has_time():
+                raise _Unfit(WhyLeftOut.NO_TIME)
+
+        with os.fdopen(open_below(folder, found.parts[-1:]), "rb") as opened:
+            status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise _Unfit(WhyLeftOut.CHANGED)
-
-            def on_bytes(size_bytes: int) -> None:
-                if self._on_bytes:
-                    self._on_bytes(size_bytes)
-                if not self._has_time():
-                    raise _Unfit(WhyLeftOut.NO_TIME)
-
-            found = cut_file(file, path, self._left_bytes, status.st_mode, on_bytes)
-        if found is None:
+            file = cut_file(opened, found.path, self._left_bytes, status.st_mode, on_bytes)
+        if file is None:
             raise _Unfit(WhyLeftOut.TOO_BIG)
-        listed = _FILE_BYTES + 6 * len(path) + _CHUNK_BYTES * len(found.chunks)
+        listed = _FILE_BYTES + 6 * len(file.path) + _CHUNK_BYTES * len(file.chunks)
         if listed > self._left_index_bytes:
             raise _Unfit(WhyLeftOut.TOO_MANY, "no more can be listed")
         self._left_index_bytes -= listed
-        self._left_bytes -= found.size_bytes
-        self._files.append(found)
-        note_sources(self._sources, found, self._root / path)
+        self._left_bytes -= file.size_bytes
+        self._files.append(file)
+        note_sources(self._sources, file, self._root / file.path)
+
+
+def _check_name(path: str, detail: str = "") -> None:
+    try:
+        check_relative_path(path)
+    except ValueError as error:
+        raise _Unfit(WhyLeftOut.NAME, detail) from error
+
+
+def _check_kind(folder: int, name: str, status: os.stat_result) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise _Unfit(WhyLeftOut.LINK, _target(folder, name))
+    if not stat.S_ISREG(status.st_mode):
+        raise _Unfit(WhyLeftOut.NOT_A_FILE)
 
 
 def _target(folder: int, name: str) -> str:

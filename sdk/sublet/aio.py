@@ -187,6 +187,7 @@ class AsyncJob:
     export = _awaited(sync.Job.export)
     cosign = _awaited(sync.Job.cosign)
     download = _awaited(sync.Job.download)
+    left_out = _awaited(sync.Job.left_out)
 
     async def wait(self, poll_s: float = sync.POLL_S) -> JobView:
         """Wait until it has ended or is paused, signing its receipts; can be cancelled."""

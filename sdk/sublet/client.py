@@ -18,17 +18,35 @@ import httpx
 
 from sublet.config import ConfigError, Profile, broker_url
 from sublet.cosign import Cosigned, cosign
+from sublet.downloads import (
+    Chosen,
+    Downloaded,
+    Wish,
+    best_folders,
+    choose,
+    local_names,
+    matching,
+    no_best,
+    nothing_matches,
+)
 from sublet.errors import DISK_FULL, BrokerAway, SubletError, no_answer
 from sublet.http import RETRIED_STATUS, Link
 from sublet.log_head import LogRewritten, head_in, head_of, proven_growth
 from sublet.options import Amount, JobOptions
 from sublet.options_docs import with_options
 from sublet.spec import JobSpec
-from sublet.transfers import OnBytes, download_tree, upload_inputs
+from sublet.transfers import (
+    OnBytes,
+    download_files,
+    read_file,
+    read_index,
+    upload_inputs,
+)
 from sublet.units import Moment, UnitError, credits_to_ucr, moment_ms
 from sublet_contracts.api import (
     BalanceView,
     CheckpointsPage,
+    CheckpointView,
     EarningsView,
     EventsPage,
     JobLogLine,
@@ -55,6 +73,7 @@ from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.problems import ProblemCode
 from sublet_contracts.states import JOB, JobState, is_terminal
+from sublet_contracts.tree import LeftOut, TreeFile, TreeIndex
 
 POLL_S = 0.5
 
@@ -453,22 +472,69 @@ class Job:
                 return view
             time.sleep(poll_s)
 
-    def download(self, target: str | Path, announce: Announce = _unannounced) -> list[Path]:
-        """Write its outputs below `target`; return the files. Raises SubletError, TreeRefused."""
-        view = self.view()
-        if view.outputs_index_sha256 is None:
-            raise SubletError(
-                Problem(
-                    title="No outputs",
-                    status=404,
-                    code="no_outputs",
-                    detail=f"job {self.id[:10]} is {view.state} and has no outputs",
-                ),
-                "outputs come with success, where the job was run with outputs=",
-            )
-        return download_tree(
-            self._client.link, self.id, view.outputs_index_sha256, Path(target), announce
+    def download(
+        self,
+        target: str | Path | None = None,
+        announce: Announce = _unannounced,
+        *,
+        checkpoint: str | int | None = None,
+        include: Iterable[str] = (),
+        partial: bool = False,
+    ) -> Downloaded:
+        """Write its outputs below `target` (./NAME of the job), in whatever state it is; where it
+        has none, what a run had written that ended without finishing. What is there stays.
+
+        `checkpoint`: instead of these a durable checkpoint, by its step, "latest", or "best" as HF
+        Trainer names it. `include`: only files that match one of these patterns. `partial`: what a
+        run had written that did not finish, even where there are outputs. Interrupted, it goes on
+        when it is called again.
+
+        Raises SubletError (what there is instead stands in it), TargetError, TreeRefused, OSError.
+        """
+        wish = Wish.of(checkpoint, partial, include)
+        view, checkpoints = self.view(), self.checkpoints().checkpoints
+        chosen = choose(view, checkpoints, wish)
+        index, folders = self._tree(view, checkpoints, chosen, wish)
+        names = local_names(index, self._content)
+        wanted = matching(names, wish.include, folders)
+        if not wanted and names:
+            raise nothing_matches(view, chosen, names.values())
+        by_path = {file.path: file for file in index.files}
+        files = download_files(
+            self._client.link,
+            self.id,
+            {names[path]: by_path[path] for path in wanted},
+            Path(target if target is not None else f"./{view.name}").expanduser(),
+            announce,
         )
+        return Downloaded(
+            chosen.kind, chosen.step, chosen.epoch, files, index.left_out, index.left_out_total
+        )
+
+    def left_out(self) -> tuple[tuple[LeftOut, ...], int]:
+        """Return what lay in its outputs folder and could not be carried (at most 1,000 entries),
+        of its outputs or else its partial outputs, and how much that is in all."""
+        view = self.view()
+        sha256 = view.outputs_index_sha256 or view.partial_outputs_index_sha256
+        if sha256 is None:
+            return (), 0
+        index = read_index(self._client.link, self.id, sha256)
+        return index.left_out, index.left_out_total
+
+    def _content(self, file: TreeFile) -> bytes:
+        return read_file(self._client.link, self.id, file)
+
+    def _tree(
+        self, view: JobView, checkpoints: Sequence[CheckpointView], chosen: Chosen, wish: Wish
+    ) -> tuple[TreeIndex, tuple[str, ...]]:
+        """Return the index of what is wanted, and the folders in it that are: none: all of it."""
+        index = read_index(self._client.link, self.id, chosen.index_sha256)
+        if wish.checkpoint != "best":
+            return index, ()
+        folders = best_folders(index, self._content)
+        if not folders:
+            raise no_best(view, checkpoints)
+        return index, folders
 
     def follow(self) -> JobView:
         """Show progress, logs and the price so far until it ends; Ctrl-C detaches."""

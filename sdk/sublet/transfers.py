@@ -2,14 +2,27 @@
 
 import hashlib
 import os
+import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from sublet.http import Link
+from sublet_contracts.amounts import format_bytes
 from sublet_contracts.api import MissingRequest, MissingView
 from sublet_contracts.documents import Input
-from sublet_contracts.tree import ScannedTree, TreeRefused, parse_index, scan_tree, write_tree
+from sublet_contracts.tree import (
+    MAX_INDEX_BYTES,
+    Chunk,
+    ScannedTree,
+    TreeFile,
+    TreeIndex,
+    TreeRefused,
+    check_relative_path,
+    parse_index,
+    scan_tree,
+)
 
 MAX_INPUT_BYTES = 1 << 40
 BATCH = 5_000
@@ -20,6 +33,10 @@ OnBytes = Callable[[int], None]
 
 class InputError(ValueError):
     """An input can't be sent; the message names it and says what to do."""
+
+
+class TargetError(ValueError):
+    """A download can't be written there; the message names the place and says what to do."""
 
 
 def upload_inputs(
@@ -89,42 +106,158 @@ def _upload(
     return _described(source, destination, scanned)
 
 
-def download_tree(
+def read_index(link: Link, job: str, index_sha256: str) -> TreeIndex:
+    """Return the index of a tree of a job. Raises TreeRefused, SubletError."""
+    data = link.send("GET", f"/v1/jobs/{job}/blobs/{index_sha256}").content
+    if len(data) > MAX_INDEX_BYTES or hashlib.sha256(data).hexdigest() != index_sha256:
+        raise TreeRefused("the broker gave an index that does not match its hash")
+    return parse_index(data)
+
+
+def read_file(link: Link, job: str, file: TreeFile) -> bytes:
+    """Return the content of one small file of a tree. Raises TreeRefused, SubletError."""
+    data = b"".join(_chunk(link, job, chunk) for chunk in file.chunks)
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise TreeRefused(f"{file.path} does not match its hash")
+    return data
+
+
+def download_files(
     link: Link,
     job: str,
-    index_sha256: str,
+    files: Mapping[str, TreeFile],
     target: Path,
     announce: Callable[[str, int], OnBytes],
-) -> list[Path]:
-    """Write a tree of a job below `target`, each file checked, and replaced as a whole.
+) -> tuple[Path, ...]:
+    """Write files of a tree below `target`, under the names given; return where they lie.
 
-    Returns the files. Raises TreeRefused where content does not match, SubletError.
+    Each is checked and appears whole, in place of what lay there. What was interrupted goes on when
+    it is asked for again: pieces that have come lie in a folder `.sublet-...` of the target until
+    then. Raises TargetError, TreeRefused where content does not match, SubletError, OSError.
     """
-    index = parse_index(_blob(link, job, index_sha256))
-    advance = announce(target.name or str(target), index.total_bytes)
-    target.mkdir(parents=True, exist_ok=True)
-    aside = target / f".sublet-{index_sha256[:12]}-{os.getpid()}"
+    for name in files:
+        check_relative_path(name)
+    _make_target(target)
+    todo = {name: file for name, file in files.items() if not _is_there(target / name, file)}
+    aside = target / f".sublet-{_name_of(files)}"
+    pieces, places = _pieces_missing(todo, aside)
+    size_bytes = sum(chunk.size_bytes for chunk in pieces.values())
+    advance = announce(target.name or str(target), size_bytes)
+    free_bytes = shutil.disk_usage(target).free
+    if size_bytes > free_bytes:
+        raise TargetError(
+            f"{target}: {format_bytes(size_bytes)} are to be written, {format_bytes(free_bytes)} "
+            "are free; make room, or name a folder on another disk"
+        )
 
-    def read_chunk(sha256: str) -> bytes:
-        data = _blob(link, job, sha256)
+    def fetch(sha256: str) -> None:
+        data = _chunk(link, job, pieces[sha256])
+        for path, offset in places[sha256]:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+            try:
+                _write_all(descriptor, data, offset)
+            finally:
+                os.close(descriptor)
         advance(len(data))
-        return data
 
+    _in_parallel(fetch, pieces)
+    parents: set[Path] = set()
+    for name, file in todo.items():
+        piece, place = aside / name, target / name
+        if not _is_there(piece, file):
+            piece.unlink()
+            raise TreeRefused(f"{name} does not match its hash; download it again")
+        piece.chmod(0o755 if file.executable else 0o644)
+        if place.parent not in parents:
+            _make_parent(place, target)
+            parents.add(place.parent)
+        if place.is_dir() and not place.is_symlink():
+            raise TargetError(
+                f"{place} is a folder, and a file is to be written there; move it away"
+            )
+        piece.replace(place)
+    _remove(aside)
+    return tuple(target / name for name in files)
+
+
+def _make_target(target: Path) -> None:
+    for path in (target, *target.parents):
+        if path.is_dir():
+            break
+        if path.exists() or path.is_symlink():
+            raise TargetError(
+                f"{path} is not a folder; name a folder to download into, which is made if need be"
+            )
+    target.mkdir(parents=True, exist_ok=True)
+
+
+def _make_parent(place: Path, target: Path) -> None:
     try:
-        write_tree(index, aside, read_chunk)
-        written = []
-        for entry in index.files:
-            place = target / entry.path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            (aside / entry.path).replace(place)
-            written.append(place)
-        return written
-    finally:
-        _remove(aside)
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise TargetError(
+            f"{place.parent} is not a folder, and {place.name} is to be written there; move it away"
+        ) from error
+    if not place.parent.resolve().is_relative_to(target.resolve()):
+        raise TargetError(f"{place.parent} leads out of {target}; move the link away")
 
 
-def _blob(link: Link, job: str, sha256: str) -> bytes:
-    return link.send("GET", f"/v1/jobs/{job}/blobs/{sha256}").content
+def _name_of(files: Mapping[str, TreeFile]) -> str:
+    """The same files are downloaded into the same folder, whenever that is asked for."""
+    listed = "\0".join(f"{name}\0{file.sha256}" for name, file in sorted(files.items()))
+    return hashlib.sha256(listed.encode()).hexdigest()[:12]
+
+
+def _is_there(path: Path, file: TreeFile) -> bool:
+    """Whether exactly this file lies there."""
+    try:
+        if path.is_symlink() or path.stat().st_size != file.size_bytes or not path.is_file():
+            return False
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+
+
+def _pieces_missing(
+    files: Mapping[str, TreeFile], aside: Path
+) -> tuple[dict[str, Chunk], dict[str, list[tuple[Path, int]]]]:
+    """Make room for the files in `aside`; return the chunks that are not there yet, and where each
+    belongs: file and offset in bytes."""
+    pieces: dict[str, Chunk] = {}
+    places: dict[str, list[tuple[Path, int]]] = {}
+    for name, file in files.items():
+        path = aside / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        with os.fdopen(os.open(path, flags, 0o600), "r+b") as opened:
+            begun = os.fstat(opened.fileno()).st_size
+            opened.truncate(file.size_bytes)
+            offset = 0
+            for chunk in file.chunks:
+                data = b""
+                if offset + chunk.size_bytes <= begun:
+                    opened.seek(offset)
+                    data = opened.read(chunk.size_bytes)
+                if hashlib.sha256(data).hexdigest() != chunk.sha256:
+                    pieces[chunk.sha256] = chunk
+                    places.setdefault(chunk.sha256, []).append((path, offset))
+                offset += chunk.size_bytes
+    return pieces, places
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _chunk(link: Link, job: str, chunk: Chunk) -> bytes:
+    data = link.send("GET", f"/v1/jobs/{job}/blobs/{chunk.sha256}").content
+    if len(data) != chunk.size_bytes or hashlib.sha256(data).hexdigest() != chunk.sha256:
+        raise TreeRefused("the broker gave a chunk that does not match its hash; try again")
+    return data
 
 
 def _missing(link: Link, path: str, names: list[str]) -> list[str]:
@@ -135,13 +268,24 @@ def _missing(link: Link, path: str, names: list[str]) -> list[str]:
     return found
 
 
-def _in_parallel(send: Callable[[str], None], names: Iterable[str]) -> None:
+def _in_parallel(act: Callable[[str], None], names: Iterable[str]) -> None:
+    """Act on each, PARALLEL at once and as many waiting; the first error ends it."""
     with ThreadPoolExecutor(PARALLEL) as pool:
-        for _ in pool.map(send, names):
-            pass
+        window: deque[Future[None]] = deque()
+        try:
+            for name in names:
+                window.append(pool.submit(act, name))
+                if len(window) >= 2 * PARALLEL:
+                    window.popleft().result()
+            while window:
+                window.popleft().result()
+        finally:
+            for future in window:
+                future.cancel()
 
 
 def _remove(folder: Path) -> None:
+    """Remove what is left of a download that is complete: empty folders."""
     for path in sorted(folder.rglob("*"), reverse=True) if folder.exists() else []:
         path.rmdir() if path.is_dir() else path.unlink()
     if folder.exists():

@@ -152,6 +152,20 @@ class World:
             values["end"] = ExitEvidence(changes.pop("exit_code"))
         return self.do(events.Observed(lease_id, **(values | changes)))
 
+    def scanned(self, lease_id: str, *steps: int, finished: bool = True) -> Step:
+        """Its folders were looked at; it has written nothing that is brought back."""
+        return self.wrote_nothing(
+            self.do(events.FolderScanned(lease_id, steps, finished=finished))
+        )
+
+    def wrote_nothing(self, step: Step) -> Step:
+        """Answer that there are no outputs, if they are asked for."""
+        for upload in wanted(step, effects.Upload):
+            if upload.kind != "checkpoint":
+                lease_id, kind = upload.lease_id, upload.kind
+                return self.do(events.UploadFailed(lease_id, kind, upload.step, "", nothing=True))
+        return step
+
     def durable(self, lease_id: str, step: int) -> Step:
         self.do(events.CheckpointFound(lease_id, step))
         uploaded = self.do(events.Uploaded(lease_id, "checkpoint", step, "a" * 64, 10))
@@ -309,7 +323,7 @@ def test_receipts_are_chained_cumulative_and_end_with_the_reason() -> None:
     world.ran(lease_id, 45_000)
     world.do(events.Tick())
     world.ran(lease_id, 50_000, running=False, exit_code=0)
-    world.do(events.FolderScanned(lease_id, (5,)))
+    world.scanned(lease_id, 5)
     first, second, last = receipts_of(world)
     assert first.previous is None
     assert (first.durable_step, first.durable_device_ms) == (5, 10_000)
@@ -344,7 +358,7 @@ def test_the_charge_never_passes_the_hold() -> None:
     world.do(events.ImageReady(lease_id))
     world.do(events.Restored(lease_id))
     world.ran(lease_id, 3_600_000, running=False, exit_code=0)
-    world.do(events.FolderScanned(lease_id, ()))
+    world.scanned(lease_id)
     assert receipts_of(world)[-1].charge_ucr == 100
 
 
@@ -380,6 +394,7 @@ def test_a_drain_waits_for_the_last_checkpoint_to_be_durable() -> None:
     assert wanted(step, effects.Upload)
     step = world.do(events.Uploaded(lease_id, "checkpoint", 7, "a" * 64, 10))
     assert not said(step, RunChanged)
+    assert not said(world.wrote_nothing(step), RunChanged)
     verdict = CheckpointVerdict(
         lease=lease_id,
         epoch=1,
@@ -409,7 +424,7 @@ def test_a_script_that_ends_with_0_unasked_has_finished() -> None:
     world = World()
     lease_id = world.running()
     world.ran(lease_id, 3_000, running=False, exit_code=0)
-    step = world.do(events.FolderScanned(lease_id, (), finished=False))
+    step = world.scanned(lease_id, finished=False)
     assert only(step, RunChanged).reason is Reason.SUCCEEDED
 
 
@@ -429,7 +444,7 @@ def test_too_much_on_disk_ends_the_run() -> None:
     lease_id = world.running()
     assert wanted(world.do(events.DiskUsed(lease_id, 1_001)), effects.Kill)
     world.ran(lease_id, 1_000, running=False, exit_code=137)
-    step = world.do(events.FolderScanned(lease_id, ()))
+    step = world.scanned(lease_id)
     assert only(step, RunChanged).reason is Reason.DISK_LIMIT
 
 

@@ -93,7 +93,7 @@ class Watched(World):
 
     def ended(self, lease_id: str) -> RunChanged:
         """Read its folder; return what the broker is told of its end."""
-        return only(self.do(events.FolderScanned(lease_id, ())), RunChanged)
+        return only(self.scanned(lease_id), RunChanged)
 
 
 def restarted(world: Watched) -> AgentCore:

@@ -46,7 +46,7 @@ class Owned(World):
         """The job has saved and left, and its checkpoint goes off."""
         self.do(events.CheckpointFound(lease_id, 5))
         self.ran(lease_id, 1_000, running=False, exit_code=75)
-        self.do(events.FolderScanned(lease_id, (5,)))
+        self.scanned(lease_id, 5)
 
 
 def test_a_reclaim_holds_over_restarts_until_the_owner_offers_again() -> None:
@@ -85,7 +85,9 @@ def test_a_drain_says_what_it_waits_for() -> None:
     assert world.core.waits_for() == (f"job {job}: it saves and stops",)
     world.moves(lease_id)
     assert world.core.waits_for() == (f"job {job}: its checkpoint of step 5 goes off",)
-    world.do(events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 10))
+    step = world.do(events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 10))
+    assert world.core.waits_for() == (f"job {job}: its outputs go off",)
+    world.wrote_nothing(step)
     assert world.core.waits_for() == (f"job {job}: what it has made is handed over",)
     world.waits(21_000)
     assert world.core.waits_for() == (f"job {job}: its settlement",)
@@ -93,7 +95,7 @@ def test_a_drain_says_what_it_waits_for() -> None:
     assert "the broker, which is away" in world.core.waits_for()[-1]
     # Each is said once.
     said_lines = [line for line in lines(*world.steps) if line.startswith("draining")]
-    assert len(said_lines) == len(set(said_lines)) == 5
+    assert len(said_lines) == len(set(said_lines)) == 6
 
 
 def test_a_drain_ends_though_the_broker_is_away() -> None:

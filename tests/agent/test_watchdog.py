@@ -130,7 +130,7 @@ def test_what_the_watchdog_ended_ends_for_what_was_over(
             lease_id, running=False, started_ms=NOW, ran_ms=9_000, end=ExitEvidence(code)
         )
     )
-    ended = only(world.do(events.FolderScanned(lease_id, ())), RunChanged)
+    ended = only(world.scanned(lease_id), RunChanged)
     assert ended.reason is reason
     if not finished:
         assert "watchdog" in ended.detail

@@ -96,7 +96,8 @@ class Transfer:
         if container is None or (kind == "checkpoint" and content is None):
             self.host.post(events.UploadFailed(lease_id, kind, step, "torn: DONE doesn't match"))  # type: ignore[arg-type]
             return
-        if kind == "partial-outputs" and self.host.engine.happens(0.1):
+        found = kind != "checkpoint" and not record.job.outputs
+        if (kind == "partial-outputs" or found) and self.host.engine.happens(0.5 if found else 0.1):
             self.host.post(events.UploadFailed(lease_id, kind, step, "", nothing=True))  # type: ignore[arg-type]
             return
         files = (

@@ -754,7 +754,7 @@ class Shell:
                 tree = workspace.scan_checkpoint(step, on_bytes)
                 return self.transfer.upload(record.job_id, record.lease.epoch, tree, cancel)
             tree = workspace.scan_outputs(on_bytes, left_s)
-            if kind == "partial-outputs" and not tree.index.files:
+            if effect.until_ms and not tree.index.files:
                 return "", tree.index
             return self.transfer.upload_outputs(
                 record.job_id, record.lease.epoch, tree, cancel, left_s

@@ -85,8 +85,8 @@ class RunRecord(_Record):
     outputs_to_upload: Literal["outputs", "partial-outputs"] | None = None
     exited_ms: int = 0
     """when it was seen that it had"""
-    partial_until_ms: int = 0
-    """until when its partial outputs are brought back"""
+    outputs_until_ms: int = 0
+    """until when what it has written is brought back; 0: however long that takes"""
     cpu_millis: int = 0
     """of a job that has no wish: what its devices bring along, fixed when the lease was signed"""
     device_failed: str = ""

@@ -466,12 +466,10 @@ class Run:
     def _plan_outputs(self) -> None:
         """Say what is to be brought back of what it has written, now that its end is known."""
         record = self.record
-        record.outputs_to_upload = None
-        if not record.job.outputs:
-            return
         finished = record.reason is Reason.SUCCEEDED
         record.outputs_to_upload = "outputs" if finished else "partial-outputs"
-        record.partial_until_ms = 0 if finished else partial_outputs.until_ms(record)
+        waited_for = finished and bool(record.job.outputs)
+        record.outputs_until_ms = 0 if waited_for else partial_outputs.until_ms(record)
 
     def _undo_success(self) -> None:
         """Exit 0 of a script that was asked to stop and may not have finished: it goes on."""
@@ -523,8 +521,7 @@ class Run:
         return finishing and stop is not None and stop.desired == "stop"
 
     def _ask_upload(self, uploading: Uploading) -> None:
-        partial = uploading.kind == "partial-outputs"
-        until_ms = self.record.partial_until_ms if partial else 0
+        until_ms = 0 if uploading.kind == "checkpoint" else self.record.outputs_until_ms
         lease_id, kind, step = self.record.lease_id, uploading.kind, uploading.step
         self.effects.append(do.Upload(lease_id, kind, step, until_ms))
 
@@ -571,14 +568,13 @@ class Run:
         if not event.nothing:
             says = f"{_of_step(event.kind, event.step)} can't be brought back: {event.detail}"
             self.effects.append(do.AddLogLine(record.lease_id, says))
-        if event.kind == "partial-outputs":
+        if event.kind != "checkpoint":
             record.outputs_to_upload = None
-        elif event.kind == "outputs":
+        if event.kind == "outputs" and record.job.outputs:
             # The command succeeded, yet what it made can't be brought back.
-            record.outputs_to_upload = None
             record.reason = Reason.CHECKPOINT_INVALID
             record.detail = _printable(f"outputs: {event.detail}")
-        else:
+        elif event.kind == "checkpoint":
             record.uploaded_step = max(record.uploaded_step, event.step)
             self._upload_next()
         if record.phase is RunPhase.FINISHING:
@@ -589,9 +585,11 @@ class Run:
         record.refused_uploads += 1
         says = f"the broker refused {_of_step(kind, step)}: {detail}"
         self.effects.append(do.AddLogLine(record.lease_id, says))
-        if record.refused_uploads > MAX_REFUSALS or kind == "partial-outputs":
+        if record.refused_uploads > MAX_REFUSALS:
             return
-        if kind == "outputs":
+        if kind != "checkpoint":
+            if record.outputs_until_ms:
+                return
             record.uploading = Uploading(
                 kind="outputs", step=step, cum_device_ms=record.cum_device_ms
             )
@@ -608,13 +606,13 @@ class Run:
         at_once = self._ends_at_once()
         if at_once and record.uploading and record.uploading.kind == "checkpoint":
             record.uploading, self.changed = None, True
-        self._give_up_partial_outputs(now_ms)
+        self._give_up_outputs(now_ms)
         if record.uploading is not None:
             return
         if self._upload_next():
             return
         kind = record.outputs_to_upload
-        if kind is not None and not (at_once and kind == "outputs"):
+        if kind is not None and (not at_once or record.outputs_until_ms):
             step = max([record.lease.start_step, *record.local_checkpoints])
             record.uploading = Uploading(kind=kind, step=step, cum_device_ms=record.cum_device_ms)
             self.changed = True
@@ -625,29 +623,30 @@ class Run:
         assert record.reason is not None
         self._end(Trigger.HANDED_OVER, record.reason, record.detail, now_ms)
 
-    def _give_up_partial_outputs(self, now_ms: int) -> None:
+    def _give_up_outputs(self, now_ms: int) -> None:
         """Whoever waits for the end doesn't wait for them any longer."""
         record = self.record
-        if record.outputs_to_upload != "partial-outputs" or now_ms < record.partial_until_ms:
+        until_ms = record.outputs_until_ms
+        if not record.outputs_to_upload or not until_ms or now_ms < until_ms:
             return
-        under_way = record.uploading is not None and record.uploading.kind == "partial-outputs"
-        if under_way and now_ms < record.partial_until_ms + partial_outputs.GIVE_UP_MS:
+        under_way = record.uploading is not None and record.uploading.kind != "checkpoint"
+        if under_way and now_ms < until_ms + partial_outputs.GIVE_UP_MS:
             return  # What is there by now is being listed.
         record.outputs_to_upload, self.changed = None, True
         if under_way:
             record.uploading = None
-        says = "the time to stop is over: what this run had written is not brought back"
+        says = "the time for it is over: what this run has written is not brought back"
         self.effects.append(do.AddLogLine(record.lease_id, says))
 
     def _awaits_verdict(self, now_ms: int, *, at_once: bool) -> bool:
         """Whether the broker's word on an upload is still to be waited for."""
-        until_ms = self.record.partial_until_ms + partial_outputs.GIVE_UP_MS
+        until_ms = self.record.outputs_until_ms
         for awaiting in self.record.awaiting_verdict.values():
-            # On outputs the broker itself waits.
             if awaiting.kind == "checkpoint":
                 waits = not at_once and now_ms - awaiting.since_ms < VERDICT_WAIT_MS
             else:
-                waits = awaiting.kind == "partial-outputs" and now_ms < until_ms
+                # On the outputs that were asked for the broker itself waits.
+                waits = bool(until_ms) and now_ms < until_ms + partial_outputs.GIVE_UP_MS
             if waits:
                 return True
         return False

@@ -67,7 +67,7 @@ def expected(error: Exception) -> CommandError | None:
     from sublet.config import ConfigError
     from sublet.errors import SubletError
     from sublet.options import OPTIONS
-    from sublet.transfers import InputError
+    from sublet.transfers import InputError, TargetError
     from sublet.units import UnitError
     from sublet_contracts.documents import DocumentRefused
     from sublet_contracts.keys import KeyRefused
@@ -86,7 +86,9 @@ def expected(error: Exception) -> CommandError | None:
         field, colon, rest = what.partition(":")
         code = USAGE if field in OPTIONS and OPTIONS[field].flag else ERROR
         return CommandError(_option(field) + colon + rest, fix, code)
-    if isinstance(error, InputError | ConfigError | KeyRefused | TreeRefused | DocumentRefused):
+    if isinstance(
+        error, InputError | TargetError | ConfigError | KeyRefused | TreeRefused | DocumentRefused
+    ):
         what, _, fix = str(error).rpartition("; ")
         return CommandError(what or fix, fix if what else "")
     if isinstance(error, OSError) and error.filename is not None:

@@ -1,19 +1,26 @@
-"""Commands about jobs that answer at once: ps, inspect, resume, download."""
+"""Commands about jobs that answer at once: ps, inspect, resume."""
 
+import json
 import shutil
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sublet.cli.errors import SUCCEEDED
 from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
+from sublet.terminal.kept import days_left, kept_text, left_out_lines
 from sublet.terminal.next_steps import status_text
 from sublet.terminal.text import clip, paint, safe, state, table
 from sublet.terminal.warning_text import warning_lines, warning_marks
 from sublet_contracts.amounts import format_ago, format_bytes, format_credits, format_duration
-from sublet_contracts.api import JobView, RunView
+from sublet_contracts.api import CheckpointView, JobView, RunView
 from sublet_contracts.documents import Resources
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import MEANINGS
+from sublet_contracts.tree import LeftOut, TreeRefused
+
+if TYPE_CHECKING:
+    from sublet.client import Job
 
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -80,10 +87,11 @@ def inspect(argv: Sequence[str]) -> int:
     with open_client(options) as client:
         job = client.job(options.job)
         view = job.view()
-        if options.json:
-            print(view.model_dump_json(indent=2))
-            return SUCCEEDED
         checkpoints = job.checkpoints().checkpoints
+        left_out, left_out_total = _left_out(job)
+        if options.json:
+            print(_inspect_json(view, checkpoints, left_out, left_out_total))
+            return SUCCEEDED
     now_ms = time.time_ns() // 1_000_000
     lines = [
         f"{paint(safe(view.name), 'bold')}  {state(view.state)}: {status_text(view)}",
@@ -106,6 +114,8 @@ def inspect(argv: Sequence[str]) -> int:
         ),
         _pair("submitted", format_ago(view.submitted_ms, now_ms)),
     ]
+    kept = kept_text(view, checkpoints, now_ms)
+    lines += [_pair("kept", kept)] if kept else []
     if view.step or view.total_steps:
         metrics = "".join(f", {safe(k)} {v:.4g}" for k, v in sorted(view.metrics.items()))
         lines.append(_pair("step", f"{_steps(view)} (durable: {view.durable_step}){metrics}"))
@@ -128,10 +138,42 @@ def inspect(argv: Sequence[str]) -> int:
             for c in checkpoints[:5]
         ]
         lines += ["", table(("step", "kind", "state", "size", "made"), rows, right=(0, 3))]
+    if left_out_total:
+        lines += ["", f"Left out of its outputs, which could not be carried: {left_out_total}"]
+        lines += left_out_lines(left_out, left_out_total)
     if view.outputs_index_sha256:
         lines += ["", f"Its outputs: sublet download {short(view.id)}"]
+    elif view.partial_outputs_index_sha256:
+        lines += ["", f"What a run had written: sublet download {short(view.id)}"]
     print("\n".join(lines))
     return SUCCEEDED
+
+
+def _left_out(job: "Job") -> tuple[Sequence[LeftOut], int]:
+    """What its outputs lack. Where they are no longer kept nobody knows."""
+    from sublet.errors import SubletError
+
+    try:
+        return job.left_out()
+    except (SubletError, TreeRefused):
+        return (), 0
+
+
+def _inspect_json(
+    view: JobView, checkpoints: Sequence[CheckpointView], left_out: Sequence[LeftOut], total: int
+) -> str:
+    now_ms = time.time_ns() // 1_000_000
+    until_ms = view.kept_until_ms
+    return json.dumps(
+        {
+            **view.model_dump(mode="json"),
+            "kept_days_left": None if until_ms is None else days_left(until_ms, now_ms),
+            "checkpoints": [c.model_dump(mode="json") for c in checkpoints],
+            "left_out": [entry.model_dump(mode="json") for entry in left_out],
+            "left_out_total": total,
+        },
+        indent=2,
+    )
 
 
 def requirements_text(need: Resources) -> str:
@@ -208,25 +250,3 @@ def show_change(view: JobView, as_json: bool) -> None:
         print(f"{safe(view.name)} ({short(view.id)}): {state(view.state)}, {status_text(view)}")
 
 
-def download(argv: Sequence[str]) -> int:
-    """Fetch outputs."""
-    parser = with_job(
-        with_json(with_broker(Parser("download", "Fetch a job's outputs, each file checked.")))
-    )
-    parser.add_argument("target", metavar="DIR", nargs="?", help="default: ./NAME of the job")
-    options = parser.parse_args(argv)
-    from sublet.terminal.progress import announcing
-
-    with open_client(options) as client:
-        job = client.job(options.job)
-        target = options.target or f"./{job.name}"
-        with announcing() as announce:
-            files = job.download(target, announce)
-    if options.json:
-        import json
-
-        print(json.dumps({"job": job.id, "files": [str(file) for file in files]}, indent=2))
-        return SUCCEEDED
-    for file in files:
-        print(f"{file}  {format_bytes(file.stat().st_size)}")
-    return SUCCEEDED

@@ -16,7 +16,7 @@ RENTERS = {
     "cancel": ("sublet.cli.stopping", "cancel", "End a job"),
     "pause": ("sublet.cli.stopping", "pause", "Checkpoint a job and stop it, for now"),
     "resume": ("sublet.cli.jobs", "resume", "Go on with a paused job, or raise its budget"),
-    "download": ("sublet.cli.jobs", "download", "Fetch a job's outputs"),
+    "download": ("sublet.cli.download", "download", "Fetch a job's outputs"),
     "events": ("sublet.cli.logs", "events", "Show a job's history"),
     "finetune": ("sublet.cli.finetune", "finetune", "LoRA on a text classifier, as a preset"),
 }

@@ -38,6 +38,7 @@ from sublet_agent.adapters.workspace.reader import DONE, Look, Progress
 from sublet_agent.adapters.workspace.transfer import Transfer
 from sublet_agent.core.folders_at_rest import Ended
 from sublet_agent.core.layout import HOME, TMP, WORK, Layout, RunFolders
+from sublet_agent.core.partial_outputs import FOUND_OUTPUTS_BYTES, FoundOutputs
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.runner_port import ResolvedImage, RunRefused, RunSpec
 from sublet_contracts.checkpoint_folders import MAX_STEP as MAX_FOLDER_STEP
@@ -383,14 +384,27 @@ class Workspace:
         on_bytes: OnBytes | None = None,
         left_s: Callable[[], float] = lambda: math.inf,
     ) -> ScannedTree:
-        """Read what can be carried of the outputs folder, in the seconds that are left. Raises
-        OSError, and what `on_bytes` raises."""
+        """Read what can be carried of the outputs folder, in the seconds that are left; where the
+        job named none, of what it has written in its working folder. Raises OSError, and what
+        `on_bytes` raises."""
+        limit = self.record.job.resources.disk_bytes
+        if self.record.job.outputs:
+            return scan_outputs(
+                self.outputs,
+                max_bytes=limit,
+                inside=self.root,
+                on_bytes=on_bytes,
+                has_time=lambda: left_s() > 0,
+            )
+        work = self.folders.work
+        found = FoundOutputs(self.record.started_ms or 0, self.folders)
         return scan_outputs(
-            self.outputs,
-            max_bytes=self.record.job.resources.disk_bytes,
+            work.root / work.inside,
+            max_bytes=min(limit, FOUND_OUTPUTS_BYTES),
             inside=self.root,
             on_bytes=on_bytes,
             has_time=lambda: left_s() > 0,
+            wanted=lambda path, status: found.wants(path, status.st_ctime_ns // 1_000_000),
         )
 
     def finished(self, look: Look) -> bool:
