@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
-from sublet_agent.core.partial_outputs import GIVE_UP_MS, LEAST_MS
+from sublet_agent.core.layout import Layout, RunFolders
+from sublet_agent.core.partial_outputs import GIVE_UP_MS, LEAST_MS, FoundOutputs
 from sublet_agent.core.run_phases import RunPhase
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import CheckpointUploaded, CheckpointVerdict, Order, RunChanged
@@ -142,10 +145,71 @@ def test_an_agent_that_was_away_beyond_the_time_gives_it_up() -> None:
     assert phase(world, lease_id) is RunPhase.ENDED
 
 
-def test_a_run_without_outputs_has_none() -> None:
+def succeeded(world: World, **job: object) -> str:
+    lease_id = world.running(stop_grace_ms=GRACE_MS, **job)
+    world.ran(lease_id, 3_000, running=False, exit_code=0)
+    return lease_id
+
+
+def test_outputs_that_were_asked_for_take_as_long_as_it_takes() -> None:
     world = World()
-    lease_id = world.running()
-    world.ran(lease_id, 3_000, running=False, exit_code=1)
-    step = scanned(world, lease_id)
-    assert not wanted(step, effects.Upload)
-    assert said(step, RunChanged)
+    lease_id = succeeded(world, outputs="/out")
+    (upload,) = wanted(scanned(world, lease_id), effects.Upload)
+    assert (upload.kind, upload.until_ms) == ("outputs", 0)
+    at(world, world.now + 10**7)
+    assert phase(world, lease_id) is RunPhase.FINISHING
+    step = world.do(events.UploadFailed(lease_id, "outputs", upload.step, "no room"))
+    (told,) = said(step, RunChanged)
+    assert told.reason is Reason.CHECKPOINT_INVALID
+
+
+@pytest.mark.parametrize("comes", ["nothing", "no room", "verdict", "nobody answers"])
+def test_what_a_job_wrote_that_named_no_folder_changes_nothing_about_its_end(comes: str) -> None:
+    world = World()
+    lease_id = succeeded(world)
+    (upload,) = wanted(scanned(world, lease_id), effects.Upload)
+    assert (upload.kind, upload.until_ms) == ("outputs", world.now + GRACE_MS)
+    if comes == "nobody answers":
+        world.now += GRACE_MS + GIVE_UP_MS
+        step = world.do(events.Tick())
+    elif comes == "verdict":
+        step = world.do(events.Uploaded(lease_id, "outputs", upload.step, "a" * 64, 10))
+        (message,) = said(step, CheckpointUploaded)
+        assert not said(step, RunChanged)
+        verdict = CheckpointVerdict(
+            lease=lease_id, epoch=1, checkpoint=message.checkpoint.id, kind="outputs",
+            step=upload.step, durable=False, detail="damaged",
+        )  # fmt: skip
+        step = world.do(events.MessageArrived(verdict))
+        assert not wanted(step, effects.Upload)
+    else:
+        failed = events.UploadFailed(
+            lease_id, "outputs", upload.step, "no room", nothing=comes == "nothing"
+        )
+        step = world.do(failed)
+    (told,) = said(step, RunChanged)
+    assert told.reason is Reason.SUCCEEDED
+
+
+FOLDERS = RunFolders(Path("/runs/1"), Layout(work_path="/work", home_path="/home/job"))
+AT_HOME = RunFolders(Path("/runs/1"), Layout(work_path="/root", home_path="/root"))
+
+
+@pytest.mark.parametrize(
+    ("folders", "path", "changed_ms", "wants"),
+    [
+        (FOLDERS, "model.pt", 1_000, True),
+        (FOLDERS, "runs/1/model.pt", 5_000, True),
+        (FOLDERS, "train.py", 900, False),  # the image's
+        (FOLDERS, "__pycache__/train.pyc", 2_000, False),
+        (FOLDERS, "lib/__pycache__/x.pyc", 2_000, False),
+        (FOLDERS, ".cache/data", 2_000, True),
+        (AT_HOME, ".cache/hub/model.bin", 2_000, False),
+        (AT_HOME, "runs/.cache/data", 2_000, True),
+        (AT_HOME, "model.pt", 2_000, True),
+    ],
+)
+def test_what_is_found_in_the_working_folder(
+    folders: RunFolders, path: str, changed_ms: int, wants: bool
+) -> None:
+    assert FoundOutputs(1_000, folders).wants(path, changed_ms) is wants
