@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Literal
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.effects import Step
+from sublet_agent.core.exit_reasons import EXIT_PREEMPTED
+from sublet_agent.core.folders_at_rest import Ended, decide
 from sublet_agent.core.offers import Terms
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.run_phases import LIVE, RunPhase
 from sublet_agent.core.supply import DeviceSeen, Facts, Missing
+from sublet_contracts.checkpoint_folders import next_step
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
 from sublet_contracts.session import AgentSession, SessionError
@@ -104,6 +107,10 @@ class AgentHost:
         self._steps: dict[str, int] = {}
         """The step that was told last of each run."""
         self._told: dict[str, set[int]] = {}
+        self._due_ms: dict[str, int] = {}
+        """Since when a snapshot of a run's folder is due."""
+        self._rested_ms: dict[str, int] = {}
+        """The change at which a run's folder was last seen at rest."""
         self._resends = False
         self._tick_ms = 0
         """When the next tick is planned."""
@@ -123,6 +130,8 @@ class AgentHost:
         self._wire = self._session = None
         self._told = {}
         self._steps = {}
+        self._due_ms = {}
+        self._rested_ms = {}
         self._look_planned = set()
         self.engine.say(f"{self.name} starts (start {self.started})")
         self.doing = "its start"
@@ -398,8 +407,10 @@ class AgentHost:
             case effects.Start(lease_id):
                 self._later(draw(100, 500), lambda: self._start(lease_id))
             case effects.AskStop(lease_id):
+                self._due_ms.setdefault(lease_id, self.engine.now_ms)
                 self._later(draw(1, 50), lambda: self._tell_engine(lease_id, Container.stop))
             case effects.AskSave(lease_id):
+                self._due_ms.setdefault(lease_id, self.engine.now_ms)
                 self._later(draw(1, 500), lambda: self._on_container(lease_id, Container.save))
             case effects.Kill(lease_id):
                 self._later(draw(1, 50), lambda: self._tell_engine(lease_id, Container.kill))
@@ -564,10 +575,11 @@ class AgentHost:
             return
         if not container.running and (over := self.watchdog.passed.get(lease_id)):
             self.post(events.DeadlinePassed(lease_id, over))
+        self._take_folder(container, record)
         told = self._told.setdefault(lease_id, set())
         for step in sorted(container.steps.keys() - told):
             told.add(step)
-            self.post(events.CheckpointFound(lease_id, step))
+            self._tell_step(container, step)
         step = container.step_now()
         if self._steps.get(lease_id) != step:
             self._steps[lease_id] = step
@@ -589,10 +601,54 @@ class AgentHost:
         self._look_planned.discard(lease_id)
         self._look(lease_id)
 
+    def _take_folder(self, container: Container, record: RunRecord) -> None:
+        """Copy the folder that a job named, by the agent's own rules; at a look, as Workspace and
+        Observer do it."""
+        folder, lease_id = container.folder, container.lease_id
+        if folder is None:
+            return
+        ended: Ended = ""
+        if not container.running:
+            ended = "by itself" if container.exit_code in (0, EXIT_PREEMPTED) else "killed"
+            if record.stop is not None and record.stop.desired == "stop":
+                return
+        elif not folder.open:
+            self._rested_ms[lease_id] = folder.changed_ms
+        due_ms = self._due_ms.get(lease_id)
+        state, _ = decide(
+            folder.seen(self._rested_ms.get(lease_id, -1)),
+            waited_ms=None if due_ms is None else self.engine.now_ms - due_ms,
+            interval_ms=record.job.checkpoint_interval_ms,
+            ended=ended,
+        )
+        if state in ("same", "ready"):
+            self._due_ms.pop(lease_id, None)
+        under_way = record.uploading is not None or record.awaiting_verdict
+        if state != "ready" or (under_way and not ended):
+            return
+        after = max([record.lease.start_step, *record.local_checkpoints, *folder.copied])
+        step = next_step(after, 0)
+        container.steps[step] = folder.copy(step)
+        self._crash_point("after a copy")
+
+    def _tell_step(self, container: Container, step: int) -> None:
+        age_ms = 0
+        if container.folder is not None:
+            until_ms = container.finished_ms or self.engine.now_ms
+            age_ms = until_ms - container.folder.copied[step][0]
+        self.post(events.CheckpointFound(container.lease_id, step, age_ms=age_ms))
+
     def _scan(self, lease_id: str) -> None:
-        container = self.containers.get(lease_id)
+        container, record = self.containers.get(lease_id), self._record(lease_id)
         steps = tuple(sorted(container.steps)) if container else ()
         finished = container is not None and container.had_finished
+        if container is not None and container.folder is not None:
+            if record is not None and record.phase is RunPhase.FINISHING:
+                self._take_folder(container, record)
+                for step in sorted(container.steps):
+                    self._tell_step(container, step)
+            # Nothing in such a folder says that the work was done.
+            steps, finished = (), False
         self.post(events.FolderScanned(lease_id, steps, finished))
 
     def _remove(self, lease_id: str) -> None:

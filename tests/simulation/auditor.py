@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.simulation.charges import Charges
 from tests.simulation.images import Images
+from tests.simulation.jobs import state_at
 from tests.simulation.ledger import Ledger
 from tests.simulation.models import (
     CheckpointModel,
@@ -23,6 +24,7 @@ from tests.simulation.models import (
     never,
     read,
 )
+from tests.simulation.saved_folders import job_saves, never_saved
 from tests.simulation.set_aside import SetAside
 from tests.simulation.truth import Truth
 
@@ -80,6 +82,8 @@ class Auditor:
         self.clock_ms = 0
         self.runs: dict[str, Container] = {}
         self.took: set[tuple[str, str]] = set()
+        self.saved: dict[str, tuple[int, str]] = {}
+        """Checkpoint -> what it holds of a folder that its job named: step and state."""
         self._closed_now: list[str] = []
         """Signed leases that this commit closes."""
         self.checks = 0
@@ -153,6 +157,10 @@ class Auditor:
         self.images.began(lease_id, lease, image)
         if lease is None or lease.document["start_checkpoint"] is None:
             never(container.begin[0] != 0, "a fresh run began in the middle")
+            return
+        if container.folder is not None:
+            saved = self.saved.get(lease.document["start_checkpoint"], container.begin)
+            never(container.begin != saved, f"the run began at {container.begin}, not at {saved}")
             return
         never(
             container.begin[0] != lease.document["start_step"],
@@ -315,9 +323,33 @@ class Auditor:
             sha256 for sha256 in self._lacking(document) if damaged_ms.get(sha256, 0) <= verified_ms
         ]
         never(bool(bad), "a checkpoint counts that can't be restored")
+        self._folder_durable(id, document)
         job = self.jobs[document["job"]]
         if document["kind"] != "partial-outputs" and not job.threads:
             job.threads = self.leases[document["lease"]].document["threads"]
+
+    def _folder_durable(self, id: str, document: dict[str, Any]) -> None:
+        """What counts of a folder that a job named is a state that it was in, whole; a file that
+        only grows never counts."""
+        job = self.jobs[document["job"]].document
+        way = job_saves(job)
+        agent = self.market.agents_by_party[document["provider"]]
+        if document["kind"] != "checkpoint" or not way or not agent.honest:
+            return
+        grows = never_saved(way, self.runs[document["lease"]])
+        never(grows, "a file that only grows counts as a checkpoint")
+        if self._lacking(document):
+            return  # damaged since it was verified
+        step, state = self.saved[id] = self._content(document)
+        right = state_at(job["nonce"], step)
+        never(state != right, f"a checkpoint counts whose file is torn, at step {step}")
+
+    def _content(self, document: dict[str, Any]) -> tuple[int, str]:
+        blobs = self.market.broker.blobs
+        index = json.loads(blobs.whole(document["index_sha256"]) or b"")
+        listed = next(file for file in index["files"] if file["path"] == "state.json")
+        said = json.loads(b"".join(blobs.whole(c["sha256"]) or b"" for c in listed["chunks"]))
+        return int(said["step"]), str(said["state"])
 
     def _handed_over(self, document: dict[str, Any]) -> None:
         """What an honest machine hands over as outputs, its run has finished; as partial outputs,

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.models import LeaseModel, ReceiptModel, is_signed_by, never, read
+from tests.simulation.saved_folders import check_paid
 
 if TYPE_CHECKING:
     from tests.simulation.auditor import Auditor
@@ -178,6 +179,11 @@ class Charges:
         }
         never(moved != {k: v for k, v in right.items() if v}, f"a settlement moves {moved}")
         self._in_truth(document, lease, payable, bound)
+        if self._market.agents_by_party[terms["provider"]].honest:
+            says = check_paid(
+                self._auditor, lease, document["lease"], payable, durable_only=durable_only
+            )
+            never(bool(says), says)
         job.charged_ucr += charge
         if by == "job":
             lease.unsigned_ucr = charge

@@ -55,7 +55,7 @@ FAULTS: dict[str, str] = {
     "renter-drains": "a renter sends two jobs at once, each with most of what is there as budget",
     "renter-mute": "some renters never sign a receipt",
     "bad-jobs": "some jobs fail, yield, hang, kill themselves, are deaf to a stop, or end with 0 at"
-    " it; some have an image that is nowhere",
+    " it; some have an image that is nowhere; some grow one file for ever",
 }
 
 

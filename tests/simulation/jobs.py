@@ -16,6 +16,7 @@ from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_contracts.documents import Job
 from sublet_contracts.tree import Chunk, TreeFile, TreeIndex
 from tests.simulation.engine import Engine, Quartz
+from tests.simulation.saved_folders import SavedFolder
 
 PREEMPTED = 75
 _WHATEVER_ELSE = ("finished", "killed by its agent", "forgotten", "silence", "budget")
@@ -32,6 +33,8 @@ class Program:
     step_ms: int
     every: int
     save_ms: int
+    saves: str = ""
+    """'': by the protocol; else into a folder that it names (saved_folders.py)"""
     ending: str = "done"
     """done, fail (exit 1 halfway), returns (exit 137 halfway, by itself), yield (exit 75 once),
     deaf (doesn't hear STOP or SAVE), polite (exits with 0 whenever it is asked to stop), suicide
@@ -119,12 +122,16 @@ class Container:
     """Whether its renter wants it paused when it stands still."""
     hangs_ms: int | None = None
     """It hangs, since it had run for so long."""
+    folder: SavedFolder | None = None
+    """Where it saves, if it doesn't by the protocol."""
 
     def start(self) -> None:
         """Begin to compute."""
         self.started_ms = self.engine.now_ms
         self.began_ahead_ms = self.clock.ahead_ms()
         self.state = self.begin
+        if self.program.saves:
+            self.folder = SavedFolder(self.engine, self.program.saves)
         self._plan_next()
 
     @property
@@ -173,10 +180,23 @@ class Container:
             self._end_early(step)
             return
         self._write(step)
-        if step >= self.program.steps:
+        if step < self.program.steps:
+            self._plan_next()
+        elif self.folder is None:
             self._exit(0, "finished")
         else:
-            self._plan_next()
+            # It leaves once it has written its file, however long that takes.
+            self.engine.after(self.program.save_ms + 1, self._written_out)
+
+    def _written_out(self) -> None:
+        if self.running and not self.stopping and self.hangs_ms is None:
+            self._close_folder()
+            self._exit(0, "finished")
+
+    def _close_folder(self) -> None:
+        """Who leaves by itself has written out what it had open."""
+        if self.folder is not None and self.folder.open:
+            self._saved()
 
     def _end_early(self, step: int) -> None:
         match self.program.ending:
@@ -186,6 +206,7 @@ class Container:
                 self._exit(137, "failed", returned=True)
             case "yield":
                 self._write(step)
+                self._saved()
                 self._exit(PREEMPTED, "yielded")
             case "hangs":
                 self._write(step)
@@ -197,13 +218,21 @@ class Container:
 
     def _write(self, step: int) -> None:
         self.state = (step, state_at(self.nonce, step, self.state))
-        self.steps[step] = self.state[1].encode()
+        if self.folder is not None:
+            self.folder.begin(self.state, self.program.save_ms, self._saved)
+        else:
+            self.steps[step] = self.state[1].encode()
         self.looked()
+
+    def _saved(self) -> None:
+        if self.running and self.hangs_ms is None and self.folder is not None:
+            self.folder.written(self.clocked_ms())
+            self.looked()
 
     def save(self) -> None:
         """SAVE was asked for."""
         hears = self.running and not self.stopping and self.hangs_ms is None
-        if hears and self.program.ending != "deaf":
+        if hears and self.program.ending != "deaf" and self.folder is None:
             step = self.step_now()
             if step not in self.steps and step > self.begin[0]:
                 self._write(step)
@@ -214,6 +243,13 @@ class Container:
         if not hears or self.program.ending == "deaf":
             return
         self.stopping = True
+        if self.folder is not None:
+            # TERM ends a script that knows nothing of it, in the midst of whatever it does.
+            polite = self.program.ending == "polite"
+            if polite:
+                self._close_folder()
+            self._exit(0 if polite else 143, "left", signal=None if polite else 15)
+            return
 
         def leave() -> None:
             if self.running and self.hangs_ms is None:
@@ -268,6 +304,8 @@ class Container:
         elif self.engine_says and by_itself and truth != "memory":
             truth = "engine"
         self.truth = truth
+        if self.folder is not None:
+            self.folder.closed()
         evidence |= {"engine_stopped": self.engine_says, "device_failed": self.device_says}
         self.end = ExitEvidence(code, **evidence)  # type: ignore[arg-type]
         self.looked()

@@ -28,6 +28,7 @@ from tests.simulation.engine import BEGIN_MS
 from tests.simulation.jobs import Program, state_at
 from tests.simulation.models import Violation
 from tests.simulation.registry import IMAGES, NOWHERE
+from tests.simulation.saved_folders import FOLDERS, NEVER_SAVED, can_end
 from tests.simulation.store import UNKEPT
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ BAD_ENDINGS = (
     *("fail", "returns", "yield", "deaf", "polite", "polite", "polite", "suicide"),
     *("hangs", "hangs"),
 )
+
+
+SAVES = ("", "", "", "torch", "raw")
+"""How jobs save: most by the protocol, some into a folder that they name."""
 
 
 class RenterHost:
@@ -170,14 +175,18 @@ class RenterHost:
             step_ms=draw.choice((2_000, 7_001, 15_000, 40_000)),
             every=draw.randint(1, 8),
             save_ms=draw.choice((100, 1_000, 8_000)),
+            saves=draw.choice(NEVER_SAVED) if odd and draw.random() < 0.2 else draw.choice(SAVES),
             ending="suicide" if self.kills else draw.choice(BAD_ENDINGS) if odd else "done",
         )
+        program = can_end(program)
         hours = program.steps * program.step_ms / 3_600_000
         least = -(-MAX_PRICE // 60)
         budget = max(least, int(hours * MAX_PRICE * draw.choice((0.4, 1.3, 4.0))))
         accept = draw.choice((budget, budget, max(least, budget // 3)))
         devices = draw.choice((1, 1, 1, 1, 2))
         stalls = (60_000, 60_000, 300_000) if program.ending == "hangs" else (0, 0, 90_000, 600_000)
+        if program.saves:
+            stalls = (0,)  # it tells of no steps but those of its snapshots
         job = Job(
             renter=self.party,
             broker=self.market.broker_key.party,
@@ -202,6 +211,7 @@ class RenterHost:
             stall_ms=draw.choice(stalls),
             inputs=(),
             outputs=draw.choice(("", "/out")),
+            checkpoints=FOLDERS if program.saves else (),
             accept_receipts_up_to_ucr=accept,
             issued_ms=self.now_ms(),
             expires_ms=self.now_ms() + 86_400_000,

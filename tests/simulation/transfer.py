@@ -15,7 +15,8 @@ from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_do
 from sublet_contracts.reasons import Reason
 from sublet_contracts.tree import TreeRefused, parse_index
 from tests.simulation.broker import TROUBLES, BrokerAway
-from tests.simulation.jobs import checkpoint_files, tree
+from tests.simulation.jobs import Container, checkpoint_files, tree
+from tests.simulation.saved_folders import unpacked
 from tests.simulation.store import UNKEPT
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Transfer:
             self.host.post(events.UploadFailed(lease_id, kind, step, "", nothing=True))  # type: ignore[arg-type]
             return
         files = (
-            checkpoint_files(record.job.nonce, step, (content or b"").decode())
+            self._checkpoint_files(container, record.job.nonce, step, content or b"")
             if kind == "checkpoint"
             else container.outputs
         )
@@ -119,6 +120,14 @@ class Transfer:
             return
         sha256 = hashlib.sha256(index).hexdigest()
         self.host.post(events.Uploaded(lease_id, kind, step, sha256, total))  # type: ignore[arg-type]
+
+    def _checkpoint_files(
+        self, container: Container, nonce: str, step: int, content: bytes
+    ) -> dict[str, bytes]:
+        if container.folder is not None:
+            step, state = unpacked(content)
+            return checkpoint_files(nonce, step, state)
+        return checkpoint_files(nonce, step, content.decode())
 
     def _put_all(self, job: str, epoch: int, index: bytes, chunks: dict[str, bytes]) -> bool:
         blobs = self.host.market.broker.broker.blobs

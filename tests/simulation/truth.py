@@ -80,7 +80,8 @@ class Truth:
         if container is None or container.running:
             return allowed | asked.keys()
         allowed |= set(_REASONS[container.truth].split())
-        if container.truth != "finished":
+        if container.truth != "finished" or container.folder is not None:
+            # Of a script that knows nothing of it nobody can tell, where it was asked to stop.
             return allowed | asked.keys()
         # It had done its work: to have been asked to save and leave takes nothing away from that.
         return allowed | {reason for reason, at_once in asked.items() if at_once or not told}
