@@ -5,6 +5,7 @@ and coercions are refused, and `broker` names the one broker it is meant for (no
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Generic, Literal, Self, TypeVar
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sublet_contracts.encoding import MAX_INTEGER, EncodingError, canonical_json, parse_json
 from sublet_contracts.envelope import Envelope, SignatureRefused, sign_payload
 from sublet_contracts.fields import (
+    PATTERNS_IN_WORDS,
     Broker,
     Count,
     DeviceId,
@@ -641,10 +643,21 @@ def check_time(
         )
 
 
+def _in_words(kind: str, bounds: Mapping[str, object]) -> str:
+    """Return in people's words what is wrong with a text; '' where pydantic's have to do."""
+    if kind == "string_pattern_mismatch":
+        words = PATTERNS_IN_WORDS.get(str(bounds.get("pattern")))
+        return f"it holds what may not stand there; {words}" if words else ""
+    if kind == "string_too_long":
+        return f"it is too long; at most {bounds.get('max_length')} characters fit"
+    return ""
+
+
 def refused_by_validation(error: ValidationError) -> DocumentRefused:
     """Return pydantic's first complaint as one that names its field."""
     first = error.errors(include_url=False, include_input=False)[0]
     # A path may hold keys that a stranger chose: bound what we repeat of them.
     field = ".".join(str(part)[:80] for part in first["loc"])[:400]
-    message = str(first["msg"]).removeprefix("Value error, ")
+    said = str(first["msg"]).removeprefix("Value error, ")
+    message = _in_words(first["type"], first.get("ctx", {})) or said
     return DocumentRefused(f"{field}: {message}" if field else message, field)

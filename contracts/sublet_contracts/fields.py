@@ -20,8 +20,16 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of
 Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$", description="random hex digits")]
 Text = Annotated[str, Field(max_length=256)]
-Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ /:@+-]*$")]
-Label = Annotated[str, Field(max_length=64, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._ /:@+-]*$"
+_LABEL = r"^[a-z0-9][a-z0-9.-]*$"
+Name = Annotated[str, Field(max_length=128, pattern=_NAME)]
+Label = Annotated[str, Field(max_length=64, pattern=_LABEL)]
+
+PATTERNS_IN_WORDS = {
+    _NAME: "use letters, digits, spaces and . _ / : @ + -, with a letter or a digit first",
+    _LABEL: "use small letters, digits, . and -, with a letter or a digit first",
+}
+"""What people may write where a field has one of these patterns."""
 DeviceId = Annotated[str, Field(max_length=96, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")]
 
 PinnedImage = Annotated[

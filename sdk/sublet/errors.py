@@ -29,6 +29,9 @@ def refusal(response: httpx.Response) -> SubletError:
     try:
         problem = Problem.model_validate_json(response.content)
     except ValidationError:
+        if _wants_https(response):
+            said = _unexpected(400, "what answers there speaks https, and was spoken to in http")
+            return SubletError(said, "write its URL with https:// (--broker, SUBLET_BROKER)")
         problem = _unexpected(
             response.status_code,
             f"the broker answered {response.status_code}: {response.text[:200]}",
@@ -49,16 +52,34 @@ def not_understood(response: httpx.Response, expected: str, error: ValidationErr
 
 
 def no_answer(url: str, why: str) -> BrokerAway:
-    """Return the error for a broker that doesn't answer."""
+    """Return the error for a broker that doesn't answer. Where it can be told that the URL is wrong
+    about http and https, that is said."""
+    plain, detail, fix = url.partition("://")[2], f"no answer from {url} ({why})", ""
+    if is_of_tls(why):
+        if "certificate" in why.lower():
+            detail = f"{url} shows a certificate that this machine doesn't trust ({why})"
+            fix = "name its authority in SSL_CERT_FILE, or mend the broker's certificate"
+        else:
+            detail = f"{url} doesn't speak https: what answers there speaks http, as it seems"
+            fix = f"write http://{plain} (--broker, SUBLET_BROKER)"
+    problem = Problem(title="The broker doesn't answer", status=503, code="away", detail=detail)
     return BrokerAway(
-        Problem(
-            title="The broker doesn't answer",
-            status=503,
-            code="away",
-            detail=f"no answer from {url} ({why})",
-        ),
-        "check the URL (SUBLET_BROKER) and whether the broker runs",
+        problem,
+        fix
+        or "check the URL (SUBLET_BROKER), also whether it should begin with http:// or https://, "
+        "and whether the broker runs",
     )
+
+
+def is_of_tls(why: str) -> bool:
+    """Say whether a connection failed at https itself: it will not do better by waiting."""
+    return "[SSL" in why
+
+
+def _wants_https(response: httpx.Response) -> bool:
+    """Whether an answer is that of a server of https that was spoken to in http."""
+    said = response.text[:2000].lower()
+    return response.status_code == 400 and "https" in said and "http request" in said
 
 
 def _unexpected(status: int, detail: str) -> Problem:

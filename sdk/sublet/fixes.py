@@ -52,6 +52,8 @@ def _not_found(problem: Problem) -> str:
 
 
 def _document_refused(problem: Problem) -> str:
+    if problem.field == "budget_ucr":
+        return "name a higher total; to spend less, sublet pause or sublet cancel"
     if problem.field in ("issued_ms", "expires_ms"):
         return "check this machine's clock (timedatectl), then try again"
     if problem.field == "broker":

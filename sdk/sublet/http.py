@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from sublet.errors import no_answer, not_understood, refusal
+from sublet.errors import is_of_tls, no_answer, not_understood, refusal
 from sublet_contracts.api import BrokerInfo
 from sublet_contracts.auth import sign_request
 from sublet_contracts.keys import SigningKey
@@ -123,6 +123,8 @@ class Link:
                 asked_s = float(retry_after) if retry_after.isdecimal() else 0.0
             except httpx.TransportError as error:
                 why = str(error) or type(error).__name__
+                if is_of_tls(why):
+                    raise no_answer(self.url, why) from error
             if time.monotonic() + wait_s > deadline:
                 raise no_answer(self.url, why)
             time.sleep(wait_s * random.uniform(0.5, 1.0))

@@ -23,7 +23,7 @@ def _price(price: Shortfall) -> str:
 def _devices(devices: Shortfall) -> str:
     if not devices.has:
         return "ask for less of each device: none meets every wish"
-    return f"ask for at most {devices.has} devices"
+    return f"ask for at most {devices.has} device{'' if devices.has == 1 else 's'}"
 
 
 _WORDS: dict[str, Callable[[Shortfall], str]] = {

@@ -54,6 +54,8 @@ int nvmlDeviceGetMaxPcieLinkGeneration(H h, unsigned *v) {
   if (id(h) == 1) return NOT_SUPPORTED; *v = 4; return 0; }
 int nvmlDeviceGetMaxPcieLinkWidth(H h, unsigned *v) {
   if (id(h) == 1) return NOT_SUPPORTED; *v = 16; return 0; }
+int nvmlDeviceGetUtilizationRates(H h, unsigned *u) {
+  if (id(h)) return NOT_SUPPORTED; u[0] = 97; u[1] = 40; return 0; }
 int nvmlDeviceGetEnforcedPowerLimit(H h, unsigned *v) {
   if (id(h) == 1) return NOT_SUPPORTED; *v = 400000; return 0; }
 """
@@ -102,6 +104,7 @@ def test_all_facts_of_a_gpu(found: dict[str, Any]) -> None:
         "index": 0,
         "instance": None,
         "used_bytes": 0,
+        "utilization_percent": 97,
     }
 
 

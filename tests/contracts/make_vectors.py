@@ -176,7 +176,7 @@ def hostile() -> Any:
               "surrogate")  # fmt: skip
     rewritten("raw control character", "job", '"name":"ft"', '"name":"f\nt"', "payload", "not JSON")
     rewritten("line feed at the end of a name", "job", '"name":"ft"', '"name":"ft\\n"', "name",
-              "pattern")  # fmt: skip
+              "use letters")  # fmt: skip
     rewritten("line feed at the end of a party", "offer", f'"broker":"{BROKER}"',
               f'"broker":"{BROKER}\\n"', "broker", "pattern")  # fmt: skip
     for path in ("/data/../etc/passwd", "/data/./x", "/data//x", "data/x", "/", "/data/x/"):

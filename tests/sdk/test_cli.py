@@ -103,7 +103,9 @@ def test_the_whole_story(at_market: SmallMarket, tmp_path: Path, capsys: Capture
     evidence = tmp_path / "f.json"
     assert main(["receipts", "export", "story", "-o", str(evidence)]) == 0
     assert main(["receipts", "verify", str(evidence)]) == 0
-    assert f"pinned when you first used {at_market.local.url}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"broker   {at_market.client.broker}\n" in said
+    assert f"trusted: your profile pinned it when you first used {at_market.local.url}" in said
 
     assert main(["download", "story", str(tmp_path / "out"), "--json"]) == 0
     (file,) = json.loads(capsys.readouterr().out)["files"]
@@ -127,8 +129,17 @@ def test_changed_evidence_does_not_hold(
         assert main(["receipts", "verify", str(evidence)]) == 1, position
         assert "does NOT hold" in capsys.readouterr().out
     evidence.write_bytes(data)
-    assert main(["receipts", "verify", str(evidence), "--broker", "ed25519-" + "0" * 64]) == 1
-    assert "not of" in capsys.readouterr().out
+    another = "ed25519-" + "0" * 64
+    assert main(["receipts", "verify", str(evidence), "--broker", another]) == 1
+    said = capsys.readouterr()
+    assert "not of" in said.out
+    assert f"checked against {another}, as you gave it with --broker" in said.out
+    assert f"than the one that is trusted: {at_market.client.broker}" in said.err
+    assert "fix: if that is the one you mean" in said.err
+    assert main(["receipts", "verify", str(evidence), "--broker", "127.0.0.1:8470"]) == 2
+    said = capsys.readouterr()
+    assert "error: --broker: '127.0.0.1:8470' is no broker's id" in said.err
+    assert "sublet whoami" in said.err
 
 
 def test_a_stranger_is_told_that_nobody_vouches_for_the_broker(
@@ -170,7 +181,7 @@ def test_what_is_refused_before_anything_is_submitted(
     jobs = len(at_market.client.jobs().jobs)
     image = ["local/python", "true"]
     for arguments, words in (
-        (["--gpus", "4x80GB"], "no offer fits, of 1 on the market"),
+        (["--gpus", "4x80GB", "--no-wait"], "no offer fits, of 1 on the market"),
         (["--input", f"{tmp_path}/nope:/in"], "there is no such file"),
         (["--budget", "500"], "--budget: the budget is 500.00"),
         (["--budget", "0.001"], "a minute of this job"),
@@ -180,7 +191,7 @@ def test_what_is_refused_before_anything_is_submitted(
         assert words in error
         assert "fix: " in error
         assert "_ucr" not in error
-    assert main(["run", *SMALL, "--gpus", "4x80GB", "-y", "--json", *image]) == 1
+    assert main(["run", *SMALL, "--gpus", "4x80GB", "--no-wait", "-y", "--json", *image]) == 1
     assert json.loads(capsys.readouterr().err)["fix"]
     assert main(["run", *SMALL, "--dry-run", *image]) == 0
     assert json.loads(capsys.readouterr().out)["command"] == ["true"]

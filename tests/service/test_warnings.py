@@ -309,7 +309,7 @@ def test_a_job_that_stands_still_for_as_long_as_it_says_is_checkpointed_and_paus
     world.pass_ms(5_000)
     view = renter.view(job)
     assert (view.state, view.reason) == (JobState.PAUSED, Reason.STALLED)
-    assert view.says.startswith("paused: the job showed no sign of life")
+    assert view.says.startswith("the job showed no sign of life")
     (bill,) = world.broker.money.statement(renter.party, job).charges
     assert (bill.reason, bill.fault) == (Reason.STALLED, Fault.RENTER)
     assert bill.lost_device_ms == 0, "its time was used, whatever it did with it"

@@ -77,7 +77,9 @@ def expected(error: Exception) -> CommandError | None:
     if isinstance(error, SubletError):
         problem = error.problem
         option = _option(problem.field)
-        detail = problem.detail.replace(problem.field, option) if problem.field else problem.detail
+        detail = problem.detail
+        if option not in ("", problem.field, *_OF_COMMANDS.values()):
+            detail = detail.replace(problem.field, option)  # the field's name is no word of people's
         field = f"{option}: " if option and not detail.startswith(option) else ""
         missing = problem.code == ProblemCode.NOT_FOUND
         return CommandError(field + detail, error.fix, NOT_FOUND if missing else ERROR)
@@ -101,4 +103,10 @@ def _option(field: str) -> str:
     from sublet.options import OPTIONS, option_of_field
 
     option = OPTIONS.get(field) or option_of_field(field)
-    return option.flag if option is not None and option.flag else field
+    if option is not None and option.flag:
+        return option.flag
+    return _OF_COMMANDS.get(field, field)
+
+
+_OF_COMMANDS = {"state": "--state", "limit": "--limit", "run": "--run", "tail": "--tail"}
+"""What a broker refuses of what a command asks for, and the option that it comes from."""

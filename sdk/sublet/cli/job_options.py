@@ -37,6 +37,10 @@ def _add(group: Any, option: Option) -> None:
         # An option that holds by default is named by what it takes to do without.
         action = "store_false" if option.default is True else "store_true"
         group.add_argument(*flags, action=action, **common)
+        if option.default is True:
+            said = option.flag.replace("--no-", "--", 1)  # what holds anyway may be said as well
+            quiet = {**common, "help": argparse.SUPPRESS}
+            group.add_argument(said, action="store_true", **quiet)
         return
     if option.name in _PAIRS or option.name in _LISTS:
         common["action"] = "append"

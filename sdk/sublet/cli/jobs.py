@@ -12,7 +12,13 @@ from sublet.terminal.kept import days_left, kept_text, left_out_lines
 from sublet.terminal.next_steps import status_text
 from sublet.terminal.text import clip, paint, safe, state, table
 from sublet.terminal.warning_text import warning_lines, warning_marks
-from sublet_contracts.amounts import format_ago, format_bytes, format_credits, format_duration
+from sublet_contracts.amounts import (
+    format_ago,
+    format_bytes,
+    format_cores,
+    format_credits,
+    format_duration,
+)
 from sublet_contracts.api import CheckpointView, JobView, RunView
 from sublet_contracts.documents import Resources
 from sublet_contracts.keys import short
@@ -182,7 +188,7 @@ def requirements_text(need: Resources) -> str:
     parts = [f"{need.devices}x {safe(device)}"]
     if need.device_memory_bytes:
         parts[0] += f" of {format_bytes(need.device_memory_bytes)}"
-    parts += [f"{need.cpu_millis / 1000:g} cores"] if need.cpu_millis else []
+    parts += [format_cores(need.cpu_millis)] if need.cpu_millis else []
     parts.append(f"{format_bytes(need.memory_bytes)} memory")
     parts.append(f"{format_bytes(need.disk_bytes)} disk")
     parts += [f"class {safe(need.hardware_class)}"] if need.hardware_class else []

@@ -1,6 +1,7 @@
 """`sublet receipts export` and `verify`: a job's evidence, checked with public keys alone."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from sublet.cli.errors import ERROR, USAGE, CommandError
 from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
 from sublet.terminal.text import paint, safe
 from sublet_contracts.amounts import format_credits, format_duration
-from sublet_contracts.keys import short
+from sublet_contracts.keys import PARTY_PATTERN, short
 
 _MOST_PROBLEMS = 20
 
@@ -79,6 +80,7 @@ def verify(argv: Sequence[str]) -> int:
         }
         print(json.dumps(said, indent=2))
         return 0 if verdict.holds else ERROR
+    against = f"checked against {broker or verdict.broker}, {trust}"
     if not verdict.holds:
         print(paint("It does NOT hold:", "red"))
         for problem in verdict.problems[:_MOST_PROBLEMS]:
@@ -86,21 +88,40 @@ def verify(argv: Sequence[str]) -> int:
         more = len(verdict.problems) - _MOST_PROBLEMS
         if more > 0:
             print(f"  and {more} more")
+        print(against)
+        if broker is not None and verdict.broker and verdict.broker != broker:
+            raise CommandError(
+                f"the file is of another broker than the one that is trusted: {verdict.broker}",
+                "if that is the one you mean, and you know its id from elsewhere than the file: "
+                "name it with --broker ID",
+            )
         return ERROR
     print(paint("It holds.", "green"), f"{verdict.checks} checks passed.")
-    print(f"job      {short(verdict.job)}, {verdict.leases} leases, {verdict.receipts} receipts")
+    counts = f"{_count(verdict.leases, 'lease')}, {_count(verdict.receipts, 'receipt')}"
+    print(f"job      {short(verdict.job)}, {counts}")
     lost = f"; {format_duration(verdict.lost_device_ms)} lost" if verdict.lost_device_ms else ""
     if verdict.lost_device_ms:
         lost += f", charged {format_credits(verdict.lost_work_charged_ucr)}"
     print(f"charged  {format_credits(verdict.charged_ucr)}{lost}")
-    print(f"broker   {short(verdict.broker)}, {trust}")
+    print(f"broker   {verdict.broker}")
+    print(f"         {trust}")
     return 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"1 {what}" if number == 1 else f"{number} {what}s"
 
 
 def _trusted(data: bytes, given: str | None, profile: str | None) -> tuple[str | None, str]:
     """Return the broker id to check against, and why it is trusted. None: nobody vouches for it."""
     if given:
-        return given, "as you gave it"
+        if not re.fullmatch(PARTY_PATTERN, given):
+            raise CommandError(
+                f"--broker: {given[:80]!r} is no broker's id",
+                "it begins with ed25519-; sublet whoami shows your broker's",
+                USAGE,
+            )
+        return given, "as you gave it with --broker"
     from sublet.config import Profile
 
     pinned = Profile.open(profile).pins()
@@ -111,8 +132,9 @@ def _trusted(data: bytes, given: str | None, profile: str | None) -> tuple[str |
         named = None
     for url, broker in pinned.items():
         if broker == named:
-            return broker, f"pinned when you first used {url}"
+            return broker, f"trusted: your profile pinned it when you first used {url}"
     if pinned:
         # A file of a broker that this profile never met must not pass for one of its own.
-        return next(iter(pinned.values())), "pinned by your profile"
-    return None, "named by the file itself: compare its id with what you know, or give --broker"
+        url, broker = next(iter(pinned.items()))
+        return broker, f"trusted: your profile pinned it when you first used {url}"
+    return None, "NOT trusted: only the file names it. Compare it, or name yours with --broker ID"

@@ -106,7 +106,7 @@ def _rows(run: RunView, usage: RunUsageView, now_ms: int) -> list[list[str]]:
         _of(usage.memory_bytes, usage.memory_limit_bytes),
         _size(usage.peak_memory_bytes),
         _of(usage.disk_bytes, usage.disk_limit_bytes),
-        format_duration(age_ms // 1000 * 1000),
+        format_duration(age_ms),
     ]
     return [first, *(["", "", *gpu, "", "", "", "", ""] for gpu in gpus[1:])]
 

@@ -1,7 +1,10 @@
 """How a job stands, in words: what the broker says, and the command for what comes next."""
 
 from sublet.terminal.text import safe
+from sublet_contracts.amounts import format_bytes
 from sublet_contracts.api import JobView, NextStep
+from sublet_contracts.reasons import Reason
+from sublet_contracts.states import JobState
 
 NEXT_STEPS: dict[NextStep, str] = {
     NextStep.NONE: "",
@@ -17,6 +20,20 @@ NEXT_STEPS: dict[NextStep, str] = {
 def status_text(view: JobView) -> str:
     """Return what a job does or waits for, fit for a terminal. A step that only a newer broker
     knows is left out."""
-    says = safe(view.says)
     step = NEXT_STEPS[view.next_step] if isinstance(view.next_step, NextStep) else ""
-    return f"{says}; {step}" if step else says
+    if view.next_step is NextStep.RESUME and not view.durable_step:
+        step = "sublet resume starts it over: nothing that could be resumed was saved"
+    return "; ".join(part for part in (safe(view.says), _asks_for_more(view), step) if part)
+
+
+def _asks_for_more(view: JobView) -> str:
+    """Return which option a job that has failed for want of something lacks; '' where none."""
+    need = view.resources
+    limits = {
+        Reason.OUT_OF_MEMORY: ("--memory", need.memory_bytes),
+        Reason.DISK_LIMIT: ("--disk", need.disk_bytes),
+    }
+    if view.state is not JobState.FAILED or view.reason not in limits:
+        return ""
+    option, size_bytes = limits[view.reason]
+    return f"submit it again with {option} above {format_bytes(size_bytes)}"

@@ -55,7 +55,14 @@ async def submit(
 @router.get("", summary="Your jobs", response_model=JobsPage, responses=READ, openapi_extra=SIGNED)
 async def jobs(
     call: Reading,
-    state: Annotated[JobState | None, Query(description="only these")] = None,
+    state: Annotated[
+        str,
+        Query(
+            max_length=40,
+            description="only these",
+            json_schema_extra={"enum": ["", *JobState]},
+        ),
+    ] = "",
     name: Annotated[str, Query(max_length=128, description="only of this name")] = "",
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> Response:

@@ -30,6 +30,7 @@ from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.unit_of_work import (
     UnitOfWork,
 )
+from sublet_contracts.amounts import format_credits
 from sublet_contracts.documents import Job, Lease, Receipt
 from sublet_contracts.reasons import IMAGE_REASONS, MEANINGS, Fault, Next, Reason
 from sublet_contracts.rules import FREE_KILLS_A_RENTER_AND_WEEK, WEEK_MS
@@ -236,7 +237,8 @@ def release_if_ended(work: UnitOfWork, job: JobFact) -> None:
                 )
             ]
         )
-        work.event("money", job.id, after="released", detail=f"{left} ucr go back to the renter")
+        detail = f"{format_credits(left)} back to the renter"
+        work.event("money", job.id, after="released", detail=detail)
 
 
 def _progressed(work: UnitOfWork, lease: LeaseFact) -> bool:

@@ -14,6 +14,7 @@ from sublet_broker.market.facts import (
 from sublet_broker.market.settling import SettlementCase, SettlementDecision, decide
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
+from sublet_contracts.amounts import format_credits, format_duration
 from sublet_contracts.documents import Receipt, Settlement, sign_document
 from sublet_contracts.reasons import MEANINGS, Reason
 from sublet_contracts.states import (
@@ -114,8 +115,9 @@ def settle(
         before=chain.state,
         after="settled",
         reason=reason,
-        detail=f"charged {decision.charged_ucr} ucr for "
-        f"{decision.payable_device_ms} device-ms; {decision.lost_device_ms} device-ms are free",
+        detail=f"{format_credits(decision.charged_ucr)} charged for "
+        f"{format_duration(decision.payable_device_ms)} of device time"
+        + (f"; {format_duration(decision.lost_device_ms)} free" if decision.lost_device_ms else ""),
     )
     work.send(lease.provider, SettlementNotice(settlement=signed.envelope))
     spent = replace(

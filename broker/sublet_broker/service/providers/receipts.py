@@ -15,6 +15,7 @@ from sublet_broker.service.leases.closing import close, close_if_due
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.signed_input import refuse_strangers
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
+from sublet_contracts.amounts import format_credits, format_duration
 from sublet_contracts.documents import (
     DocumentRefused,
     Receipt,
@@ -130,8 +131,8 @@ class Receipts:
             epoch=lease.epoch,
             before=chain.state,
             after=state,
-            detail=f"receipt {receipt.sequence}: {receipt.cum_device_ms} device-ms, "
-            f"{receipt.charge_ucr} ucr",
+            detail=f"receipt {receipt.sequence}: {format_duration(receipt.cum_device_ms)} of "
+            f"device time, {format_credits(receipt.charge_ucr)}",
         )
         if receipt.final:
             close_if_due(self._context, work, lease)

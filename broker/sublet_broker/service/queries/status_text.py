@@ -128,13 +128,13 @@ def _in_line(standing: Standing | None) -> str:
 def _paused(job: JobFact) -> str:
     if _lacks_money(job):
         if _waits_for_signature(job):
-            return "paused: its charges wait for your signature"
-        return f"paused: {format_credits(_left_ucr(job))} of the budget are left"
+            return "its charges wait for your signature"
+        return f"{format_credits(_left_ucr(job))} of the budget is left"
     if job.reason is Reason.NO_PROGRESS:
-        return f"paused: no new checkpoint in {job.detail}"
+        return f"no new checkpoint in {job.detail}"
     if job.reason in PAUSED_WHEN_DURABLE or job.reason is Reason.STALLED:
-        return f"paused: {MEANINGS[job.reason].says}{_also(job.detail)}"
-    return "paused"
+        return f"{MEANINGS[job.reason].says}{_also(job.detail)}"
+    return "by its renter"
 
 
 def _lacks_money(job: JobFact) -> bool:

@@ -73,7 +73,7 @@ class Views:
             if state not in set(JobState):
                 raise Refusal(
                     ProblemCode.BAD_STATE,
-                    f"{state[:40]!r} is not a job's state; those are {', '.join(JobState)}",
+                    f"{state[:40]!r} is not a job's state",
                     field="state",
                     state=state[:40],
                 )

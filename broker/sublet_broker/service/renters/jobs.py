@@ -321,7 +321,7 @@ class Jobs:
         self._hold(work, job.renter, job.id, added, signed.id, "budget raised")
         work.add(AmendmentFact(signed.id, job.id, signed.envelope))
         work.record(signed.id)
-        work.event("money", job.id, after="amended", detail=f"{added} ucr more are held")
+        work.event("money", job.id, after="amended", detail=f"{format_credits(added)} more held")
         raised = replace(
             job,
             budget_ucr=document.budget_ucr,

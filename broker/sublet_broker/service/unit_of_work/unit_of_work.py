@@ -30,6 +30,7 @@ from sublet_broker.service.ports import Clock, Transaction
 from sublet_broker.service.unit_of_work.heartbeats import Heartbeats
 from sublet_broker.service.unit_of_work.tallies import TALLIES_OF, Tally
 from sublet_broker.service.unit_of_work.waiting_line import Standing, WaitingLine
+from sublet_contracts.amounts import format_credits
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import LeaseState, RunState
@@ -274,7 +275,7 @@ class UnitOfWork:
     def add_job(self, job: JobFact) -> None:
         """Add a job that has just been accepted."""
         self.add(job)
-        self.event("job", job.id, after=job.state, detail=f"{job.budget_ucr} ucr are held")
+        self.event("job", job.id, after=job.state, detail=f"{format_credits(job.budget_ucr)} held")
         self.touch_job(job.id)
 
     def put_job(self, before: JobFact, after: JobFact, *, lease: str = "") -> JobFact:

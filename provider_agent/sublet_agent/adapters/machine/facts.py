@@ -208,7 +208,12 @@ class Machine:
         if self._options.cpu:
             return with_changes(facts, devices=(_cpu(host),))
         seen = [
-            DeviceSeen(device_of(gpu), gpu.used_bytes, shares_main_memory=gpu.memory_bytes is None)
+            DeviceSeen(
+                device_of(gpu),
+                gpu.used_bytes,
+                shares_main_memory=gpu.memory_bytes is None,
+                utilization_percent=gpu.utilization_percent,
+            )
             for gpu in self._chosen.of(found)
         ]
         return with_changes(

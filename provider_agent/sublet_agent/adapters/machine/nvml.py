@@ -75,6 +75,7 @@ class Gpu:
     index: int = 0  # NVML's, of the whole GPU: what `--devices N` means
     instance: int | None = None  # NVML's number of the MIG instance
     used_bytes: int = 0  # of its memory, by anybody
+    utilization_percent: int | None = None  # of a GPU as a whole; of a MIG instance it isn't told
 
     @property
     def number(self) -> str:
@@ -267,6 +268,7 @@ def _read(handle: object, uuid: str, index: int, driver: str | None) -> Gpu:
         power_limit_mw=_ask(lambda: int(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle))),
         index=index,
         used_bytes=used,
+        utilization_percent=_ask(lambda: int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
     )
 
 
