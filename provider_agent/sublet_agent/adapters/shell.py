@@ -75,6 +75,7 @@ from sublet_contracts.versions import Reads
 from sublet_contracts.wire import Message
 
 TICK_S = 0.2
+MOVE_LOG_S = 2.0
 TIDY_S = 60.0
 """how often it is seen to that renters' images leave room"""
 THREAD_NAME = "sublet-agent"
@@ -127,7 +128,7 @@ class Shell:
         self.images: dict[str, ResolvedImage] = {}
         """by lease, and by job where it is prepared ahead"""
         self._wanted_images: dict[str, str] = {}
-        self._tidied_s = time.monotonic()
+        self._tidied_s = self._moved_log_s = time.monotonic()
         self.reader = FolderReader()
         self._threads = ThreadPoolExecutor(16, thread_name_prefix=THREAD_NAME)
         self._movers = ThreadPoolExecutor(32, thread_name_prefix=f"{THREAD_NAME}-moving")
@@ -197,6 +198,9 @@ class Shell:
                 if self.now_ms() >= self.core.quiet_until_ms():
                     self.post(events.Tick())
                 self._logs.pump()
+                if time.monotonic() - self._moved_log_s >= MOVE_LOG_S:
+                    self._moved_log_s = time.monotonic()
+                    self._spawn("log", "", self._act(self.spool.move_log))
                 if time.monotonic() - self._tidied_s >= TIDY_S:
                     self._tidied_s = time.monotonic()
                     self._spawn("images", "", self._tidy_images())

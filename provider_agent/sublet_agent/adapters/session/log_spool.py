@@ -4,6 +4,7 @@ The runner's cursor and the lines it gave are committed together, so that a kill
 nor skips a line. Bounded: beyond MAX_BYTES of a run lines are counted, not kept.
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,9 @@ from sublet_contracts.wire import (
 
 MAX_BYTES = 64 * 1024 * 1024
 FRAME_BYTES = 256 * 1024
+MOVE_BYTES = 4 * 1024 * 1024
+_SQLITES_OWN_PAGES = 1000
+"""After so many pages SQLite moves its log by itself, within a commit."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS logs (
     lease TEXT PRIMARY KEY, cursor TEXT, next INTEGER NOT NULL, confirmed INTEGER NOT NULL,
@@ -33,15 +37,33 @@ class Spool:
 
     def __init__(self, path: Path, reserve: Reserve) -> None:
         self.reserve = reserve
+        self._path = path
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
         # NORMAL: a kill loses nothing; after a power cut cursor and lines go back together.
         self._db.execute("PRAGMA synchronous=NORMAL")
+        (pages,) = self._db.execute("PRAGMA wal_autocheckpoint").fetchone()
+        if pages == _SQLITES_OWN_PAGES:
+            # `move_log` comes long before that, and from a thread: this one may not wait so long.
+            self._db.execute(f"PRAGMA wal_autocheckpoint={16 * _SQLITES_OWN_PAGES}")
         self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
         """Let go of the file."""
         self._db.close()
+
+    def move_log(self) -> None:
+        """Move what was written into the database, where SQLite's log has grown: that waits for
+        the disk. From any thread."""
+        try:
+            if self._path.with_name(self._path.name + "-wal").stat().st_size < MOVE_BYTES:
+                return
+            with contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as db:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except (sqlite3.OperationalError, FileNotFoundError):
+            # Somebody else is at it, or the disk is full: what was written stays where it is, and
+            # is read from there. In the end SQLite moves it by itself.
+            return
 
     def cursor(self, lease: str) -> str | None:
         """Return where to read on in the runner's output."""
