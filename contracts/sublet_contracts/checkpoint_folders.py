@@ -21,6 +21,9 @@ them all (RECORD); before the next run starts they are put back where they lay. 
 6. Its step is what a Trainer's checkpoint in it says, if that is past the step before; otherwise
    steps are counted on from there.
 7. What it is worth is counted up to the newest change in it, not to when it was found.
+8. Links and empty folders are carried along as such: a script may find its newest checkpoint by a
+   link, and write into a folder that its image has. They make no new checkpoint, but a link that
+   has just been changed isn't at rest. A link's target is only text to us: nobody here follows one.
 """
 
 import re
@@ -58,6 +61,9 @@ UNKNOWN_QUIET_MS = 10_000
 MAX_RECORD_BYTES = 16 * 1024 * 1024
 MAX_FOLDER_FILES = MAX_FILES - 1
 MAX_STEP = 10**15 - 1
+MAX_LINKS = 4_096
+MAX_EMPTY_FOLDERS = 4_096
+MAX_TARGET_BYTES = 1_024
 
 _LOG = re.compile(
     r"(?:.*/)?(?:.*\.(?:log|csv|tsv|out|err|pyc)|events\.out\.tfevents\..*)|(?:.*/)?__pycache__/.*"
@@ -76,11 +82,43 @@ class SavedFile(BaseModel):
     size_bytes: Count = Field(description="of the file")
     mtime_ms: Count = Field(description="when it was last written, by the machine's clock")
     sha256: Sha256 = Field(description="of its content")
+    written: bool = Field(
+        default=True, description="whether the job wrote it: else the image has it"
+    )
 
     @field_validator("path")
     @classmethod
     def _plain(cls, path: str) -> str:
         return check_relative_path(path)
+
+
+class SavedFolder(BaseModel):
+    """A folder in one of the folders in which nothing is that was saved."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    folder: int = Field(ge=0, lt=MAX_CHECKPOINT_FOLDERS, description="which of the folders")
+    path: str = Field(description="relative to that folder, with '/'")
+
+    @field_validator("path")
+    @classmethod
+    def _plain(cls, path: str) -> str:
+        return check_relative_path(path)
+
+
+class SavedLink(SavedFolder):
+    """A symbolic link in one of the folders."""
+
+    target: str = Field(description="what it says, wherever that leads")
+
+    @field_validator("target")
+    @classmethod
+    def _text(cls, target: str) -> str:
+        if not 0 < len(target.encode(errors="surrogatepass")) <= MAX_TARGET_BYTES:
+            raise ValueError(f"a link's target has 1 to {MAX_TARGET_BYTES} bytes")
+        if not target.isprintable():
+            raise ValueError("a link's target holds what can't be printed")
+        return target
 
 
 class FolderSnapshot(BaseModel):
@@ -98,14 +136,30 @@ class FolderSnapshot(BaseModel):
     files: tuple[SavedFile, ...] = Field(
         min_length=1, max_length=MAX_FOLDER_FILES, description="sorted by folder and path"
     )
+    links: tuple[SavedLink, ...] = Field(
+        default=(), max_length=MAX_LINKS, description="symbolic links, put back after the files"
+    )
+    empty: tuple[SavedFolder, ...] = Field(
+        default=(), max_length=MAX_EMPTY_FOLDERS, description="folders without any of these"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "FolderSnapshot":
         names = [(file.folder, file.path) for file in self.files]
         if names != sorted(set(names)):
             raise ValueError("files: they must be sorted and stand once each")
-        if names[-1][0] >= len(self.folders):
-            raise ValueError("files: one lies in a folder that is not listed")
+        links = [(link.folder, link.path) for link in self.links]
+        names += [*links, *((folder.folder, folder.path) for folder in self.empty)]
+        if len(set(names)) != len(names):
+            raise ValueError("links, empty: a name stands twice")
+        if max(folder for folder, _ in names) >= len(self.folders):
+            raise ValueError("files, links, empty: one lies in a folder that is not listed")
+        leaves = set(names)
+        for folder, path in names:
+            parts = path.split("/")
+            above = {(folder, "/".join(parts[:depth])) for depth in range(1, len(parts))}
+            if not leaves.isdisjoint(above):
+                raise ValueError("files, links, empty: one lies below what is no folder")
         return self
 
     @property

@@ -45,6 +45,8 @@ ROOM_BYTES = 1 << 30
 INTERVAL_MS = 120_000
 LONG_DUE_MS = 100 * INTERVAL_MS
 A_DAY_NS = 86_400 * 10**9
+A_TICK_NS = 20 * 10**6
+"""more than what file times are rounded to"""
 
 
 @pytest.fixture(autouse=True)
@@ -496,16 +498,92 @@ def test_a_link_that_takes_somethings_place_leads_nowhere(
 def test_what_can_not_be_carried_is_left_out_and_named(root: Path, tmp_path: Path) -> None:
     job = Job(root)
     torch_file(job.folder / "ckpt.pt", b"one")
-    (job.folder / "latest").symlink_to("ckpt.pt")
+    (job.folder / "wide").symlink_to("x" * 2000)
     os.mkfifo(job.folder / "pipe.pt")
     (job.folder / os.fsdecode(b"\xff.pt")).write_bytes(b"x")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(job.folder / "socket"))
     seen = job.settled()
     assert (seen.state, seen.left_out) == ("ready", 4)
-    assert {"latest", "pipe.pt", "socket"} < set(seen.left_out_said)
+    assert {"wide", "pipe.pt", "socket"} < set(seen.left_out_said)
     assert job.take() is not None
     assert list(job.moved(1, tmp_path / "there").files()) == ["ckpt.pt"]
+
+
+def test_links_and_empty_folders_lie_there_again(root: Path, tmp_path: Path) -> None:
+    job = Job(root)
+    for step in (10, 20):
+        (job.folder / f"step-{step}").mkdir()
+        torch_file(job.folder / f"step-{step}" / "ckpt.pt", b"%d" % step)
+    (job.folder / "latest").symlink_to("step-20")
+    (job.folder / "of-the-image").symlink_to("/opt/model")
+    (job.folder / "samples" / "grids").mkdir(parents=True)
+    assert (taken := job.take()) is not None
+    assert [(link.path, link.target) for link in taken.links] == [
+        ("latest", "step-20"),
+        ("of-the-image", "/opt/model"),
+    ]
+    assert [folder.path for folder in taken.empty] == ["samples/grids"]
+    there = job.moved(1, tmp_path / "there")
+    assert (there.folder / "latest").readlink() == Path("step-20")
+    assert (there.folder / "of-the-image").readlink() == Path("/opt/model")
+    assert (there.folder / "samples" / "grids").is_dir()
+    assert there.look().state == "same"
+
+
+def test_a_link_that_has_just_been_changed_waits_and_alone_makes_no_snapshot(root: Path) -> None:
+    job = Job(root)
+    torch_file(job.folder / "a.pt", b"a")
+    torch_file(job.folder / "b.pt", b"b")
+    latest = job.folder / "latest"
+    latest.symlink_to("a.pt")
+    job.settled()
+    latest.unlink()
+    latest.symlink_to("b.pt")
+    seen = job.look()
+    assert (seen.state, seen.says) == ("busy", "a link has just been changed")
+    assert (taken := job.take()) is not None
+    assert [link.target for link in taken.links] == ["b.pt"]
+    latest.unlink()
+    latest.symlink_to("a.pt")
+    assert job.look().state == "same"
+
+
+def test_a_link_that_changes_while_it_is_copied_makes_no_snapshot(root: Path) -> None:
+    job = Job(root)
+    torch_file(job.folder / "a.pt", b"a")
+    latest = job.folder / "latest"
+    latest.symlink_to("a.pt")
+    seen = job.settled()
+    latest.unlink()
+    with pytest.raises(Changed):
+        job.snapshots.take(job.places, seen, 1, ROOM_BYTES)
+
+
+def test_what_the_job_wrote_is_told_from_what_its_image_has(root: Path, tmp_path: Path) -> None:
+    job = Job(root)
+    (job.folder / "of-the-image").write_bytes(b"i")
+    begun_ns = (job.folder / "of-the-image").stat().st_ctime_ns + 1
+    while time.time_ns() < begun_ns + A_TICK_NS:
+        time.sleep(0.001)
+    torch_file(job.folder / "of-the-job", b"j")
+    assert (taken := job.take(begun_ns=begun_ns)) is not None
+    assert {file.path: file.written for file in taken.files} == {
+        "of-the-image": False,
+        "of-the-job": True,
+    }
+    # The next run has written neither; it's the job's nevertheless.
+    there = job.moved(1, tmp_path / "there")
+    begun_ns = time.time_ns() + A_TICK_NS
+    while time.time_ns() < begun_ns + A_TICK_NS:
+        time.sleep(0.001)
+    torch_file(there.folder / "later", b"l")
+    assert (taken := there.take(begun_ns=begun_ns)) is not None
+    assert {file.path: file.written for file in taken.files} == {
+        "later": True,
+        "of-the-image": False,
+        "of-the-job": True,
+    }
 
 
 def test_a_copy_that_does_not_fit_is_not_begun(root: Path) -> None:
@@ -586,13 +664,25 @@ def test_a_record_is_read_as_a_strangers() -> None:
     file = {"folder": 0, "path": "a", "size_bytes": 1, "mtime_ms": 1, "sha256": "0" * 64}
     good = {"step": 1, "trained_step": 0, "total_steps": 0, "folders": ["a"], "files": [file]}
     assert read_record(json.dumps(good).encode()).step == 1
-    for spoilt in (
+    lies: tuple[dict[str, object], ...] = (
         {"files": [{**file, "path": "../x"}]},
         {"files": [{**file, "folder": 1}]},
         {"files": [file, file]},
         {"files": []},
+        {"links": [{"folder": 0, "path": "../x", "target": "y"}]},
+        {"links": [{"folder": 1, "path": "x", "target": "y"}]},
+        {"links": [{"folder": 0, "path": "a", "target": "y"}]},
+        {"links": [{"folder": 0, "path": "a/x", "target": "y"}]},
+        {"links": [{"folder": 0, "path": "x", "target": ""}]},
+        {"links": [{"folder": 0, "path": "x", "target": "y\0"}]},
+        {"empty": [{"folder": 0, "path": "/x"}]},
+        {
+            "links": [{"folder": 0, "path": "x", "target": "/etc"}],
+            "empty": [{"folder": 0, "path": "x/y"}],
+        },
         {"step": -1},
         {"more": 1},
-    ):
+    )
+    for spoilt in lies:
         with pytest.raises(ValueError, match=r"checkpoint-folders\.json"):
             read_record(json.dumps({**good, **spoilt}).encode())

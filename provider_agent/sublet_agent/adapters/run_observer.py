@@ -316,7 +316,7 @@ class Observer:
         if seen.left_out:
             names = ", ".join(seen.left_out)
             self._tell_of_folders(
-                f"left out of the checkpoint, as links and odd files are: {names}"
+                f"left out of the checkpoint, as sockets and odd names are: {names}"
             )
         if seen.step is not None and seen.step not in self._reported_steps:
             self._reported_steps.add(seen.step)

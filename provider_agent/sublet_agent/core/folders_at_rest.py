@@ -6,6 +6,7 @@ adapters/workspace/folder_watch.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -52,9 +53,11 @@ def decide(
     interval_ms: int,
     ended: Ended,
     in_the_making: Callable[[], str] = lambda: "",
+    links_quiet_ms: float = math.inf,
 ) -> tuple[State, str]:
     """Return what can be done, and why not more. `waited_ms`: for how long a snapshot is due, None:
-    it isn't; `interval_ms`: how often one is to be due."""
+    it isn't; `interval_ms`: how often one is to be due; `links_quiet_ms`: for how long no link
+    beside the files has changed."""
     counted = [file for file in files if file.counts]
     if not any(file.new for file in counted):
         return "same", ""
@@ -62,6 +65,10 @@ def decide(
         return "noted", ""
     if not ended and (says := _unrest(counted, waited_ms or 0, interval_ms)):
         return "busy", says
+    if not ended and links_quiet_ms < quiet_needed_ms(
+        waited_ms or 0, interval_ms, writers_known=True
+    ):
+        return "busy", "a link has just been changed"
     if says := in_the_making():
         return "torn", says
     for file in counted:

@@ -31,6 +31,7 @@ from sublet_contracts.checkpoint_folders import (
     RECORD,
     FolderSnapshot,
     SavedFile,
+    SavedLink,
     packed,
     read_record,
 )
@@ -122,13 +123,15 @@ class FolderSnapshots:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True, mode=0o700)
         try:
-            files = self._copied(places, watched.files, aside)
+            files = self._copied(places, watched, aside)
             snapshot = FolderSnapshot(
                 step=step,
                 trained_step=watched.trained_step,
                 total_steps=watched.total_steps,
                 folders=self._named,
                 files=tuple(files),
+                links=watched.links,
+                empty=watched.empty,
             )
             if self._is_as_before(snapshot, watched.files):
                 before = self._read_last()
@@ -144,9 +147,11 @@ class FolderSnapshots:
         return snapshot
 
     def _copied(
-        self, places: Sequence[NamedFolder], files: Sequence[WatchedFile], aside: Path
+        self, places: Sequence[NamedFolder], watched: Watched, aside: Path
     ) -> list[SavedFile]:
         saved: list[SavedFile] = []
+        files, last = watched.files, self.last()
+        before = {(file.folder, file.path): file for file in last.files} if last else {}
         with contextlib.ExitStack() as stack:
             tops = [stack.enter_context(open_named(place)) for place in places]
             for file in files:
@@ -154,6 +159,9 @@ class FolderSnapshots:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with _opened(tops[file.folder], file) as source:
                     size, sha256 = _copy(source, file, target)
+                # What was placed again and left alone since was written by a run before.
+                known = before.get((file.folder, file.path))
+                written = file.written or (known is not None and known.written)
                 saved.append(
                     SavedFile(
                         folder=file.folder,
@@ -161,6 +169,7 @@ class FolderSnapshots:
                         size_bytes=size,
                         mtime_ms=max(0, file.mtime_ns // _NS_PER_MS),
                         sha256=sha256,
+                        written=written,
                     )
                 )
             # Read one after the other, they must all have been there at one moment: this one.
@@ -168,6 +177,8 @@ class FolderSnapshots:
                 if not file.log:
                     with _opened(tops[file.folder], file):
                         continue
+            for link in watched.links:
+                _require_link(tops[link.folder], link)
         return saved
 
     def _is_as_before(self, snapshot: FolderSnapshot, files: Sequence[WatchedFile]) -> bool:
@@ -232,6 +243,13 @@ class FolderSnapshots:
                     raise ValueError(f"{file.path} is not as {RECORD} says")
                 mtime_ms = max(0, file.mtime_ms + shift_ms)
                 _move(source, tops[file.folder], file.path, mtime_ms)
+            for link in snapshot.links:
+                *above, name = link.path.split("/")
+                with _made_below(tops[link.folder], above) as folder:
+                    os.symlink(link.target, name, dir_fd=folder)
+            for empty in snapshot.empty:
+                with _made_below(tops[empty.folder], empty.path.split("/")):
+                    continue
         self._root.mkdir(parents=True, mode=0o700, exist_ok=True)
         placed = snapshot.model_copy(update={"step": step})
         self._write_last(_Last(taken_ns=time.time_ns(), snapshot=placed))
@@ -313,6 +331,21 @@ def _require_same(opened: int, file: WatchedFile) -> None:
         raise Changed(file.path)
 
 
+def _require_link(top: int | None, link: SavedLink) -> None:
+    """Raises Changed: it isn't what it was."""
+    *above, name = link.path.split("/")
+    try:
+        folder = descend(top or 0, tuple(above))
+        try:
+            same = top is not None and os.readlink(name, dir_fd=folder) == link.target
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise Changed(link.path) from error
+    if not same:
+        raise Changed(link.path)
+
+
 def _copy(source: int, file: WatchedFile, target: Path) -> tuple[int, str]:
     """Copy a file; return the copy's size and sha256. Raises OSError."""
     executable = os.fstat(source).st_mode & stat.S_IXUSR
@@ -388,15 +421,22 @@ def _clear(folder: int, kept: tuple[str, ...]) -> None:
 
 def _move(source: Path, top: int, path: str, mtime_ms: int) -> None:
     *above, name = path.split("/")
-    folder = os.dup(top)
-    try:
-        for part in above:
-            before, folder = folder, _below(folder, part)
-            os.close(before)
+    with _made_below(top, above) as folder:
         os.rename(source, name, dst_dir_fd=folder)
         times = (mtime_ms * _NS_PER_MS, mtime_ms * _NS_PER_MS)
         os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
         mode = 0o755 if os.stat(name, dir_fd=folder).st_mode & stat.S_IXUSR else 0o644
         os.chmod(name, mode, dir_fd=folder)
+
+
+@contextlib.contextmanager
+def _made_below(top: int, parts: Sequence[str]) -> Iterator[int]:
+    """Open a folder below an open one, made where it isn't there."""
+    folder = os.dup(top)
+    try:
+        for part in parts:
+            before, folder = folder, _below(folder, part)
+            os.close(before)
+        yield folder
     finally:
         os.close(folder)

@@ -12,15 +12,20 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sublet_agent.adapters.workspace.open_writers import has_writer
 from sublet_agent.adapters.workspace.outputs_search import as_listed, descend, judged, opened
 from sublet_agent.core.folders_at_rest import Ended, FileSeen, State, decide
 from sublet_contracts.checkpoint_folders import (
+    MAX_EMPTY_FOLDERS,
     MAX_FOLDER_FILES,
+    MAX_LINKS,
+    SavedFolder,
+    SavedLink,
     in_the_making,
     is_log,
     trained_steps,
@@ -55,6 +60,8 @@ class WatchedFile(BaseModel):
     inode: int
     log: bool = False
     """whether it only carries along: it may be torn, and may change meanwhile"""
+    written: bool = False
+    """whether this run has changed it"""
 
 
 class Watched(BaseModel):
@@ -71,9 +78,11 @@ class Watched(BaseModel):
     total_steps: int = 0
     files: tuple[WatchedFile, ...] = ()
     """where it is ready"""
+    links: tuple[SavedLink, ...] = ()
+    empty: tuple[SavedFolder, ...] = ()
     left_out: int = 0
     left_out_said: tuple[str, ...] = Field(default=(), max_length=_LEFT_OUT_SAID)
-    """of what can't be carried (links, sockets, names that are no text): a few"""
+    """of what can't be carried (sockets, FIFOs, names that are no text): a few"""
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,9 @@ class FolderWatch:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, str], _Known] = {}
+        self._links: dict[SavedLink, float] = {}
+        """since when (monotonic, in seconds) each has been as it is; 0.0: since before"""
+        self._empty: list[SavedFolder] = []
         self._left_out: list[str] = []
         self._left_out_count = 0
 
@@ -131,6 +143,7 @@ class FolderWatch:
             interval_ms=wish.interval_ms,
             ended=wish.ended,
             in_the_making=lambda: _in_the_making(len(tops), counted),
+            links_quiet_ms=(time.monotonic() - max(self._links.values(), default=0.0)) * 1000,
         )
         if state != "ready":
             return self._watched(state, says)
@@ -144,9 +157,16 @@ class FolderWatch:
             trained_step=trained.step if trained else 0,
             total_steps=trained.total_steps if trained else 0,
             files=tuple(
-                file if (file.folder, file.path) in plain else file.model_copy(update={"log": True})
+                file.model_copy(
+                    update={
+                        "log": (file.folder, file.path) not in plain,
+                        "written": file.ctime_ns >= wish.begun_ns,
+                    }
+                )
                 for file in listing
             ),
+            links=tuple(self._links),
+            empty=tuple(self._empty),
         )
 
     def _watched(self, state: State, says: str = "", **more: object) -> Watched:
@@ -166,6 +186,8 @@ class FolderWatch:
         self, tops: list[int | None], leave_out: tuple[tuple[str, ...], ...]
     ) -> list[WatchedFile]:
         listing: list[WatchedFile] = []
+        found: dict[SavedLink, float] = {}
+        inner: list[tuple[int, tuple[str, ...]]] = []
         left = MAX_ENTRIES
         for number, top in enumerate(tops):
             pending: list[tuple[str, ...]] = [()] if top is not None else []
@@ -191,6 +213,13 @@ class FolderWatch:
                             if entry.is_dir(follow_symlinks=False):
                                 if len(parts) < MAX_DEPTH:
                                     pending.append((*parts, entry.name))
+                                    inner.append((number, (*parts, entry.name)))
+                                else:
+                                    self._leave_out(path)
+                                continue
+                            if entry.is_symlink():
+                                if link := _as_link(number, path, entry.name, folder):
+                                    found[link] = self._links.get(link, time.monotonic())
                                 else:
                                     self._leave_out(path)
                                 continue
@@ -208,7 +237,29 @@ class FolderWatch:
                 "the most: pack them into one, or name a smaller folder"
             )
         listing.sort(key=lambda file: (file.folder, file.path))
+        for link in list(found)[MAX_LINKS:]:
+            self._leave_out(link.path)
+            del found[link]
+        self._links = dict(sorted(found.items(), key=lambda each: (each[0].folder, each[0].path)))
+        self._empty = self._without_content(inner, [*listing, *found])
         return listing
+
+    def _without_content(
+        self,
+        inner: list[tuple[int, tuple[str, ...]]],
+        content: Sequence[WatchedFile | SavedLink],
+    ) -> list[SavedFolder]:
+        """Return those of the folders in which neither content nor a folder lies."""
+        above = {(number, parts[:-1]) for number, parts in inner}
+        above.update((each.folder, tuple(each.path.split("/")[:-1])) for each in content)
+        empty = []
+        for number, parts in sorted(set(inner) - above):
+            path = "/".join(parts)
+            try:
+                empty.append(SavedFolder(folder=number, path=path))
+            except ValidationError:
+                self._leave_out(path)
+        return empty[:MAX_EMPTY_FOLDERS]
 
     def _leave_out(self, path: str) -> None:
         self._left_out_count += 1
@@ -323,6 +374,15 @@ def _trained(tops: list[int | None], listing: list[WatchedFile]) -> TrainerState
             if state is not None:
                 return state
     return None
+
+
+def _as_link(number: int, path: str, name: str, folder: int) -> SavedLink | None:
+    """Return a link, or None for what no checkpoint can hold: odd names and targets."""
+    try:
+        target = os.readlink(name, dir_fd=folder)
+        return SavedLink(folder=number, path=path, target=target)
+    except (OSError, ValueError):
+        return None
 
 
 def _as_watched(folder: int, path: str, info: os.stat_result) -> WatchedFile | None:
