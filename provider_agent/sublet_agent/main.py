@@ -28,6 +28,7 @@ from sublet_agent.adapters.session.link import Link, Replaced
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.shell import THREAD_NAME, Shell
 from sublet_agent.adapters.watchdog import WatchdogKeeper
+from sublet_agent.adapters.workspace.renter_caches import RenterCaches
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core import events
 from sublet_agent.core.agent import AgentCore
@@ -125,6 +126,7 @@ async def _provide(options: Options, output: OwnerOutput) -> int:
             now_ms=clock.now_ms,
             say=say,
             watchdog=watchdog,
+            caches=RenterCaches(options.state, options.renter_caches_bytes),
         )
         stack.callback(shell.close)
         link = Link(
@@ -312,6 +314,8 @@ def _answer(shell: Shell, options: Options, asked: dict[str, Any]) -> dict[str, 
             shell.post(events.DrainAsked(Reason.RECLAIMED, grace_ms, then_stop=False))
         case "offer":
             shell.post(events.OfferAgain())
+        case "forget-caches":
+            shell.forget_caches()
         case other:
             return {"error": f"unknown command {other!r}; this agent may be older than the command"}
     return _status(shell, options).model_dump(mode="json")

@@ -52,6 +52,7 @@ class Options:
     pull_patience_ms: int
     allow_egress: bool
     allow_user: bool
+    renter_caches_bytes: int
     memory_bytes: int
     disk_bytes: int
     json: bool
@@ -165,6 +166,14 @@ def read_options(argv: Sequence[str]) -> Options:
         action="store_true",
         help="jobs may choose the number of the user that they run as (never root)",
     )
+    add(
+        "--renter-caches",
+        type=_size,
+        default="0",
+        metavar="SIZE",
+        help="keep each renter's own caches (pip, hub, Triton) between his runs here, of all of "
+        "them so much at the most (default: none are kept)",
+    )
     add("--memory", type=_size, default="0", metavar="SIZE", help="main memory offered, in all")
     add(
         "--disk",
@@ -203,6 +212,7 @@ def read_options(argv: Sequence[str]) -> Options:
         pull_patience_ms=found.pull_patience,
         allow_egress=found.allow_egress,
         allow_user=found.allow_user,
+        renter_caches_bytes=found.renter_caches,
         memory_bytes=found.memory,
         disk_bytes=found.disk,
         json=found.json,
@@ -230,6 +240,7 @@ def read_owner_command(argv: Sequence[str]) -> OwnerCommand:
         "drain": "checkpoint and hand back all runs, then stop the agent",
         "reclaim": "take the devices back now; the agent stays, offering nothing until `offer`",
         "offer": "put the devices back on the market after a reclaim",
+        "forget-caches": "delete the renters' caches that no run uses (--renter-caches)",
         "earnings": "what this machine has earned, by the broker's books",
     }
     for name, text in texts.items():

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -36,6 +37,7 @@ from sublet_agent.adapters.workspace import quarantine
 from sublet_agent.adapters.workspace.disk_space import check_room, fault_of
 from sublet_agent.adapters.workspace.folder_reader import FolderReader
 from sublet_agent.adapters.workspace.folders import ask, delete
+from sublet_agent.adapters.workspace.renter_caches import RenterCaches
 from sublet_agent.adapters.workspace.transfer import (
     Cancelled,
     StaleEpoch,
@@ -52,6 +54,7 @@ from sublet_agent.adapters.workspace.workspace import (
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.deadlines import Over
+from sublet_agent.core.layout import Layout
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.run_phases import LIVE
 from sublet_agent.core.runner_port import (
@@ -64,6 +67,7 @@ from sublet_agent.core.runner_port import (
     RunnerError,
     RunRefused,
 )
+from sublet_contracts.amounts import format_bytes
 from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.image_references import can_mean, is_image_id
@@ -106,6 +110,7 @@ class Shell:
         now_ms: Callable[[], int],
         say: Callable[[str], None],
         watchdog: WatchdogKeeper | None = None,
+        caches: RenterCaches | None = None,
     ) -> None:
         self.state = state
         self.core = core
@@ -117,6 +122,7 @@ class Shell:
         self.helper = helper
         self.deadlines = DeadlineFiles(state)
         self.watchdog = watchdog
+        self.caches = caches or RenterCaches(state, 0)
         self.now_ms = now_ms
         self.say = say
         self.link: Link | None = None
@@ -204,6 +210,7 @@ class Shell:
                 if time.monotonic() - self._tidied_s >= TIDY_S:
                     self._tidied_s = time.monotonic()
                     self._spawn("images", "", self._tidy_images())
+                    self._spawn("tidy caches", "", self._tidy_caches())
             except Exception as error:
                 if self.failed is not None or _own_state_is_broken(error):
                     raise
@@ -579,6 +586,24 @@ class Shell:
         await self._tidy_images()
         return found
 
+    def _renters_here(self) -> list[str]:
+        # From another thread: of a copy, which is made in one go.
+        runs = list(self.core.runs.values())
+        return [run.record.job.renter for run in runs if not run.record.is_over]
+
+    def forget_caches(self) -> None:
+        """Delete the renters' caches that no run uses."""
+        self._spawn("caches", "", self._forget_caches())
+
+    async def _forget_caches(self) -> None:
+        count, held = await self.blocking(self.caches.forget, self._renters_here)
+        what = "renter's cache" if count == 1 else "renters' caches"
+        self.say(f"deleted {count} {what} ({format_bytes(held)}); those of runs here stay")
+
+    async def _tidy_caches(self) -> None:
+        for line in await self.blocking(self.caches.tidy, self._renters_here):
+            self.say(line)
+
     async def _tidy_images(self) -> None:
         """Let go of renters' images that nothing needs, where room is short."""
         records = [run.record for run in self.core.runs.values() if not run.record.is_over]
@@ -618,7 +643,12 @@ class Shell:
                 check_room(self.state, record.job, record.checkpoint)
             image = await self._image_of(lease_id)
             spec = workspace.spec(image, self.helper)
-            furnish = functools.partial(self.runner.furnish, spec, cancel)
+            cache = await self.blocking(self.caches.folder_of, record.job.renter)
+            spec = replace(spec, cache_dir=cache)
+
+            def furnish() -> Layout:
+                return self.caches.noted(self.runner.furnish(spec, cancel), cache)
+
             restore = functools.partial(workspace.restore, reads_show=self.runner.name == "process")
             await self.moving(restore, self.transfer, cancel, furnish)
         except (Cancelled, PullCancelled):

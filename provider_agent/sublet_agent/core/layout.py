@@ -45,6 +45,12 @@ class Layout:
     """uid and gid of a job that has chosen them"""
     user_files: tuple[str, ...] = ()
     """files of /etc that are the run's own, below runs/<lease>/etc"""
+    has_caches: bool = False
+    """whether HOME has a .cache that isn't empty: it is not to be hidden by another"""
+    cache_dir: str = ""
+    """where on this disk the renter's own caches lie that outlive the run; '': he has none"""
+    cache_bytes: int = 0
+    """what they held before the run"""
     notes: tuple[str, ...] = ()
     """what the renter is told of it, before the job's own first line"""
 

@@ -23,6 +23,7 @@ from sublet_contracts.reasons import Reason
 CHECKPOINT_PATH = "/sublet/checkpoint"
 HELPER_PATH = "/sublet/helper"
 INPUTS_PATH = "/inputs"
+CACHE_PATH = "/sublet/cache"
 CPU_DEVICE = "cpu"
 LINE_BYTES = 64  # what a line costs beside its text: a job may print nothing but empty ones
 MAX_LINE_BYTES = 16 * 1024  # a longer line comes in pieces of this size, as Docker itself does it
@@ -136,6 +137,7 @@ class RunSpec:
     workdir: str = ""  # the working folder that the job wishes; '': the image's
     shm_bytes: int = 0  # of /dev/shm, as a part of the memory; 0: half of it
     user: str = ""  # as whom it wishes to run: UID, UID:GID or a name of the image's
+    cache_dir: Path | None = None  # the renter's own, which outlives the run; not if `user` is set
     layout: Layout = UNFURNISHED  # as `furnish` has found it
 
 
@@ -364,6 +366,23 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+
+
+_CACHES = {
+    "PIP_CACHE_DIR": "pip",
+    "UV_CACHE_DIR": "uv",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+}
+_HOME_CACHES = {"XDG_CACHE_HOME": "", "HF_HOME": "huggingface", "TORCH_HOME": "torch"}
+"""what else lies in HOME's .cache, and is read there where an image has brought it"""
+
+
+def cache_variables(at: str, *, has_caches: bool) -> dict[str, str]:
+    """Return the variables by which programs keep their caches in a folder. `has_caches`: HOME has
+    such already, which stay where they are."""
+    wanted = _CACHES if has_caches else {**_CACHES, **_HOME_CACHES}
+    return {name: f"{at}/{folder}".rstrip("/") for name, folder in wanted.items()}
 
 
 def job_environment(

@@ -107,6 +107,11 @@ def environment(spec: RunSpec, image: ImageConfig) -> dict[str, str]:
         # What `pip install --user` brings along is found, after all that the image has.
         "PATH": f"{image.env.get('PATH') or DEFAULT_PATH}:{home}/.local/bin",
     }
+    if has_cache(spec):
+        named = runner_port.cache_variables(
+            runner_port.CACHE_PATH, has_caches=spec.layout.has_caches
+        )
+        env |= {name: path for name, path in named.items() if name not in image.env}
     env |= runner_port.job_environment(
         spec,
         checkpoint=runner_port.CHECKPOINT_PATH,
@@ -167,6 +172,11 @@ def host_config(spec: RunSpec, image: ImageConfig, host: Host) -> dict[str, Any]
     }
 
 
+def has_cache(spec: RunSpec) -> bool:
+    """Say whether a run has its renter's caches: they belong to the usual user."""
+    return spec.cache_dir is not None and not spec.user
+
+
 def folders_of(spec: RunSpec) -> RunFolders:
     """Return the run's folders."""
     return RunFolders(
@@ -191,6 +201,8 @@ def mounts(spec: RunSpec) -> list[Mount]:
         _bind(runner_port.HELPER_PATH, spec.helper_dir, True),
         _bind(runner_port.INPUTS_PATH, spec.inputs_dir, True),
     ]
+    if has_cache(spec) and spec.cache_dir is not None:
+        found.append(_bind(runner_port.CACHE_PATH, spec.cache_dir, False))
     # An input that is the working folder was copied into it.
     placed = {path: host for path, host in spec.destinations.items() if path not in own}
     found += [_bind(path, host, True) for path, host in sorted(placed.items())]

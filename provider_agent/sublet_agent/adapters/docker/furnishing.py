@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
@@ -188,7 +188,23 @@ class Furnisher:
         for file, text in (("passwd", passwd), ("group", group)):
             (etc / file).write_text(text)
             (etc / file).chmod(0o644)
-        return dataclasses.replace(layout, user_name=name, user_files=("passwd", "group"))
+        home = folders_of(dataclasses.replace(spec, layout=layout)).place_of(layout.home_path)
+        caches = home is not None and has_entries(home.root / home.inside / ".cache")
+        files = ("passwd", "group")
+        return dataclasses.replace(layout, user_name=name, user_files=files, has_caches=caches)
+
+
+def has_entries(folder: Path) -> bool:
+    """Say whether there is anything in a folder of an image; the image may have made a link of
+    it."""
+    try:
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return os.path.lexists(folder)
+    try:
+        return bool(os.listdir(held))
+    finally:
+        os.close(held)
 
 
 def _chosen_user(spec: RunSpec, looked: _Look) -> tuple[int, int] | None:

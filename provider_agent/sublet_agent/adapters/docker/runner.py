@@ -581,6 +581,8 @@ class DockerRunner:
             folders.hand_over(folder, uid, gid)
         if spec.outputs_dir is not None:
             folders.hand_over(spec.outputs_dir, uid, gid)
+        if spec.cache_dir is not None and container.has_cache(spec) and os.geteuid() == 0:
+            os.chown(spec.cache_dir, uid, gid)  # what is in it is his already
 
     # ---- the engine ----
 

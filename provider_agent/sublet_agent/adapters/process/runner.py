@@ -364,6 +364,8 @@ class ProcessRunner:
         # installed beside it, whether its environment was activated or not.
         own_bin = os.path.dirname(sys.executable)
         env["PATH"] = os.pathsep.join([own_bin, os.environ.get("PATH", os.defpath)])
+        if spec.cache_dir is not None:
+            env |= runner_port.cache_variables(str(spec.cache_dir), has_caches=False)
         env.update((k, _on_host(v, paths)) for k, v in own.items())
         gpus = ",".join(runner_port.gpu_ids(spec))
         mark = self._mark(spec.run_id)

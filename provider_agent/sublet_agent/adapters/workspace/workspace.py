@@ -192,6 +192,7 @@ class Workspace:
             outputs_dir=self.outputs if job.outputs else None,
             outputs_path=job.outputs or None,
             checkpoint_paths=job.checkpoints,
+            cache_dir=Path(self.layout.cache_dir) if self.layout.cache_dir else None,
             layout=self.layout,
         )
 
@@ -266,8 +267,12 @@ class Workspace:
     async def usage(self, reader: FolderReader) -> int:
         """Measure what the job has on disk, up to its limit. Raises FolderRefused, FolderBusy."""
         limit = self.record.job.resources.disk_bytes
-        own = (self.outputs, *(self.root / name for name in (WORK, HOME, TMP)))
-        used = await reader.usage(self.checkpoint, [*own, *self._saved_folders()], limit)
+        own = [self.outputs, *(self.root / name for name in (WORK, HOME, TMP))]
+        # Of its renter's caches, what it adds to them.
+        own += [Path(self.layout.cache_dir)] if self.layout.cache_dir else []
+        before = self.layout.cache_bytes
+        used = await reader.usage(self.checkpoint, [*own, *self._saved_folders()], limit + before)
+        used = max(0, used - before)
         if not self.record.job.checkpoints:
             return used
         # Copies of ours, which the job's user can't read; they take its disk all the same.
