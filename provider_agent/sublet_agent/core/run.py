@@ -566,7 +566,9 @@ class Run:
         record.uploading = None
         self.changed = True
         if not event.nothing:
-            says = f"{_of_step(event.kind, event.step)} can't be brought back: {event.detail}"
+            kind = event.kind
+            how = "is left out" if kind == "checkpoint" else "can't be brought back"
+            says = f"{_of_step(kind, event.step)} {how}: {event.detail}"
             self.effects.append(do.AddLogLine(record.lease_id, says))
         if event.kind != "checkpoint":
             record.outputs_to_upload = None

@@ -302,6 +302,8 @@ def _closing_notes(view: JobView) -> Iterator[str]:
         yield f"go on: sublet resume {ref} [--budget CREDITS]"
     if view.outputs_index_sha256:
         yield f"outputs: sublet download {ref}   bill: sublet statement {ref}"
+    elif view.partial_outputs_index_sha256:
+        yield f"what it had written: sublet download {ref}   bill: sublet statement {ref}"
 
 
 @contextmanager
