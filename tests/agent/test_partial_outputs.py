@@ -213,3 +213,10 @@ def test_what_is_found_in_the_working_folder(
     folders: RunFolders, path: str, changed_ms: int, wants: bool
 ) -> None:
     assert FoundOutputs(1_000, folders).wants(path, changed_ms) is wants
+
+
+def test_what_a_run_before_had_written_and_saved_is_found_as_well() -> None:
+    found = FoundOutputs(1_000, FOLDERS, frozenset({"epoch_1.pt", "__pycache__/x.pyc"}))
+    assert found.wants("epoch_1.pt", 900)
+    assert not found.wants("train.py", 900)
+    assert not found.wants("__pycache__/x.pyc", 900)

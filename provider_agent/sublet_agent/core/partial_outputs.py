@@ -15,7 +15,8 @@ What did not finish is called partial outputs. Rules:
    GIVE_UP_MS later is given up.
 6. A run that is lost, quarantined or gone to another machine hands over nothing.
 7. Where the job named no folder, its outputs are what it has written in its working folder since it
-   was started, FOUND_OUTPUTS_BYTES of it: not what the image or the agent had put there, no caches.
+   was started, and what it had written in runs before and saved with its --checkpoint folders:
+   FOUND_OUTPUTS_BYTES of it, not what the image or the agent had put there, no caches.
    That nothing is there, or that it can't be brought back, changes nothing about how the run ended.
 """
 
@@ -48,7 +49,10 @@ def until_ms(record: RunRecord) -> int:
 class FoundOutputs:
     """Which files of its working folder are the outputs of a job that named no folder."""
 
-    def __init__(self, started_ms: int, folders: RunFolders) -> None:
+    def __init__(
+        self, started_ms: int, folders: RunFolders, written_before: frozenset[str] = frozenset()
+    ) -> None:
+        self._written_before = written_before
         self._since_ms = started_ms - CLOCK_STEP_MS
         work, home = folders.layout.work_path, folders.layout.home_path
         self._is_home = home == work
@@ -59,4 +63,4 @@ class FoundOutputs:
         above = path.split("/")[:-1]
         if CACHES.intersection(above) or (self._is_home and HOME_CACHES.intersection(above[:1])):
             return False
-        return changed_ms >= self._since_ms
+        return changed_ms >= self._since_ms or path in self._written_before

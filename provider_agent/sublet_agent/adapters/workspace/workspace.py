@@ -402,7 +402,7 @@ class Workspace:
                 has_time=lambda: left_s() > 0,
             )
         work = self.folders.work
-        found = FoundOutputs(self.record.started_ms or 0, self.folders)
+        found = FoundOutputs(self.record.started_ms or 0, self.folders, self._written_before())
         return scan_outputs(
             work.root / work.inside,
             max_bytes=min(limit, FOUND_OUTPUTS_BYTES),
@@ -411,6 +411,21 @@ class Workspace:
             has_time=lambda: left_s() > 0,
             wanted=lambda path, status: found.wants(path, status.st_ctime_ns // 1_000_000),
         )
+
+    def _written_before(self) -> frozenset[str]:
+        """Return what of the working folder the job had written, maybe in a run before this one:
+        by the newest record of its --checkpoint folders."""
+        snapshot = self._snapshots.last() if self.record.job.checkpoints else None
+        if snapshot is None:
+            return frozenset()
+        work, named, found = self.folders.work, self.named_folders, set()
+        top = tuple(part for part in work.inside.split("/") if part)
+        for file in snapshot.files:
+            place = named[file.folder]
+            parts = (*place.inside, *file.path.split("/"))
+            if file.written and place.root == work.root and parts[: len(top)] == top:
+                found.add("/".join(parts[len(top) :]))
+        return frozenset(found)
 
     def finished(self, look: Look) -> bool:
         """Whether exit code 0 of a job that was asked to stop means that it had finished.
