@@ -37,7 +37,7 @@ class Busy:
         self.calls.append(what)
         assert self.goes_on.wait(60)
 
-    def ensure_image(self, image: str, *_: object) -> ResolvedImage:
+    def ensure_image(self, image: str, *_: object, **__: object) -> ResolvedImage:
         self._wait("pull")
         return ResolvedImage(image, image)
 
@@ -50,7 +50,7 @@ class Busy:
     def status(self, _run: str) -> RunStatus:
         return RunStatus("gone")
 
-    def furnish(self, *_: object) -> None:
+    def furnish(self, *_: object, **__: object) -> None:
         """Restoring is held up by what comes before it."""
 
     def remove(self, _run: str) -> None:
@@ -90,7 +90,7 @@ class Agent:
         return lease_id
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        for _ in range(6_000):
+        for _ in range(3_000):
             if holds():
                 return
             await asyncio.sleep(0.01)
@@ -154,7 +154,7 @@ async def test_while_its_image_is_pulled(agent: Agent) -> None:
 async def test_while_its_checkpoint_is_restored(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Workspace, "restore", lambda *_: agent.runner._wait("restore"))
+    monkeypatch.setattr(Workspace, "restore", lambda *_, **__: agent.runner._wait("restore"))
     lease_id = agent.begin()
     agent.shell.images[lease_id] = ResolvedImage("local/python", "local/python")
     agent.shell.post(events.ImageReady(lease_id))
@@ -177,8 +177,7 @@ async def test_before_its_container_is_there(agent: Agent, monkeypatch: pytest.M
         reached.set()
         await goes_on.wait()
 
-    monkeypatch.setattr(Workspace, "spec", lambda *_: "spec")
-    monkeypatch.setattr(Workspace, "restore", lambda *_: None)
+    monkeypatch.setattr(Workspace, "restore", lambda *_, **__: None)
     monkeypatch.setattr(agent.shell, "_ensure_watchdog", watchdog)
     lease_id = agent.begin()
     agent.shell.images[lease_id] = ResolvedImage("local/python", "local/python")
