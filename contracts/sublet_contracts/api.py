@@ -236,6 +236,10 @@ class WarningView(View):
     epoch: int
     says: str = Field(description="in words")
     facts: dict[str, int] = Field(description="what it rests on now; the unit stands in the name")
+    about: str = Field(
+        default="",
+        description="nothing_saved: the file that the job seems to save its state to; a guess",
+    )
 
 
 class NextStep(StrEnum):

@@ -276,6 +276,11 @@ class RunReport(BaseModel):
         description="whether the job has opened what it was restored from; null: it began anew, or "
         "that can't be known there",
     )
+    saved_file: Text = Field(
+        default="",
+        description="the file that the job seems to save its state to, as it sees it, while no "
+        "checkpoint of it was found; a guess, for people",
+    )
     usage: RunUsage | None = Field(default=None, description="what it uses; null: not measured")
 
 

@@ -5,23 +5,26 @@ it knows no client. A running job's options can't be changed any more: what need
 what to run it with the next time.
 """
 
+import posixpath
+import shlex
 from collections.abc import Callable
 
-from sublet_contracts.api import JobView
+from sublet.terminal.text import safe
+from sublet_contracts.api import JobView, WarningView
 from sublet_contracts.documents import DocumentRefused, Job, read_document
 from sublet_contracts.job_warnings import WarningCode
 from sublet_contracts.keys import short
 
-Fix = Callable[[JobView], str]
+Fix = Callable[[JobView, WarningView], str]
 
 
-def fix_of_warning(code: str, view: JobView) -> str:
+def fix_of_warning(warning: WarningView, view: JobView) -> str:
     """Return what to do about a warning; '' for one that only a newer broker knows."""
     try:
-        fix = FIXES[WarningCode(code)]
+        fix = FIXES[WarningCode(warning.code)]
     except ValueError:
         return ""
-    return fix(view)
+    return fix(view, warning)
 
 
 def _job(view: JobView) -> Job | None:
@@ -32,13 +35,19 @@ def _job(view: JobView) -> Job | None:
         return None
 
 
-def _nothing_saved(view: JobView) -> str:
+def _nothing_saved(view: JobView, warning: WarningView) -> str:
     job = _job(view)
     if job is not None and job.checkpoints:
         folders = ", ".join(job.checkpoints)
         return (
             f"nothing whole lies in {folders} yet: let the script save there, now and then, and "
             "close what it writes"
+        )
+    if warning.about:
+        folder = shlex.quote(posixpath.dirname(warning.about) or ".")
+        return (
+            f"it writes {safe(warning.about)}: run it with --checkpoint {safe(folder)}, and what "
+            "lies there is kept and put back"
         )
     outputs = job.outputs if job is not None else ""
     below = f"below {outputs}" if outputs else "in the folder that --outputs names"
@@ -48,7 +57,7 @@ def _nothing_saved(view: JobView) -> str:
     )
 
 
-def _load(view: JobView) -> str:
+def _load(view: JobView, warning: WarningView) -> str:
     return (
         "let the script load at its start what it has saved (sublet.ckpt.restore(); the Trainer of "
         "Hugging Face: train(resume_from_checkpoint=True)); "
@@ -56,11 +65,11 @@ def _load(view: JobView) -> str:
     )
 
 
-def _saves_stopped(view: JobView) -> str:
+def _saves_stopped(view: JobView, warning: WarningView) -> str:
     return f"see in sublet logs {short(view.id)} whether saving fails, and whether the disk is full"
 
 
-def _look(view: JobView) -> str:
+def _look(view: JobView, warning: WarningView) -> str:
     ref = short(view.id)
     text = f"see sublet logs -f {ref}; sublet pause {ref} ends what it costs"
     job = _job(view)
@@ -69,7 +78,7 @@ def _look(view: JobView) -> str:
     return f"{text}, and --stall 30m does so by itself the next time"
 
 
-def _idle(view: JobView) -> str:
+def _idle(view: JobView, warning: WarningView) -> str:
     ref = short(view.id)
     return (
         f"see in sublet logs {ref} whether the script uses the GPU or waits for its data (more "

@@ -84,7 +84,7 @@ def test_what_saves_nothing_is_told_in_time_and_no_longer_once_something_is_dura
     assert "nothing saved" in command(market, "ps")
     inspected = command(market, "inspect", ref)
     assert "nothing that could be resumed has been saved yet; a loss now costs" in inspected
-    assert "run it with --checkpoint DIR" in inspected
+    assert "it writes /out/state.pkl: run it with --checkpoint /out" in inspected
     said = json.loads(command(market, "inspect", ref, "--json"))
     assert [warning["code"] for warning in said["warnings"]] == ["nothing_saved"]
     late.until(lambda view: view.durable_ms is not None, "a durable checkpoint")

@@ -57,7 +57,8 @@ def warned(*codes: str, epoch: int = 1, **changes: Any) -> JobView:
 def test_each_warning_has_a_fix() -> None:
     assert set(FIXES) == set(WarningCode)
     for code in WarningCode:
-        assert fix_of_warning(code, warned(code)), code
+        view = warned(code)
+        assert fix_of_warning(view.warnings[0], view), code
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,16 @@ def test_the_fix_fits_the_job(changes: dict[str, Any], words: str) -> None:
         "nothing that could be resumed has been saved yet; a loss now costs 11 m"
     )
     assert words in line
+
+
+def test_the_file_that_it_writes_names_the_folder() -> None:
+    view = warned("nothing_saved")
+    about = view.warnings[0].model_copy(update={"about": "/out/my runs/state.pkl"})
+    assert "it writes /out/my runs/state.pkl: run it with --checkpoint '/out/my runs'" in (
+        fix_of_warning(about, view)
+    )
+    odd = view.warnings[0].model_copy(update={"about": "/out/\x1b[2J.pkl"})
+    assert "\x1b" not in fix_of_warning(odd, view)
 
 
 def test_a_warning_of_a_newer_broker_is_shown_as_it_says() -> None:

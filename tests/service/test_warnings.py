@@ -117,6 +117,17 @@ def test_what_saves_in_time_is_never_warned() -> None:
     assert told(world, renter, job) == []
 
 
+def test_the_file_that_the_job_seems_to_save_to_is_named() -> None:
+    world = Town()
+    agent, renter, job = world.begin()
+    world.steps(agent.the_run, 3 * MINUTE_MS)
+    assert renter.view(job).warnings[0].about == ""
+    agent.the_run.saved_file = "/out/state.pkl"
+    world.pass_ms(10_000)
+    assert renter.view(job).warnings[0].about == "/out/state.pkl"
+    assert len(told(world, renter, job)) == 1
+
+
 def test_a_checkpoint_that_is_refused_is_nothing_saved() -> None:
     world = Town()
     agent, renter, job = world.begin()

@@ -329,6 +329,7 @@ class RunDouble:
     opened: bool | None = None
     """Whether the job has opened what it was restored from."""
     usage: RunUsage | None = None
+    saved_file: str = ""
 
     def cum_ms(self, now_ms: int) -> int:
         end = self.stopped_ms if self.stopped_ms is not None else now_ms
@@ -458,6 +459,7 @@ class AgentDouble:
             metrics={"loss": 0.5},
             checkpoint_opened=run.opened,
             usage=run.usage,
+            saved_file=run.saved_file,
         )
 
     def pump(self) -> None:

@@ -54,6 +54,8 @@ class Signs:
     idle_since_ms: int | None = None
     opened: bool | None = None
     """Whether the job has opened what it was restored from; None: not known."""
+    saved_file: str = ""
+    """What it seems to save to, where that is no checkpoint."""
 
 
 def reported(signs: Signs | None, report: RunReport, start_step: int, now_ms: int) -> Signs:
@@ -82,6 +84,7 @@ def reported(signs: Signs | None, report: RunReport, start_step: int, now_ms: in
         idle=idle,
         idle_since_ms=_since(signs.idle_since_ms, idle is True, now_ms),
         opened=True if signs.opened else report.checkpoint_opened,
+        saved_file=report.saved_file,
     )
 
 

@@ -197,6 +197,11 @@ def facts_of(code: str, w: Watched) -> dict[str, int]:
     return _RULES[WarningCode(code)].facts(w)
 
 
+def about(code: str, w: Watched) -> str:
+    """Return what a warning is about, as the job sees it; '' where that isn't known."""
+    return w.signs.saved_file if w.signs and code == WarningCode.NOTHING_SAVED else ""
+
+
 def stalled(w: Watched) -> bool:
     """Say whether the job has shown no sign of life for as long as it is to be waited for."""
     return (

@@ -26,6 +26,7 @@ from sublet_contracts.reasons import Reason
 
 LOOK_S = 0.2
 OPENED_EVERY_S = 5.0
+SAVED_EVERY_S = 30.0
 DISK_EVERY_S = 2.0
 SEARCH_EVERY_S = 1.0
 LOG_BYTES = 256 * 1024
@@ -97,6 +98,8 @@ class Observer:
         self._opened: bool | None = None
         """whether the job has opened what it was restored from, as it was told last"""
         self._opened_after_s = 0.0
+        self._saved_file = ""
+        self._saved_after_s = 0.0
         self._look: Look = Look()
         """the newest look at the checkpoint folder"""
         self._look_after_s = 0.0
@@ -276,6 +279,7 @@ class Observer:
             await self._search_outputs()
             took_s = time.monotonic() - began
             self._search_after_s = time.monotonic() + max(SEARCH_EVERY_S, WALK_SHARE * took_s)
+            await self._tell_saved_file()
 
     async def _measure_disk(self) -> None:
         try:
@@ -435,6 +439,27 @@ class Observer:
         self._usage_after_s = time.monotonic() + max(USAGE_EVERY_S, WALK_SHARE * took_s)
         if measure is not None:
             self._listener.post(events.Measured(self._lease_id, measure))
+
+    async def _tell_saved_file(self) -> None:
+        """Tell which file the job seems to save its state to, while no checkpoint of it is found:
+        its renter is warned then."""
+        record = self._workspace.record
+        quiet = record.job.checkpoints or self._look.by_protocol or self._reported_steps
+        interval_s = record.job.checkpoint_interval_ms / 1000
+        ran_s = record.cum_device_ms / 1000 / max(1, record.devices)
+        now = time.monotonic()
+        if quiet or ran_s < interval_s or now < self._saved_after_s:
+            return
+        try:
+            path = await self._workspace.saved_file(self._listener.reader)
+        except (FolderBusy, FolderRefused):
+            return  # a guess that can be done without; what is wrong is told by other looks
+        finally:
+            took_s = time.monotonic() - now
+            self._saved_after_s = time.monotonic() + max(SAVED_EVERY_S, WALK_SHARE * took_s)
+        if path and path != self._saved_file:
+            self._saved_file = path
+            self._listener.post(events.FileSaved(self._lease_id, path))
 
     async def _tell_opened(self) -> None:
         """Tell, now and then, whether what was restored has been opened; once it was, no more."""

@@ -169,6 +169,15 @@ class Progressed:
 
 
 @dataclass(frozen=True)
+class FileSaved:
+    """The file that the job seems to save its state to, as it sees it, while nothing that could be
+    resumed was found."""
+
+    lease_id: str
+    path: str
+
+
+@dataclass(frozen=True)
 class CheckpointOpened:
     """Whether the job has opened what it was restored from."""
 
@@ -289,6 +298,7 @@ Event = (
     | UploadFailed
     | Progressed
     | CheckpointOpened
+    | FileSaved
     | DiskUsed
     | Measured
     | DiskFull

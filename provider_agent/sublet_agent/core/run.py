@@ -28,6 +28,7 @@ from sublet_agent.core.events import (
     DiskFull,
     DiskUsed,
     Event,
+    FileSaved,
     FolderScanned,
     ImageReady,
     Measured,
@@ -78,6 +79,7 @@ QUARANTINED_TEXT = (
     "the machine's owner was told"
 )
 MAX_REFUSALS = 3
+MAX_SAVED_FILE_CHARACTERS = 256
 UNLISTED_MS = 60_000
 DEVICE_GRACE_MS = 10_000
 """for a run whose device has failed: to end by itself, and then to save what it still can"""
@@ -114,6 +116,7 @@ _TRIGGERS: Mapping[type[Event], Trigger] = {
     UploadFailed: Trigger.UPLOAD_FAILED,
     Progressed: Trigger.PROGRESSED,
     CheckpointOpened: Trigger.PROGRESSED,
+    FileSaved: Trigger.PROGRESSED,
     DiskUsed: Trigger.DISK_USED,
     Measured: Trigger.MEASURED,
     DiskFull: Trigger.DISK_FULL,
@@ -135,6 +138,8 @@ class Run:
     progress: Progressed | None = None
     checkpoint_opened: bool | None = None
     """whether the job has opened what it was restored from; None: not known"""
+    saved_file: str = ""
+    """the file that it seems to save its state to, while no checkpoint of it was found"""
     usage: UsageOfRun = field(default_factory=UsageOfRun)
     killed_ms: int = 0
     """when it was last killed, while it was live"""
@@ -194,6 +199,8 @@ class Run:
                 self.progress = event
             case CheckpointOpened():
                 self.checkpoint_opened = event.opened
+            case FileSaved():
+                self.saved_file = event.path
             case Measured(measure=measure):
                 self.usage.measured(measure)
             case DiskUsed():
@@ -384,6 +391,7 @@ class Run:
                 "total_steps": self.total_steps,
                 "metrics": progress.metrics if progress else {},
                 "checkpoint_opened": self.checkpoint_opened,
+                "saved_file": self.saved_file[:MAX_SAVED_FILE_CHARACTERS],
                 "detail": record.detail[:256],
             }
         )

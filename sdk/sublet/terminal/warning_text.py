@@ -10,7 +10,7 @@ from sublet_contracts.job_warnings import warning_mark
 
 def warning_text_of(warning: WarningView, view: JobView) -> str:
     """Return a warning as a sentence with its fix, fit for a terminal."""
-    says, fix = safe(warning.says), fix_of_warning(warning.code, view)
+    says, fix = safe(warning.says), fix_of_warning(warning, view)
     return f"{says}: {fix}" if fix else says
 
 

@@ -15,7 +15,7 @@ from sublet_broker.market.facts import (
     SettlementFact,
 )
 from sublet_broker.market.running import is_over
-from sublet_broker.market.warnings import Watched, facts_of, unsaved
+from sublet_broker.market.warnings import Watched, about, facts_of, unsaved
 from sublet_broker.service.queries.status_text import next_step, says
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.api import Charge, JobView, RunUsageView, RunView, WarningView
@@ -111,6 +111,7 @@ def _warnings(
                 epoch=run.epoch,
                 says=warning_text(code, facts),
                 facts=facts,
+                about=about(code, watched),
             )
         )
     return tuple(views)

@@ -73,6 +73,16 @@ class FolderReader:
             question = {"do": "usage", "stop_at_bytes": stop_at_bytes}
             return int(await self._lanes["walk"].ask(question, folders))
 
+    async def saved(self, tops: Sequence[Path], since_ns: int) -> tuple[int, str] | None:
+        """Return which file a script seems to save its state to (`newest_saved`): which of these
+        folders, which must be there, and the path in it. Raises FolderRefused, FolderBusy."""
+        question = {"do": "saved", "since_ns": since_ns}
+        with _at_hand(*tops) as folders:
+            if len(folders) != len(tops):
+                return None
+            answer = await self._lanes["walk"].ask(question, folders)
+        return None if answer is None else (int(answer[0]), str(answer[1]))
+
     async def search(
         self,
         run: str,

@@ -329,7 +329,16 @@ class _Reader:
                 return self._search(request, folders[0])
             case "watch":
                 return self._watch(request, folders)
+            case "saved":
+                return self._saved(request, folders)
         raise AssertionError(f"unknown question {request['do']!r}")
+
+    def _saved(self, request: dict[str, Any], folders: list[int]) -> list[int | str] | None:
+        from sublet_agent.adapters.workspace.saved_files import newest_saved
+
+        with contextlib.ExitStack() as stack:
+            tops = [stack.enter_context(_folder(".", folder)) for folder in folders]
+            return newest_saved([-1 if top is None else top for top in tops], request["since_ns"])
 
     def _measured(self, folders: list[int]) -> list[int]:
         """Of the checkpoint folder what the job writes; of the others all."""

@@ -14,6 +14,7 @@ import contextlib
 import json
 import math
 import os
+import posixpath
 import shutil
 import threading
 import time
@@ -37,7 +38,7 @@ from sublet_agent.adapters.workspace.placed_files import PlacedFile, PlacedFiles
 from sublet_agent.adapters.workspace.reader import DONE, Look, Progress
 from sublet_agent.adapters.workspace.transfer import Transfer
 from sublet_agent.core.folders_at_rest import Ended
-from sublet_agent.core.layout import HOME, TMP, WORK, Layout, RunFolders
+from sublet_agent.core.layout import HOME, OUTPUTS, TMP, WORK, Layout, RunFolders
 from sublet_agent.core.partial_outputs import FOUND_OUTPUTS_BYTES, FoundOutputs
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.runner_port import ResolvedImage, RunRefused, RunSpec
@@ -458,6 +459,19 @@ class Workspace:
                 for step in steps:
                     folders.delete_in(out, f"step-{step}")
         self._snapshots.delete(steps)
+
+    async def saved_file(self, reader: FolderReader) -> str:
+        """Return the path, as the job sees it, of the file that it seems to save its state to; ''
+        if there is none. Raises FolderRefused, FolderBusy."""
+        mounts = self.folders.mounts()
+        tops = {p: top for p, top in mounts.items() if top.name in (WORK, OUTPUTS) and top.is_dir()}
+        if not tops:
+            return ""
+        since_ns = (self.record.started_ms or 0) * 1_000_000
+        found = await reader.saved(list(tops.values()), since_ns)
+        if found is None or not 0 <= found[0] < len(tops):
+            return ""
+        return posixpath.join(list(tops)[found[0]], found[1])
 
     def opened(self, look: Look) -> bool | None:
         """Say whether the job has opened what it was restored from; None: it began anew, or nobody

@@ -1,0 +1,70 @@
+"""Which file a script seems to save its state to: for the renter of a job that saves nothing that
+could be resumed, who is told which folder to name.
+
+A guess, and only words come of it: of the files that were changed since the run began, one whose
+name ends as saved states do, else the largest. It runs in the process that reads for the agent
+(reader.py); no link is followed, and listing ends at a bound.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+
+from sublet_agent.adapters.workspace.outputs_search import descend
+from sublet_contracts.checkpoint_folders import is_log
+
+MAX_LISTED = 20_000
+_MAX_DEPTH = 12
+_MAX_PATH = 160
+_STATES = (
+    *(".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npz", ".npy", ".safetensors", ".bin"),
+    *(".h5", ".hdf5", ".keras", ".joblib", ".msgpack", ".orbax"),
+)
+
+
+def newest_saved(tops: Sequence[int], since_ns: int) -> list[int | str] | None:
+    """Return the number of the folder and the path in it of the file that a script seems to save
+    its state to; None: it has changed none since then."""
+    best: tuple[bool, int, int, str] | None = None
+    left = MAX_LISTED
+    for number, top in enumerate(tops):
+        pending: list[tuple[str, ...]] = [()]
+        while pending and left > 0:
+            parts = pending.pop()
+            try:
+                folder = descend(top, parts)
+            except OSError:
+                continue  # deleted meanwhile, or replaced by a link, or closed
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        left -= 1
+                        if left < 0:
+                            break
+                        path = "/".join((*parts, entry.name))
+                        if len(path) > _MAX_PATH or not path.isprintable():
+                            continue
+                        if entry.is_dir(follow_symlinks=False):
+                            if len(parts) < _MAX_DEPTH:
+                                pending.append((*parts, entry.name))
+                            continue
+                        try:
+                            info = entry.stat(follow_symlinks=False)
+                        except OSError:
+                            continue
+                        if not _counts(path, info, since_ns):
+                            continue
+                        rank = (entry.name.lower().endswith(_STATES), info.st_size, -number, path)
+                        best = rank if best is None else max(best, rank)
+            finally:
+                os.close(folder)
+    return None if best is None else [-best[2], best[3]]
+
+
+def _counts(path: str, info: os.stat_result, since_ns: int) -> bool:
+    return (
+        stat.S_ISREG(info.st_mode)
+        and info.st_size > 0
+        and info.st_mtime_ns >= since_ns
+        and not is_log(path)
+    )
