@@ -26,6 +26,7 @@ from tests.e2e.scenario import Outcome, Scenario
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("folder_job.py")
+TORN = Path(__file__).with_name("torn_job.py")
 STEPS, HOLD_AT = 40, 30
 PACE_S = 0.1
 
@@ -83,6 +84,18 @@ def play(scenario: Scenario, name: str) -> Outcome:
     return outcome
 
 
+def play_torn(scenario: Scenario) -> Outcome:
+    """Case 15 of those from the world: killed when a torn checkpoint lies beside a whole one."""
+    scenario.begin(
+        command=["python3", "/job/torn_job.py"],
+        inputs={str(TORN): "/job/torn_job.py"},
+        checkpoint_every="2s",
+    )
+    scenario.until(lambda _: "both are there" in log_of(scenario), "both checkpoints")
+    assert scenario.kill_run(scenario.holder(scenario.submitted.view())) > 0
+    return scenario.finish()
+
+
 def log_of(scenario: Scenario) -> str:
     return "\n".join(line.text for line in scenario.submitted.logs())
 
@@ -108,6 +121,10 @@ class Played:
             own = Client(broker=self.market.url, config_dir=config)
             scenario = Scenario(name, self.market, own, "process", "local/python", folder / name)
             self.outcomes[name] = self.pool.submit(play, scenario, name)
+        (folder / "torn").mkdir()
+        own = Client(broker=self.market.url, config_dir=config)
+        scenario = Scenario("torn", self.market, own, "process", "local/python", folder / "torn")
+        self.outcomes["torn"] = self.pool.submit(play_torn, scenario)
         quick = [sys.executable, str(SCRIPT), "atomic", "--steps", str(STEPS)]
         subprocess.run(
             [*quick, "--folder", str(folder / "here"), "--out", str(folder / "there")], check=True
@@ -152,3 +169,12 @@ def test_a_file_that_is_never_closed_is_neither_durable_nor_paid_for(played: Pla
     assert outcome.notes["second"] == 0
     assert outcome.weights == played.undisturbed
     assert outcome.verdict.holds, outcome.verdict.problems
+
+
+def test_an_empty_optimizer_is_torn_and_the_checkpoint_before_it_is_gone_on_from(
+    played: Played,
+) -> None:
+    outcome = played.outcomes["torn"].result()
+    assert outcome.view.state == "succeeded", outcome.view.says
+    assert [run.start_step for run in outcome.view.runs] == [0, 100]
+    assert outcome.weights == b'["checkpoint-100"]'
