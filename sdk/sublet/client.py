@@ -57,7 +57,6 @@ from sublet_contracts.api import (
     MatchView,
     OffersPage,
     PartyView,
-    Problem,
     ReceiptsPage,
     ResumeRequest,
     SignedRequest,

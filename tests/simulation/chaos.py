@@ -480,6 +480,7 @@ class Chaos(Mishaps):
             index_sha256=hashlib.sha256(index).hexdigest(),
             total_bytes=total,
             cum_device_ms=record.cum_device_ms,
+            image=self.market.auditor.images.of(record.lease_id),
             issued_ms=agent.now_ms(),
         )
         signed = sign_document(document, agent.key)
