@@ -32,6 +32,7 @@ from sublet_contracts.fields import (
     Renter,
     Sha256,
     Text,
+    User,
 )
 from sublet_contracts.keys import KeyRefused, SigningKey
 from sublet_contracts.reasons import Fault, Reason
@@ -156,11 +157,17 @@ class Resources(BaseModel):
     disk_bytes: Count = Field(description="disk for checkpoints and outputs, in all")
     region: str = Field(default="", max_length=64, description="exactly this region")
     egress: bool = Field(default=False, description="whether the job needs the network")
-    user: str = Field(
+    user: User = Field(
         default="",
-        pattern=r"^([a-z_][a-z0-9_-]{0,31}|[1-9][0-9]{0,8}(:[1-9][0-9]{0,8})?)?$",
         description="as whom it runs: UID, UID:GID or a name that the image knows; never root",
     )
+
+    @field_validator("user")
+    @classmethod
+    def _never_root(cls, user: str) -> str:
+        if user == "root":
+            raise ValueError("no job runs as root; name another user, or a number such as 1000")
+        return user
 
 
 class Input(BaseModel):

@@ -25,7 +25,12 @@ _LABEL = r"^[a-z0-9][a-z0-9.-]*$"
 Name = Annotated[str, Field(max_length=128, pattern=_NAME)]
 Label = Annotated[str, Field(max_length=64, pattern=_LABEL)]
 
+_USER = r"^([a-z_][a-z0-9_-]{0,31}|[1-9][0-9]{0,8}(:[1-9][0-9]{0,8})?)?$"
+User = Annotated[str, Field(pattern=_USER)]
+"""As whom a job runs; '' where it has no wish."""
+
 PATTERNS_IN_WORDS = {
+    _USER: "use UID, UID:GID (neither is 0) or a name in small letters",
     _NAME: "use letters, digits, spaces and . _ / : @ + -, with a letter or a digit first",
     _LABEL: "use small letters, digits, . and -, with a letter or a digit first",
 }

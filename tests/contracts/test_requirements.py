@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from sublet_contracts.api import MatchView
 from sublet_contracts.documents import Device, Offer, Resources
@@ -158,3 +158,12 @@ def test_what_a_jobs_document_requires() -> None:
     wants = required_by(JOB)
     assert (wants.renter, wants.resources) == (JOB.renter, JOB.resources)
     assert wants.hardware_class == JOB.resources.hardware_class
+
+
+@pytest.mark.parametrize("user", ["root", "0", "0:5", "5:0", "a b", "Ann", "-x", "5:", ":5"])
+def test_nobody_asks_to_be_root_or_in_words_that_mean_nothing(user: str) -> None:
+    with pytest.raises(ValidationError):
+        Resources(devices=1, device_kind="any", memory_bytes=1, disk_bytes=1, user=user)
+    for fine in ("", "1000", "1000:5", "ann", "_apt", "www-data"):
+        made = Resources(devices=1, device_kind="any", memory_bytes=1, disk_bytes=1, user=fine)
+        assert made.user == fine
