@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sublet_agent.core.log_lines import (
+    STANDS_MS,
+    Begun,
     LineBuffer,
     UnfinishedLine,
     cut_between_characters,
@@ -98,3 +100,19 @@ def test_who_comes_in_the_middle_of_a_line_shows_nothing_before_its_next_state()
     late = UnfinishedLine(known=False)
     late.feed(b"rest of a line\nnext")
     assert late.state == b"next"
+
+
+def test_a_line_that_gets_its_end_at_once_never_counts_as_unfinished() -> None:
+    begun = Begun()
+    assert not begun.stands(10**6)
+    for now_ms in range(0, 10_000, 100):  # print() writes the text, and then its end
+        begun.wrote(b"step", now_ms, ended_one=False)
+        assert not begun.stands(now_ms + STANDS_MS - 1)
+        begun.wrote(b"", now_ms, ended_one=True)
+    begun.wrote(b"\r10%", 20_000, ended_one=False)
+    begun.wrote(b"\r20%", 20_200, ended_one=False)
+    assert not begun.stands(20_200)
+    assert begun.stands(20_300)
+    begun.wrote(b"next", 20_400, ended_one=True)
+    assert not begun.stands(20_400)
+    assert begun.stands(20_700)

@@ -7,6 +7,9 @@
 4. Text is decoded a whole line at a time, so that no character is ever cut by where bytes happened
    to be read; what is no UTF-8 is shown as the replacement character.
 
+A line that is written in two goes (its text, then its end) is unfinished only in between: it counts
+as such once it has stood for STANDS_MS.
+
 What is held back is at most MAX_LINE_BYTES and a carriage return, whatever a job writes.
 """
 
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 
 from sublet_agent.core.runner_port import MAX_LINE_BYTES
 
+STANDS_MS = 300
 _MOST_OF_A_CHARACTER = 4
 
 
@@ -83,6 +87,25 @@ def cut_between_characters(data: bytes, most_bytes: int) -> int:
 def shown(line: bytes) -> str:
     """Return a line as text."""
     return line.decode("utf-8", "replace")
+
+
+class Begun:
+    """Since when the line stands that a stream is at."""
+
+    def __init__(self) -> None:
+        self._since_ms: int | None = None
+
+    def wrote(self, held: bytes, now_ms: int, *, ended_one: bool) -> None:
+        """Something was written; `held`: what is unfinished after it, `ended_one`: it ended a line
+        before that."""
+        if not held:
+            self._since_ms = None
+        elif self._since_ms is None or ended_one:
+            self._since_ms = now_ms
+
+    def stands(self, now_ms: int) -> bool:
+        """Say whether it has stood for long enough to be shown."""
+        return self._since_ms is not None and now_ms - self._since_ms >= STANDS_MS
 
 
 @dataclass

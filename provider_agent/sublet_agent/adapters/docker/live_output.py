@@ -21,7 +21,7 @@ import requests
 from docker.errors import DockerException
 
 from sublet_agent.adapters.docker.logs import STREAMS, Frames
-from sublet_agent.core.log_lines import UnfinishedLine, shown
+from sublet_agent.core.log_lines import Begun, UnfinishedLine, shown
 from sublet_agent.core.runner_port import OutputLine
 
 _READ_BYTES = 64 * 1024
@@ -39,6 +39,7 @@ class _Follower:
         self._socket: Any = getattr(self._connection, "_sock", self._connection)
         self._socket.settimeout(None)  # a job may well be silent for an hour
         self._lines = {stream: UnfinishedLine(known=from_start) for stream in STREAMS}
+        self._begun = {stream: Begun() for stream in STREAMS}
         self._changed_ms = dict.fromkeys(STREAMS, 0)
         self.over = False
         threading.Thread(target=self._read, name=_THREAD_NAME, daemon=True).start()
@@ -47,11 +48,12 @@ class _Follower:
         """Return how its unfinished lines stand."""
         if self.over:
             return ()
+        now_ms = _steady_ms()
         found = ((stream, self._lines[stream].state) for stream in STREAMS)
         return tuple(
             OutputLine(stream, self._changed_ms[stream], shown(state))
             for stream, state in found
-            if state
+            if state and self._begun[stream].stands(now_ms)
         )
 
     def close(self) -> None:
@@ -67,11 +69,17 @@ class _Follower:
                 for number, content in frames.feed(data):
                     if number in (1, 2):
                         stream = STREAMS[number - 1]
-                        self._lines[stream].feed(content)
+                        line, ended = self._lines[stream], b"\n" in content
+                        line.feed(content)
+                        self._begun[stream].wrote(line.held, _steady_ms(), ended_one=ended)
                         self._changed_ms[stream] = time.time_ns() // 1_000_000
         self.over = True
         with contextlib.suppress(OSError):
             self._connection.close()
+
+
+def _steady_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 class LiveOutput:

@@ -29,7 +29,7 @@ from sublet_agent.adapters.process import tree as process_tree
 from sublet_agent.adapters.process.files import read_bounded, replace, write_durably
 from sublet_agent.adapters.process.logs import LogWriter
 from sublet_agent.adapters.process.witness import Statement, Witness, statement
-from sublet_agent.core.log_lines import LineBuffer, shown
+from sublet_agent.core.log_lines import Begun, LineBuffer, shown
 from sublet_contracts.wire import MAX_LOG_STATE_CHARACTERS
 
 _PR_SET_PDEATHSIG = 1
@@ -56,6 +56,7 @@ class Supervisor:
         self._spec: dict[str, Any] = json.loads((directory / "spec.json").read_text())
         self._log = LogWriter(directory, self._spec["log_bytes"])
         self._lines: dict[str, LineBuffer] = {}
+        self._begun: dict[str, Begun] = {}
         self._told: object = None
         self._told_s = 0.0
         self._memory_bytes = self._peak_memory_bytes = 0
@@ -187,7 +188,7 @@ class Supervisor:
         states = {
             stream: shown(state)[:MAX_LOG_STATE_CHARACTERS]
             for stream, lines in self._lines.items()
-            if (state := lines.state)
+            if (state := lines.state) and self._begun[stream].stands(_steady_ms())
         }
         since_s = time.monotonic() - self._told_s
         if since_s < (_TELL_STATE_S if states != self._told else _TELL_S):
@@ -213,8 +214,11 @@ class Supervisor:
             return True
         lines = self._lines.setdefault(stream, LineBuffer())
         now_ms = _now_ms()
-        for line in lines.feed(chunk) if chunk else lines.end():
+        found = lines.feed(chunk) if chunk else lines.end()
+        for line in found:
             self._log.write(stream, now_ms, line)
+        begun = self._begun.setdefault(stream, Begun())
+        begun.wrote(lines.held, _steady_ms(), ended_one=bool(found))
         return bool(chunk)
 
     def _reap(self) -> None:
@@ -294,6 +298,10 @@ class Supervisor:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _steady_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 def _lock(directory: Path) -> IO[bytes] | None:
