@@ -390,6 +390,10 @@ class Receipt(Document):
     sequence: int = Field(ge=1, le=MAX_INTEGER, description="1, 2, 3 ... within the lease")
     previous: DocumentId | None = Field(description="the receipt before it; null for the first")
     cum_device_ms: Count = Field(description="wall ms times devices since the run started")
+    pull_device_ms: Count = Field(
+        default=0,
+        description="of it, what came before the start: a pull beyond its free 10 minutes",
+    )
     reached_step: Count = Field(
         description="newest step that the agent has seen a whole checkpoint of; else start_step"
     )
@@ -405,6 +409,8 @@ class Receipt(Document):
     def _consistent(self) -> Self:
         if self.durable_step > self.reached_step:
             raise ValueError("durable_step must not be above reached_step")
+        if self.pull_device_ms > self.cum_device_ms:
+            raise ValueError("pull_device_ms must not be above cum_device_ms")
         if self.durable_device_ms > self.cum_device_ms:
             raise ValueError("durable_device_ms must not be above cum_device_ms")
         if (self.sequence == 1) != (self.previous is None):

@@ -30,7 +30,13 @@ from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import short
 from sublet_contracts.merkle import root_from_inclusion
 from sublet_contracts.reasons import MEANINGS, Pays, Reason
-from sublet_contracts.rules import FREE_KILLS_A_JOB, charge_ucr, fee_ucr, payable_device_ms
+from sublet_contracts.rules import (
+    FREE_KILLS_A_JOB,
+    charge_ucr,
+    fee_ucr,
+    most_pull_device_ms,
+    payable_device_ms,
+)
 
 MAX_EXPORT_BYTES = 256 * 1024 * 1024
 
@@ -254,6 +260,13 @@ class _Verification:
                 document.hold_ucr,
             )
             check(receipt.charge_ucr == expected, f"{name}: its charge is not price x time")
+            most_pull_ms = most_pull_device_ms(
+                document.price_ucr_per_device_hour, document.hold_ucr
+            )
+            check(
+                most_pull_ms is None or receipt.pull_device_ms <= most_pull_ms,
+                f"{name}: more of the hold is charged for its pull than may be",
+            )
             if receipt.durable_checkpoint is None:
                 check(receipt.durable_device_ms == 0, f"{name}: durable time without a checkpoint")
             else:

@@ -4,6 +4,9 @@
   that rounding can't drift and a lost receipt heals itself.
 - durable progress: where it was not the renter who ended the run, only device time up to the
   newest durable checkpoint is payable (`pays` in the table of reasons).
+- device time begins when a run starts, or PULL_FREE_MS after its pull began, whichever is first;
+  where no run starts there is none. So a job of many gigabytes on a slow line doesn't occupy
+  devices for nothing, and a pull that fails costs nothing.
 - the fee comes out of the charge and is rounded down, in the provider's favour.
 """
 
@@ -17,6 +20,10 @@ FREE_KILLS_A_JOB = 2
 FREE_KILLS_A_RENTER_AND_WEEK = 10
 """and of each renter within WEEK_MS, by the times of the settlements."""
 WEEK_MS = 7 * 86_400_000
+PULL_FREE_MS = 600_000
+"""What comes before a run's start (its image, its files) is free for so long;"""
+PULL_MOST_PART = 4
+"""and is charged at most this part of what the lease's hold pays for: the rest is for work."""
 
 
 def charge_ucr(price_ucr_per_device_hour: int, cum_device_ms: int) -> int:
@@ -29,6 +36,24 @@ def device_ms_within(price_ucr_per_device_hour: int, amount_ucr: int) -> int | N
     if price_ucr_per_device_hour == 0:
         return None
     return ((amount_ucr + 1) * MS_PER_HOUR - 1) // price_ucr_per_device_hour
+
+
+def most_pull_device_ms(price_ucr_per_device_hour: int, hold_ucr: int) -> int | None:
+    """Return the most device time before its run's start that a lease may charge; None if it has
+    no bound."""
+    most_ms = device_ms_within(price_ucr_per_device_hour, hold_ucr)
+    return None if most_ms is None else most_ms // PULL_MOST_PART
+
+
+def device_ms_before_start(
+    prepared_ms: int, devices: int, price_ucr_per_device_hour: int, hold_ucr: int
+) -> int:
+    """Return the device time that a run begins with, of which it took `prepared_ms` of wall time to
+    get ready."""
+    beyond_ms = max(0, prepared_ms - PULL_FREE_MS) * devices
+    most_ms = most_pull_device_ms(price_ucr_per_device_hour, hold_ucr)
+    # In whole ms of wall time, so that the devices go on together.
+    return beyond_ms if most_ms is None else min(beyond_ms, most_ms // devices * devices)
 
 
 def payable_device_ms(reason: Reason, cum_device_ms: int, durable_device_ms: int) -> int:

@@ -118,12 +118,12 @@ class ReceiptV1(Document):
 
 
 def _receipt_1_to_2(receipt: ReceiptV1) -> Fields:
-    # What was durable had been reached; more isn't known.
-    return {**dict(receipt), "reached_step": receipt.durable_step}
+    # What was durable had been reached; more isn't known, nor anything of a pull.
+    return {**dict(receipt), "reached_step": receipt.durable_step, "pull_device_ms": 0}
 
 
 def _receipt_2_to_1(receipt: Document) -> Fields:
-    return without(receipt, "reached_step")
+    return without(receipt, "reached_step", "pull_device_ms")
 
 
 OLDER: dict[str, dict[int, Older]] = {

@@ -526,3 +526,87 @@ def test_the_runner_hands_it_all_on(machine: Machine) -> None:
     machine.registry.add("t/img", "1")
     assert runner.ensure_image(machine.name(), machine.said.append, "any", threading.Event())
     assert len(runner.tidy_images(NOTHING_IN_USE)) == 1
+
+
+# -- what a tag means, before a lease is signed ----------------------------------------------------
+
+
+def test_a_tag_is_looked_up_without_pulling_and_then_pulled_as_it_was(machine: Machine) -> None:
+    images = machine.images()
+    digest = machine.registry.add("t/img", "1", noise())
+    pinned = images.look_up(machine.name())
+    assert pinned == machine.name(f"t/img@{digest}")
+    assert machine.registry.asked_for("/blobs/") == 0
+    # Somebody moves the tag before it is pulled: the job has what was looked up.
+    moved = machine.registry.add("t/img", "1", noise())
+    assert moved != digest
+    found = images.ensure(pinned, machine.said.append, "any")
+    assert found.digest == pinned
+    # What was looked up holds for a while, also after a restart of the agent.
+    asked = machine.registry.asked_for("/manifests/1")
+    assert machine.images().look_up(machine.name()) == pinned
+    assert machine.registry.asked_for("/manifests/1") == asked
+    machine.now_ms += FRESH_MS
+    assert images.look_up(machine.name()) == machine.name(f"t/img@{moved}")
+
+
+def test_an_image_that_the_owner_lists_is_pinned_by_its_id(machine: Machine) -> None:
+    private = machine.name("owner/private")
+    machine.engine.images.get(base_image()).tag(private, "1")
+    listed = machine.images(rules={"allowed": (f"{private}:1",)})
+    pinned = listed.look_up(f"{private}:1")
+    assert pinned == base_image(), "no registry knows it, and its other names are the owner's"
+    assert listed.ensure(pinned, print, "any").image_id == base_image()
+    # A successor without it says so, in words.
+    with pytest.raises(ImageUnknown, match="goes on only where the owner allows that image too"):
+        machine.images().ensure(pinned, print, "any")
+
+
+def test_an_image_that_the_owner_pulled_and_lists_is_pinned_by_its_digest(machine: Machine) -> None:
+    digest = machine.registry.add("t/img", "1", noise())
+    machine.engine.images.pull(machine.name("t/img"), tag="1")
+    machine.engine.images.get(machine.name("t/img:1")).tag(machine.name("owner/secret"), "1")
+    listed = machine.images(rules={"allowed": (machine.name("t/img:1"),)})
+    assert listed.look_up(machine.name("t/img:1")) == machine.name(f"t/img@{digest}")
+    assert listed.ensure(machine.name(f"t/img@{digest}"), print, "any").image_id
+
+
+@pytest.mark.parametrize(
+    ("mood", "kind"),
+    [(Mood.BUSY, PullFailed), (Mood.DOWN, PullFailed), (Mood.PRIVATE, ImageUnknown)],
+)
+def test_a_registry_in_a_mood_is_told_before_the_lease(
+    machine: Machine, mood: Mood, kind: type[ImageTrouble]
+) -> None:
+    images = machine.images()
+    machine.registry.add("t/img", "1", noise())
+    machine.registry.mood = mood
+    with pytest.raises(kind) as refused:
+        images.look_up(machine.name())
+    assert type(refused.value) is kind
+    assert machine.name() in str(refused.value)
+    machine.registry.mood = Mood.WELL
+    pinned = images.look_up(machine.name())
+    images.ensure(pinned, machine.said.append, "any")
+    # What is here goes on being used while its registry is busy, but not once it is private.
+    machine.registry.mood = mood
+    machine.now_ms += FRESH_MS
+    if kind is ImageUnknown:
+        with pytest.raises(ImageUnknown):
+            images.look_up(machine.name())
+    else:
+        assert images.look_up(machine.name()) == pinned
+
+
+def test_an_image_for_another_architecture_is_told_before_the_lease(machine: Machine) -> None:
+    digest = machine.registry.add("t/img", "alone", architecture="s390x")
+    machine.registry.add_list("t/img", "listed", digest, "s390x")
+    with pytest.raises(PullFailed, match="architecture"):
+        machine.images().look_up(machine.name("t/img:listed"))
+
+
+def test_registries_that_the_owner_does_not_allow_are_not_asked(machine: Machine) -> None:
+    machine.registry.add("t/img", "1", noise())
+    with pytest.raises(ImageNotAllowed):
+        machine.images(rules={"registries": ()}).look_up(machine.name())
+    assert machine.registry.asked_for("/v2/") == 0

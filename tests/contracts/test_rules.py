@@ -11,10 +11,14 @@ from sublet_contracts.reasons import MEANINGS, Fault, Next, Reason
 from sublet_contracts.rules import (
     BPS,
     MS_PER_HOUR,
+    PULL_FREE_MS,
+    PULL_MOST_PART,
     charge_ucr,
+    device_ms_before_start,
     device_ms_within,
     fee_ucr,
     minimum_budget_ucr,
+    most_pull_device_ms,
     payable_device_ms,
 )
 
@@ -117,3 +121,37 @@ def test_no_job_ends_for_good_because_of_a_provider() -> None:
         if meaning.fault in (Fault.PROVIDER, Fault.BROKER):
             assert meaning.next is Next.RETRY, reason
     assert [r for r, m in MEANINGS.items() if m.next is Next.FINISH] == [Reason.SUCCEEDED]
+
+
+@pytest.mark.parametrize(
+    ("prepared_ms", "devices", "device_ms"),
+    [
+        (0, 1, 0),
+        (PULL_FREE_MS, 1, 0),
+        (PULL_FREE_MS + 1, 1, 1),
+        (15 * 60_000, 1, 5 * 60_000),
+        (15 * 60_000, 4, 20 * 60_000),
+    ],
+)
+def test_a_pull_counts_from_its_eleventh_minute_on(
+    prepared_ms: int, devices: int, device_ms: int
+) -> None:
+    assert PULL_FREE_MS == 10 * 60_000
+    assert device_ms_before_start(prepared_ms, devices, 400_000, 10**9) == device_ms
+    assert device_ms_before_start(prepared_ms, devices, 0, 0) == device_ms
+
+
+@given(TIMES, st.integers(1, 16), PRICES, AMOUNTS)
+def test_a_pull_leaves_three_quarters_of_the_hold_for_work(
+    prepared_ms: int, devices: int, price: int, hold: int
+) -> None:
+    counted = device_ms_before_start(prepared_ms, devices, price, hold)
+    assert counted % devices == 0
+    most = most_pull_device_ms(price, hold)
+    whole = device_ms_within(price, hold)
+    if most is None or whole is None:
+        assert counted == max(0, prepared_ms - PULL_FREE_MS) * devices
+        return
+    assert counted <= most
+    assert most * PULL_MOST_PART <= whole
+    assert charge_ucr(price, counted) * PULL_MOST_PART <= hold

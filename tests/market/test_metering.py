@@ -15,6 +15,7 @@ from sublet_broker.market.metering import Admission, Judgement, judge, most_devi
 from sublet_contracts.documents import Lease, Receipt, sign_document
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.reasons import Reason
+from sublet_contracts.rules import PULL_FREE_MS, most_pull_device_ms
 from sublet_contracts.states import ChainState, CheckpointState, LeaseState
 from tests.contracts.samples import (
     BROKER,
@@ -375,3 +376,40 @@ def test_each_ms_allows_a_ms_of_each_device_and_the_tolerance_at_most(
 
     more = most(earlier + passed) - most(earlier)
     assert passed * devices <= more <= (passed + passed // 5_000 + 1) * devices
+
+
+def test_time_before_the_start_is_believed_beyond_what_a_pull_has_for_nothing() -> None:
+    leased = lease(proposed_stopwatch_ms=70_000, device_ids=("GPU-1", "GPU-2"))
+
+    def most(passed_ms: int, pull_device_ms: int) -> int:
+        return most_device_ms(
+            leased,
+            stopwatch_ms=70_000 + passed_ms,
+            tolerance_ms=5_000,
+            tolerance_ppm=0,
+            pull_device_ms=pull_device_ms,
+        )
+
+    quarter_ms = 15 * 60_000
+    assert most(quarter_ms, 0) == 2 * (quarter_ms + 5_000)
+    assert most(quarter_ms, 1) == 2 * (quarter_ms - PULL_FREE_MS + 5_000)
+    assert most(PULL_FREE_MS - 1, 1) == 2 * 5_000, "so early no pull has lasted that long"
+
+
+def test_a_pull_that_takes_more_of_the_hold_than_it_may_is_wrong() -> None:
+    most = most_pull_device_ms(PRICE_UCR, HOLD_UCR)
+    assert most is not None
+    for pull_device_ms, admission in ((most, Admission.NEW), (most + 1, Admission.WRONG)):
+        document = receipt(cum_device_ms=most + 1, pull_device_ms=pull_device_ms)
+        found = judge(
+            document,
+            "r" * 64,
+            lease(),
+            ChainFact(LEASE_ID, JOB_ID, ChainState.OPEN),
+            None,
+            None,
+            None,
+        )
+        assert found.admission is admission
+    with pytest.raises(ValueError, match="pull_device_ms"):
+        receipt(cum_device_ms=5, pull_device_ms=6)

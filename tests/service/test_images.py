@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from sublet_broker.market.metering import HEARD_SLACK_MS
 from sublet_broker.market.resuming import IMAGE_WAIT_MS, IMAGE_WITNESSES
 from sublet_contracts.documents import Lease, sign_document
 from sublet_contracts.export import verify_export
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import JobState, LeaseState
-from sublet_contracts.wire import Assign, LeaseAnswer
+from sublet_contracts.wire import Assign, LeaseAnswer, RunChanged
 from tests.service.world import AgentDouble, World
 
 TAG = "train:1"
@@ -197,3 +198,106 @@ def test_an_export_in_which_a_job_goes_on_with_another_image_does_not_verify() -
     forged = export.model_copy(update={"leases": tuple(leases)}).model_dump_json().encode()
     problems = verify_export(forged, broker=world.key.party).problems
     assert "lease 2 goes on with another image than the one that made its checkpoint" in problems
+
+
+# -- what a pull costs -----------------------------------------------------------------------------
+
+MINUTE_MS = 60_000
+
+
+def pulled_for(minutes: int, **job: object) -> tuple[World, AgentDouble, str]:
+    """Let a job's pull take so long."""
+    world = World()
+    agent = world.agent("alice", expires_ms=world.now_ms + 86_400_000)
+    agent.first_state = "pulling"
+    renter = world.renter()
+    id = renter.run(**job)
+    run = agent.the_run
+    run.started_ms = world.now_ms + 10**9
+    world.pass_ms(minutes * MINUTE_MS, every_ms=3_000)
+    return world, agent, id
+
+
+def test_a_pull_of_fifteen_minutes_costs_five() -> None:
+    world, agent, job = pulled_for(15)
+    run = agent.the_run
+    agent.starts(run, 5 * MINUTE_MS)
+    world.pass_ms(MINUTE_MS)
+    agent.durable(run, 10)
+    agent.succeed(run)
+    world.settle_down()
+    renter = world.renter(credits_ucr=0)
+    assert renter.view(job).charged_ucr == 6 * MINUTE_MS, "a micro-credit each device-ms"
+    (charge,) = world.broker.money.statement(renter.party, job).charges
+    assert (charge.cum_device_ms, charge.lost_device_ms) == (6 * MINUTE_MS, 0)
+    data = world.broker.views.export(renter.party, job).model_dump_json().encode()
+    assert verify_export(data, broker=world.key.party).problems == []
+    world.audit()
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_the_brokers_clock_gives_a_pull_its_ten_minutes_for_nothing(says: bool) -> None:
+    """Whoever claims all of it, as his pull's or as his run's, is paid what has passed beyond."""
+    world, agent, job = pulled_for(15)
+    run = agent.the_run
+    agent.starts(run, 15 * MINUTE_MS)
+    world.pass_ms(MINUTE_MS)
+    agent.receipt(run, pull_device_ms=15 * MINUTE_MS if says else 0)
+    agent.world.broker.jobs.cancel(world.renter(credits_ucr=0).party, job)
+    world.settle_down()
+    run.stopped_ms = world.now_ms
+    agent.send(
+        RunChanged(lease=run.id, epoch=1, state="exited", cum_device_ms=0, reason=Reason.CANCELLED)
+    )
+    final = 15 * MINUTE_MS if says else 0
+    agent.receipt(run, final=Reason.CANCELLED, pull_device_ms=final)
+    world.settle_down()
+    (charge,) = world.broker.money.statement(world.renter(credits_ucr=0).party, job).charges
+    passed_ms = 16 * MINUTE_MS
+    tolerated_ms = 1_000 + passed_ms // 1_000
+    slack_ms = 0 if says else HEARD_SLACK_MS + 3_000
+    assert charge.reason is Reason.CANCELLED
+    assert 0 <= charge.cum_device_ms - 6 * MINUTE_MS <= tolerated_ms + slack_ms
+
+
+def test_a_pull_is_paid_by_what_is_durable_and_not_where_nothing_is() -> None:
+    for durable in (False, True):
+        world, agent, job = pulled_for(15)
+        run = agent.the_run
+        agent.starts(run, 5 * MINUTE_MS)
+        world.pass_ms(MINUTE_MS)
+        if durable:
+            agent.durable(run, 10)
+        world.pass_ms(MINUTE_MS)
+        agent.exit(run, Reason.RECLAIMED)
+        world.settle_down()
+        charges = world.broker.money.statement(world.renter(credits_ucr=0).party, job).charges
+        assert charges[0].charged_ucr == (6 * MINUTE_MS if durable else 0)
+
+
+def test_a_pull_that_fails_or_is_cancelled_costs_nothing() -> None:
+    for reason in (Reason.PULL_FAILED, Reason.CANCELLED):
+        world, agent, job = pulled_for(30)
+        run = agent.the_run
+        renter = world.renter(credits_ucr=0)
+        if reason is Reason.CANCELLED:
+            world.broker.jobs.cancel(renter.party, job)
+            world.settle_down()
+        agent.exit(run, reason)
+        world.settle_down()
+        charge = world.broker.money.statement(renter.party, job).charges[0]
+        assert (charge.reason, charge.cum_device_ms, charge.charged_ucr) == (reason, 0, 0)
+
+
+def test_a_receipt_that_charges_more_of_the_hold_for_its_pull_than_may_be_counts_for_nothing() -> (
+    None
+):
+    world, agent, job = pulled_for(90, budget_ucr=40 * MINUTE_MS)
+    run = agent.the_run
+    agent.starts(run, 10 * MINUTE_MS + 1)
+    agent.exit(run, Reason.JOB_FAILED, 1)
+    world.pass_ms(MINUTE_MS)
+    (charge,) = world.broker.money.statement(world.renter(credits_ucr=0).party, job).charges
+    assert charge.charged_ucr == 0
+    events = world.broker.views.events(world.renter(credits_ucr=0).party, job).events
+    assert any("charged for its pull" in event.detail for event in events)

@@ -318,6 +318,7 @@ class RunDouble:
     started_ms: int
     state: str = "running"
     image: str = ""
+    pull_device_ms: int = 0
     step: int = 0
     sequence: int = 0
     head: str | None = None
@@ -333,7 +334,8 @@ class RunDouble:
 
     def cum_ms(self, now_ms: int) -> int:
         end = self.stopped_ms if self.stopped_ms is not None else now_ms
-        return max(0, end - self.started_ms) * len(self.lease.device_ids)
+        ran_ms = max(0, end - self.started_ms) * len(self.lease.device_ids)
+        return self.pull_device_ms + ran_ms
 
 
 class AgentDouble:
@@ -620,6 +622,7 @@ class AgentDouble:
             "sequence": run.sequence + 1,
             "previous": run.head,
             "cum_device_ms": cum,
+            "pull_device_ms": min(cum, run.pull_device_ms),
             "durable_step": durable[1],
             "durable_checkpoint": durable[0],
             "durable_device_ms": durable[2],
@@ -640,6 +643,11 @@ class AgentDouble:
         run.sequence, run.head = signed.document.sequence, signed.id
         self.send(ReceiptIssued(receipt=signed.envelope))
         return signed
+
+    def starts(self, run: RunDouble, pull_device_ms: int = 0) -> None:
+        """The run begins now, and its pull has cost so much already."""
+        run.state, run.started_ms, run.pull_device_ms = "running", self.world.now_ms, pull_device_ms
+        self.beat()
 
     def exit(self, run: RunDouble, reason: Reason, code: int | None = None) -> None:
         """The run ends: say so, and send the final receipt."""

@@ -401,7 +401,9 @@ class AgentHost:
                 took_ms = draw(50, 20_000 if slow else 2_000)
                 self._later(took_ms, lambda: self._looked_up(lease_id, image))
             case effects.Pull(lease_id):
-                self._later(draw(50, 3_000), lambda: self._pulled(lease_id))
+                self.market.auditor.pulls.began(self, lease_id)
+                took_ms = self.market.registry.pull_takes_ms(self.name)
+                self._later(took_ms, lambda: self._pulled(lease_id))
             case effects.Restore(lease_id):
                 self._later(draw(20, 800), lambda: self.transfer.restore(lease_id))
             case effects.Start(lease_id):

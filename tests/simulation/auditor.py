@@ -24,6 +24,7 @@ from tests.simulation.models import (
     never,
     read,
 )
+from tests.simulation.pulls import Pulls
 from tests.simulation.saved_folders import job_saves, never_saved
 from tests.simulation.set_aside import SetAside
 from tests.simulation.truth import Truth
@@ -77,6 +78,7 @@ class Auditor:
         self.truth = Truth(self)
         self.set_aside = SetAside(self)
         self.images = Images(self)
+        self.pulls = Pulls(self)
         self.heard_ms: dict[str, int] = {}
         self.started_ms = 0
         self.clock_ms = 0
@@ -155,6 +157,7 @@ class Auditor:
         self.runs[lease_id] = container
         lease = self.leases.get(lease_id)
         self.images.began(lease_id, lease, image)
+        self.pulls.ended(lease_id)
         if lease is None or lease.document["start_checkpoint"] is None:
             never(container.begin[0] != 0, "a fresh run began in the middle")
             return
@@ -192,6 +195,10 @@ class Auditor:
         never(now_ms < self.clock_ms, f"the broker's clock went back {self.clock_ms - now_ms}")
         self.clock_ms = now_ms
         self.checks += 1
+        for kind in (kind for kind in sheet if kind.__name__ == "RunFact"):
+            for fact in filter(None, sheet[kind].values()):
+                # What the lease is settled by, in this very commit.
+                self.leases[fact.id].preparing_ms = fact.preparing_ms
         looks = sorted((rank, kind) for kind in before for rank in _RANKS[kind.__name__])
         for rank, kind in looks:
             look, olds = _ORDER[rank][1], before[kind]

@@ -98,6 +98,7 @@ class Charges:
             document["charge_ucr"] != expected,
             f"a receipt says {document['charge_ucr']}, {expected} is right",
         )
+        self._auditor.pulls.claimed(document["lease"], lease, document)
         if head is not None:
             back = document["cum_device_ms"] < head.document["cum_device_ms"]
             never(back or head.document["final"], "a receipt goes back, or follows the final")
@@ -146,7 +147,11 @@ class Charges:
                 abs(passed_ms - truly_ms) > 10 + truly_ms // 1_000,
                 f"the broker's stopwatch says {passed_ms} ms where {truly_ms} passed",
             )
-            bound = (passed_ms + TOLERANCE_MS + passed_ms // TOLERANCE_IN) * devices
+            pulled_ms = head.document.get("pull_device_ms", 0)
+            not_begun_ms = self._auditor.pulls.heard(document["lease"], lease)
+            free_ms = self._auditor.pulls.free_ms(lease, pulled_ms, not_begun_ms)
+            tolerated_ms = TOLERANCE_MS + passed_ms // TOLERANCE_IN
+            bound = (max(0, passed_ms - free_ms) + tolerated_ms) * devices
             cum = min(head.document["cum_device_ms"], bound)
             durable = head.document["durable_device_ms"]
         durable_only = reason in _PROVIDERS_FAULT | _BROKERS_FAULT | _NOBODY_SEEN
@@ -220,6 +225,7 @@ class Charges:
             return
         container = self._auditor.runs.get(document["lease"])
         ran = container.clocked_ms() * len(lease.document["device_ids"]) if container else 0
+        ran += lease.chain[-1].document.get("pull_device_ms", 0) if lease.chain else 0
         never(payable > ran, f"{payable} device-ms are paid, the run had {ran}")
         claimed = lease.chain[-1].document["cum_device_ms"] if lease.chain else 0
         never(claimed > bound, f"{claimed} device-ms were honestly used, {bound} are believed")

@@ -29,6 +29,7 @@ FAULTS: dict[str, str] = {
     "engine": "a container engine stops a run, or restarts: with its runs, or without them",
     "registry": "a registry is busy, or knows nothing of an image, for one machine or for all; or "
     "a tag is given to another image",
+    "slow-registry": "a registry is so slow that a pull takes a quarter of an hour",
     "worker-oom": "the kernel kills a worker for the memory that its job asked for",
     "self-kill": "a job sends itself KILL or TERM, or returns 137 or 143 by itself",
     "stall": "a job that is to be paused when it stalls stands still for good",

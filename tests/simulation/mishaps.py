@@ -109,6 +109,10 @@ class Mishaps:
         else:
             registry.lacks(self.engine.random.choice(registry.known()), span_ms, whom)
 
+    def _slow_registry(self) -> None:
+        whom = EVERYBODY if self.engine.happens(0.6) else self._agent().name
+        self.market.registry.is_slow(self.engine.draw_ms(60_000, 1_200_000), whom)
+
     def _start_fails(self) -> None:
         agent = self._agent()
         most_ms = self.engine.random.choice((60_000, 600_000, 3_600_000))

@@ -105,6 +105,8 @@ class LeaseModel:
     run: str = ""
     ran: bool = False
     """Whether the broker has heard that its command was running."""
+    preparing_ms: int = 0
+    """For how long it has heard that it wasn't yet, by its own account."""
 
 
 @dataclass

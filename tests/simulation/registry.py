@@ -23,6 +23,7 @@ class Registry:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._busy_until_ms: dict[str, int] = {}
+        self._slow_until_ms: dict[str, int] = {}
         self._unknown_until_ms: dict[tuple[str, str], int] = {}
         self._pushed = dict.fromkeys(TAGS, 0)
         """How often each tag has been given to another image."""
@@ -30,6 +31,17 @@ class Registry:
     def is_busy(self, span_ms: int, machine: str = EVERYBODY) -> None:
         """For a while it gives nothing to this machine, or to nobody."""
         self._busy_until_ms[machine] = self._engine.now_ms + span_ms
+
+    def is_slow(self, span_ms: int, machine: str = EVERYBODY) -> None:
+        """Pulls that begin in this time take a quarter of an hour."""
+        self._slow_until_ms[machine] = self._engine.now_ms + span_ms
+
+    def pull_takes_ms(self, machine: str) -> int:
+        """Return how long a pull takes that begins now."""
+        now_ms = self._engine.now_ms
+        if any(self._slow_until_ms.get(whom, 0) > now_ms for whom in (machine, EVERYBODY)):
+            return self._engine.draw_ms(540_000, 1_500_000)
+        return self._engine.draw_ms(50, 3_000)
 
     def lacks(self, image: str, span_ms: int, machine: str = EVERYBODY) -> None:
         """For a while it knows nothing of an image, or its mirror near one machine doesn't."""
@@ -53,6 +65,7 @@ class Registry:
     def calm(self) -> None:
         """It has what it ever had."""
         self._busy_until_ms.clear()
+        self._slow_until_ms.clear()
         self._unknown_until_ms.clear()
 
     def trouble(self, image: str, machine: str) -> tuple[Reason, str] | None:

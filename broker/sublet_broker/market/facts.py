@@ -181,6 +181,8 @@ class RunFact(Fact):
     """As claimed; clamped by the broker's clock before anything is paid."""
     running_ms: int | None = None
     """When it was first seen running."""
+    preparing_ms: int = 0
+    """For how long its heartbeats have said that it had not begun yet (metering)."""
     ended_ms: int | None = None
     successor: str = ""
     """Provider that prepares to take over while this run is unknown."""

@@ -14,6 +14,11 @@ Rules:
 - The broker's own clock bounds what can be claimed: since the lease was made, until the receipt
   came, times devices, and a small tolerance. It is applied when the lease is settled. It is
   taken by the stopwatch, not by the clock, which may go slower for a while, because it was ahead.
+- Time before a run's start is at most a part of the hold, and free as long as contracts' rules.py
+  say. Who claims some says so in the receipt: then the free time has passed as well. Who claims it
+  as time of the run is held to his own heartbeats: for as long as they said that it had not begun,
+  it had not. Each counts for HEARD_MOST_MS at the most, so that heartbeats which the network held
+  up, to deliver them all at once, prove no more than they did when they were sent.
 """
 
 from dataclasses import dataclass
@@ -21,8 +26,16 @@ from enum import StrEnum
 
 from sublet_broker.market.facts import ChainFact, CheckpointFact, LeaseFact, ReceiptFact
 from sublet_contracts.documents import Receipt
-from sublet_contracts.rules import charge_ucr
+from sublet_contracts.rules import (
+    PULL_FREE_MS,
+    charge_ucr,
+    device_ms_before_start,
+    most_pull_device_ms,
+)
 from sublet_contracts.states import CheckpointState
+
+HEARD_MOST_MS = 3_000
+HEARD_SLACK_MS = 10_000
 
 
 class Admission(StrEnum):
@@ -92,6 +105,9 @@ def _why_wrong(
     expected = charge_ucr(lease.price_ucr_per_device_hour, receipt.cum_device_ms)
     if receipt.charge_ucr != min(expected, lease.hold_ucr):
         return "its charge is not price x time"
+    most_pull_ms = most_pull_device_ms(lease.price_ucr_per_device_hour, lease.hold_ucr)
+    if most_pull_ms is not None and receipt.pull_device_ms > most_pull_ms:
+        return "more of the hold is charged for its pull than may be"
     if receipt.durable_checkpoint is None:
         return "durable time without a checkpoint" if receipt.durable_device_ms else ""
     if checkpoint is None or checkpoint.lease != lease.id:
@@ -110,9 +126,28 @@ def _why_wrong(
 
 
 def most_device_ms(
-    lease: LeaseFact, *, stopwatch_ms: int, tolerance_ms: int, tolerance_ppm: int
+    lease: LeaseFact,
+    *,
+    stopwatch_ms: int,
+    tolerance_ms: int,
+    tolerance_ppm: int,
+    pull_device_ms: int = 0,
+    preparing_ms: int = 0,
 ) -> int:
-    """Return the device time that can have been used until the broker's stopwatch showed this."""
+    """Return the device time that can have been used until the broker's stopwatch showed this;
+    `pull_device_ms` of it is said to come before the run's start, and for `preparing_ms` the run's
+    heartbeats have said that it had not begun."""
     passed_ms = max(0, stopwatch_ms - lease.proposed_stopwatch_ms)
     tolerated_ms = tolerance_ms + passed_ms * tolerance_ppm // 1_000_000
-    return (passed_ms + tolerated_ms) * len(lease.device_ids)
+    devices = len(lease.device_ids)
+    price, hold = lease.price_ucr_per_device_hour, lease.hold_ucr
+    not_begun_ms = max(0, preparing_ms - HEARD_SLACK_MS)
+    paid_ms = device_ms_before_start(not_begun_ms, devices, price, hold) // devices
+    free_ms = max(PULL_FREE_MS if pull_device_ms else 0, not_begun_ms - paid_ms)
+    return (max(0, passed_ms - free_ms) + tolerated_ms) * devices
+
+
+def heard_preparing_ms(before_ms: int, since_last_ms: int) -> int:
+    """Return for how long heartbeats have said that a run had not begun, after one more did, so
+    long after the one before it."""
+    return before_ms + min(max(0, since_last_ms), HEARD_MOST_MS)

@@ -34,6 +34,8 @@ _ORDER = (
     RunState.EXITED,
 )
 
+PREPARING = frozenset({RunState.ASSIGNED, RunState.PULLING, RunState.RESTORING})
+"""The command has not begun."""
 _ONLY_ORDERED = frozenset(
     {Reason.CANCELLED, Reason.PAUSED_BY_RENTER, Reason.BUDGET_EXHAUSTED, Reason.STALLED}
 )

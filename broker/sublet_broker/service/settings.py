@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sublet_broker.market.facts import LeaseFact
+from sublet_broker.market.facts import LeaseFact, RunFact
 from sublet_broker.market.metering import most_device_ms
 from sublet_broker.market.resuming import Patience
 
@@ -75,11 +75,20 @@ class Settings:
         """How often and how slowly attempts are made."""
         return Patience(self.fruitless_limit, self.backoff_ms, self.backoff_max_ms)
 
-    def most_device_ms(self, lease: LeaseFact, stopwatch_ms: int) -> int:
-        """Return the device time that can have been used until the stopwatch showed this."""
+    def most_device_ms(
+        self,
+        lease: LeaseFact,
+        run: RunFact | None,
+        stopwatch_ms: int,
+        pull_device_ms: int = 0,
+    ) -> int:
+        """Return the device time that can have been used until the stopwatch showed this;
+        `pull_device_ms` of it is said to come before the run's start."""
         return most_device_ms(
             lease,
             stopwatch_ms=stopwatch_ms,
             tolerance_ms=self.clock_tolerance_ms,
             tolerance_ppm=self.clock_tolerance_ppm,
+            pull_device_ms=pull_device_ms,
+            preparing_ms=run.preparing_ms if run is not None else 0,
         )

@@ -446,7 +446,7 @@ class AgentCore:
             durable_step=assigned.lease.document.start_step,
             cpu_millis=self.terms.cpu_millis * len(assigned.lease.document.device_ids),
         )
-        run = Run(record, self.key, broker_reads=self._broker_reads)
+        run = Run(record, self.key, broker_reads=self._broker_reads, prepared_tick_ms=now_ms)
         self.runs[lease_id] = run
         self.saved.runs[lease_id] = record
         self._with_run(run, partial(self._sign, run, assign), now_ms)

@@ -38,6 +38,7 @@ def write_receipt(
         sequence=record.last_receipt_sequence + 1,
         previous=record.last_receipt_id,
         cum_device_ms=record.cum_device_ms,
+        pull_device_ms=min(record.pull_device_ms, record.cum_device_ms),
         reached_step=max([record.durable_step, *record.local_checkpoints]),
         durable_step=record.durable_step,
         durable_checkpoint=record.durable_checkpoint,

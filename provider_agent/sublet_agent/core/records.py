@@ -61,6 +61,10 @@ class RunRecord(_Record):
     phase: RunPhase = RunPhase.PULLING
     stop: Stop | None = None
     started_ms: int | None = None
+    prepared_ms: int = 0
+    """for how long it was made ready before it started, as far as somebody looked"""
+    pull_device_ms: int = 0
+    """of its device time, what came before the start"""
     exit_code: int | None = None
     cum_device_ms: int = 0
     reason: Reason | None = None

@@ -3,7 +3,8 @@ every change of phase goes through that table; here is what is done on the way. 
 
 1. The record changes first, is saved, and only then effects happen; every effect can be repeated,
    so `resume` after a kill -9 is: look at the phase, do its effect again.
-2. Metering never goes back: the runner's clock counts from the container's start to its exit.
+2. Metering never goes back: the runner's clock counts from the container's start to its exit. What
+   came before the start counts from a stated minute on (metering.py).
 3. Whatever ends a run, its end is told once: `exited` with a reason and the final receipt are
    saved together, after checkpoint and outputs are at the broker. What a run has written that did
    not finish comes as partial outputs, for a while (partial_outputs.py).
@@ -58,9 +59,11 @@ from sublet_agent.core.usage import (
     disk_limit_text,
     memory_limit_text,
 )
+from sublet_contracts.amounts import format_duration
 from sublet_contracts.documents import Checkpoint, sign_document
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import MEANINGS, Fault, Reason
+from sublet_contracts.rules import PULL_FREE_MS
 from sublet_contracts.versions import Reads
 from sublet_contracts.wire import (
     CheckpointUploaded,
@@ -80,9 +83,11 @@ QUARANTINED_TEXT = (
 )
 MAX_REFUSALS = 3
 MAX_SAVED_FILE_CHARACTERS = 256
+PREPARED_SAVE_MS = 30_000
 UNLISTED_MS = 60_000
 DEVICE_GRACE_MS = 10_000
 """for a run whose device has failed: to end by itself, and then to save what it still can"""
+_PREPARING = frozenset({RunPhase.PULLING, RunPhase.RESTORING, RunPhase.STARTING})
 WIRE_STATES = {
     RunPhase.PULLING: "pulling",
     RunPhase.RESTORING: "restoring",
@@ -144,6 +149,8 @@ class Run:
     killed_ms: int = 0
     """when it was last killed, while it was live"""
     deadline_renewed_ms: int = 0
+    prepared_tick_ms: int | None = None
+    """when it was last seen not to have started yet"""
     broker_reads: Reads = field(default_factory=dict)
     """The versions of documents that the broker reads; nothing until it has said so."""
 
@@ -219,6 +226,7 @@ class Run:
     def tick(self, now_ms: int) -> None:
         """Time passes: deadlines, receipts, and the asks for a checkpoint."""
         record = self.record
+        self._count_preparation(now_ms)
         if record.phase in LIVE:
             # A clock that is set back says nothing of how long ago the last one was.
             if not 0 <= now_ms - self.deadline_renewed_ms < RENEW_EVERY_MS:
@@ -250,6 +258,26 @@ class Run:
                 self._receipt(now_ms)
         elif record.phase is RunPhase.FINISHING:
             self._finish(now_ms)
+
+    def _count_preparation(self, now_ms: int) -> None:
+        """Measure how long it takes until the run starts; tell when that begins to cost."""
+        record = self.record
+        if record.phase not in _PREPARING:
+            self.prepared_tick_ms = None
+            return
+        before_ms = record.prepared_ms
+        record.prepared_ms = metering.prepared_ms(record, self.prepared_tick_ms, now_ms)
+        self.prepared_tick_ms = now_ms
+        # Each half minute: so much at most is lost of it with the agent.
+        if before_ms // PREPARED_SAVE_MS != record.prepared_ms // PREPARED_SAVE_MS:
+            self.changed = True
+        if before_ms < PULL_FREE_MS <= record.prepared_ms:
+            says = (
+                f"it is not ready after {format_duration(PULL_FREE_MS)}: the time from now until "
+                "it starts counts as device time, if it does start; at most a quarter of what this "
+                "lease may cost"
+            )
+            self.effects.append(do.AddLogLine(record.lease_id, says))
 
     def stop(
         self,
@@ -447,7 +475,15 @@ class Run:
         record = self.record
         if record.started_ms is None:
             record.started_ms = seen.started_ms
+            record.prepared_ms = metering.prepared_until_start_ms(
+                record, self.prepared_tick_ms, seen.ran_ms, now_ms
+            )
+            record.pull_device_ms = metering.pull_device_ms(record)
             self.changed = True
+            if record.pull_device_ms:
+                paid = format_duration(record.pull_device_ms // record.devices)
+                says = f"it took {format_duration(record.prepared_ms)} to get ready: {paid} count"
+                self.effects.append(do.AddLogLine(record.lease_id, f"{says} as device time"))
         # Not saved by itself: the runner's clock says it again after a restart.
         record.cum_device_ms = metering.metered(record, seen.ran_ms)
         before = record.phase
@@ -505,7 +541,8 @@ class Run:
         ):
             return
         record.local_checkpoints[step] = checkpoints.worth_device_ms(record, age_ms)
-        record.interval_began_ms = (record.started_ms or 0) + record.cum_device_ms // record.devices
+        ran_ms = (record.cum_device_ms - record.pull_device_ms) // record.devices
+        record.interval_began_ms = (record.started_ms or 0) + ran_ms
         self.changed = True
         self._upload_next()
         self._delete_old_checkpoints()

@@ -218,6 +218,7 @@ class RunRow(Row, table=True):
     metrics: Json
     cum_device_ms: Whole
     running_ms: OptionalWhole
+    preparing_ms: Whole
     ended_ms: OptionalWhole
     successor: Str
     durable_step: Whole

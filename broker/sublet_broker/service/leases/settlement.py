@@ -9,6 +9,7 @@ from sublet_broker.market.facts import (
     JobFact,
     LeaseFact,
     ReceiptFact,
+    RunFact,
     SettlementFact,
 )
 from sublet_broker.market.settling import SettlementCase, SettlementDecision, decide
@@ -49,7 +50,12 @@ def case_of(context: Context, work: UnitOfWork, lease: LeaseFact, reason: Reason
     return replace(
         case,
         receipt=head.id,
-        most_device_ms=context.settings.most_device_ms(lease, head.received_stopwatch_ms),
+        most_device_ms=context.settings.most_device_ms(
+            lease,
+            work.get(RunFact, lease.id),
+            head.received_stopwatch_ms,
+            receipt.pull_device_ms,
+        ),
         cum_device_ms=receipt.cum_device_ms,
         durable_device_ms=receipt.durable_device_ms,
         countersigned=head.countersigned,

@@ -100,7 +100,9 @@ class Checkpoints:
             lease,
             image=job.image_pinned,
             max_bytes=self._context.settings.max_checkpoint_bytes,
-            most_device_ms=self._context.settings.most_device_ms(lease, work.stopwatch_ms),
+            most_device_ms=self._context.settings.most_device_ms(
+                lease, work.get(RunFact, lease.id), work.stopwatch_ms
+            ),
         )
 
     def _verify(self, work: UnitOfWork, fact: CheckpointFact) -> None:

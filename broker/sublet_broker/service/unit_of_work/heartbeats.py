@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from sublet_broker.market.facts import AgentFact, Fact, JobFact, LeaseFact, RunFact
-from sublet_broker.market.running import is_over
+from sublet_broker.market.metering import heard_preparing_ms
+from sublet_broker.market.running import PREPARING, is_over
 from sublet_broker.market.signs_of_life import Signs, reported, returned, saved, wrote
 from sublet_contracts.wire import LogState, LogStates, RunReport, RunUsage
 
@@ -88,14 +89,26 @@ class _Figures(NamedTuple):
     total_steps: int | None
     metrics: Mapping[str, Any]
     detail: str
+    preparing_ms: int
 
     @classmethod
     def of(cls, run: RunFact) -> "_Figures":
         return cls(
-            run.last_seen_ms, run.cum_device_ms, run.step, run.total_steps, run.metrics, run.detail
+            run.last_seen_ms,
+            run.cum_device_ms,
+            run.step,
+            run.total_steps,
+            run.metrics,
+            run.detail,
+            run.preparing_ms,
         )
 
-    def after(self, report: RunReport, now_ms: int) -> "_Figures":
+    def after(self, report: RunReport, now_ms: int, *, begun: bool) -> "_Figures":
+        """`begun`: its command was seen to run before, and this report is an old one if it says
+        that it doesn't."""
+        preparing_ms = self.preparing_ms
+        if not begun and report.state in PREPARING:
+            preparing_ms = heard_preparing_ms(preparing_ms, now_ms - self.last_seen_ms)
         return _Figures(
             max(now_ms, self.last_seen_ms),
             max(self.cum_device_ms, report.cum_device_ms),
@@ -103,6 +116,7 @@ class _Figures(NamedTuple):
             report.total_steps or self.total_steps,
             dict(report.metrics) or self.metrics,
             report.detail,
+            preparing_ms,
         )
 
     def on(self, run: RunFact) -> RunFact:
@@ -139,7 +153,7 @@ class Heartbeats:
                 or now_ms - run.written_ms >= WRITE_EVERY_MS
             ):
                 return False
-            heard.append((run, run.newest.after(report, now_ms)))
+            heard.append((run, run.newest.after(report, now_ms, begun=run.state not in PREPARING)))
         agent.last_seen_ms = max(agent.last_seen_ms, now_ms)
         for run, newest in heard:
             run.newest = newest
@@ -302,4 +316,5 @@ class Heartbeats:
 
 def with_figures(run: RunFact, report: RunReport, now_ms: int) -> RunFact:
     """Return the run with what a heartbeat says that is no change of state."""
-    return _Figures.of(run).after(report, now_ms).on(run)
+    begun = run.running_ms is not None
+    return _Figures.of(run).after(report, now_ms, begun=begun).on(run)

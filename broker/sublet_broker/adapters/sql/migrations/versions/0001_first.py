@@ -428,6 +428,7 @@ def make_tables() -> None:
         text("metrics"),
         whole("cum_device_ms"),
         whole("running_ms", nullable=True),
+        whole("preparing_ms"),
         whole("ended_ms", nullable=True),
         text("successor"),
         whole("durable_step"),
