@@ -78,7 +78,8 @@ def _ensure(client: Any, say: Callable[[str], None]) -> str:
     base = _base(client, say)
     inputs = _inputs(base, distributions)
     tag = f"{REPOSITORY}:{inputs[:16]}"
-    for image in client.images.list(filters={"label": f"{LABEL}={inputs}"}):
+    # By its name as well: an image that somebody made from it has the label, too.
+    for image in client.images.list(name=tag, filters={"label": f"{LABEL}={inputs}"}):
         say(f"image: {tag} is there already")
         image.tag(REPOSITORY, "latest")
         return str(image.id)
