@@ -91,7 +91,7 @@ class WhyLeftOut(StrEnum):
 
 
 LEFT_OUT_SAYS: dict[WhyLeftOut, str] = {
-    WhyLeftOut.LINK: "a link (what it points to is carried if it lies in the same folder)",
+    WhyLeftOut.LINK: "a link, which isn't carried",
     WhyLeftOut.NOT_A_FILE: "neither a file nor a folder",
     WhyLeftOut.NAME: "its name can't be carried: no UTF-8, a backslash or control character, or "
     "too long",
