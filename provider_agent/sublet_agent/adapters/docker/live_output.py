@@ -40,7 +40,6 @@ class _Follower:
         self._socket.settimeout(None)  # a job may well be silent for an hour
         self._lines = {stream: UnfinishedLine(known=from_start) for stream in STREAMS}
         self._begun = {stream: Begun() for stream in STREAMS}
-        self._changed_ms = dict.fromkeys(STREAMS, 0)
         self.over = False
         threading.Thread(target=self._read, name=_THREAD_NAME, daemon=True).start()
 
@@ -48,10 +47,10 @@ class _Follower:
         """Return how its unfinished lines stand."""
         if self.over:
             return ()
-        now_ms = _steady_ms()
+        now_ms, seen_ms = _steady_ms(), time.time_ns() // 1_000_000
         found = ((stream, self._lines[stream].state) for stream in STREAMS)
         return tuple(
-            OutputLine(stream, self._changed_ms[stream], shown(state))
+            OutputLine(stream, seen_ms, shown(state))
             for stream, state in found
             if state and self._begun[stream].stands(now_ms)
         )
@@ -72,7 +71,6 @@ class _Follower:
                         line, ended = self._lines[stream], b"\n" in content
                         line.feed(content)
                         self._begun[stream].wrote(line.held, _steady_ms(), ended_one=ended)
-                        self._changed_ms[stream] = time.time_ns() // 1_000_000
         self.over = True
         with contextlib.suppress(OSError):
             self._connection.close()

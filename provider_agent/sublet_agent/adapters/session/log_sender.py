@@ -47,7 +47,10 @@ class LogSender:
 
     def unfinished(self, lease_id: str, lines: tuple[OutputLine, ...]) -> None:
         """Tell the broker how a run's unfinished lines stand: what has changed, at most once in
-        STATES_S, and all of it again after REPEAT_S, for it may have been lost."""
+        STATES_S, and all of it again after REPEAT_S, for it may have been lost. What was seen
+        before its stream's newest line was written is that line, as it stood before its end."""
+        newest_ms = self._spool.newest_ms
+        lines = tuple(line for line in lines if line.time_ms > newest_ms(lease_id, line.stream))
         known = self._states.get(lease_id)
         if known is None and not lines:
             return

@@ -37,6 +37,8 @@ class Spool:
 
     def __init__(self, path: Path, reserve: Reserve) -> None:
         self.reserve = reserve
+        self._newest_ms: dict[tuple[str, str], int] = {}
+        """(lease, stream) -> when its newest line was written, of what came since the start"""
         self._path = path
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -80,6 +82,7 @@ class Spool:
             row = run("SELECT next, bytes, dropped FROM logs WHERE lease=?", (lease,)).fetchone()
             number, size, dropped = row
             for line in lines:
+                self._newest_ms[lease, line.stream] = line.time_ms
                 text = line.text[:MAX_LOG_LINE_CHARACTERS]
                 size += len(text) + LINE_BYTES
                 if size > MAX_BYTES and line.stream != "sublet":
@@ -142,6 +145,11 @@ class Spool:
             (lease, lease),
         )
 
+    def newest_ms(self, lease: str, stream: str) -> int:
+        """Return when the newest line of a run's stream was written; 0: none came since the agent's
+        start."""
+        return self._newest_ms.get((lease, stream), 0)
+
     def next_number(self, lease: str) -> int:
         """Return how many lines of a run were numbered."""
         row = self._db.execute("SELECT next FROM logs WHERE lease=?", (lease,)).fetchone()
@@ -155,5 +163,7 @@ class Spool:
     @with_reserve
     def forget(self, lease: str) -> None:
         """Drop a run's lines."""
+        for key in [key for key in self._newest_ms if key[0] == lease]:
+            del self._newest_ms[key]
         self._db.execute("DELETE FROM lines WHERE lease=?", (lease,))
         self._db.execute("DELETE FROM logs WHERE lease=?", (lease,))
