@@ -585,6 +585,15 @@ def test_paused_time() -> None:
         ("write /var/lib/docker/1: disk quota exceeded", None, "disk"),
         ('error mounting "proc" to rootfs: permission denied', None, "folders"),
         ("invalid mount config for type bind: bind source path does not exist", None, "folders"),
+        ('error mounting "/a/tmp" to rootfs at "/tmp": not a directory', 126, "no folder"),
+        ("Cannot mkdir: /work is not a directory", 126, "no folder"),
+        (
+            'error mounting "/a" to rootfs at "/tmp": "/b/proc" cannot be mounted because it is '
+            "not of type proc: unknown",
+            126,
+            "a link into /proc",
+        ),
+        ("unable to find user 7: read /x/etc/passwd: is a directory", 126, "list of users"),
         # A job's own words in it don't make it the machine's.
         ('exec: "nvidia-container cgroup": executable file not found', 127, "not in the image"),
         ("something else at /var/lib/docker/secret", None, "could not start"),

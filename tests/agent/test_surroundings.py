@@ -442,6 +442,11 @@ def test_an_image_without_any_of_it_gets_ours(world: World) -> None:
         ("WORKDIR /srv\nENV HOME=/srv", "/srv", "/srv"),
         ("WORKDIR /\nENV HOME=/", "/work", "/home/job"),
         ("WORKDIR /tmp/x", "/tmp/x", "/root"),
+        (
+            "RUN mkdir -p /srv/v/w && touch /srv/v/a\nVOLUME /srv/v /srv/v/w\nWORKDIR /srv/v",
+            "/srv/v",
+            "/root",
+        ),
         ("RUN rmdir /tmp; mkdir /opt/r; ln -s /opt/r /opt/l\nWORKDIR /opt/l", "/opt/l", "/root"),
         ("RUN useradd -m ann || echo 'ann:x:7:7::/home/ann:' >> /etc/passwd; mkdir -p /home/ann\n"
          "USER ann\nWORKDIR /srv", "/srv", "/home/ann"),
@@ -457,6 +462,23 @@ def test_folders_within_each_other(
     assert found["home"] == home
     assert found["writes"][:3] == ["written"] * 3
     assert (spec.layout.notes != ()) == (cwd == "/work")
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("lines", ["RUN rmdir /tmp; ln -s /proc /tmp", "RUN touch /work"])
+def test_an_image_in_which_no_run_can_have_its_folders_is_not_the_machines_matter(
+    world: World, images: Images, lines: str
+) -> None:
+    """Else three such jobs would set a machine aside."""
+    image = images.make(lines)
+    if "touch" in lines:
+        with pytest.raises(RunRefused, match="no folder in the image"):
+            furnished(world, image)
+        return
+    spec = furnished(world, image)
+    status = world.ended(spec.run_id)
+    assert status.exit_code == 126
+    assert "a link into /proc" in (status.error or "")
 
 
 @pytest.mark.docker

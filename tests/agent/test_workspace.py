@@ -11,7 +11,9 @@ import pytest
 
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.adapters.workspace.folder_reader import FolderReader
+from sublet_agent.adapters.workspace.layout_file import LAYOUT, write_layout
 from sublet_agent.adapters.workspace.workspace import Workspace
+from sublet_agent.core.layout import Layout
 from sublet_contracts.tree import TreeRefused, WhyLeftOut
 from tests.agent.test_core import World
 
@@ -229,3 +231,28 @@ async def test_old_steps_are_deleted(workspace: Workspace, reader: FolderReader)
     save(workspace.checkpoint / "out", 5)
     workspace.delete_steps((5,))
     assert (await workspace.look(reader)).steps == ()
+
+
+async def test_all_that_a_run_writes_counts_as_its_disk(
+    tmp_path: Path, reader: FolderReader
+) -> None:
+    """Its working folder, HOME and /tmp as well; of its renter's caches what it adds to them."""
+    world = World()
+    asked = {"devices": 1, "device_kind": "any", "memory_bytes": 1, "disk_bytes": 10**9}
+    lease_id = world.running(outputs="/out", resources=asked)
+    workspace = Workspace(tmp_path / "state", world.core.runs[lease_id].record)
+    workspace.make()
+    before = await workspace.usage(reader)
+    for name in ("work", "home", "tmp", "outputs"):
+        (workspace.root / name / "big").write_bytes(b"x" * 100_000)
+    used = await workspace.usage(reader)
+    assert 400_000 <= used - before < 450_000
+    cache = workspace.state / "cache"
+    cache.mkdir()
+    (cache / "old").write_bytes(b"x" * 300_000)
+    write_layout(workspace.root / LAYOUT, Layout(cache_dir=str(cache), cache_bytes=303_104))
+    (cache / "new").write_bytes(b"x" * 50_000)
+    again = Workspace(workspace.state, workspace.record)
+    assert 40_000 <= await again.usage(reader) - used < 60_000
+    assert workspace.delete()
+    assert not any(workspace.root.parent.iterdir())

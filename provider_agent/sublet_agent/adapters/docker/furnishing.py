@@ -42,6 +42,7 @@ _PIECE_BYTES = 1 << 20
 _EMPTY_BYTES = 1024
 _ENTER = 0o001  # what a folder above must allow to everybody
 _ANSWER_S = 60.0
+_REFUSAL_BYTES = 4096
 
 
 @dataclass
@@ -340,7 +341,7 @@ class _Image:
         with api.get(
             self._url(), params={"path": path}, stream=True, timeout=_ANSWER_S
         ) as response:
-            if response.status_code == 404 or _is_refusal(response.status_code):
+            if response.status_code == 404 or _is_no_folder(response):
                 return
             response.raise_for_status()
             yield from response.iter_content(_PIECE_BYTES)
@@ -373,9 +374,12 @@ class _Image:
             self._client().api.remove_container(self._container, force=True, v=True)
 
 
-def _is_refusal(status: int) -> bool:
-    # 400: the path is no folder, and was asked for as one.
-    return status == 400
+def _is_no_folder(response: Any) -> bool:
+    """Say whether a path was asked for as a folder and is something else: a trouble of the
+    image's, which engines call one of the request or of their own."""
+    if response.status_code not in (400, 500):
+        return False
+    return b"not a directory" in response.raw.read(_REFUSAL_BYTES, decode_content=True)
 
 
 def _only_file(pieces: Iterator[bytes]) -> bytes:

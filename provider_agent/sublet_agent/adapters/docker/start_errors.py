@@ -39,8 +39,19 @@ _RULES: tuple[tuple[str, StartError], ...] = (
         StartError("the job's user may not enter the image's working folder", 126),
     ),
     (
-        r"error mounting .*not a directory|mount a directory onto a file",
-        StartError("an input or the outputs have a path that is something else in the image", 126),
+        r"error mounting .*not a directory|mount a directory onto a file"
+        r"|^cannot mkdir: .* is not a directory",
+        StartError(
+            "an input, the outputs, the working folder or /tmp is no folder in the image", 126
+        ),
+    ),
+    (
+        r"error mounting .*cannot be mounted because it is (not of type proc|inside /proc)",
+        StartError("a folder or file that each run gets is a link into /proc in the image", 126),
+    ),
+    (
+        r"^unable to find user",
+        StartError("the image's own list of users can't be read", 126),
     ),
     (
         r"exec format error",
