@@ -121,7 +121,10 @@ def _npy(size: int, read: Read) -> Verdict:
     shape, item = _NPY_SHAPE.search(head), _NPY_ITEM.search(head)
     if shape is None or item is None:
         return UNKNOWN  # an array of objects, or of records
-    sides = [int(side) for side in shape[1].split(b",") if side.strip()]
+    said = [side.strip() for side in shape[1].split(b",") if side.strip()]
+    if not all(side.isdigit() for side in said):
+        return UNKNOWN
+    sides = [int(side) for side in said]
     item_bytes = int(item[2]) if item[1] not in (b"m", b"M") else 8
     promised = data_at + math.prod(sides) * item_bytes
     if size < promised:
@@ -156,11 +159,18 @@ def _safetensors(size: int, read: Read) -> Verdict:
     try:
         said = json.loads(read(8, head_bytes))
         tensors = [value for name, value in said.items() if name != "__metadata__"]
-        ends = [int(tensor["data_offsets"][1]) for tensor in tensors]
+        ends = [_offset(tensor["data_offsets"][1]) for tensor in tensors]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return _torn("its head can't be read (safetensors)")
     promised = 8 + head_bytes + max(ends, default=0)
     return WHOLE if size == promised else _torn(f"it has {size} of {promised} bytes (safetensors)")
+
+
+def _offset(value: object) -> int:
+    """Return a whole number that JSON said: it may have said Infinity. Raises ValueError."""
+    if not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError("no offset")
+    return value
 
 
 def _json(size: int, read: Read) -> Verdict:

@@ -52,6 +52,10 @@ def safetensors_file(data_bytes: int = 64) -> bytes:
     return struct.pack("<Q", len(head)) + head + bytes(data_bytes)
 
 
+def headed(head: bytes) -> bytes:
+    return struct.pack("<Q", len(head)) + head
+
+
 def hdf5_file(version: int) -> bytes:
     if version < 2:
         head = b"\x89HDF\r\n\x1a\n" + bytes([version, 0, 0, 0, 0, 8, 8, 0]) + bytes(8)
@@ -107,6 +111,7 @@ def test_a_file_whose_format_is_never_empty_is_torn_when_it_is(ending: str) -> N
         ("done", b""),
         ("results.json", b'{"a": 1}\n{"a": 2}\n'),
         ("objects.npy", npy_file("(1,)", "'|O'", 3)),
+        ("odd.npy", npy_file("(3 4)")),
         ("lists.pkl", pickle.dumps([1, 2, 3], protocol=2)),
     ],
 )
@@ -127,6 +132,8 @@ def test_what_says_nothing_of_its_end_is_left_to_its_script(name: str, data: byt
         ("a.pt", lambda: torch_file()[:-22] + bytes(22)),
         ("a.pt", lambda: b"PK\x03\x04" + bytes(200) + torch_file()[-22:]),
         ("a.npy", lambda: npy_file("(9999999999999999999999999,)")),
+        ("a.safetensors", lambda: headed(b'{"w": {"data_offsets": [0, Infinity]}}')),
+        ("a.safetensors", lambda: headed(b'{"w": {"data_offsets": [0, -9]}}')),
     ],
 )
 def test_a_file_that_contradicts_itself_is_torn(name: str, spoilt: Callable[[], bytes]) -> None:

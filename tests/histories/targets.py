@@ -19,6 +19,7 @@ from sublet_agent.adapters.workspace.reader import MAX_PROGRESS_BYTES, read_prog
 from sublet_agent.adapters.workspace.workspace import check_done
 from sublet_contracts.api import JobLogLine
 from sublet_contracts.auth import EMPTY_SHA256, RequestRefused, authenticate, sign_request
+from sublet_contracts.checkpoint_folders import read_record as read_folder_record
 from sublet_contracts.checkpoint_layouts import read_record, read_trainer_state
 from sublet_contracts.documents import (
     DOCUMENTS,
@@ -31,6 +32,7 @@ from sublet_contracts.documents import (
 from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
 from sublet_contracts.envelope import Envelope, sign_payload
 from sublet_contracts.export import parse_export, verify_export
+from sublet_contracts.file_formats import check_file
 from sublet_contracts.keys import KeyRefused, SigningKey, public_key
 from sublet_contracts.session import AgentSession, BrokerSession, SessionError, SessionProof
 from sublet_contracts.tree import Chunk, ScannedTree, TreeFile, TreeIndex, TreeRefused, parse_index
@@ -354,6 +356,29 @@ def _layout_seeds() -> Iterable[bytes]:
     yield b'{"global_step": 1e400, "max_steps": "20"}'
 
 
+def _saved_file(data: bytes) -> None:
+    """A file of a checkpoint, of any format, and our own record of a folder that a job named."""
+    for name in ("a.pt", "a.safetensors", "a.json", "a.npy", "a.pkl", "a.h5", "a"):
+        verdict = check_file(name, len(data), lambda offset, length: data[offset : offset + length])
+        assert bool(verdict.torn) is (verdict.kind == "torn")
+    try:
+        same_again(read_folder_record(data))
+    except ValueError as error:
+        can_be_told(error)
+
+
+def _saved_file_seeds() -> Iterable[bytes]:
+    yield b"PK\x03\x04" + bytes(26) + b"PK\x05\x06" + bytes(18)
+    yield b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (3, 4), }"
+    yield b'\x10\0\0\0\0\0\0\0{"w":{"dtype":"U8","data_offsets":[0,4]}}'
+    yield b"\x89HDF\r\n\x1a\n" + bytes(56)
+    yield b"\x80\x04\x95\x05\0\0\0\0\0\0\0]\x94."
+    yield (
+        b'{"step":1,"trained_step":0,"total_steps":0,"folders":["a"],"files":[{"folder":0,"path":'
+        b'"a","size_bytes":1,"mtime_ms":1,"sha256":"' + b"0" * 64 + b'"}]}'
+    )
+
+
 # Requests, exports, logs
 
 
@@ -527,6 +552,7 @@ TARGETS: dict[str, Target] = {
         Target("done", _done, _done_seeds),
         Target("progress", _progress, _progress_seeds),
         Target("layout", _layout, _layout_seeds),
+        Target("saved_file", _saved_file, _saved_file_seeds),
         Target("headers", _headers, _headers_seeds),
         Target("query", _query, _query_seeds),
         Target("export", _export, _export_seeds),
