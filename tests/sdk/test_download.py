@@ -127,7 +127,7 @@ def test_a_job_that_fails_gives_back_what_it_had_written(
     assert view.outputs is None
     assert main(["inspect", "fails-late"]) == 0
     shown = capsys.readouterr().out
-    assert "partial outputs (108 B): until " in shown
+    assert "kept       partial outputs (108 B)\n           until " in shown
     assert "6 days left" in shown
     assert "pipe: neither a file nor a folder" in shown
     assert main(["inspect", "fails-late", "--json"]) == 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sublet.cli.errors import SUCCEEDED
 from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
-from sublet.terminal.kept import days_left, kept_text, left_out_lines
+from sublet.terminal.kept import days_left, kept_lines, left_out_lines
 from sublet.terminal.next_steps import status_text
 from sublet.terminal.text import clip, paint, safe, state, table
 from sublet.terminal.warning_text import warning_lines, warning_marks
@@ -120,8 +120,8 @@ def inspect(argv: Sequence[str]) -> int:
         ),
         _pair("submitted", format_ago(view.submitted_ms, now_ms)),
     ]
-    kept = kept_text(view, checkpoints, now_ms)
-    lines += [_pair("kept", kept)] if kept else []
+    kept = kept_lines(view, checkpoints, now_ms)
+    lines += [_pair("" if number else "kept", line) for number, line in enumerate(kept)]
     if view.step or view.total_steps:
         metrics = "".join(f", {safe(k)} {v:.4g}" for k, v in sorted(view.metrics.items()))
         lines.append(_pair("step", f"{_steps(view)} (durable: {view.durable_step}){metrics}"))

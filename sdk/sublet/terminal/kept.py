@@ -23,8 +23,8 @@ def days_left(until_ms: int, now_ms: int) -> int:
     return max(0, until_ms - now_ms) // _DAY_MS
 
 
-def kept_text(view: JobView, checkpoints: Iterable[CheckpointView], now_ms: int) -> str:
-    """Return what is kept and how long; '' where there is nothing."""
+def kept_lines(view: JobView, checkpoints: Iterable[CheckpointView], now_ms: int) -> list[str]:
+    """Return what is kept, a line each, and in the last one how long; none where nothing is."""
     durable = CheckpointState.DURABLE
     kept = [c for c in checkpoints if c.state is durable and c.kept]
     parts = []
@@ -35,9 +35,7 @@ def kept_text(view: JobView, checkpoints: Iterable[CheckpointView], now_ms: int)
     if steps:
         one = "checkpoint of step" if len(steps) == 1 else "checkpoints of steps"
         parts.append(f"{one} {', '.join(map(str, steps))}")
-    if not parts:
-        return ""
-    return f"{', '.join(parts)}: {until_text(view.kept_until_ms, now_ms)}"
+    return [*parts, until_text(view.kept_until_ms, now_ms)] if parts else []
 
 
 def until_text(until_ms: int | None, now_ms: int) -> str:
