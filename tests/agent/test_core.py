@@ -420,6 +420,24 @@ def test_a_script_that_ends_with_0_because_it_was_asked_to_has_not_finished() ->
     assert only(step, RunChanged).reason is Reason.RECLAIMED
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (Reason.RECLAIMED, "had finished: it is to go on"),
+        (Reason.PAUSED_BY_RENTER, "had finished: a resume goes on with it"),
+        (Reason.CANCELLED, "had finished"),
+    ],
+)
+def test_what_is_said_of_a_0_fits_what_follows(asked: Reason, says: str) -> None:
+    world = World()
+    lease_id = world.running()
+    order = Order(lease=lease_id, epoch=1, desired="drain", reason=asked, grace_ms=9000)
+    world.do(events.MessageArrived(order))
+    world.ran(lease_id, 3_000, running=False, exit_code=0)
+    step = world.do(events.FolderScanned(lease_id, (), finished=False))
+    assert [line.text.endswith(says) for line in wanted(step, effects.AddLogLine)] == [True]
+
+
 def test_a_script_that_ends_with_0_unasked_has_finished() -> None:
     world = World()
     lease_id = world.running()

@@ -62,7 +62,7 @@ from sublet_agent.core.usage import (
 from sublet_contracts.amounts import format_duration
 from sublet_contracts.documents import Checkpoint, sign_document
 from sublet_contracts.keys import SigningKey
-from sublet_contracts.reasons import MEANINGS, Fault, Reason
+from sublet_contracts.reasons import MEANINGS, Fault, Next, Reason
 from sublet_contracts.rules import PULL_FREE_MS
 from sublet_contracts.versions import Reads
 from sublet_contracts.wire import (
@@ -521,8 +521,10 @@ class Run:
         if record.reason is not Reason.SUCCEEDED or record.unless_finished in (None, record.reason):
             return
         record.reason = record.unless_finished
+        follows = {Next.RETRY: ": it is to go on", Next.PAUSE: ": a resume goes on with it"}
         says = "it exited with 0 when asked to stop, and nothing says that it had finished"
-        self.effects.append(do.AddLogLine(record.lease_id, f"{says}: it is to go on"))
+        says += follows.get(MEANINGS[record.reason].next, "")
+        self.effects.append(do.AddLogLine(record.lease_id, says))
 
     def _vanished(self, now_ms: int) -> None:
         record = self.record
