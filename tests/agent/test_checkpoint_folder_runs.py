@@ -188,6 +188,14 @@ def test_only_the_newest_copy_and_those_under_way_are_kept(tmp_path: Path) -> No
     assert sorted(run.record.local_checkpoints) == [1, 3]
 
 
+def test_a_copy_that_is_durable_is_let_go(tmp_path: Path) -> None:
+    run = Run(tmp_path / "state")
+    step = run.world.durable(run.lease_id, 1)
+    assert effects.DeleteSteps(run.lease_id, (1,)) in wanted(step, effects.DeleteSteps)
+    # What was counted so far is known all the same.
+    assert sorted(run.record.local_checkpoints) == [1]
+
+
 # -- where they are --------------------------------------------------------------------------------
 
 

@@ -347,6 +347,9 @@ class Run:
                 record.durable_checkpoint = verdict.checkpoint
                 record.durable_device_ms = awaiting.cum_device_ms
                 self.effects.append(do.AckStep(record.lease_id, awaiting.step))
+                if record.job.checkpoints:
+                    # A copy of ours: the job has its own, and its disk back.
+                    self.effects.append(do.DeleteSteps(record.lease_id, (awaiting.step,)))
                 if record.phase is not RunPhase.ENDED:
                     self._receipt(now_ms)
                 self._delete_old_checkpoints()
