@@ -172,6 +172,26 @@ def test_durable(place: Place) -> None:
     assert view.runs[-1].provider_name.endswith("two")
 
 
+def test_moved(place: Place) -> None:
+    """A tag is given to another image while its job runs: the job goes on with the one it began."""
+    with closing(docker.from_env()) as engine:
+        saved = b"".join(engine.images.get(base_image()).save())
+    digest = place.registry.add_saved("t/moved", "1", saved)
+    place.machines()
+    name = f"{place.registry.name}/t/moved"
+    job = place.submit(f"{name}:1", "python3", "-u", "-c", TRAINS, disk="256MB")
+    durable = place.world.until(job, lambda view: view.durable_step >= 4, "a durable step", LIMIT_S)
+    assert durable.image_pinned == f"{name}@{digest}"
+    # The new one has no Python.
+    assert place.registry.add("t/moved", "1", [layer_of({"true": place.true})]) != digest
+    state = str(place.world.market.root / f"{place.region}-one")
+    place.world.market.command("provider", "reclaim", "--state", state)
+    view = place.succeeded(job)
+    assert view.runs[-1].provider_name.endswith("two")
+    assert view.runs[-1].start_step >= durable.durable_step
+    assert view.image_pinned == f"{name}@{digest}"
+
+
 def test_stay(place: Place) -> None:
     """Case 17: what was pulled goes again before the disk that is offered is used up."""
     place.machines("--disk", "80MB", "--image-cap", "70MB")

@@ -536,7 +536,7 @@ def test_a_tag_is_looked_up_without_pulling_and_then_pulled_as_it_was(machine: M
     digest = machine.registry.add("t/img", "1", noise())
     pinned = images.look_up(machine.name())
     assert pinned == machine.name(f"t/img@{digest}")
-    assert machine.registry.asked_for("/blobs/") == 0
+    assert machine.registry.asked_for("/blobs/") <= 1, "its configuration, for the platform"
     # Somebody moves the tag before it is pulled: the job has what was looked up.
     moved = machine.registry.add("t/img", "1", noise())
     assert moved != digest

@@ -15,8 +15,10 @@ from threading import Thread
 
 import pytest
 
+from sublet.cli.jobs import image_lines
 from sublet.cli.main import main
 from sublet.client import Job
+from sublet_contracts.api import JobView
 from tests.sdk.market import SmallMarket
 
 TERMS = ["--gpus", "cpu", "--max-price", "1", "--budget", "1"]
@@ -288,3 +290,12 @@ def test_ctrl_c_shows_how_the_job_stands_now(at_market: SmallMarket) -> None:
         assert f"Back: sublet logs -f {job.id[:10]}  End it: sublet cancel {job.id[:10]}" in last
     finally:
         job.cancel()
+
+
+def test_inspect_shows_what_a_tag_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    pinned = "docker.io/library/train@sha256:" + "a" * 64
+    tagged = JobView.model_construct(image="train:1", image_pinned=pinned)
+    assert [line.split()[-1] for line in image_lines(tagged)] == ["train:1", pinned]
+    by_digest = JobView.model_construct(image="train@sha256:1", image_pinned="")
+    assert len(image_lines(by_digest)) == 1

@@ -119,6 +119,10 @@ def test_who_can_not_look_up_is_passed_over_and_costs_nothing(reason: Reason) ->
     assert [run.reason for run in view.runs] == [reason, None]
     assert "the registry says so" in view.runs[0].detail
     assert view.runs[0].charge_ucr == 0
+    lines = world.broker.views.logs(renter.party, job)
+    assert [(line.stream, line.text) for line in lines] == [
+        ("sublet", f"{reason}: image 'train:1': the registry says so")
+    ]
     assert world.broker.money.statement(renter.party, job).charges == ()
     assert view.state is JobState.RUNNING
 

@@ -103,7 +103,7 @@ def inspect(argv: Sequence[str]) -> int:
         f"{paint(safe(view.name), 'bold')}  {state(view.state)}: {status_text(view)}",
         "",
         _pair("job", view.id),
-        _pair("image", clip(safe(view.image), _columns() - 12)),
+        *image_lines(view),
         _pair(
             "command", clip(safe(" ".join(view.command)) or "(the image's own)", _columns() - 12)
         ),
@@ -224,6 +224,12 @@ def _endings(runs: Sequence[RunView]) -> list[str]:
     ]
 
 
+def image_lines(view: JobView) -> list[str]:
+    """Return which image a job named, and what it meant: that one whole, to be compared by."""
+    lines = [_pair("image", clip(safe(view.image), _columns() - 12))]
+    return lines + ([_pair("pinned to", safe(view.image_pinned))] if view.image_pinned else [])
+
+
 def _pair(name: str, value: str) -> str:
     return f"{paint(name.ljust(10), 'dim')} {value}"
 
@@ -254,5 +260,3 @@ def show_change(view: JobView, as_json: bool) -> None:
         print(view.model_dump_json())
     else:
         print(f"{safe(view.name)} ({short(view.id)}): {state(view.state)}, {status_text(view)}")
-
-

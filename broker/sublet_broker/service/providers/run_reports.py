@@ -40,6 +40,7 @@ from sublet_contracts.states import (
 from sublet_contracts.wire import (
     Heartbeat,
     LeaseAnswer,
+    LogLine,
     Logs,
     LogStates,
     LogsWanted,
@@ -210,9 +211,16 @@ class RunReports:
             if message.signed is None:
                 of_image = message.reason if message.reason in IMAGE_REASONS else None
                 reason = of_image or Reason.LEASE_REFUSED
+                if of_image:
+                    # There is no run whose log could tell it.
+                    self._tell_in_log(work, lease, f"{reason}: {message.refusal}")
                 close(self._context, work, lease, reason, message.refusal)
             else:
                 self._activate(work, lease, message.signed, message.image)
+
+    def _tell_in_log(self, work: UnitOfWork, lease: LeaseFact, text: str) -> None:
+        line = LogLine(number=0, time_ms=work.now_ms, stream="sublet", text=text)
+        self._keep_lines(work, lease, Logs(lease=lease.id, epoch=lease.epoch, lines=(line,)))
 
     def _pin_image(self, work: UnitOfWork, lease: LeaseFact, image: str) -> None:
         """Keep what the job's tag means, as the first agent that signs has looked it up."""
