@@ -94,8 +94,8 @@ def _submit(town: Town) -> object:
 
 
 def _refused(town: Town) -> object:
+    resources = _resources(device_memory_bytes=2**50)
     with pytest.raises(Refusal) as caught:
-        resources = _resources(device_memory_bytes=2**50)
         town.renter.submit(name="too big", resources=resources, wait_for_offer=False)
     assert caught.value.code == "no_match"
     return None

@@ -79,7 +79,8 @@ def expected(error: Exception) -> CommandError | None:
         option = _option(problem.field)
         detail = problem.detail
         if option not in ("", problem.field, *_OF_COMMANDS.values()):
-            detail = detail.replace(problem.field, option)  # the field's name is no word of people's
+            # The field's name is no word of people's.
+            detail = detail.replace(problem.field, option)
         field = f"{option}: " if option and not detail.startswith(option) else ""
         missing = problem.code == ProblemCode.NOT_FOUND
         return CommandError(field + detail, error.fix, NOT_FOUND if missing else ERROR)
