@@ -426,6 +426,8 @@ def test_what_lay_there_before_the_run_is_not_judged(root: Path) -> None:
     assert job.settled(begun_ns=begun_ns).state == "ready"
     (job.folder / "broken.json").write_bytes(b"{{")
     assert job.settled(begun_ns=begun_ns).state == "torn"
+    # Whatever the clock says of when the run began: it was seen to be written.
+    assert job.settled(begun_ns=begun_ns + A_DAY_NS).state == "torn"
 
 
 # -- at the end ------------------------------------------------------------------------------------

@@ -115,6 +115,8 @@ class _Known:
     sample: tuple[int, bytes] | None = None
     """its size when it was at rest, and a hash of pieces of it"""
     grows: bool = False
+    first: bool = False
+    """It has not changed since the first look of all."""
 
 
 class FolderWatch:
@@ -122,6 +124,7 @@ class FolderWatch:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, str], _Known] = {}
+        self._is_first = True
         self._links: dict[SavedLink, float] = {}
         """since when (monotonic, in seconds) each has been as it is; 0.0: since before"""
         self._empty: list[SavedFolder] = []
@@ -280,17 +283,18 @@ class FolderWatch:
                     continue
                 now = before
             else:
-                now = known[key] = _Known(file, now_s)
+                now = known[key] = _Known(file, now_s, first=self._is_first)
                 if before is not None:
                     now.sample, now.grows = before.sample, before.grows
             top = tops[file.folder]
             if not is_log(file.path) and top is not None:
                 _look_at(top, now, ended)
-        self._known = known
+        self._known, self._is_first = known, False
 
     def _seen(self, tops: list[int | None], known: _Known, wish: Wish) -> FileSeen:
         file, top = known.file, tops[known.file.folder]
-        written_by_the_run = file.ctime_ns >= wish.begun_ns
+        # By what was seen as well: the clock may have been set back since.
+        written_by_the_run = not known.first or file.ctime_ns >= wish.begun_ns
 
         def verdict() -> Verdict:
             if known.verdict is None:
