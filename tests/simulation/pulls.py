@@ -60,6 +60,8 @@ class Pulls:
             return
         # In older receipts nothing is said of it.
         began = id in self._took_ms
+        idle = receipt["cum_device_ms"] > 0 and not began
+        never(idle, f"{receipt['cum_device_ms']} device-ms of a run that never started")
         true_ms = max(0, self._took(id) + CLOCKS_MS - FREE_MS) * devices if began else 0
         never(claimed_ms > true_ms, f"{claimed_ms} device-ms of a pull that had {true_ms}")
         least_ms = min(
