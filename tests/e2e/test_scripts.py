@@ -358,7 +358,7 @@ def test_a_script_that_nothing_is_saved_of_is_warned_of(plays: Plays) -> None:
     played = plays.of(test_a_script_that_nothing_is_saved_of_is_warned_of)
     shown = " ".join(played.notes["shown"].split())
     assert "nothing that could be resumed has been saved yet; a loss now costs" in shown
-    assert "--checkpoint DIR" in shown
+    assert "--checkpoint /out" in shown
     assert played.view.state == "succeeded", played.view.says
     assert [line[2:] for line in played.log if "from scratch" in line] == ["from scratch"] * 2
     assert sorted(path.name for path in played.out.iterdir()) == ["state.pkl", "weights.npy"]
