@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         type=_between(1, 3_650),
         default=defaults.keep_ended_ms // DAY_MS,
         metavar="N",
-        help="how long ended jobs' outputs, and inputs that no job uses, are kept",
+        help="how long ended jobs' outputs and checkpoints, and unused inputs, are kept",
     )
     args = parser.parse_args(argv)
     if args.unknown_after_ms < 2 * args.heartbeat_ms:

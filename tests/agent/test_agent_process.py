@@ -14,6 +14,7 @@ import pytest
 
 from sublet.demo.local import LocalMarket
 from sublet_contracts.keys import SigningKey
+from sublet_contracts.states import LeaseState
 from tests.agent.owners_command import provider
 from tests.agent.renter import Renter
 from tests.e2e.bad_market import BadMarket
@@ -191,7 +192,8 @@ def test_an_end_that_somebody_else_asked_for_is_no_success(agent: Place, tmp_pat
     job = agent.renter.submit(script)
     until(lambda: "up" in output_of(agent, job), "the job to be up")
     subprocess.run(["kill", "-TERM", str(agent.job_process())], check=True)
-    until(lambda: agent.renter.job(job).runs[0].reason, "the end of the first run")
+    closed = LeaseState.CLOSED
+    until(lambda: agent.renter.job(job).runs[0].lease_state is closed, "the first run's end")
     view = agent.renter.job(job)
     assert view.state not in ("succeeded", "failed")
     assert (view.runs[0].reason, view.runs[0].charge_ucr) == ("run_killed", 0)
