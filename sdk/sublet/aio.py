@@ -235,9 +235,6 @@ class AsyncJob:
                 return
             await asyncio.sleep(sync.POLL_S)
 
-    def _lines(self, after: int) -> list[JobLogLine]:
-        return list(self.sync.logs(after=after))
-
     async def follow(self) -> JobView:
         """Show progress, logs and the price so far until it ends; cancelling it detaches."""
         from sublet.terminal.follow import follow

@@ -409,7 +409,7 @@ class Job:
         bar), each state as it changes; they are marked so, and their cursor is the line's before.
 
         Over a broken connection it goes on where it was, however long the broker is away: no line
-        comes twice, none is left out. Without `follow` raises SubletError, BrokerAway.
+        comes twice, none is left out. Raises UnitError; without `follow` SubletError, BrokerAway.
         """
         where: dict[str, object] = {
             "tail": _count(tail, "tail"),

@@ -1,7 +1,10 @@
 """The link's times, against those of jobs; and what an owner reads when he is turned away."""
 
+import ssl
+
 from sublet.options import OPTIONS
 from sublet.units import duration_ms
+from sublet_agent.adapters.session import link as link_module
 from sublet_agent.adapters.session.link import BACKOFF_FIRST_S, BACKOFF_MOST_S, PING_S, SILENCE_S
 from sublet_agent.core.fixes import with_fix
 from sublet_contracts.documents import Job
@@ -31,3 +34,11 @@ def test_an_owner_reads_what_is_so_and_what_to_do() -> None:
         "epoch 1 no longer holds the job"
     )
     assert with_fix("too_hot", "too hot") == "too hot"
+
+
+def test_a_broker_that_speaks_http_is_told_from_one_that_is_away() -> None:
+    error = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
+    assert link_module._no_connection(error, "wss://there:8470/v1/agent") == (
+        "no connection: there:8470 doesn't speak https, as it seems: does its URL begin with "
+        "http://?"
+    )

@@ -278,6 +278,8 @@ def _no_connection(error: Exception, url: str) -> str:
             why = f"there is no host of that name: {where}"
         case ssl.SSLCertVerificationError():
             why = f"the certificate of {where} is not to be trusted: {error.verify_message}"
+        case ssl.SSLError():
+            why = f"{where} doesn't speak https, as it seems: does its URL begin with http://?"
         case TimeoutError():
             why = f"{where} gave no answer within {ANSWER_S:.0f} s"
         case ConnectionClosed():
