@@ -49,6 +49,8 @@ from sublet_contracts.documents import Checkpoint, Job
 from sublet_contracts.outputs_tree import scan_outputs
 from sublet_contracts.tree import ScannedTree, TreeRefused, scan_tree
 
+TRIES_AT_ONCE = 4
+"""to copy a folder whose files are written anew all the time"""
 BY_PROTOCOL = "the job saves by the checkpoint protocol, and goes on from what it saves there"
 
 T = TypeVar("T")
@@ -323,15 +325,29 @@ class Workspace:
         """
         if look.by_protocol:
             return FoldersSeen(due=False, says=BY_PROTOCOL)
-        record, named = self.record, self.named_folders
+        record = self.record
+        # Measured first: between the look and the copy there is to be no time to lose.
+        room_bytes = record.job.resources.disk_bytes
+        if waited_ms is not None or ended:
+            room_bytes = max(0, room_bytes - await self.usage(reader))
         wish = Wish(
-            leave_out=tuple(place.leave_out for place in named),
+            leave_out=tuple(place.leave_out for place in self.named_folders),
             waited_ms=waited_ms,
             interval_ms=record.job.checkpoint_interval_ms,
             since_ns=await blocking(self._snapshots.since_ns),
             begun_ns=(record.started_ms or 0) * 1_000_000,
             ended=ended,
         )
+        for _ in range(TRIES_AT_ONCE):
+            with contextlib.suppress(Changed):
+                return await self._take_folders(reader, blocking, wish, room_bytes)
+        return FoldersSeen()
+
+    async def _take_folders(
+        self, reader: FolderReader, blocking: Blocking, wish: Wish, room_bytes: int
+    ) -> FoldersSeen:
+        """Raises Changed: what was to be copied was written anew meanwhile."""
+        record, named = self.record, self.named_folders
         seen = await reader.watch(record.lease_id, named, wish)
         if seen.state == "same":
             return await blocking(self._untold)
@@ -340,19 +356,16 @@ class Workspace:
         under_way = record.uploading is not None or any(
             awaiting.kind == "checkpoint" for awaiting in record.awaiting_verdict.values()
         )
-        if under_way and not ended:
+        if under_way and not wish.ended:
             return FoldersSeen()  # two copies beside the folder would be one too many
+        began_s = time.monotonic()
         last = await blocking(self._snapshots.last)
         after = [record.lease.start_step, *record.local_checkpoints, last.step if last else 0]
         step = next_step(max(after), seen.trained_step)
         if step > MAX_FOLDER_STEP:
             return FoldersSeen(due=False, says=f"no step comes after {max(after)}")
-        room = record.job.resources.disk_bytes - await self.usage(reader)
-        began_s = time.monotonic()
         try:
-            taken = await blocking(self._snapshots.take, named, seen, step, max(0, room))
-        except Changed:
-            return FoldersSeen()
+            taken = await blocking(self._snapshots.take, named, seen, step, room_bytes)
         except NoRoom as error:
             return FoldersSeen(due=False, says=str(error))
         if taken is None:
