@@ -61,7 +61,9 @@ class Run:
         self.hand_over()
 
     def hand_over(self) -> None:
-        folders.hand_over(self.workspace.root / "work", *JOB)
+        # As the Docker runner does it: one user for all, or the reader would begin anew each time.
+        for name in ("work", "checkpoint"):
+            folders.hand_over(self.workspace.root / name, *JOB)
 
     def write(self, name: str, data: bytes) -> None:
         (self.folder / name).write_bytes(data)
