@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -653,10 +654,13 @@ def test_an_engine_that_maps_users_runs_jobs_as_any_other(tmp_path: Path) -> Non
             "import os; here = os.environ['SUBLET_CHECKPOINT_DIR']; print(os.getuid());"
             "os.mkdir(here + '/out/step-1'); open('/out/model', 'w').write('x');"
             "open('/tmp/x', 'w'); print(open('/proc/self/uid_map').read().split());"
+            "open('x', 'w'); open(os.path.expanduser('~/.bashrc'), 'a').write('x');"
             "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('CapBnd')])"
         )
-        spec, status = world.run(code)
-        assert status.exit_code == 0, world.output(spec.run_id)
+        spec = world.spec(code)
+        spec = dataclasses.replace(spec, layout=world.runner.furnish(spec))
+        world.runner.start(spec)
+        assert world.ended(spec.run_id).exit_code == 0, world.output(spec.run_id)
         uid, uid_map, caps = world.output(spec.run_id)
         assert int(uid) != 0
         assert uid_map == "['0', '0', '4294967295']"
