@@ -181,7 +181,8 @@ class Scenario:
 
     def stop_agents(self) -> None:
         """Stop this scenario's agents."""
-        for name, agent in self.market.agents.items():
+        # A copy: other scenarios start agents of theirs meanwhile.
+        for name, agent in list(self.market.agents.items()):
             if name.startswith(self.name + "-"):
                 agent.stop()
 
