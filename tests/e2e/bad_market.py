@@ -148,10 +148,14 @@ class BadMarket:
         return [line.text for line in job.logs() if stream in ("", line.stream)]
 
     def said_by_us(self, job: Job, text: str) -> str:
-        """Return the line of ours in a job's log that holds `text`."""
-        lines = [line for line in self.log(job, "sublet") if text in line]
-        assert lines, f"no line says {text!r}: {self.log(job, 'sublet')}"
-        return lines[0]
+        """Return the line of ours in a job's log that holds `text`, once it is there: a job's
+        state may be told before the last lines of its log."""
+
+        def found() -> list[str]:
+            return [line for line in self.log(job, "sublet") if text in line]
+
+        self.soon(found, f"a line of ours that says {text!r}")
+        return found()[0]
 
     def balanced(self) -> None:
         """Check the renter's account against all of its jobs, and the broker's own audit."""
