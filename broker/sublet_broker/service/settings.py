@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from sublet_broker.market.facts import LeaseFact, RunFact
 from sublet_broker.market.metering import most_device_ms
 from sublet_broker.market.resuming import Patience
+from sublet_contracts.tree import MAX_TREE_BYTES
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Settings:
     """Device time may go so much faster than the broker's clock. A crystal is off by up to 100, one
     that NTP corrects by up to 500, on either side."""
     skew_ms: int = 300_000
-    max_checkpoint_bytes: int = 64 * 1024**3
+    max_checkpoint_bytes: int = MAX_TREE_BYTES
     max_input_bytes: int = 64 * 1024**3
     max_blob_bytes: int = 16 * 1024**2
     max_job_logs: int = 1_000_000

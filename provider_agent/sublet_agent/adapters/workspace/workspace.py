@@ -47,7 +47,7 @@ from sublet_contracts.checkpoint_folders import FolderSnapshot, next_step
 from sublet_contracts.checkpoint_layouts import QUIET_MS, Snapshot
 from sublet_contracts.documents import Checkpoint, Job
 from sublet_contracts.outputs_tree import scan_outputs
-from sublet_contracts.tree import ScannedTree, TreeRefused, scan_tree
+from sublet_contracts.tree import MAX_TREE_BYTES, ScannedTree, TreeRefused, scan_tree
 
 TRIES_AT_ONCE = 4
 """to copy a folder whose files are written anew all the time"""
@@ -406,7 +406,7 @@ class Workspace:
         """Read what can be carried of the outputs folder, in the seconds that are left; where the
         job named none, of what it has written in its working folder. Raises OSError, and what
         `on_bytes` raises."""
-        limit = self.record.job.resources.disk_bytes
+        limit = min(self.record.job.resources.disk_bytes, MAX_TREE_BYTES)
         if self.record.job.outputs:
             return scan_outputs(
                 self.outputs,
