@@ -3,7 +3,7 @@
 A warning says that something will hurt, while it can still be helped: the job goes on. The broker
 decides when one begins and ends (broker/sublet_broker/market/warnings.py, one rule for each code)
 and gives the facts; the sentence is here; what to do about it is the client's to say
-(sdk/sublet/warning_fixes.py), who knows its own commands.
+(sdk/sublet/terminal/warning_fixes.py), who knows its own commands.
 
 To add one: a member here, a row in WARNINGS, a rule in the broker, a fix in the SDK; a test names
 whichever is missing. Facts are integers with their unit in the name.

@@ -15,8 +15,8 @@ from sublet.cli.main import main
 from sublet.terminal import losses
 from sublet.terminal.follow import Changes
 from sublet.terminal.losses import loss_of
+from sublet.terminal.warning_fixes import FIXES, fix_of_warning
 from sublet.terminal.warning_text import warning_lines, warning_marks
-from sublet.warning_fixes import FIXES, fix_of_warning
 from sublet_contracts.api import JobView, WarningView
 from sublet_contracts.documents import Job, Resources, sign_document
 from sublet_contracts.envelope import Envelope

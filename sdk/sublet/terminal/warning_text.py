@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from sublet.terminal.text import clip, paint, safe
-from sublet.warning_fixes import fix_of_warning
+from sublet.terminal.warning_fixes import fix_of_warning
 from sublet_contracts.api import JobView, WarningView
 from sublet_contracts.job_warnings import warning_mark
 
