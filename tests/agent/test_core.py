@@ -154,9 +154,7 @@ class World:
 
     def scanned(self, lease_id: str, *steps: int, finished: bool = True) -> Step:
         """Its folders were looked at; it has written nothing that is brought back."""
-        return self.wrote_nothing(
-            self.do(events.FolderScanned(lease_id, steps, finished=finished))
-        )
+        return self.wrote_nothing(self.do(events.FolderScanned(lease_id, steps, finished=finished)))
 
     def wrote_nothing(self, step: Step) -> Step:
         """Answer that there are no outputs, if they are asked for."""
