@@ -21,7 +21,7 @@ CASES: list[tuple[Constraint, dict[str, Any], dict[str, Any]]] = [
     (Constraint.DISK, {"disk_bytes": 2**35}, {}),
     (Constraint.MEMORY, {"memory_bytes": 2**35}, {}),
     (Constraint.CPU, {"cpu_millis": 4001}, {}),
-    (Constraint.IMAGE, {}, {"image_policy": "digest"}),
+    (Constraint.IMAGE, {"image": "img:1"}, {"image_policy": "digest"}),
     (Constraint.DEVICE_MEMORY, {"device_memory_bytes": 2**35}, {}),
     (Constraint.DEVICE_NAME, {"device_name": "H100"}, {}),
     (Constraint.HARDWARE_CLASS, {"hardware_class": "nvidia-h100"}, {}),
@@ -34,7 +34,8 @@ CASES: list[tuple[Constraint, dict[str, Any], dict[str, Any]]] = [
 
 def job_of(world: World, **wishes: Any) -> Any:
     asked = {"devices": 1, "device_kind": "any", "memory_bytes": 1, "disk_bytes": 1000}
-    return world.job(resources=asked | wishes)
+    named = {"image": wishes.pop("image")} if "image" in wishes else {}
+    return world.job(resources=asked | wishes, **named)
 
 
 @pytest.mark.parametrize(("constraint", "wishes", "offered"), CASES)
