@@ -59,10 +59,9 @@ class Pulls:
         if not host.honest:
             return
         # In older receipts nothing is said of it.
-        began = id in self._took_ms
-        idle = receipt["cum_device_ms"] > 0 and not began
+        idle = receipt["cum_device_ms"] > 0 and id not in self._took_ms
         never(idle, f"{receipt['cum_device_ms']} device-ms of a run that never started")
-        true_ms = max(0, self._took(id) + CLOCKS_MS - FREE_MS) * devices if began else 0
+        true_ms = self._true_ms(id, devices)
         never(claimed_ms > true_ms, f"{claimed_ms} device-ms of a pull that had {true_ms}")
         least_ms = min(
             (self._took(id) - UNSEEN_MS - FREE_MS) * devices, most_ms // devices * devices
@@ -72,6 +71,22 @@ class Pulls:
             told and id in self._looked_after and claimed_ms < least_ms,
             f"{claimed_ms} device-ms of a pull that had {least_ms}",
         )
+
+    def _true_ms(self, id: str, devices: int) -> int:
+        if id not in self._took_ms:
+            return 0
+        return max(0, self._took(id) + CLOCKS_MS - FREE_MS) * devices
+
+    def paid_ms(self, id: str, lease: LeaseModel) -> tuple[int, int]:
+        """Return between what the device time before the start lies that the newest receipt has in
+        it. Older receipts don't tell it apart."""
+        if not lease.chain:
+            return 0, 0
+        told = lease.chain[-1].document.get("pull_device_ms")
+        if told is not None:
+            return told, told
+        true_ms = self._true_ms(id, len(lease.document["device_ids"]))
+        return 0, min(true_ms, self._most_ms(lease))
 
     def heard(self, id: str, lease: LeaseModel) -> int:
         """Return for how long the broker may hold against a run that it had not begun."""
