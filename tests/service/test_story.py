@@ -81,6 +81,30 @@ def test_a_lost_machine_costs_only_what_is_durable_and_the_job_goes_on_elsewhere
     world.audit()
 
 
+def test_what_a_job_does_before_it_runs_is_said_as_it_is() -> None:
+    world = World()
+    first = world.agent("alice")
+    first.first_state = "restoring"
+    renter = world.renter()
+    job = renter.run()
+    assert renter.view(job).says == "the machine fetches its inputs"
+    first.starts(first.the_run)
+    second = world.agent("bob")
+    second.first_state = "restoring"
+    first.die()
+    world.pass_ms(22_000)
+    anew = "begins anew elsewhere, for nothing of it was durable: the machine fetches its inputs"
+    assert renter.view(job).says == anew
+    run = second.the_run
+    second.starts(run)
+    second.durable(run, 100)
+    third = world.agent("carol")
+    third.first_state = "restoring"
+    second.die()
+    world.pass_ms(22_000)
+    assert renter.view(job).says == "goes on from step 100: the machine restores the checkpoint"
+
+
 def test_recovery_begins_at_the_tick_that_finds_the_loss() -> None:
     world = World()
     first = world.agent("alice")

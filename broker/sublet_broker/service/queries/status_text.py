@@ -36,9 +36,8 @@ def says(
             why = f"{MEANINGS[job.reason].says}{_also(job.detail)}"
             return _waiting(f"{why}; waits for another machine{_in_line(standing)}", job, now_ms)
         case JobState.STARTING:
-            if run is not None and run.state in _DOING:
-                return f"{_DOING[run.state]}"
-            return "a machine was found and is asked to take it"
+            doing = _doing(run, lease)
+            return doing or "a machine was found and is asked to take it"
         case JobState.RUNNING:
             return _running(job, run, now_ms)
         case JobState.RECOVERING:
@@ -100,6 +99,15 @@ def _running(job: JobFact, run: RunFact | None, now_ms: int) -> str:
     return f"runs, step {run.step}" if run.step else "runs"
 
 
+def _doing(run: RunFact | None, lease: LeaseFact | None) -> str:
+    """Return what a machine does before its run begins; '' if nothing of that."""
+    if run is None or lease is None:
+        return ""
+    if run.state is RunState.RESTORING and lease.start_checkpoint is None:
+        return "the machine fetches its inputs"
+    return _DOING.get(run.state, "")
+
+
 def _recovering(
     job: JobFact,
     lease: LeaseFact | None,
@@ -108,7 +116,9 @@ def _recovering(
     standing: Standing | None,
 ) -> str:
     if lease is not None and lease.state is not LeaseState.CLOSED:
-        doing = _DOING.get(run.state, "it begins") if run else "a machine is asked to take it"
+        doing = _doing(run, lease) or ("it begins" if run else "a machine is asked to take it")
+        if lease.start_checkpoint is None:
+            return f"begins anew elsewhere, for nothing of it was durable: {doing}"
         return f"goes on from step {lease.start_step}: {doing}"
     why = f"{MEANINGS[job.reason].says}{_also(job.detail)}" if job.reason else "its run ended"
     return _waiting(f"{why}; waits for another machine{_in_line(standing)}", job, now_ms)
