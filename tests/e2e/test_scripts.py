@@ -121,15 +121,19 @@ def ended(scenario: Scenario, **notes: str) -> Played:
     return Played(outcome, out, log, notes)
 
 
-def numpy_goes_on(scenario: Scenario) -> Played:
-    """The outputs folder is the checkpoint as well; its machine dies."""
-    scenario.weights_file = "weights.npy"
-    script = SCRIPTS / "numpy_pickle.py"
-    command = held("step 30", script.name, "/out")
-    begin(scenario, command, HOLD, script, outputs="/out", checkpoint="/out")
-    scenario.until_durable(1)
-    machine_dies(scenario)
-    return ended(scenario)
+def numpy_goes_on(lost_by: Callable[[Scenario], None], pace_s: float) -> Play:
+    """Return a play: the outputs folder is the checkpoint as well."""
+
+    def play(scenario: Scenario) -> Played:
+        scenario.weights_file = "weights.npy"
+        script = SCRIPTS / "numpy_pickle.py"
+        command = held("step 30", script.name, "/out", "40", str(pace_s))
+        begin(scenario, command, HOLD, script, outputs="/out", checkpoint="/out")
+        scenario.until_durable(1)
+        lost_by(scenario)
+        return ended(scenario)
+
+    return play
 
 
 def numpy_is_warned(scenario: Scenario) -> Played:
@@ -200,8 +204,14 @@ def shell_goes_on(scenario: Scenario) -> Played:
     """A shell script's working folder is named; the machine dies."""
     scenario.weights_file = "distinct"
     script = SCRIPTS / "count.sh"
-    command = ["sh", "-c", ". /job/hold.sh; . /job/count.sh", "count.sh", "30", "0.3"]
-    begin(scenario, command, HOLD_SHELL, script, checkpoint=".", env={"HOLD": "at 22"})
+    command = ["sh", "-c", ". /job/hold.sh; . /job/count.sh", "count.sh", "30", "0.1"]
+    begin(
+        *(scenario, command, HOLD_SHELL, script),
+        checkpoint=".",
+        env={"HOLD": "at 22"},
+        patience="5s",
+        memory="256MB",
+    )
     scenario.until_durable(1)
     machine_dies(scenario)
     return ended(scenario)
@@ -317,9 +327,10 @@ def goes_on(played: Played, *, elsewhere: bool) -> None:
 # -- what came of it -----------------------------------------------------------------------------
 
 
-@shows(numpy_goes_on, "none")
+@shows(numpy_goes_on(run_dies, 0.05), "none")
 def test_a_numpy_script_goes_on_from_its_pickle(plays: Plays) -> None:
-    _numpy_went_on(plays, plays.of(test_a_numpy_script_goes_on_from_its_pickle))
+    played = plays.of(test_a_numpy_script_goes_on_from_its_pickle)
+    _numpy_went_on(plays, played, elsewhere=False)
 
 
 @shows(shell_goes_on, "python")
@@ -336,15 +347,16 @@ def test_a_shell_script_goes_on_from_its_files(plays: Plays) -> None:
     assert int(went_on[0].split()[-1]) > 0
 
 
-@shows(numpy_goes_on, "torch")
+@shows(numpy_goes_on(machine_dies, 0.3), "torch")
 @pytest.mark.slow
 @pytest.mark.docker
 def test_a_numpy_script_goes_on_in_a_container(plays: Plays) -> None:
-    _numpy_went_on(plays, plays.of(test_a_numpy_script_goes_on_in_a_container))
+    played = plays.of(test_a_numpy_script_goes_on_in_a_container)
+    _numpy_went_on(plays, played, elsewhere=True)
 
 
-def _numpy_went_on(plays: Plays, played: Played) -> None:
-    goes_on(played, elsewhere=True)
+def _numpy_went_on(plays: Plays, played: Played, *, elsewhere: bool) -> None:
+    goes_on(played, elsewhere=elsewhere)
     assert "1 from scratch" in played.log
     assert any(line.startswith("2 loaded step ") for line in played.log)
     expected = plays.undisturbed("numpy_pickle.py", ".", "40", "0", wanted="weights.npy")
