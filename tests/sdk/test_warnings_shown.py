@@ -78,6 +78,14 @@ def test_the_fix_fits_the_job(changes: dict[str, Any], words: str) -> None:
     assert words in line
 
 
+def test_of_named_folders_it_is_said_that_what_only_grows_makes_no_checkpoint() -> None:
+    view = warned("saves_stopped", document=document(checkpoints=("results",)))
+    (line,) = warning_lines(view)
+    assert "a file that only grows makes no checkpoint" in line
+    (line,) = warning_lines(warned("saves_stopped"))
+    assert "only grows" not in line
+
+
 def test_the_file_that_it_writes_names_the_folder() -> None:
     view = warned("nothing_saved")
     about = view.warnings[0].model_copy(update={"about": "/out/my runs/state.pkl"})

@@ -66,7 +66,14 @@ def _load(view: JobView, warning: WarningView) -> str:
 
 
 def _saves_stopped(view: JobView, warning: WarningView) -> str:
-    return f"see in sublet logs {short(view.id)} whether saving fails, and whether the disk is full"
+    text = f"see in sublet logs {short(view.id)} whether saving fails, and whether the disk is full"
+    job = _job(view)
+    if job is None or not job.checkpoints:
+        return text
+    return (
+        f"{text}; a file that only grows makes no checkpoint: let the script write how far it is "
+        "into another, anew each time"
+    )
 
 
 def _look(view: JobView, warning: WarningView) -> str:
