@@ -533,6 +533,20 @@ def test_links_and_empty_folders_lie_there_again(root: Path, tmp_path: Path) -> 
     assert there.look().state == "same"
 
 
+def test_a_link_does_not_take_the_place_of_what_is_mounted(root: Path, tmp_path: Path) -> None:
+    job = Job(root)
+    torch_file(job.folder / "ckpt.pt", b"one")
+    (job.folder / "data").symlink_to("/etc")
+    assert job.take() is not None
+    tree = job.snapshots.scan(1, ROOM_BYTES)
+    assert tree is not None
+    there = Job(new_run(tmp_path / "there"), "data")
+    (there.folder / "data").mkdir()
+    with pytest.raises(ValueError, match=r"data is not as checkpoint-folders\.json says"):
+        there.snapshots.place(written(tree, tmp_path / "fetched"), 1, there.places)
+    assert not (there.folder / "data").is_symlink()
+
+
 def test_a_link_that_has_just_been_changed_waits_and_alone_makes_no_snapshot(root: Path) -> None:
     job = Job(root)
     torch_file(job.folder / "a.pt", b"a")

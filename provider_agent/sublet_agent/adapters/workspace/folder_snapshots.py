@@ -246,7 +246,10 @@ class FolderSnapshots:
             for link in snapshot.links:
                 *above, name = link.path.split("/")
                 with _made_below(tops[link.folder], above) as folder:
-                    os.symlink(link.target, name, dir_fd=folder)
+                    try:
+                        os.symlink(link.target, name, dir_fd=folder)
+                    except FileExistsError as error:  # where something is mounted
+                        raise ValueError(f"{link.path} is not as {RECORD} says") from error
             for empty in snapshot.empty:
                 with _made_below(tops[empty.folder], empty.path.split("/")):
                     continue
