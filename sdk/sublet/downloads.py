@@ -273,7 +273,7 @@ def _nothing(view: JobView, checkpoints: Sequence[CheckpointView], wish: Wish) -
     if any(c.kind == kind and c.state is CheckpointState.DURABLE for c in checkpoints):
         why = f"no longer keeps its {what}"
     elif wish.partial:
-        why = f"is {view.state} and has none that a run left behind"
+        why = "has no partial outputs, which are what a run leaves that doesn't finish"
     elif view.state == "succeeded":
         why = "succeeded and has no outputs: it wrote nothing that is brought back"
     elif ended:
@@ -296,7 +296,7 @@ def _there(
         found = _kept(checkpoints, kind)
         if found:
             size = format_bytes(found[0].total_bytes)
-            return f"; there is {says} ({size})", command + option
+            return f"; it has {says} ({size})", command + option
     if checkpoint and _kept(checkpoints, "checkpoint"):
         return f"; there are checkpoints of {_steps(checkpoints)}", f"{command} --checkpoint latest"
     if not is_terminal(JOB, view.state):

@@ -238,7 +238,10 @@ def test_checkpoints_come_back_while_the_job_runs(
         with pytest.raises(SubletError, match=r"no file of the checkpoint .* matches; there are"):
             job.download(tmp_path / "none", checkpoint="latest", include=["*.png"])
         assert main(["download", "saving", "--partial"]) == 1
-        assert "none that a run left behind; there are checkpoints" in capsys.readouterr().err
+        assert (
+            "has no partial outputs, which are what a run leaves that doesn't finish; there are"
+            in capsys.readouterr().err
+        )
     finally:
         job.cancel()
     assert job.wait().state == "cancelled"
