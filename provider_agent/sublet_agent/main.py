@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 
-from sublet_agent.adapters.clock import SteadyClock
 from sublet_agent.adapters.machine.facts import Machine
 from sublet_agent.adapters.machine.terms import choose_runner, make_terms, trusted
 from sublet_agent.adapters.machine.watch import Watch
@@ -23,11 +22,12 @@ from sublet_agent.adapters.owner.commands import run_owner_command
 from sublet_agent.adapters.owner.control import Control
 from sublet_agent.adapters.owner.screen import OwnerOutput, make_output
 from sublet_agent.adapters.session import replaced
+from sublet_agent.adapters.session.clock import SteadyClock
 from sublet_agent.adapters.session.journal import Journal, NewerState, StateFolderInUse
 from sublet_agent.adapters.session.link import Link, Replaced
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.shell import THREAD_NAME, Shell
-from sublet_agent.adapters.watchdog import WatchdogKeeper
+from sublet_agent.adapters.watchdog.watchdog import WatchdogKeeper
 from sublet_agent.adapters.workspace.renter_caches import RenterCaches
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core import events

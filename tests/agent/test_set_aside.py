@@ -9,7 +9,7 @@ import pytest
 
 from sublet_agent.adapters.docker.runner import DockerRunner
 from sublet_agent.adapters.process.runner import ProcessRunner
-from sublet_agent.adapters.start_test import idle_program
+from sublet_agent.adapters.workspace.start_test import idle_program
 from sublet_agent.core import effects, events
 from sublet_agent.core.effects import Step
 from sublet_agent.core.runner_port import Runner, StartFailed

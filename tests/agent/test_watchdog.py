@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import pytest
 
-from sublet_agent.adapters.deadline_files import DeadlineFiles, boot_clock_ms
 from sublet_agent.adapters.process import tree
-from sublet_agent.adapters.watchdog import Watchdog, WatchdogKeeper
+from sublet_agent.adapters.watchdog.deadline_files import DeadlineFiles, boot_clock_ms
+from sublet_agent.adapters.watchdog.watchdog import Watchdog, WatchdogKeeper
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.deadlines import MARGIN_MS, RENEW_EVERY_MS, deadline_of
@@ -278,7 +278,7 @@ def test_what_ended_by_itself_leaves_no_note(turns: Turns) -> None:
 AGENT = """
 import sys, time
 from pathlib import Path
-from sublet_agent.adapters.watchdog import WatchdogKeeper
+from sublet_agent.adapters.watchdog.watchdog import WatchdogKeeper
 keeper = WatchdogKeeper(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
 assert keeper.ensure()
 print("up", flush=True)
@@ -309,7 +309,7 @@ class Agent:
             except OSError:
                 continue
             alive = tree.read_process(int(name))
-            mine = b"sublet_agent.adapters.watchdog\0" + bytes(self.state) in line
+            mine = b"sublet_agent.adapters.watchdog.watchdog\0" + bytes(self.state) in line
             if mine and alive is not None and alive.alive:
                 found.add(int(name))
         return found

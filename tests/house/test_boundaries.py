@@ -163,3 +163,20 @@ def test_a_fix_needs_no_fact_to_be_there(code: ProblemCode) -> None:
 def test_a_code_that_only_a_newer_broker_knows_gets_no_fix() -> None:
     newer = problem_of(ProblemCode.BUSY).model_copy(update={"code": "too_hot"})
     assert fix_of(newer) == ""
+
+
+@pytest.mark.parametrize(
+    ("room", "most"),
+    [
+        ("broker/sublet_broker/service", 12),
+        ("broker/sublet_broker/adapters", 10),
+        ("provider_agent/sublet_agent/adapters", 10),
+    ],
+)
+def test_a_room_holds_what_can_be_seen_at_a_glance(room: str, most: int) -> None:
+    entries = {
+        path.stem
+        for path in (BROKER.parents[1] / room).iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    } - {"__init__"}
+    assert len(entries) <= most, sorted(entries)

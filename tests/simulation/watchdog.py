@@ -15,7 +15,7 @@ LOOK_MS = 500
 
 
 class Watchdog:
-    """What adapters/watchdog.py does."""
+    """What adapters/watchdog/watchdog.py does."""
 
     def __init__(self, host: AgentHost) -> None:
         self._host = host

@@ -25,14 +25,14 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 
-from sublet_agent.adapters.deadline_files import DeadlineFiles
 from sublet_agent.adapters.run_observer import Observer
 from sublet_agent.adapters.session.journal import Journal, Rows, rows_of, unwritable
 from sublet_agent.adapters.session.journal_writer import JournalWriter
 from sublet_agent.adapters.session.link import Link
 from sublet_agent.adapters.session.log_sender import LogSender
 from sublet_agent.adapters.session.log_spool import Spool
-from sublet_agent.adapters.watchdog import WatchdogKeeper
+from sublet_agent.adapters.watchdog.deadline_files import DeadlineFiles
+from sublet_agent.adapters.watchdog.watchdog import WatchdogKeeper
 from sublet_agent.adapters.workspace import quarantine
 from sublet_agent.adapters.workspace.disk_space import check_room, fault_of
 from sublet_agent.adapters.workspace.folder_reader import FolderReader

@@ -56,8 +56,8 @@ from sublet_agent.adapters.docker.images import EVERYBODYS, DockerImages, ImageR
 from sublet_agent.adapters.docker.limits_told import LXCFS, told_by
 from sublet_agent.adapters.docker.live_output import LiveOutput
 from sublet_agent.adapters.docker.start_errors import judge_start
-from sublet_agent.adapters.start_test import idle_program, start_and_end
 from sublet_agent.adapters.workspace import folders
+from sublet_agent.adapters.workspace.start_test import idle_program, start_and_end
 from sublet_agent.core import cores, engine_evidence, layout, runner_port
 from sublet_agent.core.engine_evidence import EngineFact
 from sublet_agent.core.layout import Layout

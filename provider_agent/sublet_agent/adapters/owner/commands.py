@@ -14,10 +14,10 @@ import httpx
 from pydantic import ValidationError
 from rich.console import Console
 
-from sublet_agent.adapters.clock import SteadyClock
 from sublet_agent.adapters.options import OwnerCommand, UsageError
 from sublet_agent.adapters.owner.control import NoAgent, ask_agent
 from sublet_agent.adapters.owner.dashboard import safe, status_lines
+from sublet_agent.adapters.session.clock import SteadyClock
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core.run_phases import RunPhase
 from sublet_agent.core.status import Status

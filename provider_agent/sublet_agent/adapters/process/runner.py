@@ -34,8 +34,8 @@ from sublet_agent.adapters.process import records
 from sublet_agent.adapters.process import tree as process_tree
 from sublet_agent.adapters.process.files import open_plain, write_durably
 from sublet_agent.adapters.process.supervisor import NOW, STOP_ASKED
-from sublet_agent.adapters.start_test import start_and_end
 from sublet_agent.adapters.workspace import folders, seeding
+from sublet_agent.adapters.workspace.start_test import start_and_end
 from sublet_agent.core import layout, runner_port
 from sublet_agent.core.layout import ImageFolders, Layout, RunFolders
 from sublet_agent.core.runner_port import (

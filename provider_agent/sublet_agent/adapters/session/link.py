@@ -22,8 +22,8 @@ from websockets.exceptions import (
     WebSocketException,
 )
 
-from sublet_agent.adapters.clock import SteadyClock
 from sublet_agent.adapters.options import UsageError
+from sublet_agent.adapters.session.clock import SteadyClock
 from sublet_agent.adapters.session.journal import Journal
 from sublet_agent.adapters.session.journal_writer import JournalWriter
 from sublet_agent.core.effects import UNEXPECTED

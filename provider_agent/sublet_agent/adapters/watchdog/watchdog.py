@@ -1,6 +1,6 @@
 """Ends runs whose deadline has passed, whatever became of the agent: a process of its own.
 
-    python -m sublet_agent.adapters.watchdog STATE RUNNER OWNER FD
+    python -m sublet_agent.adapters.watchdog.watchdog STATE RUNNER OWNER FD
 
 The agent starts it and sees to it that it is there; it leaves the agent's session, so that what
 ends the agent does not end it. One works for a state folder at a time: a newer one (of an agent
@@ -26,13 +26,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sublet_agent.adapters.deadline_files import DeadlineFiles, RunDeadline, boot_clock_ms
+from sublet_agent.adapters.watchdog.deadline_files import DeadlineFiles, RunDeadline, boot_clock_ms
 from sublet_agent.core.deadlines import deadline_text
 from sublet_agent.core.runner_port import Runner, RunnerError
 
 LOOK_S = 0.5
 _START_S = 60.0
-_MODULE = "sublet_agent.adapters.watchdog"
+_MODULE = "sublet_agent.adapters.watchdog.watchdog"
 
 
 class WatchdogKeeper:
