@@ -48,11 +48,14 @@ class OwnEngine:
             *("--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"),
             *options,
         ]
+        # An engine without a bridge deletes docker0, whose ever it is: it must not see it.
         if mapped:
             ids = self.root / "ids"
             ids.write_text(_MAPPED)
-            shell = ["unshare", "-m", "sh", "-c", _WITH_MAPPING, str(ids)]
+            shell = ["unshare", "-m", "-n", "sh", "-c", _WITH_MAPPING, str(ids)]
             self._command = [*shell, *self._command, "--userns-remap=nobody:nogroup"]
+        else:
+            self._command = ["unshare", "-n", *self._command]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -164,9 +164,16 @@ def witnessed(world: World) -> World:
 
 
 def processes_of(world: World, spec: RunSpec) -> list[int]:
-    """The pids of a run, on this machine: its init first, the job's own process then."""
-    top = Owner(world)("top", spec, "-eo pid")
-    return [int(pid) for (pid,) in top["Processes"]]
+    """The pids of a run, on this machine: its init first, the job's own process then, its worker.
+
+    By who is whose child: numbers begin anew where they end."""
+    top = Owner(world)("top", spec, "-eo pid,ppid")
+    above = {int(pid): int(parent) for pid, parent in top["Processes"]}
+
+    def depth(pid: int) -> int:
+        return 1 + depth(above[pid]) if pid in above else 0
+
+    return sorted(above, key=depth)
 
 
 @pytest.mark.docker
@@ -632,7 +639,7 @@ def test_a_path_that_is_something_else_in_the_image_is_the_jobs(
     world.runner.start(spec)
     status = world.runner.status(spec.run_id)
     assert (status.state, judged(status)) == ("exited", Reason.JOB_FAILED)
-    assert "something else in the image" in (status.error or "")
+    assert "is no folder in the image" in (status.error or "")
     assert str(tmp_path) not in (status.error or "")
 
 

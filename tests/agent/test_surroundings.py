@@ -335,7 +335,9 @@ class Images:
         for name, content in files.items():
             (context / name).write_bytes(content)
         (context / "Dockerfile").write_text(f"FROM {base_image()}\n{dockerfile}\n")
-        image, _ = docker.from_env().images.build(path=str(context), rm=True)
+        # Nothing of it needs a network, and the engine's bridge may be somebody else's matter.
+        build = docker.from_env().images.build
+        image, _ = build(path=str(context), rm=True, network_mode="none")
         self._made.append(str(image.id))
         return str(image.id)
 
