@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -256,6 +256,28 @@ def test_a_bar_is_seen_while_it_grows_and_is_one_line_afterwards(
     assert "fix: sublet inspect JOB lists its runs" in error
 
 
+class Screen:
+    """What is shown on a pseudo-terminal, read as it comes."""
+
+    def __init__(self, terminal: int) -> None:
+        self._terminal = terminal
+        self.shown = b""
+        self.thread = Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # its last process has gone
+            while chunk := os.read(self._terminal, 65536):
+                self.shown += chunk
+
+    def until(self, words: bytes, limit_s: float = 90.0) -> None:
+        """Wait for words."""
+        deadline = time.monotonic() + limit_s
+        while words not in self.shown:
+            assert time.monotonic() < deadline, self.shown
+            time.sleep(0.05)
+
+
 def test_ctrl_c_shows_how_the_job_stands_now(at_market: SmallMarket) -> None:
     """A child on a pseudo-terminal: what it says last is what the broker knows, and how to come
     back."""
@@ -268,22 +290,19 @@ def test_ctrl_c_shows_how_the_job_stands_now(at_market: SmallMarket) -> None:
         stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
     ) as child:  # fmt: skip
         os.close(slave)
-        screen = b""
-        while b"begun" not in screen:
-            screen += os.read(master, 65536)
-        child.send_signal(signal.SIGINT)
-        with closing(os.fdopen(master, "rb", buffering=0)) as terminal:
-            while True:
-                try:
-                    chunk = terminal.read(65536)
-                except OSError:
-                    break  # its last process has gone
-                if not chunk:
-                    break
-                screen += chunk
+        screen = Screen(master)
+        screen.until(b"begun")
+        for _ in range(3):  # one that comes while an object is finalised is lost to Python
+            child.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(30)
+                break
+        child.kill()  # nothing, where it has ended
+        screen.thread.join(10)
         assert child.wait() == 101
     job = at_market.client.job("left")
-    last = screen.decode()[screen.decode().rindex("begun") :]
+    shown = screen.shown.decode()
+    last = shown[shown.rindex("begun") :]
     try:
         assert job.view().state == "running"
         assert re.search(r"detached, and it goes on; left is \w+: .*; charged 0\.", last)
