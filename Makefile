@@ -13,8 +13,8 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 2>/dev/null))
 # Where torch comes from: the default index, or yours, as in TORCH_ARGS="--index-url URL" for a CPU build.
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
-# Most of the time goes by in waiting for processes, so two at once cost little; a file stays together.
-TEST_PROCESSES ?= 2
+# Half of the time goes by in waiting for processes, so two cores hold three at once; a file stays together.
+TEST_PROCESSES ?= 3
 # Of what only `make test-all` runs: all (1/1), or the K-th of N parts, so that N runs in a row run all.
 PART ?= 1/1
 FUZZ_SECONDS ?= 60

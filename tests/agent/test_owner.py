@@ -264,7 +264,7 @@ def test_a_second_ctrl_c_leaves_and_a_start_takes_up(owner: Owner, tmp_path: Pat
     world.soon(lambda: "draining" in agent.log_tail(), "the first answer")
     agent.signal(signal.SIGINT)
     world.soon(lambda: not agent.running, "the agent's end")
-    assert "left: 1 run(s) go on without this agent" in agent.log_tail(1)
+    assert "left: 1 run(s) go on without this agent" in agent.log_tail()
     assert world.market.run_processes(job.id)
     # It knows that this run was asked to stop, and keeps to it.
     agent = world.agent(owner.name)

@@ -12,6 +12,8 @@ import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pytest
+
 from sublet_broker.adapters.data_folder import DataFolder
 from sublet_broker.adapters.sql.migrations import migrate
 from tests.ray.conftest import LIMIT_S, eventually
@@ -87,6 +89,7 @@ def test_ray_ends_with_a_killed_broker(tmp_path: Path) -> None:
     eventually(lambda: None if those_that_name(temp) or Path(temp).exists() else True)
 
 
+@pytest.mark.slow
 def test_a_host_that_never_gets_done_starting_ends_with_its_broker(tmp_path: Path) -> None:
     folder = DataFolder.open(tmp_path / "data")
     migrate(folder.database_url)
