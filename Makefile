@@ -15,6 +15,8 @@ TORCH_ARGS ?=
 PYTEST_ARGS ?=
 # Half of the time goes by in waiting for processes, so two cores hold three at once; a file stays together.
 TEST_PROCESSES ?= 3
+# What is slow brings load of its own.
+SLOW_PROCESSES ?= 2
 # Of what only `make test-all` runs: all (1/1), or the K-th of N parts, so that N runs in a row run all.
 PART ?= 1/1
 FUZZ_SECONDS ?= 60
@@ -96,10 +98,10 @@ demo: $(READY) ## the whole story with real parts: a fine-tuning job survives ki
 	@$(VENV)/bin/sublet demo --json-file build/demo.json $(DEMO_ARGS)
 
 # Files are handed out in their order, the long suites first (tests/conftest.py).
-PYTEST := $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+PYTEST := $(PY) -m pytest --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## every promise once, some 6 min; choose with PYTEST_ARGS="tests/market -k ledger -x"
-	@$(call timed,make test,$(PYTEST) -m 'not slow' $(PYTEST_ARGS))
+	@$(call timed,make test,$(PYTEST) -n $(TEST_PROCESSES) -m 'not slow' $(PYTEST_ARGS))
 
 # One after the other, whatever -j says: each has both cores.
 test-all: $(READY) ## all tests, and the searches for a while; a third of what is slow with PART=2/3
@@ -111,13 +113,13 @@ test-all: $(READY) ## all tests, and the searches for a while; a third of what i
 	@$(MAKE) mutants
 
 test-slow: $(READY) ## what `make test` leaves out: chaos, kills, whole fine-tunings; PART=2/3, PYTEST_ARGS
-	@$(call timed,make test-slow,$(PYTEST) -m slow --part $(PART) $(PYTEST_ARGS))
+	@$(call timed,make test-slow,$(PYTEST) -n $(SLOW_PROCESSES) -m slow --part $(PART) $(PYTEST_ARGS))
 
 test-histories: $(READY) ## Hypothesis with new examples, up to ten times as many
-	@$(call timed,make test-histories,SUBLET_HISTORIES=long $(PYTEST) tests/histories $(PYTEST_ARGS))
+	@$(call timed,make test-histories,SUBLET_HISTORIES=long $(PYTEST) -n $(SLOW_PROCESSES) tests/histories $(PYTEST_ARGS))
 
 sample-histories: $(READY) ## Hypothesis with new examples, three times as many; at most 2 min
-	@$(call timed,make sample-histories,SUBLET_HISTORIES=sample $(PYTEST) tests/histories $(PYTEST_ARGS))
+	@$(call timed,make sample-histories,SUBLET_HISTORIES=sample $(PYTEST) -n $(SLOW_PROCESSES) tests/histories $(PYTEST_ARGS))
 
 fuzz: $(READY) ## fuzz all parsers of hostile bytes, in one process, for FUZZ_SECONDS
 	@$(call timed,make fuzz,$(PY) -m tests.histories.fuzz --seconds $(FUZZ_SECONDS) every)
