@@ -136,7 +136,7 @@ def test_a_job_that_fills_its_disk(played: Played) -> None:
     view = played.end_of("disk")
     assert (view.state, view.reason) == ("failed", "disk_limit")
     assert "wrote more to disk than it asked for" in view.says
-    assert "64000000 were asked for" in view.says
+    assert "64 MB were asked for" in view.says
 
 
 def test_a_job_that_fills_its_temporary_files(played: Played) -> None:
