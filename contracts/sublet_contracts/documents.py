@@ -557,7 +557,7 @@ def check_checkpoint_folders(folders: tuple[str, ...]) -> tuple[str, ...]:
         parts = folder.removeprefix("/").split("/")
         if any(part in ("", ".", "..") for part in parts) or not folder.isprintable():
             raise ValueError(
-                f"{folder!r} must be a plain path such as ckpts or /work/ckpts, without '.', '..' "
+                f"{folder!r} must be a plain path such as ckpts or /state/ckpts, without '.', '..' "
                 "or an empty part; '.' alone is the working folder"
             )
     for folder in folders:

@@ -18,7 +18,7 @@ from sublet_agent.adapters.workspace.reader import Look
 from sublet_agent.adapters.workspace.workspace import BY_PROTOCOL, FoldersSeen, Workspace
 from sublet_agent.core import effects, events
 from sublet_agent.core.folders_at_rest import Ended
-from sublet_agent.core.layout import Layout, RunFolders
+from sublet_agent.core.layout import WORK_PATH, Layout, RunFolders
 from sublet_agent.core.runner_port import RunRefused
 from sublet_contracts.wire import CheckpointUploaded
 from tests.agent.test_core import World, only, wanted
@@ -223,8 +223,8 @@ def test_the_working_folder_itself_is_named_without_what_is_mounted_in_it(tmp_pa
     run = Run(
         tmp_path / "state",
         checkpoints=(".",),
-        outputs="/work/out",
-        inputs=({"destination": "/work/data.json", "kind": "file", "index_sha256": "0" * 64,
+        outputs=f"{WORK_PATH}/out",
+        inputs=({"destination": f"{WORK_PATH}/data.json", "kind": "file", "index_sha256": "0" * 64,
                  "total_bytes": 1},),
     )  # fmt: skip
     root = run.workspace.root
@@ -235,7 +235,7 @@ def test_a_folder_below_an_input_is_refused_with_the_fix(tmp_path: Path) -> None
     run = Run(
         tmp_path / "state",
         checkpoints=("data/ckpts",),
-        inputs=({"destination": "/work/data", "kind": "folder", "index_sha256": "0" * 64,
+        inputs=({"destination": f"{WORK_PATH}/data", "kind": "folder", "index_sha256": "0" * 64,
                  "total_bytes": 1},),
     )  # fmt: skip
     with pytest.raises(RunRefused, match="--checkpoint data/ckpts: the command can't write there"):
@@ -243,7 +243,7 @@ def test_a_folder_below_an_input_is_refused_with_the_fix(tmp_path: Path) -> None
 
 
 def test_a_folder_of_its_own_is_mounted_only_where_no_other_is() -> None:
-    paths = ("/a", "/work/b", "c", "/tmp", "/out/d")
+    paths = ("/a", f"{WORK_PATH}/b", "c", "/tmp", "/out/d")
     run = RunFolders(Path("/r"), Layout(), "/out", checkpoint_paths=paths)
     assert run.mounts() == {
         "/out": Path("/r/outputs"),

@@ -83,7 +83,7 @@ LOOK = textwrap.dedent("""
         "writes": {p: write(p) for p in ("/x", "/etc/x", "/tmp/x", "/dev/shm/x", here + "/out/x",
             here + "/in/x", here + "/ack/x", "/inputs/x", "/sublet/helper/x", "/data/in.csv",
             "/out/x", "/proc/sys/kernel/hostname", "x", os.path.expanduser("~/x"), "/home/x",
-            "/work/../x")},
+            os.getcwd() + "/../x")},
         "home": os.path.expanduser("~"),
         "moves": {n: moved(n) for n in ("in", "ack")},
         "tmp": fill("/tmp/fill"), "shm": fill("/dev/shm/fill"),

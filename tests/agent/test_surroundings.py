@@ -25,7 +25,14 @@ from sublet_agent.adapters.workspace import seeding
 from sublet_agent.adapters.workspace.layout_file import read_layout, write_layout
 from sublet_agent.core import layout as layouts
 from sublet_agent.core.cores import cores_for, from_text, to_text
-from sublet_agent.core.layout import ImageFolders, Layout, RunFolders, own_folders, planned
+from sublet_agent.core.layout import (
+    WORK_PATH,
+    ImageFolders,
+    Layout,
+    RunFolders,
+    own_folders,
+    planned,
+)
 from sublet_agent.core.runner_port import RunRefused, RunSpec
 from tests.agent.runner_world import World
 from tests.images import base_image
@@ -420,10 +427,10 @@ def test_case_10_what_an_image_brings_is_found(world: World, images: Images) -> 
     assert world.ended(spec.run_id).exit_code == 0, world.output(spec.run_id)
     assert world.output(spec.run_id) == ["True 42 weights", "loaded"]
     # Beside it: the job's own paths and home are added, and hide nothing of the image's.
-    env = {"PYTHONPATH": "/work/mine", "HOME": "/home/u", "MPLCONFIGDIR": "/tmp/mpl"}
+    env = {"PYTHONPATH": f"{WORK_PATH}/mine", "HOME": "/home/u", "MPLCONFIGDIR": "/tmp/mpl"}
     spec = furnished(world, image, CASE_10 + "print(os.environ['PYTHONPATH'])", env=env)
     assert world.ended(spec.run_id).exit_code == 0, world.output(spec.run_id)
-    assert world.output(spec.run_id)[-1] == "/sublet/helper:/work/mine:/srv/lib"
+    assert world.output(spec.run_id)[-1] == f"/sublet/helper:{WORK_PATH}/mine:/srv/lib"
 
 
 @pytest.mark.docker
