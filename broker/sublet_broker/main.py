@@ -90,7 +90,10 @@ def main(argv: list[str] | None = None) -> int:
         help="postgresql://USER@HOST/NAME; by default SQLite in the data folder",
     )
     parser.add_argument(
-        "--ray", default="local", metavar="local|ADDRESS", help="start Ray here, or join a cluster"
+        "--ray",
+        default="local",
+        metavar="local|off|ADDRESS",
+        help="start Ray here, do without (a small market on a small machine), or join a cluster",
     )
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of stderr")
     parser.add_argument(
@@ -244,14 +247,16 @@ def _run(
             Probe(
                 "matcher",
                 lambda: (
-                    "" if market.engine.alive() else "Ray is away: the broker matches by itself"
+                    ""
+                    if market.engine.off or market.engine.alive()
+                    else "Ray is away: the broker matches by itself"
                 ),
                 needed=False,
             ),
         )
         market.start()
         try:
-            asyncio.run(_serve(Broker(ports, settings), folder.root, sock, probes, market.stop))
+            asyncio.run(_serve(Broker(ports, settings), folder.root, sock, probes, market))
         except (SQLAlchemyError, StorageFull) as error:
             # Of the first transaction: once it serves, whoever asked is told, and it goes on.
             raise CannotStart(_unusable(error)) from error
@@ -267,7 +272,7 @@ async def _serve(
     root: Path,
     sock: socket.socket,
     probes: tuple[Probe, ...],
-    on_stop: Callable[[], None],
+    market: RayPorts,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -283,16 +288,17 @@ async def _serve(
 
     def ready() -> None:
         _write_atomically(root / LISTEN_FILE, {"url": url, "broker": broker.party})
-        print(
-            f"sublet broker is ready at {url} as {broker.party}, data in {root}; Ray's own ports "
-            "listen on every interface, guarded by a token: close them to the outside "
-            "(deploy/README.md)",
-            flush=True,
-        )
+        says = f"sublet broker is ready at {url} as {broker.party}, data in {root}"
+        if not market.engine.off:
+            says += (
+                "; Ray's own ports listen on every interface, guarded by a token: close them to "
+                "the outside (deploy/README.md)"
+            )
+        print(says, flush=True)
 
     edge, hub = compose(broker, release(), probes)
     try:
-        await serve(edge, hub, sock, stop=stop, on_ready=ready, on_stop=on_stop)
+        await serve(edge, hub, sock, stop=stop, on_ready=ready, on_stop=market.stop)
     finally:
         # On a disk that can't be written it stays; whoever starts next takes it away.
         with contextlib.suppress(OSError):

@@ -36,7 +36,7 @@ class BadMarket:
     jobs: list[Job] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.market = LocalMarket(self.root / "market", self.broker_arguments)
+        self.market = LocalMarket(self.root / "market", self.broker_arguments, ray="off")
 
     def start(self) -> None:
         """Start the broker and fund the renter."""

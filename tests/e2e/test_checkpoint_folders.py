@@ -109,7 +109,7 @@ class Played:
     """All ways at once on one market, and the weights of a run that nobody disturbs."""
 
     def __init__(self, folder: Path) -> None:
-        self.market = LocalMarket(folder / "market")
+        self.market = LocalMarket(folder / "market", ray="off")
         self.market.start_broker()
         config = folder / "config"
         client = Client(broker=self.market.url, config_dir=config)

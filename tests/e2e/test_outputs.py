@@ -35,7 +35,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     require("docker")
     from tests.images import base_image
 
-    local = LocalMarket(tmp_path_factory.mktemp("outputs"))
+    local = LocalMarket(tmp_path_factory.mktemp("outputs"), ray="off")
     try:
         local.start_broker()
         config = Path(local.environment["XDG_CONFIG_HOME"]) / "sublet"

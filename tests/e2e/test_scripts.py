@@ -239,7 +239,7 @@ class Plays:
 
     def __init__(self, folder: Path, tests: list[str]) -> None:
         self.folder = folder
-        self.market = LocalMarket(folder / "market")
+        self.market = LocalMarket(folder / "market", ray="off")
         self.market.start_broker()
         self.config = self.market.root / "config" / "sublet"  # the command line's own, too
         self.client = Client(broker=self.market.url, config_dir=self.config)

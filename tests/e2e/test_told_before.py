@@ -25,7 +25,7 @@ WITHIN_S = EVERY_S + 60
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalMarket, Client]]:
-    local = LocalMarket(tmp_path_factory.mktemp("told"))
+    local = LocalMarket(tmp_path_factory.mktemp("told"), ray="off")
     try:
         local.start_broker()
         config = Path(local.environment["XDG_CONFIG_HOME"]) / "sublet"

@@ -155,7 +155,7 @@ class Trained:
     """The faults, played at once on one market, and the weights of an undisturbed run."""
 
     def __init__(self, folder: Path) -> None:
-        self.market = LocalMarket(folder / "market")
+        self.market = LocalMarket(folder / "market", ray="off")
         self.market.start_broker()
         config = folder / "config"
         self.client = Client(broker=self.market.url, config_dir=config)

@@ -106,8 +106,21 @@ def test_start_stop_and_kill(tmp_path: Path, processes: list[Process]) -> None:
         broker_at(listen["url"])
 
 
+def test_without_ray(tmp_path: Path, processes: list[Process]) -> None:
+    process = Process(tmp_path, "--listen", "127.0.0.1:0", "--ray", "off")
+    processes.append(process)
+    url = process.ready()["url"]
+    with urllib.request.urlopen(url + "/readyz", timeout=LIMIT_S) as answer:
+        assert answer.status == 200
+    children = Path(f"/proc/{process.child.pid}/task/{process.child.pid}/children").read_text()
+    assert children == ""
+    status, log = process.end(signal.SIGTERM)
+    assert status == 0, log
+    assert "ray is off" in log
+
+
 def test_json_log_lines(tmp_path: Path, processes: list[Process]) -> None:
-    process = Process(tmp_path, "--listen", "127.0.0.1:0", "--log-format", "json")
+    process = Process(tmp_path, "--listen", "127.0.0.1:0", "--ray", "off", "--log-format", "json")
     processes.append(process)
     process.ready()
     status, log = process.end(signal.SIGINT)

@@ -29,7 +29,7 @@ class SmallMarket:
 @contextmanager
 def small_market(root: Path) -> Iterator[SmallMarket]:
     """Start it; stop it at the end."""
-    local = LocalMarket(root)
+    local = LocalMarket(root, ray="off")
     try:
         local.start_broker()
         config = Path(local.environment["XDG_CONFIG_HOME"]) / "sublet"

@@ -43,7 +43,7 @@ def test_the_script_runs_on_a_laptop_and_resumes_there(tmp_path: Path, points: P
 
 @pytest.mark.slow
 def test_submit_brings_the_result_back_from_a_market(tmp_path: Path, points: Path) -> None:
-    market = LocalMarket(tmp_path / "market")
+    market = LocalMarket(tmp_path / "market", ray="off")
     try:
         market.start_broker()
         environment = {**os.environ, **market.environment}

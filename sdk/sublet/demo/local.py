@@ -98,6 +98,8 @@ class LocalMarket:
 
     root: Path
     broker_arguments: Sequence[str] = ()
+    ray: str = "local"
+    """what the broker's --ray is"""
     broker: LocalProcess | None = None
     agents: dict[str, LocalProcess] = field(default_factory=dict)
     url: str = ""
@@ -128,6 +130,7 @@ class LocalMarket:
         ready = self.root / "broker" / "listen.json"
         ready.unlink(missing_ok=True)
         arguments = ["broker", "--listen", listen, "--data", str(self.root / "broker")]
+        arguments += ["--ray", self.ray]
         self.broker = LocalProcess(
             "broker",
             [*arguments, *self.broker_arguments],

@@ -35,6 +35,9 @@ _STOP_LIMIT_S = 10.0
 # Below a longer one the paths of Ray's sockets would not fit into a Unix socket's address.
 _LONGEST_TMP = 12
 
+OFF = "off"
+"""The address of a broker that does everything in its own process."""
+
 Then = Callable[[bool, Any], None]
 
 
@@ -44,7 +47,8 @@ class EngineAway(Exception):
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How Ray is run. `address`: "local", or that of a cluster one of whose nodes this is."""
+    """How Ray is run. `address`: "local", or that of a cluster one of whose nodes this is; OFF: it
+    isn't."""
 
     database_url: str
     blobs_root: Path
@@ -63,13 +67,17 @@ class RayEngine:
         self.on_down: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._host: _HostProcess | None = None
-        self._why_away = "it has not been started"
+        self.off = config.address == OFF
+        self._why_away = "it is switched off" if self.off else "it has not been started"
         self._stopping = threading.Event()
         self._up = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="ray-keeper", daemon=True)
 
     def start(self) -> None:
         """Begin to bring Ray up, and return at once."""
+        if self.off:
+            log.info("ray is off: jobs are matched, verified and settled in this process")
+            return
         log.info(
             "ray starts; its processes listen on every interface of this machine and are guarded "
             "by a token: close their ports to the outside (see deploy/README.md)"

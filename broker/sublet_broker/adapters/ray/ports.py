@@ -1,20 +1,20 @@
 """Matcher, Verifier and Settler on Ray: how the use-cases reach the engine without waiting for it.
 
 Nothing waits for Ray: where it doesn't answer, as while it starts, jobs are matched, checkpoints
-verified and settlements decided by the same code in this process.
+verified and settlements decided by the same code in this process. Where it is off, always.
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
 from sublet_broker.adapters.blobs.verifying import check_checkpoint
 from sublet_broker.adapters.ray.engine import EngineAway, EngineConfig, RayEngine
-from sublet_broker.adapters.ray.matcher import Asked, Changes, RayMatcher
+from sublet_broker.adapters.ray.matcher import Asked, Changes, RayMatcher, Shards
 from sublet_broker.adapters.ray.shards import Shard
 from sublet_broker.adapters.ray.tasks import ShardActor, settle_batch
 from sublet_broker.market.settling import SettlementCase, SettlementDecision
@@ -65,6 +65,33 @@ class RayShards:
     def stand_in(self, number: int) -> Shard:
         """See matcher.Shards."""
         return ShardActor(self._engine.config.database_url, number, self.count)
+
+
+class OwnShards:
+    """matcher.Shards in this process: one, for a broker that runs without Ray."""
+
+    count = 1
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self._shard: Shard | None = None
+        self.before_start: list[Callable[[], None]] = []
+
+    def ask(self, changes: Changes, now_ms: int) -> Asked:
+        """See matcher.Shards. What it raises leaves no half-told shard behind."""
+        shard, self._shard = self._shard or self.stand_in(0), None
+        asked = _Asked()
+        asked.take(True, [shard.propose(changes[0], now_ms)])
+        self._shard = shard
+        return asked
+
+    def rebuild(self) -> None:
+        """See matcher.Shards."""
+        self._shard = None
+
+    def stand_in(self, number: int) -> Shard:
+        """See matcher.Shards."""
+        return ShardActor(self._database_url, number, self.count)
 
 
 class RayVerifier:
@@ -165,7 +192,8 @@ class RaySettler:
                 "settle", list(cases), timeout_s=SETTLE_LIMIT_S
             )
         except EngineAway as error:
-            log.info("settling in the broker's own process: %s", error)
+            level = logging.DEBUG if self._engine.off else logging.INFO
+            log.log(level, "settling in the broker's own process: %s", error)
             return settle_batch(cases)
         return made
 
@@ -183,7 +211,9 @@ class RayPorts:
     def over(cls, config: EngineConfig, store: Store, blobs: BlobStore) -> Self:
         """Compose them; start() brings Ray up."""
         engine = RayEngine(config)
-        matcher = RayMatcher(RayShards(engine), store)
+        own = OwnShards(config.database_url)
+        shards: Shards = own if engine.off else RayShards(engine)
+        matcher = RayMatcher(shards, store)
         return cls(engine, matcher, RayVerifier(engine, blobs), RaySettler(engine))
 
     def start(self) -> None:
