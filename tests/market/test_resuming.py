@@ -353,8 +353,8 @@ def test_the_newest_few_are_avoided_the_newest_last() -> None:
     assert job.avoid == ("p2", "p3", "p5", "p6", "p7", "p8", "p9", "p4")
 
 
-def never_ran(reason: Reason, provider: str) -> Ending:
-    return ending(reason, provider=provider, ran=False)
+def never_ran(reason: Reason, provider: str, **changes: Any) -> Ending:
+    return ending(reason, provider=provider, ran=False, **changes)
 
 
 def test_an_image_is_given_up_when_three_providers_do_not_find_it() -> None:
@@ -379,7 +379,7 @@ def test_an_image_is_given_up_when_all_that_fit_were_asked_twice_over_five_minut
 
 
 def test_an_image_that_nobody_finds_pauses_a_job_with_something_durable() -> None:
-    said = [never_ran(Reason.IMAGE_UNKNOWN, f"p{n}") for n in range(3)]
+    said = [never_ran(Reason.IMAGE_UNKNOWN, f"p{n}", has_durable=True) for n in range(3)]
     job = after_all(running(hardware_class="rtx4090"), *said)
     assert (job.state, job.reason) == (JobState.PAUSED, Reason.IMAGE_UNAVAILABLE)
     again = after_all(resumed(job, NOW_MS), said[0])
@@ -408,8 +408,17 @@ def test_a_machine_that_could_not_pull_sends_the_job_on_at_once() -> None:
 
 
 def test_a_kill_too_many_pauses_what_has_something_durable() -> None:
-    job = after_all(running(hardware_class="rtx4090"), ending(Reason.KILLED_TOO_OFTEN))
+    killed = ending(Reason.KILLED_TOO_OFTEN, has_durable=True)
+    job = after_all(running(hardware_class="rtx4090"), killed)
     assert (job.state, job.reason) == (JobState.PAUSED, Reason.KILLED_TOO_OFTEN)
+
+
+def test_a_class_that_the_renter_asked_for_is_nothing_durable() -> None:
+    asked = running(hardware_class="rtx4090")
+    job = after_all(asked, ending(Reason.KILLED_TOO_OFTEN))
+    assert (job.state, job.reason) == (JobState.FAILED, Reason.KILLED_TOO_OFTEN)
+    said = [never_ran(Reason.IMAGE_UNKNOWN, f"p{n}") for n in range(3)]
+    assert after_all(asked, *said).state is JobState.FAILED
 
 
 def test_progress_forgives_all_but_who_failed_it_just_now() -> None:

@@ -531,7 +531,8 @@ class Auditor:
 
     def _given_up(self, new: Any, state: str) -> None:
         """A job fails by what is its own, and what has something durable never for its image, or
-        for who kills it. It is paused only after as many attempts as were promised."""
+        for who kills it; what has nothing never waits for these. It is paused only after as many
+        attempts as were promised."""
         reason, model = str(new.reason), self.jobs[new.id]
         never(state == "failed" and reason not in _ITS_OWN, f"a job has failed as {reason}")
         tried = model.fruitless >= FRUITLESS_LIMIT or model.unstarted >= UNSTARTED_LIMIT
@@ -541,9 +542,11 @@ class Auditor:
         )
         if reason == "image_unavailable":
             self.set_aside.image_given_up(new.id, self.clock_ms)
-        if state == "failed" and reason in ("image_unavailable", "killed_too_often"):
-            lost = self._resume_point(new.id)[1] is not None
+        if reason in ("image_unavailable", "killed_too_often"):
+            durable = self._resume_point(new.id)[1] is not None
+            lost, kept = state == "failed" and durable, state == "paused" and not durable
             never(lost, f"a job has failed as {reason} that has something durable")
+            never(kept, f"a job waits, {reason}, and has nothing durable")
 
     def _agent(self, old: Any, new: Any) -> None:
         never(new is None, "an agent was deleted")

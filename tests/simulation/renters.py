@@ -202,6 +202,8 @@ class RenterHost:
                 memory_bytes=10**9,
                 disk_bytes=10**9,
                 region=draw.choice(("", "", self._some_region(devices))),
+                # There is but one: who asks for it is not yet held to it by what is durable.
+                hardware_class="rtx4090" if number % 2 else "",
             ),
             max_price_ucr_per_device_hour=MAX_PRICE,
             budget_ucr=budget,

@@ -45,6 +45,8 @@ IMAGE_WITNESSES = 3
 IMAGE_WAIT_MS = 300_000
 _NO_ATTEMPT = frozenset({Reason.LEASE_REFUSED, Reason.LEASE_UNANSWERED})
 PAUSED_WHEN_DURABLE = frozenset({Reason.IMAGE_UNAVAILABLE, Reason.KILLED_TOO_OFTEN})
+DURABLE_COUNTS = PAUSED_WHEN_DURABLE | IMAGE_REASONS
+"""Where it matters whether something durable is there; a search for an image may end the job."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,10 @@ class Ending:
     successor: str = ""
     """The provider that has prepared to take over."""
     has_durable: bool = False
-    """Whether the job would go on from something durable. Told where its image is the trouble."""
+    """Whether the job would go on from something durable. Told where the reason is one of
+    DURABLE_COUNTS: whoever tells looks it up for these only."""
     image_named: bool = False
-    """Whether the lease named the image by content. Likewise."""
+    """Whether the lease named the image by content. Told where its image is the trouble."""
     topped_up: bool = False
     """Whether more can be charged now than this lease left over."""
 
@@ -142,8 +145,8 @@ def _image_judged(job: JobFact, ending: Ending, now_ms: int) -> Ending:
 
 def _what_next(job: JobFact, ending: Ending) -> Next:
     meaning = MEANINGS[ending.reason].next
-    if ending.reason in PAUSED_WHEN_DURABLE and job.hardware_class:
-        return Next.PAUSE  # Its first durable checkpoint has pinned the class.
+    if ending.reason in PAUSED_WHEN_DURABLE and ending.has_durable:
+        return Next.PAUSE
     if ending.reason is Reason.PAUSED_BY_RENTER and job.wanted != "pause":
         return Next.RETRY
     if ending.reason is Reason.BUDGET_EXHAUSTED and ending.topped_up:

@@ -18,7 +18,7 @@ from sublet_broker.market.facts import (
     SettlementFact,
 )
 from sublet_broker.market.leasing import hold_ucr
-from sublet_broker.market.resuming import Ending, after
+from sublet_broker.market.resuming import DURABLE_COUNTS, Ending, after
 from sublet_broker.market.running import is_at_edge, is_over, judge_exit, lost
 from sublet_broker.market.setting_aside import CANT_START, could_not_start
 from sublet_broker.market.settling import SettlementDecision
@@ -188,7 +188,7 @@ def close(
         progressed=_progressed(work, lease),
         ran=run is not None and run.running_ms is not None,
         successor=successor,
-        has_durable=of_image and newest_durable(work, lease.job) is not None,
+        has_durable=reason in DURABLE_COUNTS and newest_durable(work, lease.job) is not None,
         image_named=of_image and bool(accepted(lease.envelope, Lease).image),
         topped_up=hold_ucr(job) > lease.hold_ucr - charged_ucr,
     )
