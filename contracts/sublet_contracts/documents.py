@@ -148,7 +148,7 @@ class Resources(BaseModel):
     devices: int = Field(ge=1, le=MAX_DEVICES, description="how many devices, all on one machine")
     device_kind: Literal["gpu", "cpu", "any"] = Field(description="what counts as a device")
     device_memory_bytes: Count = Field(default=0, description="least memory of each device")
-    device_name: Text = Field(default="", description="a part of the device's name")
+    device_name: Text = Field(default="", description="words of the device's name")
     hardware_class: str = Field(default="", max_length=64, description="exactly this class")
     cpu_millis: Count = Field(
         default=0, description="thousandths of a core, in all; 0: what comes with the devices"

@@ -5,11 +5,17 @@ it, looking at the offer that it has signed itself and at the devices that the l
 
 To add a constraint: a member of Constraint, and one row in _MACHINE_RULES or _DEVICE_RULES. What
 it says are codes with facts; the words for people are the SDK's (sublet/shortfalls.py).
+
+A device is asked for by words of its name, whole and side by side, whatever stands between them:
+A10 is an NVIDIA A10 and an A10-24Q, not an A100; L40 is no L40S; RTX4090 and 4090 are an RTX 4090.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
+from itertools import accumulate
 from typing import Annotated
 
 from pydantic import Field, JsonValue
@@ -143,6 +149,22 @@ def is_pinned(image: str) -> bool:
     return "@sha256:" in image
 
 
+_WORD = re.compile(r"[^\W_]+")
+
+
+@lru_cache(maxsize=4096)
+def is_named(asked: str, name: str) -> bool:
+    """Say whether a device of this name is what is asked for: its words, or some of them that stand
+    side by side, are the letters and digits that were asked for."""
+    wanted = "".join(_WORD.findall(asked.casefold()))
+    words = _WORD.findall(name.casefold())
+    ends = {0, *accumulate(map(len, words))}
+    said = "".join(words)
+    return bool(wanted) and any(
+        begin + len(wanted) in ends and said.startswith(wanted, begin) for begin in ends
+    )
+
+
 @dataclass(frozen=True)
 class _MachineRule:
     """A constraint on the machine as a whole."""
@@ -232,7 +254,9 @@ _DEVICE_RULES = (
     ),
     _DeviceRule(
         Constraint.DEVICE_NAME,
-        lambda need, device: need.resources.device_name.lower() in device.name.lower(),
+        lambda need, device: (
+            not need.resources.device_name or is_named(need.resources.device_name, device.name)
+        ),
         lambda devices: devices[0].name,
         lambda need: need.resources.device_name,
     ),

@@ -187,7 +187,7 @@ class JobOptions(TypedDict, total=False):
     gpus: Annotated[
         str | int,
         Option(
-            "2 (any), A100 (a part of the name), A100:2 or 2xA100, 1xH100-80GB, 2x24GB, or cpu",
+            "2 (any), A100 (words of the name), A100:2 or 2xA100, 1xH100-80GB, 2x24GB, or cpu",
             "machine",
             default=1,
             fields=("devices", "device_kind", "device_memory_bytes", "device_name"),

@@ -110,16 +110,18 @@ class Gpus:
 _GPUS_HINT = "write it like 2, A100, A100:2, 2xA100, 1xH100-80GB, 2x24GB or cpu"
 _GPUS = re.compile(r"(?:([0-9]{1,4}) ?[x*] ?)?(.*?)(?: ?: ?([0-9]{1,4}))?")
 _MEMORY = re.compile(r"[0-9]+(?:\.[0-9]+)?[KMGT]i?B?", re.IGNORECASE)
+_LETTER_OR_MODEL = re.compile(r".*[A-Za-z].*|[1-9][0-9]{3}")
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
 
 
 def parse_gpus(text: str | int) -> Gpus:
-    """Return what is asked for in '2' (any), 'A100' (a part of the name), 'A100:2' or '2xA100',
-    '1xH100-80GB' (name, and the least memory of each), '2x24GB' or 'cpu'. Raises UnitError."""
+    """Return what is asked for in '2' (any), 'A100' (words of the name), 'A100:2' or '2xA100',
+    '1xH100-80GB' (name, and the least memory of each), '2x24GB' or 'cpu'. A number of four digits
+    is a GPU's name, as in 4090: so many no machine has. Raises UnitError."""
     written = str(text).strip()
     if written.lower() == "cpu":
         return Gpus(1, "cpu")
-    if re.fullmatch(r"[0-9]{1,4}", written):
+    if re.fullmatch(r"[0-9]{1,3}", written):
         return Gpus(_device_count(written, written), "gpu")
     match = _GPUS.fullmatch(written)
     before, what, after = match.groups() if match else (None, "", None)
@@ -138,7 +140,7 @@ def parse_gpus(text: str | int) -> Gpus:
     name, dash, memory = _parted(what)
     # A word alone is a name only if it has a number in it, as GPUs' names have: `lots` is a slip.
     told = before or after or re.search(r"[0-9]", name)
-    if not told or not _DEVICE_NAME.fullmatch(name) or not re.search(r"[A-Za-z]", name):
+    if not told or not _DEVICE_NAME.fullmatch(name) or not _LETTER_OR_MODEL.fullmatch(name):
         raise UnitError(f"gpus: {written!r} is neither a number nor a GPU's name; {_GPUS_HINT}")
     if re.search(r"^x[0-9]|[A-Za-z0-9]x[0-9]{1,2}$", name):
         raise UnitError(f"gpus: {written!r} has the number at the wrong end; {_GPUS_HINT}")

@@ -88,6 +88,61 @@ def test_each_constraint_is_judged_by_its_name_with_its_facts(
     assert shortfalls(wants, offered, offered.devices) == [Shortfall(constraint, has, needs)]
 
 
+NAMES = {
+    "A10": "NVIDIA A10",
+    "A10 in part": "NVIDIA A10-24Q",
+    "A10G": "NVIDIA A10G",
+    "A100": "NVIDIA A100-SXM4-80GB",
+    "A100 PCIe": "NVIDIA A100 80GB PCIe",
+    "L4": "NVIDIA L4",
+    "L40": "NVIDIA L40",
+    "L40S": "NVIDIA L40S",
+    "H100": "NVIDIA H100 80GB HBM3",
+    "GH200": "NVIDIA GH200 480GB",
+    "4090": "NVIDIA GeForce RTX 4090",
+    "4080": "NVIDIA GeForce RTX 4080 SUPER",
+    "6000": "NVIDIA RTX 6000 Ada Generation",
+    "A6000": "NVIDIA RTX A6000",
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("A10", ["A10", "A10 in part"]),
+        ("a10g", ["A10G"]),
+        ("A100", ["A100", "A100 PCIe"]),
+        ("A100-SXM4", ["A100"]),
+        ("A100-SXM4-80GB", ["A100"]),
+        ("nvidia_a100", ["A100", "A100 PCIe"]),
+        ("L4", ["L4"]),
+        ("L40", ["L40"]),
+        ("L40S", ["L40S"]),
+        ("H100-80GB", ["H100"]),
+        ("H100", ["H100"]),
+        ("H200", []),
+        ("RTX 4090", ["4090"]),
+        ("rtx4090", ["4090"]),
+        ("4090", ["4090"]),
+        ("RTX", ["4090", "4080", "6000", "A6000"]),
+        ("4080SUPER", ["4080"]),
+        ("RTX 6000", ["6000"]),
+        ("GeForce 4090", []),
+        ("90", []),
+        ("RT", []),
+        ("-", []),
+        ("", list(NAMES)),
+    ],
+)
+def test_a_device_is_asked_for_by_whole_words_of_its_name(asked: str, found: list[str]) -> None:
+    suits = []
+    for short, name in NAMES.items():
+        device = GPU.model_copy(update={"name": name})
+        if not shortfalls(need({"device_name": asked}), offer(devices=(device,)), (device,)):
+            suits.append(short)
+    assert suits == found
+
+
 def test_no_constraint_is_left_out_here() -> None:
     shown = {constraint for _, _, constraint, _, _ in CASES}
     # BUSY is not a machine's: who knows what is taken says so (market/matching.py).

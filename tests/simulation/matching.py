@@ -6,6 +6,7 @@ they are; documents from their signed bytes.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -176,7 +177,7 @@ class _Machine:
             if (
                 need["device_kind"] in ("any", device["kind"])
                 and device["memory_bytes"] >= need["device_memory_bytes"]
-                and need["device_name"].lower() in device["name"].lower()
+                and _called(need["device_name"], device["name"])
             ):
                 classes[device["hardware_class"]] += 1
         asked = pinned or need["hardware_class"]
@@ -195,6 +196,17 @@ class _Machine:
                 for what in ("cpu_millis", "memory_bytes", "disk_bytes")
             )
         )
+
+
+def _called(asked: str, name: str) -> bool:
+    """Its letters and digits stand in the name, whatever stands between them, and no other letter
+    or digit touches them."""
+    if not asked:
+        return True
+    characters = [c for c in asked.lower() if c.isalnum()]
+    side_by_side = r"[^a-z0-9]*".join(map(re.escape, characters))
+    pattern = rf"(?<![a-z0-9])(?:{side_by_side})(?![a-z0-9])"
+    return bool(characters) and re.search(pattern, name.lower()) is not None
 
 
 def _may_be_leased(job: Any, document: dict[str, Any], clock_ms: int) -> bool:

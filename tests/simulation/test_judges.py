@@ -17,6 +17,8 @@ from tests.simulation.matching import _Machine
 from tests.simulation.truth import _LOST, _REASONS
 
 PAIRS = 5_000
+NAMES = ("NVIDIA RTX 4090", "NVIDIA H100", "NVIDIA A100-SXM4-80GB", "NVIDIA A10", "NVIDIA L40S")
+ASKED = ("4090", "rtx", "RTX4090", "a10", "A100", "A100-SXM4", "L4", "L40", "l40s", "h100")
 
 
 def an_offer(draw: random.Random) -> Offer:
@@ -24,7 +26,7 @@ def an_offer(draw: random.Random) -> Offer:
         Device(
             id=f"GPU-{n}",
             kind=draw.choice(("gpu", "gpu", "gpu", "cpu")),
-            name=draw.choice(("NVIDIA RTX 4090", "NVIDIA H100")),
+            name=draw.choice(NAMES),
             memory_bytes=draw.choice((24, 80)),
             hardware_class=draw.choice(("a", "a", "b")),
         )
@@ -51,7 +53,7 @@ def a_job(draw: random.Random) -> Job:
         devices=draw.choice((1, 1, 2)),
         device_kind=draw.choice(("gpu", "any", "any", "cpu")),
         device_memory_bytes=draw.choice((0, 24, 80)),
-        device_name=draw.choice(("", "", "4090", "rtx")),
+        device_name=draw.choice(("", "", "", "", "", *ASKED)),
         hardware_class=draw.choice(("", "", "a", "b")),
         cpu_millis=draw.choice((1000, 1500)),
         memory_bytes=draw.choice((10, 15)),
