@@ -83,7 +83,8 @@ WARNINGS: dict[WarningCode, WarningKind] = {
             "not opened it: it may have begun from the start"
         ),
         ("start_step",),
-        "it has run for a minute, and the machine's file system says that no file of the restored "
+        "it has run for a minute and told a new step or made something durable, or has run for a "
+        "quarter of an hour, and the machine's file system says that no file of the restored "
         "checkpoint was opened; not where that can't be known",
         "one of them is opened",
     ),

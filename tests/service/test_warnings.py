@@ -189,7 +189,10 @@ def test_a_checkpoint_that_the_script_never_opens_is_told_and_one_that_it_opens_
     world = Town()
     _agent, renter, job, run = resumed(world)
     run.opened = False
-    world.pass_ms(MINUTE_MS + 10_000)
+    run.step += 1
+    world.pass_ms(MINUTE_MS // 2)
+    assert codes(renter.view(job)) == []
+    world.pass_ms(MINUTE_MS // 2 + 10_000)
     (warning,) = renter.view(job).warnings
     assert (warning.code, warning.facts) == ("checkpoint_unread", {"start_step": 40})
     assert "step 40" in warning.says
@@ -199,6 +202,34 @@ def test_a_checkpoint_that_the_script_never_opens_is_told_and_one_that_it_opens_
     run.opened = False  # Whatever is said later: it was opened.
     world.pass_ms(MINUTE_MS)
     assert codes(renter.view(job)) == []
+
+
+def test_a_script_that_loads_its_checkpoint_late_is_not_told_that_it_never_did() -> None:
+    """Imports, a model and a compiler may take minutes before anything is restored."""
+    world = Town()
+    _agent, renter, job, run = resumed(world)
+    run.opened = False
+    world.pass_ms(14 * MINUTE_MS)
+    run.opened = True
+    world.steps(run, 3 * MINUTE_MS)
+    assert "checkpoint_unread" not in {event.after for event in told(world, renter, job)}
+
+
+@pytest.mark.parametrize("work", ["durable", "behind", "nothing"])
+def test_what_goes_on_without_its_checkpoint_is_told_by_what_it_does(work: str) -> None:
+    world = Town()
+    agent, renter, job, run = resumed(world)
+    run.opened = False
+    world.pass_ms(3 * MINUTE_MS)
+    assert "checkpoint_unread" not in codes(renter.view(job))
+    if work == "durable":
+        agent.durable(run, 41)
+    elif work == "behind":
+        run.step = 1
+    else:
+        world.pass_ms(12 * MINUTE_MS)
+    world.pass_ms(10_000)
+    assert "checkpoint_unread" in codes(renter.view(job))
 
 
 def test_where_it_cannot_be_known_nothing_is_said_of_opening() -> None:

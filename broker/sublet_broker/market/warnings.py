@@ -29,6 +29,8 @@ SAVING_MS = 30_000
 STALE_MS = 300_000
 STALE_INTERVALS = 3
 UNREAD_MS = 60_000
+UNREAD_AND_NO_WORK_MS = 900_000
+"""So long a script may import, load its model and compile before it opens its checkpoint."""
 BEHIND_MS = 30_000
 STILL_MS = 600_000
 STILL_STEPS = 3
@@ -91,6 +93,16 @@ def _durable_step(w: Watched) -> int:
     return w.lease.start_step if w.run.durable_ms is None else w.run.durable_step
 
 
+def _has_worked(w: Watched) -> bool:
+    """Whether the run has told another step than it began with, or made something durable: only
+    then a script that has not opened what it was restored from goes on without it."""
+    if w.run.durable_ms is not None:
+        return True
+    return w.signs is not None and (
+        w.signs.step != w.lease.start_step or w.signs.moved.ms > w.signs.first_ms
+    )
+
+
 def _saves_stopped(w: Watched) -> bool:
     if not w.resumable or w.run.running_ms is None:
         return False
@@ -143,7 +155,7 @@ _RULES: Mapping[WarningCode, _Rule] = {
     WarningCode.CHECKPOINT_UNREAD: _Rule(
         lambda w: (
             w.lease.start_checkpoint is not None
-            and w.ran_ms >= UNREAD_MS
+            and w.ran_ms >= (UNREAD_MS if _has_worked(w) else UNREAD_AND_NO_WORK_MS)
             and w.signs is not None
             and w.signs.opened is False
         ),
