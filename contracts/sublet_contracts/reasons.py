@@ -220,8 +220,10 @@ MEANINGS: dict[Reason, Meaning] = {
         "a signal ended the run, and nothing says who sent it",
         "a signal such as KILL or TERM without an order of ours, an event of the engine, a "
         "sender that was seen outside of the run, or an out-of-memory record; 128 + such a signal "
-        "that the job returned soon after the signal had ended another of its processes, or of "
-        "which nobody can tell whether it was returned; or an end of which nobody knows the code",
+        "that the job returned soon after the signal had ended another of its processes, or that "
+        "any job returned where the kernel doesn't tell the agent how processes end (which takes "
+        "root, CAP_NET_ADMIN or Linux 6.6, in the machine's own pid namespace); or an end of which "
+        "nobody knows the code",
     ),
     Reason.KILLED_TOO_OFTEN: Meaning(
         Fault.RENTER,

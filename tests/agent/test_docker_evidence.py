@@ -14,11 +14,11 @@ from typing import Any, cast
 import docker
 import pytest
 
-from sublet_agent.adapters.docker import exit_witness
 from sublet_agent.adapters.docker.engine_events import EngineEvents
 from sublet_agent.adapters.docker.images import ImageRules
 from sublet_agent.adapters.docker.runner import DockerRunner, _require_usable
 from sublet_agent.adapters.docker.start_errors import judge_start
+from sublet_agent.adapters.process import exit_events
 from sublet_agent.adapters.run_observer import evidence_of
 from sublet_agent.core import engine_evidence
 from sublet_agent.core.engine_evidence import EngineEnd, EngineFact, EngineMemory, Kind
@@ -256,7 +256,7 @@ def test_who_came_later_claims_nothing(witnessed: World) -> None:
 def test_events_that_the_kernel_could_not_hand_over_make_nothing_of_it(
     witnessed: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exit_witness, "_BUFFER_BYTES", 1)  # the kernel takes its least for that
+    monkeypatch.setattr(exit_events, "_BUFFER_BYTES", 1)  # the kernel takes its least for that
     witnessed.runner = witnessed.restarted()
     spec = started(witnessed, HAS_WORKER.format(code="137"))
     wait_for(lambda: len(processes_of(witnessed, spec)) == 3, "its worker")
@@ -272,7 +272,7 @@ def test_events_that_the_kernel_could_not_hand_over_make_nothing_of_it(
 @pytest.mark.docker
 def test_the_kernel_is_listened_to_only_while_there_are_runs(witnessed: World) -> None:
     spec = started(witnessed, SLEEPS)
-    listens = lambda: witnessed.runner._witness._socket is not None  # type: ignore[attr-defined]  # noqa: E731
+    listens = lambda: witnessed.runner._witness._events.listens  # type: ignore[attr-defined]  # noqa: E731
     assert listens()
     witnessed.runner.remove(spec.run_id)
     wait_for(lambda: not listens(), "the end of it")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sublet_agent.adapters.process import tree
-from sublet_agent.adapters.process.runner import WITNESS
+from sublet_agent.adapters.process.runner import WITNESS, ProcessRunner
 from sublet_agent.adapters.process.witness import Sender, Sighting, Statement, Witness, statement
 from sublet_agent.adapters.run_observer import evidence_of
 from sublet_agent.core.exit_reasons import exit_text, reason_of_exit
@@ -72,13 +72,104 @@ def judged(status: RunStatus, *, finished: bool = False) -> Reason:
 # -- a code is not a signal ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [137, 143, 129, 1])
-def test_a_code_that_the_job_returned_by_itself_is_its_failure(world: World, code: int) -> None:
+@pytest.fixture
+def witnessed(world: World) -> World:
+    """A world in which the kernel tells how processes end."""
+    assert isinstance(world.runner, ProcessRunner)
+    if why := world.runner.why_no_witness():
+        pytest.skip(f"the kernel's process events can't be followed: {why}")
+    return world
+
+
+@pytest.mark.parametrize("code", [137, 143, 129])
+def test_a_code_that_the_job_returned_by_itself_is_its_failure(witnessed: World, code: int) -> None:
     """Case 06, on whatever number a signal's would be."""
-    script = f"echo the result is 42; exit {code}"
-    _, status = world.run("", command=("sh", "-c", script))
+    script = f"echo the result is 42; true; exit {code}"
+    _, status = witnessed.run("", command=("sh", "-c", script))
     assert (status.exit_code, status.returned, status.signal) == (code, True, None)
     assert judged(status) is Reason.JOB_FAILED
+
+
+@pytest.mark.parametrize("code", [137, 143, 1, 255])
+def test_without_the_kernels_word_only_what_may_be_a_signal_is_doubtful(
+    world: World, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Who may not follow process events judges as it does for a container there."""
+    assert isinstance(world.runner, ProcessRunner)
+    monkeypatch.setattr(world.runner, "_blind", "not permitted")
+    _, status = world.run("", command=("sh", "-c", f"exit {code}"))
+    assert (status.exit_code, status.signal, status.worker_signal) == (code, None, None)
+    doubtful = code in (137, 143)
+    assert judged(status) is (Reason.KILLED_UNATTRIBUTED if doubtful else Reason.JOB_FAILED)
+    if doubtful:
+        says = exit_text(evidence_of(status), Reason.KILLED_UNATTRIBUTED)
+        assert "or so it said itself; nothing that was seen says who sent it" in says
+
+
+HAS_WORKER = """
+import subprocess, sys
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("up", worker.pid, flush=True)
+ended = worker.wait()
+sys.exit({code})
+"""
+
+
+def worker_of(world: World, spec: RunSpec) -> int:
+    world.shown_anything(spec.run_id)
+    return int(world.output(spec.run_id)[0].split()[1])
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("128 - ended", Reason.KILLED_UNATTRIBUTED), ("3", Reason.JOB_FAILED)],
+    ids=["passed on", "a code of its own"],
+)
+def test_the_end_of_a_worker_that_somebody_killed(
+    witnessed: World, code: str, reason: Reason
+) -> None:
+    """A launcher returns 137 for what it ran: nobody knows whose kill that was."""
+    spec = witnessed.spec(HAS_WORKER.format(code=code))
+    witnessed.runner.start(spec)
+    os.kill(worker_of(witnessed, spec), signal.SIGKILL)
+    status = witnessed.ended(spec.run_id)
+    assert status.returned
+    assert judged(status) is reason
+    if reason is Reason.KILLED_UNATTRIBUTED:
+        says = exit_text(evidence_of(status), reason)
+        assert says.startswith("exit code 137, after SIGKILL had ended another of its processes;")
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["sleep 611; exit $?", "(sleep 611; exit $?); exit $?", "setsid -w sleep 611; exit $?"],
+    ids=["a shell", "a shell's shell", "in a session of its own"],
+)
+def test_a_shell_that_passes_on_the_kill_of_what_it_ran(witnessed: World, script: str) -> None:
+    spec = witnessed.spec("", command=("sh", "-c", script), pids=20)
+    witnessed.runner.start(spec)
+
+    def sleeper() -> int | None:
+        below = tree.descendants(int(record(witnessed, spec)["pid"]))
+        return next((pid for pid in below if tree.name_of(pid) == "sleep"), None)
+
+    wait_for(sleeper, "its worker")
+    os.kill(sleeper() or 0, signal.SIGKILL)
+    status = witnessed.ended(spec.run_id)
+    assert (status.exit_code, status.worker_signal) == (137, signal.SIGKILL)
+    assert judged(status) is Reason.KILLED_UNATTRIBUTED
+
+
+def test_an_agent_that_came_later_knows_of_the_worker_as_well(witnessed: World) -> None:
+    """Its supervisor has watched all the time."""
+    spec = witnessed.spec(HAS_WORKER.format(code="128 - ended"))
+    witnessed.runner.start(spec)
+    worker = worker_of(witnessed, spec)
+    witnessed.runner = witnessed.restarted()
+    os.kill(worker, signal.SIGTERM)
+    status = witnessed.ended(spec.run_id)
+    assert (status.exit_code, status.worker_signal) == (143, signal.SIGTERM)
+    assert judged(status) is Reason.KILLED_UNATTRIBUTED
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -469,6 +560,7 @@ def test_a_job_that_says_it_has_ended_has_not(world: World) -> None:
     """What it forged stands until its supervisor writes down how it was."""
     forged: dict[str, Any] = {"exit_code": 0, "returned": True, "signal": None, "error": None}
     forged |= {
+        "worker_signal": None,
         "oom_killed": False,
         "limit_exceeded": "",
         "outside_signal": "TERM",

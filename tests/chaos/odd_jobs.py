@@ -288,7 +288,9 @@ class Market:
             runner = DockerRunner(self.journal.state_id, state, images=rules, log_bytes=LOG_BYTES)
             self.witnessed = not runner.why_no_witness()
             return runner
-        return ProcessRunner(self.journal.state_id, state / "process", log_bytes=LOG_BYTES)
+        process = ProcessRunner(self.journal.state_id, state / "process", log_bytes=LOG_BYTES)
+        self.witnessed = not process.why_no_witness()
+        return process
 
     # What the shell takes for its link:
 

@@ -14,8 +14,8 @@ Rules:
    loader raises, a launcher gives up): that end comes of the memory as well.
 5. While the engine holds a run still nothing runs, so no time passes for it.
 6. The engine's code is one number for a signal n and for 128 + n that the job returned. Where the
-   kernel's word on the end of the job's own process is at hand (exit_witness.py) it tells which; it
-   counts where it fits the code and the time.
+   kernel's word on the end of the job's own process is at hand (adapters/process/exit_events.py)
+   it tells which; it counts where it fits the code and the time.
 7. Who returns 128 + n soon after a signal n has ended another process of the run may only pass that
    on, as shells do: that is said as well. Where something may have been unseen in that time, the
    number stays as doubtful as it is without the kernel's word.
@@ -206,11 +206,11 @@ def end_evidence(
     if exit_code == 0 and not seen and not says:
         # The agent was away, and much has happened since: a stop from outside would look the same.
         unseen = "nobody saw its end, and the engine no longer remembers it"
-    own = _own_end(facts, exit_code, finished_ms)
+    own = own_end(facts, exit_code, finished_ms)
     return replace(own, engine_stopped=says, out_of_memory=out_of_memory, unseen=unseen)
 
 
-def _own_end(facts: Sequence[EngineFact], exit_code: int | None, finished_ms: int) -> EngineEnd:
+def own_end(facts: Sequence[EngineFact], exit_code: int | None, finished_ms: int) -> EngineEnd:
     """Say what the kernel's word is on how the job's own process ended; nothing where it has none,
     or it doesn't fit."""
     told = [

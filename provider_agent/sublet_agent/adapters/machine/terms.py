@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import platformdirs
 
@@ -40,13 +41,7 @@ def choose_runner(options: Options, owner: str, say: Callable[[str], None]) -> R
             )
             docker.check()
             say("runner: docker (an engine answers; jobs are isolated)")
-            blind = docker.why_no_witness()
-            if blind:
-                say(
-                    "a job that returns 137 or the like by itself can't be told from one that was "
-                    f"killed: the kernel doesn't tell this agent of exits ({blind}); it takes root "
-                    "or CAP_NET_ADMIN, in the machine's own pid namespace"
-                )
+            _tell_if_blind(docker, say)
             return docker
         except (RunnerUnavailable, ImportError) as error:
             if options.runner == "docker":
@@ -58,7 +53,23 @@ def choose_runner(options: Options, owner: str, say: Callable[[str], None]) -> R
     except RunnerUnavailable as error:
         raise UsageError(f"--runner process: {error}") from error
     say("warning: the process runner isolates nothing; only trusted renters' jobs run here")
+    _tell_if_blind(process, say)
     return process
+
+
+class _Witnessed(Protocol):
+    def why_no_witness(self) -> str: ...
+
+
+def _tell_if_blind(runner: _Witnessed, say: Callable[[str], None]) -> None:
+    """Tell the owner where the kernel is silent about exits, and what that means."""
+    blind = runner.why_no_witness()
+    if blind:
+        say(
+            "a job that returns 137 or the like by itself can't be told from one that was "
+            f"killed: the kernel doesn't tell this agent of exits ({blind}); it takes root "
+            "or CAP_NET_ADMIN, in the machine's own pid namespace"
+        )
 
 
 def _image_cap_bytes(options: Options) -> int:

@@ -52,6 +52,7 @@ class ExitRecord(_Record):
     exit_code: Annotated[int, Field(ge=0, le=255)] | None
     returned: bool
     signal: Annotated[int, Field(ge=1, le=127)] | None
+    worker_signal: Annotated[int, Field(ge=1, le=127)] | None
     oom_killed: bool
     limit_exceeded: _Words
     outside_signal: _Words

@@ -29,8 +29,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from sublet_agent.adapters.process import exit_events, records
 from sublet_agent.adapters.process import logs as process_logs
-from sublet_agent.adapters.process import records
 from sublet_agent.adapters.process import tree as process_tree
 from sublet_agent.adapters.process.files import open_plain, write_durably
 from sublet_agent.adapters.process.supervisor import NOW, STOP_ASKED
@@ -72,6 +72,7 @@ class ProcessRunner:
         self._owner = owner
         self._runs = state_dir / "runs"
         self._log_bytes = log_bytes
+        self._blind: str | None = None
 
     def check(self) -> None:
         """Raise RunnerUnavailable anywhere but on a Linux with /proc."""
@@ -79,6 +80,15 @@ class ProcessRunner:
             raise runner_port.RunnerUnavailable(
                 "the process runner reads /proc, which this system has not", "use Linux, or Docker"
             )
+
+    def why_no_witness(self) -> str:
+        """Say in a few words why the kernel doesn't tell how a job's workers end; empty: it does.
+
+        Asked once: where it keeps silent that takes two seconds.
+        """
+        if self._blind is None:
+            self._blind = exit_events.why_not()
+        return self._blind
 
     def look_up_image(self, image: str) -> str:
         """Return '': this runner uses none."""
@@ -233,6 +243,7 @@ class ProcessRunner:
                 ended.exit_code,
                 returned=ended.returned,
                 signal=ended.signal,
+                worker_signal=ended.worker_signal,
                 oom_killed=ended.oom_killed,
                 limit_exceeded=ended.limit_exceeded,
                 outside_signal=ended.outside_signal,
@@ -378,6 +389,7 @@ class ProcessRunner:
             "image": spec.image,
             "brand": mark.brand,
             "witness": os.environ.get(WITNESS) != "off",
+            "witness_exits": not self.why_no_witness(),
             "command": [_on_host(part, paths) for part in spec.command],
             "env": env,
             "work_dir": str(work.root / work.inside),

@@ -5,8 +5,9 @@
 It holds a lock on `RUN_DIRECTORY/lock` as long as it lives. It is the subreaper of all that the
 job starts, so nothing escapes by being orphaned; keeps the memory and the number of processes
 within the run's limits; takes the output into bounded files; sees who sends the job a signal
-(witness.py); and when the job's own process ends it ends the rest, as a container would, and then
-writes `exit.json`, durably.
+(witness.py), and which signals end its workers (exit_events.py, where the kernel tells us); and
+when the job's own process ends it ends the rest, as a container would, and then writes
+`exit.json`, durably.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from sublet_agent.adapters.process import tree as process_tree
+from sublet_agent.adapters.process.exit_events import ExitEvents
 from sublet_agent.adapters.process.files import read_bounded, replace, write_durably
 from sublet_agent.adapters.process.logs import LogWriter
 from sublet_agent.adapters.process.witness import Statement, Witness, statement
+from sublet_agent.core.engine_evidence import EngineEnd, EngineFact, own_end
 from sublet_agent.core.log_lines import Begun, LineBuffer, shown
 from sublet_contracts.wire import MAX_LOG_STATE_CHARACTERS
 
@@ -42,6 +45,7 @@ _DRAIN_S = 5.0
 _TELL_STATE_S = 0.4
 _TELL_S = 1.0
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_JOB = "job"
 STOP_ASKED = "stop.json"
 """Written before the agent asks the job to stop: by which process, so that it's known as ours."""
 NOW = "now.json"
@@ -62,8 +66,11 @@ class Supervisor:
         self._memory_bytes = self._peak_memory_bytes = 0
         self._wait_status: int | None = None
         self._ended_s = 0.0
+        self._ended_ms = 0
         self._serving = self._serve_again = False
         self._witness: Witness | None = None
+        self._exits = ExitEvents(self._saw)
+        self._seen: list[EngineFact] = []
         self._out_of_memory = False
         self._limit_exceeded = ""
         self._error: str | None = None
@@ -76,6 +83,11 @@ class Supervisor:
         mine = process_tree.read_process(os.getpid())
         about: dict[str, Any] = {"pid": os.getpid(), "started": mine.started if mine else 0}
         before = process_tree.survey(os.getpid())
+        if self._spec["witness_exits"]:
+            # Before the job is there: so nothing of it is missed.
+            with contextlib.suppress(OSError):
+                self._exits.listen()
+                self._exits.watch(_JOB, os.getpid())
         try:
             job = self._start_job()
         except OSError as error:
@@ -146,6 +158,7 @@ class Supervisor:
             if now >= next_watch:
                 self._log.flush()
                 self._reap()
+                self._exits.take_in()
                 survey = process_tree.survey(os.getpid())
                 alive = set(survey.alive)
                 if self._wait_status is None:
@@ -255,6 +268,7 @@ class Supervisor:
     def _took(self, status: int) -> None:
         if not os.WIFSTOPPED(status):
             self._ended_s = time.monotonic()
+            self._ended_ms = _now_ms()
             self._wait_status = status
         elif self._witness is not None:
             self._witness.pass_on(status)
@@ -273,6 +287,23 @@ class Supervisor:
         grace_s = self._spec["stop_grace_ms"] / 1000
         return statement(self._witness.sightings, killed_by, self._ended_s, grace_s)
 
+    def _saw(self, _run: str, fact: EngineFact) -> None:
+        if fact.kind == "blind":  # the last one counts, and there may be many
+            self._seen = [other for other in self._seen if other.kind != "blind"]
+        self._seen.append(fact)
+
+    def _own_end(self, code: int | None, killed_by: int | None) -> EngineEnd:
+        """Say whether the job returned the code by itself, or may pass on its worker's end.
+
+        A number that can't stand for a signal is its own by the wait status alone.
+        """
+        if code is None or killed_by is not None:
+            return EngineEnd()
+        if code <= 128:
+            return EngineEnd(returned=True)
+        self._exits.take_in()
+        return own_end(self._seen, code, self._ended_ms)
+
     def _finish(self, code: int | None, killed_by: int | None, about: dict[str, Any]) -> None:
         for stream, lines in self._lines.items():
             for line in lines.end():
@@ -280,11 +311,12 @@ class Supervisor:
         self._log.flush(durable=True)
         self._told_s = 0.0
         self._tell_now(set())
-        seen = self._statement(killed_by)
+        seen, own = self._statement(killed_by), self._own_end(code, killed_by)
         ended = {
             "exit_code": code,
             "signal": killed_by,
-            "returned": code is not None and killed_by is None,
+            "returned": own.returned,
+            "worker_signal": own.worker_signal,
             "oom_killed": self._out_of_memory,
             "limit_exceeded": self._limit_exceeded,
             "outside_signal": seen.outside_signal,
