@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.adapters.workspace.folder_reader import FolderReader
 from sublet_agent.adapters.workspace.layout_file import LAYOUT, write_layout
-from sublet_agent.adapters.workspace.workspace import Workspace
+from sublet_agent.adapters.workspace.transfer import Transfer
+from sublet_agent.adapters.workspace.workspace import CheckpointLost, Workspace
 from sublet_agent.core.layout import Layout
+from sublet_contracts.documents import Checkpoint
 from sublet_contracts.tree import TreeRefused, WhyLeftOut
-from tests.agent.test_core import World
+from tests.agent.test_core import BROKER, NOW, PROVIDER, World
 
 SECRET = b"root:x:0:0"
 
@@ -256,3 +259,30 @@ async def test_all_that_a_run_writes_counts_as_its_disk(
     assert 40_000 <= await again.usage(reader) - used < 60_000
     assert workspace.delete()
     assert not any(workspace.root.parent.iterdir())
+
+
+@pytest.mark.parametrize("step", [10**15 - 1, 2**53 - 1])
+def test_a_step_after_which_none_can_be_told_is_not_restored(
+    workspace: Workspace, step: int
+) -> None:
+    """Another provider made it durable, at a broker that takes such a one: this run ends by it, as
+    one whose checkpoint is lost; nothing is fetched."""
+    record = workspace.record
+    document = Checkpoint(
+        provider=PROVIDER.party,
+        job=record.job_id,
+        lease="e" * 64,
+        epoch=1,
+        kind="checkpoint",
+        step=step,
+        index_sha256="a" * 64,
+        total_bytes=10,
+        cum_device_ms=1,
+        image="",
+        issued_ms=NOW,
+    )
+    met = Workspace(workspace.state, record.model_copy(update={"checkpoint": document}))
+    nobody = Transfer("http://nowhere", PROVIDER, lambda: BROKER.party, lambda: NOW)
+    with pytest.raises(CheckpointLost, match=f"step {step}: nothing that is saved after it"):
+        met.restore(nobody, threading.Event(), lambda: Layout(work_path="/w", home_path="/h"))
+    nobody.close()

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from tests.simulation.market import Market
 
 KEPT = 3
+LAST_STEP = 10**15 - 1
+"""A folder of this step can be told, and none after it."""
 ENDED = ("succeeded", "failed", "cancelled")
 FRUITLESS_LIMIT = 5
 UNSTARTED_LIMIT = 20
@@ -265,6 +267,8 @@ class Auditor:
             document = read(new.envelope)
             self._never_stale(document, "is taken up")
             self.images.checkpoint(document)
+            last = document["kind"] == "checkpoint" and document["step"] >= LAST_STEP
+            never(last, "a checkpoint is taken up after which no step can be told")
             model = self.checkpoints[new.id] = CheckpointModel(document, "")
             self.of_job[document["job"]].append(new.id)
         state = str(new.state)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from sublet_agent.core import events
 from sublet_agent.core.offers import read_assign
+from sublet_agent.core.records import RunRecord
 from sublet_agent.core.run_phases import LIVE, RunPhase
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.documents import (
     Checkpoint,
+    CheckpointKind,
     Receipt,
     Signed,
     read_document,
@@ -40,6 +42,11 @@ if TYPE_CHECKING:
 
 AMBIENT = frozenset({"renter-mute", "bad-jobs", "rewrite"})
 """Not events: properties of a market from its beginning."""
+
+LAST_STEP = 10**15 - 1
+"""what a checkpoint's folder can be called at most"""
+MOST = 2**53 - 1
+"""what a document can hold at most"""
 
 COUNTED_LATER = frozenset({"two-leases"})
 """They come to nothing where the market gives them no opportunity."""
@@ -416,11 +423,7 @@ class Chaos(Mishaps):
 
     def _phantom(self) -> None:
         agent = self._agent()
-        if not (agent.up and agent.live):
-            return
-        live = [
-            run.record for run in agent.core.runs.values() if run.record.phase is RunPhase.RUNNING
-        ]
+        live = _live_runs(agent)
         if live:
             agent.honest = False
             record = self.engine.random.choice(live)
@@ -452,15 +455,28 @@ class Chaos(Mishaps):
     def _partial(self) -> None:
         """Whatever it hands over is no progress, and nothing is paid for it."""
         agent = self._agent()
-        if not (agent.up and agent.live):
-            return
-        live = [
-            run.record for run in agent.core.runs.values() if run.record.phase is RunPhase.RUNNING
-        ]
+        live = _live_runs(agent)
         if not live:
             return
-        agent.honest = False
         record = self.engine.random.choice(live)
+        step = record.durable_step + 10**6
+        signed = self._hand_over(agent, record, "partial-outputs", step)
+        if signed is not None:
+            agent._later(self.engine.draw_ms(2_000, 10_000), partial(self._rest_on, agent, signed))
+
+    def _huge_step(self) -> None:
+        """What it hands over is whole. A job that went on from it could save nothing any more."""
+        found = [(agent, record) for agent in self.market.agents for record in _live_runs(agent)]
+        if found:
+            agent, record = self.engine.random.choice(found)
+            step = self.engine.random.choice((LAST_STEP, LAST_STEP + 1, MOST))
+            self._hand_over(agent, record, "checkpoint", step)
+
+    def _hand_over(
+        self, agent: AgentHost, record: RunRecord, kind: CheckpointKind, step: int
+    ) -> Signed[Checkpoint] | None:
+        """Have a liar upload some file, and report it as that."""
+        agent.honest = False
         index, chunks, total = tree({"progress.txt": b"it is nearly done"})
         blobs = self.market.broker.broker.blobs
         scope, epoch = record.job_id, record.lease.epoch
@@ -469,14 +485,14 @@ class Chaos(Mishaps):
                 sha256 = hashlib.sha256(data).hexdigest()
                 self.market.broker.call(blobs.put, agent.party, scope, epoch, sha256, data)
         except (BrokerAway, Refusal, *UNKEPT):
-            return
+            return None
         document = Checkpoint(
             provider=agent.party,
             job=record.job_id,
             lease=record.lease_id,
             epoch=epoch,
-            kind="partial-outputs",
-            step=record.durable_step + 10**6,
+            kind=kind,
+            step=step,
             index_sha256=hashlib.sha256(index).hexdigest(),
             total_bytes=total,
             cum_device_ms=record.cum_device_ms,
@@ -485,11 +501,11 @@ class Chaos(Mishaps):
         )
         signed = sign_document(document, agent.key)
         self._say(agent, CheckpointUploaded(checkpoint=signed.envelope))
-        agent._later(self.engine.draw_ms(2_000, 10_000), partial(self._rest_on, agent, signed))
+        return signed
 
-    def _rest_on(self, agent: AgentHost, partial_outputs: Signed[Checkpoint]) -> None:
-        """Sign the next receipt of the run so that its durable progress is the partial outputs."""
-        lease = partial_outputs.document.lease
+    def _rest_on(self, agent: AgentHost, handed_over: Signed[Checkpoint]) -> None:
+        """Sign the next receipt of the run so that its durable progress is what it handed over."""
+        lease = handed_over.document.lease
         issued = [m.receipt for m in agent.past if isinstance(m, ReceiptIssued)]
         mine = [r for envelope in issued if (r := read_document(envelope, Receipt)).lease == lease]
         run = agent.core.runs.get(lease)
@@ -499,10 +515,10 @@ class Chaos(Mishaps):
             update={
                 "sequence": run.record.last_receipt_sequence + 1,
                 "previous": run.record.last_receipt_id,
-                "durable_checkpoint": partial_outputs.id,
-                "durable_step": partial_outputs.document.step,
-                "reached_step": partial_outputs.document.step,
-                "durable_device_ms": partial_outputs.document.cum_device_ms,
+                "durable_checkpoint": handed_over.id,
+                "durable_step": handed_over.document.step,
+                "reached_step": handed_over.document.step,
+                "durable_device_ms": handed_over.document.cum_device_ms,
                 "issued_ms": agent.now_ms(),
             }
         )
@@ -519,3 +535,11 @@ class Chaos(Mishaps):
 
     def _renter_drains(self) -> None:
         self.engine.random.choice(self.market.renters).drain()
+
+
+def _live_runs(agent: AgentHost) -> list[RunRecord]:
+    """Return the runs of which an agent can tell the broker something now."""
+    if not (agent.up and agent.live):
+        return []
+    records = (run.record for run in agent.core.runs.values())
+    return [record for record in records if record.phase is RunPhase.RUNNING]

@@ -50,6 +50,7 @@ FAULTS: dict[str, str] = {
     "phantom": "a provider reports a checkpoint whose content it never sent",
     "partial": "a provider reports partial outputs of a run that goes on, as a step far ahead, and "
     "rests a receipt on them",
+    "huge-step": "a provider reports a whole checkpoint as a step after which none can be told",
     "rewrite": "in the end the broker drops, changes or reorders what it has logged: it is caught",
     "renter-acts": "renters cancel, pause, resume, and raise budgets at odd moments",
     "renter-repeats": "a renter sends the same job again",
