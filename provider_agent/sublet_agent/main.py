@@ -26,7 +26,7 @@ from sublet_agent.adapters.session.clock import SteadyClock
 from sublet_agent.adapters.session.journal import Journal, NewerState, StateFolderInUse
 from sublet_agent.adapters.session.link import Link, Replaced
 from sublet_agent.adapters.session.log_spool import Spool
-from sublet_agent.adapters.shell import THREAD_NAME, Shell
+from sublet_agent.adapters.shell import THREAD_NAME, Shell, put_the_loop_first
 from sublet_agent.adapters.watchdog.watchdog import WatchdogKeeper
 from sublet_agent.adapters.workspace.renter_caches import RenterCaches
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
@@ -152,6 +152,7 @@ async def _provide(options: Options, output: OwnerOutput) -> int:
             say(f"offering {device.id} ({device.name}) at {price} credits per device-hour")
         say(f"provider {key.party}, state in {options.state}")
         await shell.start()
+        put_the_loop_first()
         watch.begin()
         _handle_signals(shell, options, say, signals)
         return await _until_done(shell, link, watch, options, output)

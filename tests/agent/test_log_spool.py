@@ -71,3 +71,19 @@ def test_where_it_can_not_be_moved_it_stays_and_is_read(tmp_path: Path) -> None:
     assert spool.unconfirmed("lease") == count + 1
     reader.close()
     spool.close()
+
+
+def test_many_lines_are_few_calls_of_sqlite(tmp_path: Path) -> None:
+    """With each, other threads get the interpreter, and the event loop waits to have it back."""
+    spool = Spool(tmp_path / "spool.db", Reserve(tmp_path / "reserve"))
+    spool.add("lease", [LINE], "0")
+    asked: list[str] = []
+    spool._db.set_trace_callback(asked.append)
+    spool.add("lease", [OutputLine("stdout", n, str(n)) for n in range(4_001)], "1")
+    spool._db.set_trace_callback(None)
+    assert len(asked) < 40
+    assert (spool.next_number("lease"), spool.cursor("lease")) == (4_002, "1")
+    for start in (1, 180, 181, 4_001):
+        first = spool.batch("lease", start)[0]
+        assert (first.number, first.text) == (start, str(start - 1))
+    spool.close()

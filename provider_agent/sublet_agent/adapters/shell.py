@@ -11,9 +11,11 @@ state: a journal or a spool that can't be written.
 
 import asyncio
 import functools
+import gc
 import math
 import shutil
 import sqlite3
+import sys
 import threading
 import time
 import traceback
@@ -79,6 +81,9 @@ from sublet_contracts.versions import Reads
 from sublet_contracts.wire import Message
 
 TICK_S = 0.2
+SWITCH_S = 0.0005
+"""for how long a thread that computes may keep the interpreter from the event loop, which loses it
+with each call of the system: Python's own is 5 ms each time"""
 MOVE_LOG_S = 2.0
 TIDY_S = 60.0
 """how often it is seen to that renters' images leave room"""
@@ -92,6 +97,17 @@ REMOVE_AGAIN_MOST_S = 60.0
 MAX_TRACE_CHARACTERS = 20_000
 SAY_AGAIN_S = 60.0
 T = TypeVar("T")
+
+
+def put_the_loop_first() -> None:
+    """Have nothing of this process hold up the event loop for long. Once all is loaded.
+
+    What is loaded by then stays: the collector would go through 80,000 objects of it again and
+    again, which holds every thread, on a busy machine for a third of a second (measured).
+    """
+    sys.setswitchinterval(SWITCH_S)
+    gc.collect()
+    gc.freeze()
 
 
 class Shell:

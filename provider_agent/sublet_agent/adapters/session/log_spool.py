@@ -7,6 +7,7 @@ nor skips a line. Bounded: beyond MAX_BYTES of a run lines are counted, not kept
 import contextlib
 import sqlite3
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from sublet_agent.adapters.session.disk_reserve import Reserve, with_reserve
@@ -20,6 +21,9 @@ from sublet_contracts.wire import (
 MAX_BYTES = 64 * 1024 * 1024
 FRAME_BYTES = 256 * 1024
 MOVE_BYTES = 4 * 1024 * 1024
+_ROWS_AT_ONCE = 180
+"""in one statement: with each, SQLite lets other threads have the interpreter, and the event loop
+then waits for it. Line by line, 4,000 of them beside one busy thread took 0.4 s."""
 _SQLITES_OWN_PAGES = 1000
 """After so many pages SQLite moves its log by itself, within a commit."""
 _SCHEMA = """
@@ -81,6 +85,7 @@ class Spool:
             run("INSERT OR IGNORE INTO logs VALUES (?,NULL,0,0,0,0)", (lease,))
             row = run("SELECT next, bytes, dropped FROM logs WHERE lease=?", (lease,)).fetchone()
             number, size, dropped = row
+            rows: list[tuple[str, int, int, str, str]] = []
             for line in lines:
                 self._newest_ms[lease, line.stream] = line.time_ms
                 text = line.text[:MAX_LOG_LINE_CHARACTERS]
@@ -88,11 +93,12 @@ class Spool:
                 if size > MAX_BYTES and line.stream != "sublet":
                     dropped += 1
                     continue
-                run(
-                    "INSERT INTO lines VALUES (?,?,?,?,?)",
-                    (lease, number, max(0, line.time_ms), line.stream, text),
-                )
+                rows.append((lease, number, max(0, line.time_ms), line.stream, text))
                 number += 1
+            for begin in range(0, len(rows), _ROWS_AT_ONCE):
+                some = rows[begin : begin + _ROWS_AT_ONCE]
+                places = ",".join(["(?,?,?,?,?)"] * len(some))
+                run(f"INSERT INTO lines VALUES {places}", list(chain.from_iterable(some)))
             run(
                 "UPDATE logs SET cursor=COALESCE(?, cursor), next=?, bytes=?, dropped=? "
                 "WHERE lease=?",
