@@ -43,7 +43,7 @@ from sublet_contracts.checkpoint_layouts import (
 )
 from sublet_contracts.documents import MAX_CHECKPOINT_FOLDERS
 from sublet_contracts.fields import Count, Sha256
-from sublet_contracts.tree import MAX_FILES, check_relative_path
+from sublet_contracts.tree import MAX_FILES, RelativePath
 
 PACKED = "checkpoint-folders"
 """First part of the path of every file in such a checkpoint."""
@@ -60,7 +60,6 @@ UNKNOWN_QUIET_MS = 10_000
 """where nobody can tell whether a file is open for writing"""
 MAX_RECORD_BYTES = 16 * 1024 * 1024
 MAX_FOLDER_FILES = MAX_FILES - 1
-MAX_STEP = 10**15 - 1
 MAX_LINKS = 4_096
 MAX_EMPTY_FOLDERS = 4_096
 MAX_TARGET_BYTES = 1_024
@@ -78,18 +77,13 @@ class SavedFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     folder: int = Field(ge=0, lt=MAX_CHECKPOINT_FOLDERS, description="which of the folders")
-    path: str = Field(description="relative to that folder, with '/'")
+    path: RelativePath = Field(description="relative to that folder, with '/'")
     size_bytes: Count = Field(description="of the file")
     mtime_ms: Count = Field(description="when it was last written, by the machine's clock")
     sha256: Sha256 = Field(description="of its content")
     written: bool = Field(
         default=True, description="whether the job wrote it: else the image has it"
     )
-
-    @field_validator("path")
-    @classmethod
-    def _plain(cls, path: str) -> str:
-        return check_relative_path(path)
 
 
 class SavedFolder(BaseModel):
@@ -98,12 +92,7 @@ class SavedFolder(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     folder: int = Field(ge=0, lt=MAX_CHECKPOINT_FOLDERS, description="which of the folders")
-    path: str = Field(description="relative to that folder, with '/'")
-
-    @field_validator("path")
-    @classmethod
-    def _plain(cls, path: str) -> str:
-        return check_relative_path(path)
+    path: RelativePath = Field(description="relative to that folder, with '/'")
 
 
 class SavedLink(SavedFolder):

@@ -33,10 +33,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sublet_contracts.fields import Count
-from sublet_contracts.tree import MAX_FILES, check_relative_path
+from sublet_contracts.tree import MAX_FILES, RelativePath
 
 PACKED = "outputs-layout"
 """First part of the path of every file in a checkpoint that was packed from the outputs folder."""
@@ -50,7 +50,8 @@ ORDER_MS = 1_000
 checkpoint keep no order."""
 MAX_STATE_BYTES = 16 * 1024 * 1024
 MAX_RECORD_BYTES = 16 * 1024 * 1024
-_MAX_STEP = 10**15 - 1
+MAX_STEP = 10**15 - 1
+"""A trainer's step beyond it is none, and a checkpoint's can be followed by no other."""
 _MAX_FOLDERS = 16
 _LIGHTNING_FILES = 5
 
@@ -79,14 +80,9 @@ class ListedFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    path: str = Field(description="relative to the outputs folder, with '/'")
+    path: RelativePath = Field(description="relative to the outputs folder, with '/'")
     size_bytes: Count = Field(description="of the file")
     mtime_ms: Count = Field(description="when it was last written, by the machine's clock")
-
-    @field_validator("path")
-    @classmethod
-    def _plain(cls, path: str) -> str:
-        return check_relative_path(path)
 
 
 class Snapshot(BaseModel):
@@ -342,5 +338,5 @@ def _stem(file: ListedFile) -> str:
 
 
 def _count(value: object) -> int | None:
-    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_STEP
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_STEP
     return value if whole and isinstance(value, int) else None

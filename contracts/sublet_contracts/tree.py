@@ -21,7 +21,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sublet_contracts.documents import refused_by_validation
 from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
@@ -236,6 +244,9 @@ def check_relative_path(path: str) -> str:
     if any(ord(character) < 32 or character in "\\\x7f" for character in path):
         raise ValueError(f"{path!r} holds a control character or a backslash")
     return path
+
+
+RelativePath = Annotated[str, AfterValidator(check_relative_path)]
 
 
 def shown(text: str) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sublet_broker.market.facts import CheckpointFact, JobFact, LeaseFact
-from sublet_contracts.checkpoint_folders import MAX_STEP
+from sublet_contracts.checkpoint_layouts import MAX_STEP
 from sublet_contracts.documents import Checkpoint, CheckpointKind, Job
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import CHECKPOINT, CheckpointState, step

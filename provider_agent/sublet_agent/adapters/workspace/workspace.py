@@ -42,9 +42,8 @@ from sublet_agent.core.layout import HOME, OUTPUTS, TMP, WORK, Layout, RunFolder
 from sublet_agent.core.partial_outputs import FOUND_OUTPUTS_BYTES, FoundOutputs
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.runner_port import ResolvedImage, RunRefused, RunSpec
-from sublet_contracts.checkpoint_folders import MAX_STEP as MAX_FOLDER_STEP
 from sublet_contracts.checkpoint_folders import FolderSnapshot, next_step
-from sublet_contracts.checkpoint_layouts import QUIET_MS, Snapshot
+from sublet_contracts.checkpoint_layouts import MAX_STEP, QUIET_MS, Snapshot
 from sublet_contracts.documents import Checkpoint, Job
 from sublet_contracts.outputs_tree import scan_outputs
 from sublet_contracts.tree import MAX_TREE_BYTES, ScannedTree, TreeRefused, scan_tree
@@ -55,8 +54,6 @@ BY_PROTOCOL = "the job saves by the checkpoint protocol, and goes on from what i
 
 T = TypeVar("T")
 OnBytes = Callable[[int], None]
-MAX_STEP = 10**15 - 1
-"""the highest that the name of a checkpoint's folder can say"""
 MAX_DONE_BYTES = 16 * 1024 * 1024
 _PIDS_PER_RUN = 1024
 _DONE_MORE = 100_000  # of what the job notes about itself
@@ -362,7 +359,7 @@ class Workspace:
         last = await blocking(self._snapshots.last)
         after = [record.lease.start_step, *record.local_checkpoints, last.step if last else 0]
         step = next_step(max(after), seen.trained_step)
-        if step > MAX_FOLDER_STEP:
+        if step > MAX_STEP:
             return FoldersSeen(due=False, says=f"no step comes after {max(after)}")
         try:
             taken = await blocking(self._snapshots.take, named, seen, step, room_bytes)
