@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sublet_agent.adapters.workspace.open_writers import has_writer
-from sublet_agent.adapters.workspace.outputs_search import as_listed, descend, judged, opened
+from sublet_agent.adapters.workspace.outputs_search import as_listed, entries_below, judged, opened
 from sublet_agent.core.folders_at_rest import Ended, FileSeen, State, decide
 from sublet_contracts.checkpoint_folders import (
     MAX_EMPTY_FOLDERS,
@@ -193,47 +193,38 @@ class FolderWatch:
         inner: list[tuple[int, tuple[str, ...]]] = []
         left = MAX_ENTRIES
         for number, top in enumerate(tops):
-            pending: list[tuple[str, ...]] = [()] if top is not None else []
             skipped = frozenset(leave_out[number]) if number < len(leave_out) else frozenset()
-            while pending:
-                parts = pending.pop()
-                try:
-                    folder = descend(top or 0, parts)
-                except (FileNotFoundError, NotADirectoryError, PermissionError):
-                    continue  # deleted meanwhile, or replaced by a link, or closed
-                try:
-                    with os.scandir(folder) as entries:
-                        for entry in entries:
-                            left -= 1
-                            if left < 0:
-                                raise TreeRefused(
-                                    f"the --checkpoint folders hold more than {MAX_ENTRIES} files "
-                                    "and folders, too many to save: name a smaller one"
-                                )
-                            path = "/".join((*parts, entry.name))
-                            if path in skipped:
-                                continue
-                            if entry.is_dir(follow_symlinks=False):
-                                if len(parts) < MAX_DEPTH:
-                                    pending.append((*parts, entry.name))
-                                    inner.append((number, (*parts, entry.name)))
-                                else:
-                                    self._leave_out(path)
-                                continue
-                            if entry.is_symlink():
-                                if link := _as_link(number, path, entry.name, folder):
-                                    found[link] = self._links.get(link, time.monotonic())
-                                else:
-                                    self._leave_out(path)
-                                continue
-                            with contextlib.suppress(FileNotFoundError):
-                                info = entry.stat(follow_symlinks=False)
-                                if watched := _as_watched(number, path, info):
-                                    listing.append(watched)
-                                else:
-                                    self._leave_out(path)
-                finally:
-                    os.close(folder)
+            if top is None:
+                continue
+            with contextlib.closing(entries_below(top, MAX_DEPTH, leave_out=skipped)) as below:
+                for folder, path, entry in below:
+                    left -= 1
+                    if left < 0:
+                        raise TreeRefused(
+                            f"the --checkpoint folders hold more than {MAX_ENTRIES} files and "
+                            "folders, too many to save: name a smaller one"
+                        )
+                    if path in skipped:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        parts = tuple(path.split("/"))
+                        if len(parts) <= MAX_DEPTH:
+                            inner.append((number, parts))
+                        else:
+                            self._leave_out(path)
+                        continue
+                    if entry.is_symlink():
+                        if link := _as_link(number, path, entry.name, folder):
+                            found[link] = self._links.get(link, time.monotonic())
+                        else:
+                            self._leave_out(path)
+                        continue
+                    with contextlib.suppress(FileNotFoundError):
+                        info = entry.stat(follow_symlinks=False)
+                        if watched := _as_watched(number, path, info):
+                            listing.append(watched)
+                        else:
+                            self._leave_out(path)
         if len(listing) > MAX_FOLDER_FILES:
             raise TreeRefused(
                 f"the --checkpoint folders hold {len(listing)} files, and {MAX_FOLDER_FILES} are "

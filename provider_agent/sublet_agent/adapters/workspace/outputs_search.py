@@ -9,7 +9,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Generator, Iterator
 
 from pydantic import ValidationError
 
@@ -84,34 +84,19 @@ def _list(top: int) -> list[ListedFile]:
     """List the regular files, down to MAX_DEPTH folders. Raises TreeRefused: too many."""
     listing: list[ListedFile] = []
     left = MAX_ENTRIES  # folders count: they cost time
-    pending: list[tuple[str, ...]] = [()]
-    while pending:
-        parts = pending.pop()
-        try:
-            folder = descend(top, parts)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # deleted meanwhile, or replaced by a link, or closed
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    left -= 1
-                    if left < 0:
-                        raise TreeRefused(
-                            f"the outputs folder holds more than {MAX_ENTRIES} files and"
-                            " folders, too many to look for checkpoints in it"
-                        )
-                    if entry.is_dir(follow_symlinks=False):
-                        if len(parts) < MAX_DEPTH:
-                            pending.append((*parts, entry.name))
-                        continue
-                    try:
-                        info = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    if listed := as_listed("/".join((*parts, entry.name)), info):
-                        listing.append(listed)
-        finally:
-            os.close(folder)
+    with contextlib.closing(entries_below(top, MAX_DEPTH)) as below:
+        for _, path, entry in below:
+            left -= 1
+            if left < 0:
+                raise TreeRefused(
+                    f"the outputs folder holds more than {MAX_ENTRIES} files and folders, too many "
+                    "to look for checkpoints in it"
+                )
+            if entry.is_dir(follow_symlinks=False):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if listed := as_listed(path, entry.stat(follow_symlinks=False)):
+                    listing.append(listed)
     return listing
 
 
@@ -142,6 +127,31 @@ def judged(file: int, path: str) -> Verdict:
 def _is_open(top: int, path: str) -> bool:
     with opened(top, path) as file:
         return file is not None and has_writer(file) is True
+
+
+def entries_below(
+    top: int, depth: int, *, leave_out: Container[str] = ()
+) -> Generator[tuple[int, str, os.DirEntry[str]]]:
+    """Go through all that lies below a job's folder: of each entry the open folder that it is in,
+    its path from the top, and itself. No link is followed, and no folder entered that is in
+    `leave_out` or lies deeper than `depth`; how many there are is for the caller to bound."""
+    pending: list[tuple[str, ...]] = [()]
+    while pending:
+        parts = pending.pop()
+        try:
+            folder = descend(top, parts)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # deleted meanwhile, or replaced by a link, or closed
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    path = "/".join((*parts, entry.name))
+                    yield folder, path, entry
+                    enters = len(parts) < depth and path not in leave_out
+                    if enters and entry.is_dir(follow_symlinks=False):
+                        pending.append((*parts, entry.name))
+        finally:
+            os.close(folder)
 
 
 def descend(top: int, parts: tuple[str, ...]) -> int:

@@ -6,11 +6,12 @@ name ends as saved states do, else the largest. It runs in the process that read
 (reader.py); no link is followed, and listing ends at a bound.
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Sequence
 
-from sublet_agent.adapters.workspace.outputs_search import descend
+from sublet_agent.adapters.workspace.outputs_search import entries_below
 from sublet_contracts.checkpoint_folders import is_log
 
 MAX_LISTED = 20_000
@@ -28,36 +29,25 @@ def newest_saved(tops: Sequence[int], since_ns: int) -> list[int | str] | None:
     best: tuple[bool, int, int, str] | None = None
     left = MAX_LISTED
     for number, top in enumerate(tops):
-        pending: list[tuple[str, ...]] = [()]
-        while pending and left > 0:
-            parts = pending.pop()
-            try:
-                folder = descend(top, parts)
-            except OSError:
-                continue  # deleted meanwhile, or replaced by a link, or closed
-            try:
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        left -= 1
-                        if left < 0:
-                            break
-                        path = "/".join((*parts, entry.name))
-                        if len(path) > _MAX_PATH or not path.isprintable():
-                            continue
-                        if entry.is_dir(follow_symlinks=False):
-                            if len(parts) < _MAX_DEPTH:
-                                pending.append((*parts, entry.name))
-                            continue
-                        try:
-                            info = entry.stat(follow_symlinks=False)
-                        except OSError:
-                            continue
-                        if not _counts(path, info, since_ns):
-                            continue
-                        rank = (entry.name.lower().endswith(_STATES), info.st_size, -number, path)
-                        best = rank if best is None else max(best, rank)
-            finally:
-                os.close(folder)
+        if top < 0:
+            continue  # that folder isn't there
+        with contextlib.closing(entries_below(top, _MAX_DEPTH)) as below:
+            for _, path, entry in below:
+                left -= 1
+                if left < 0:
+                    break
+                if len(path) > _MAX_PATH or not path.isprintable():
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    continue
+                try:
+                    info = entry.stat(follow_symlinks=False)
+                except OSError:
+                    continue
+                if not _counts(path, info, since_ns):
+                    continue
+                rank = (entry.name.lower().endswith(_STATES), info.st_size, -number, path)
+                best = rank if best is None else max(best, rank)
     return None if best is None else [-best[2], best[3]]
 
 
