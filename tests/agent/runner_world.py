@@ -12,16 +12,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
+
 from sublet_agent.adapters.docker.images import ImageRules
 from sublet_agent.adapters.docker.runner import DockerRunner
 from sublet_agent.adapters.process.runner import ProcessRunner
 from sublet_agent.core.runner_port import OutputLine, Runner, RunSpec, RunStatus
 from sublet_contracts.ckpt_helper_install import write_helper
+from sublet_contracts.reasons import Reason
 from tests.images import base_image
 
 Kind = Literal["process", "docker"]
 LOG_BYTES = 512 * 1024
 _PATIENCE_S = 240.0
+HAS_WORKER = """
+import subprocess, sys
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("up")
+print(worker.pid, flush=True)
+ended = worker.wait()
+sys.exit({code})
+"""
+"""A job that tells the pid of its worker, and ends after it with a code."""
+PASSED_ON = pytest.mark.parametrize(
+    ("code", "reason"),
+    [("128 - ended", Reason.KILLED_UNATTRIBUTED), ("3", Reason.JOB_FAILED)],
+    ids=["passed on", "a code of its own"],
+)
+"""That code, and how its end is judged once somebody has killed the worker."""
 
 
 @dataclass

@@ -32,7 +32,7 @@ from sublet_agent.core.runner_port import (
 )
 from sublet_contracts.reasons import Reason
 from tests.agent.own_engine import OwnEngine, require_own_engine
-from tests.agent.runner_world import LOG_BYTES, World, wait_for
+from tests.agent.runner_world import HAS_WORKER, LOG_BYTES, PASSED_ON, World, wait_for
 from tests.services import require
 
 LEAVES = """
@@ -208,21 +208,8 @@ def test_a_kill_from_outside_is_unattributed_and_has_words(witnessed: World, whi
     assert says == "killed by SIGKILL; nothing that was seen says who sent it"
 
 
-HAS_WORKER = """
-import subprocess, sys
-worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-print("up", flush=True)
-ended = worker.wait()
-sys.exit({code})
-"""
-
-
 @pytest.mark.docker
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [("128 - ended", Reason.KILLED_UNATTRIBUTED), ("3", Reason.JOB_FAILED)],
-    ids=["passed on", "a code of its own"],
-)
+@PASSED_ON
 def test_the_end_of_a_worker_that_somebody_killed(
     witnessed: World, code: str, reason: Reason
 ) -> None:

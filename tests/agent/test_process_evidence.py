@@ -23,7 +23,7 @@ from sublet_agent.adapters.run_observer import evidence_of
 from sublet_agent.core.exit_reasons import exit_text, reason_of_exit
 from sublet_agent.core.runner_port import RunSpec, RunStatus
 from sublet_contracts.reasons import Reason
-from tests.agent.runner_world import World, processes_with, wait_for
+from tests.agent.runner_world import HAS_WORKER, PASSED_ON, World, processes_with, wait_for
 
 HANDLER = """
 import os, signal, subprocess, sys, threading, time
@@ -106,25 +106,12 @@ def test_without_the_kernels_word_only_what_may_be_a_signal_is_doubtful(
         assert "or so it said itself; nothing that was seen says who sent it" in says
 
 
-HAS_WORKER = """
-import subprocess, sys
-worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-print("up", worker.pid, flush=True)
-ended = worker.wait()
-sys.exit({code})
-"""
-
-
 def worker_of(world: World, spec: RunSpec) -> int:
-    world.shown_anything(spec.run_id)
-    return int(world.output(spec.run_id)[0].split()[1])
+    wait_for(lambda: len(world.output(spec.run_id)) == 2, "its worker")
+    return int(world.output(spec.run_id)[1])
 
 
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [("128 - ended", Reason.KILLED_UNATTRIBUTED), ("3", Reason.JOB_FAILED)],
-    ids=["passed on", "a code of its own"],
-)
+@PASSED_ON
 def test_the_end_of_a_worker_that_somebody_killed(
     witnessed: World, code: str, reason: Reason
 ) -> None:
