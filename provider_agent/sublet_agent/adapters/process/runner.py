@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from sublet_agent.adapters.process import exit_events, records
+from sublet_agent.adapters.process import exit_events, records, short_names
 from sublet_agent.adapters.process import logs as process_logs
 from sublet_agent.adapters.process import tree as process_tree
 from sublet_agent.adapters.process.files import open_plain, write_durably
@@ -291,6 +291,7 @@ class ProcessRunner:
     def remove(self, run_id: str) -> None:
         """End what is left, the supervisor too, and delete the run's folder. See `Runner`."""
         self._end(run_id, with_supervisor=True)
+        short_names.forget(self._owner, run_id)
         directory = self._directory(run_id)
         if directory.exists():
             folders.delete(directory)
@@ -368,7 +369,8 @@ class ProcessRunner:
         )
         env = {"USER": _user_name(), "LOGNAME": _user_name()}
         env |= {k: os.environ[k] for k in ("LANG", "USER", "LOGNAME") if k in os.environ}
-        env["TMPDIR"] = str(spec.run_dir / layout.TMP)
+        temporary = short_names.short_name(self._owner, spec.run_id, spec.run_dir / layout.TMP)
+        env["TMPDIR"] = str(temporary)
         if home is not None:
             env["HOME"] = str(home.root / home.inside)
         # There is no image: a job's `python3` is the one that runs this agent, with what is
