@@ -276,8 +276,8 @@ class _Verification:
                     and checkpoint.lease == lease.id
                     and checkpoint.cum_device_ms == receipt.durable_device_ms
                     and checkpoint.provider == receipt.provider
-                    and checkpoint.kind != "partial-outputs"
-                    and (checkpoint.kind == "outputs" or checkpoint.step == receipt.durable_step),
+                    and checkpoint.kind == "checkpoint"
+                    and checkpoint.step == receipt.durable_step,
                     f"{name}: its durable progress is not that of a signed checkpoint",
                 )
             previous = signed

@@ -322,9 +322,11 @@ def test_durable_progress_that_is_not_so_is_wrong(
     assert says in judgement.detail
 
 
-def test_outputs_are_durable_time_and_no_step() -> None:
-    outputs = checkpoint(kind="outputs", step=0)
-    assert judged(outputs, durable_step=50) == Judgement(Admission.NEW)
+@pytest.mark.parametrize("kind", ["outputs", "partial-outputs"])
+def test_what_a_run_hands_over_is_no_durable_time(kind: str) -> None:
+    for found in (checkpoint(kind=kind), checkpoint(kind=kind, step=0)):
+        said = f"it names {kind.replace('-', ' ')} as its progress"
+        assert judged(found) == Judgement(Admission.WRONG, said)
 
 
 def test_durable_progress_does_not_go_back() -> None:

@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 
+from sublet_broker.market.facts import JobFact
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.api import NextStep
 from sublet_contracts.reasons import Reason
@@ -109,3 +110,90 @@ def test_whoever_has_lost_the_job_writes_none() -> None:
     agent.checkpoint(run, 0, kind=KIND, upload=False)
     world.settle_down()
     assert renter.view(job).partial_outputs is None
+
+
+# -- verified late, and outputs that are none ------------------------------------------------------
+
+
+def test_they_count_though_their_lease_was_closed_before_they_were_verified() -> None:
+    world = World()
+    agent, renter = world.agent("alice"), world.renter()
+    job = renter.run(outputs="/out")
+    run = agent.the_run
+    world.pass_ms(10_000)
+    agent.checkpoint(run, 0, kind=KIND, content={"metrics.csv": b"1,2"})
+    agent.exit(run, Reason.JOB_FAILED, 1)
+    assert renter.view(job).state is JobState.FAILED, "nobody waits for the verifier"
+    world.settle_down()
+    view = renter.view(job)
+    assert view.next_step is NextStep.DOWNLOAD_PARTIAL_OUTPUTS
+    assert content_of(world, renter, job) == {"metrics.csv": b"1,2"}
+    world.audit()
+
+
+def test_so_do_the_outputs_of_a_finished_run_that_nobody_asked_for() -> None:
+    world = World()
+    agent, renter = world.agent("alice"), world.renter()
+    job = renter.run(outputs="")
+    run = agent.the_run
+    world.pass_ms(10_000)
+    signed = agent.checkpoint(run, 0, kind="outputs", content={"model.bin": b"weights"})
+    agent.exit(run, Reason.SUCCEEDED, 0)
+    view = renter.view(job)
+    assert (view.state, view.outputs) == (JobState.SUCCEEDED, None)
+    world.settle_down()
+    view = renter.view(job)
+    assert (view.outputs, view.next_step) == (signed.id, NextStep.DOWNLOAD_OUTPUTS)
+    world.audit()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_outputs_of_a_run_that_did_not_finish_are_nobodys(late: bool) -> None:
+    world = World()
+    agent, renter = world.agent("alice"), world.renter()
+    job = renter.run(outputs="/out")
+    run = agent.the_run
+    world.pass_ms(10_000)
+    agent.checkpoint(run, 0, kind="outputs", content={"model.bin": b"noise"})
+    if not late:
+        world.settle_down()
+    agent.exit(run, Reason.JOB_FAILED, 1)
+    world.settle_down()
+    view = renter.view(job)
+    assert (view.state, view.outputs) == (JobState.FAILED, None)
+    world.audit()
+
+
+def test_who_uploads_outputs_midway_is_paid_nothing_for_them_and_they_save_no_later_run() -> None:
+    world = World()
+    agent, renter = world.agent("alice"), world.renter()
+    job = renter.run(outputs="/out")
+    run = agent.the_run
+    world.pass_ms(60_000)
+    signed = agent.durable(run, 0, kind="outputs", content={"model.bin": b"noise"})
+    assert renter.view(job).outputs is None
+    with world.broker.context.read() as snapshot:
+        fact = snapshot.must(JobFact, job)
+    assert (fact.hardware_class, fact.threads) == ("", 0), "nothing is pinned by them"
+    agent.receipt(
+        run,
+        durable_checkpoint=signed.id,
+        durable_device_ms=signed.document.cum_device_ms,
+    )
+    world.settle_down()
+    events = world.broker.views.events(renter.party, job).events
+    assert any("names outputs as its progress" in event.detail for event in events)
+    other = world.agent("bob")
+    agent.die()
+    world.pass_ms(30_000)
+    world.settle_down()
+    (first, *_) = renter.view(job).runs
+    assert first.payable_device_ms == 0
+    # The next one says that it has succeeded, hands nothing over, and falls silent.
+    other.receipt(other.the_run, final=Reason.SUCCEEDED)
+    other.die()
+    world.pass_ms(60_000)
+    world.settle_down()
+    view = renter.view(job)
+    assert (view.state, view.outputs) == (JobState.RECOVERING, None)
+    world.audit()

@@ -277,6 +277,8 @@ class Auditor:
             model.state = state
             if state == "durable":
                 self._durable(new.id, model)
+            elif state == "rejected":
+                self._thrown_away(model.document)
             elif state == "quarantined":
                 self._quarantined(new.id, model)
         if model.kept and not new.kept:
@@ -322,9 +324,28 @@ class Auditor:
             f"{job.epoch}, its lease {lease.state}",
         )
 
+    def _still_counts(self, document: dict[str, Any]) -> None:
+        """What only the renter reads may be verified late; nobody goes on from it or is paid for
+        it."""
+        lease = self.leases[document["lease"]]
+        late = {"partial-outputs": True, "outputs": lease.reason == "succeeded"}
+        if lease.state != "closed" or not late.get(document["kind"], False):
+            self._never_stale(document, "counts")
+
+    def _thrown_away(self, document: dict[str, Any]) -> None:
+        """What an honest machine has brought back of a run isn't refused, once it was taken up,
+        while it is whole."""
+        disk, lease = self.market.broker.disk, self.leases[document["lease"]]
+        reads = document["kind"] == "partial-outputs" or (
+            document["kind"] == "outputs" and lease.reason == "succeeded"
+        )
+        if reads and self.market.agents_by_party[document["provider"]].honest:
+            whole = not self._lacking(document) and not self._named(document) & set(disk.damaged_ms)
+            never(whole, f"{document['kind'].replace('-', ' ')} were thrown away that were whole")
+
     def _durable(self, id: str, model: CheckpointModel) -> None:
         document = model.document
-        self._never_stale(document, "counts")
+        self._still_counts(document)
         self._handed_over(document)
         self.market.stalls.saved(document["lease"])
         # A verdict may wait for the database: what was damaged meanwhile was whole when verified.
@@ -336,7 +357,7 @@ class Auditor:
         never(bool(bad), "a checkpoint counts that can't be restored")
         self._folder_durable(id, document)
         job = self.jobs[document["job"]]
-        if document["kind"] != "partial-outputs" and not job.threads:
+        if document["kind"] == "checkpoint" and not job.threads:
             job.threads = self.leases[document["lease"]].document["threads"]
 
     def _folder_durable(self, id: str, document: dict[str, Any]) -> None:
@@ -380,16 +401,15 @@ class Auditor:
         return not self._lacking(document)
 
     def _lacking(self, document: dict[str, Any]) -> list[str]:
-        blobs = self.market.broker.blobs
-        index = blobs.whole(document["index_sha256"])
-        if index is None:
-            return [document["index_sha256"]]
-        return [
-            chunk["sha256"]
-            for file in json.loads(index)["files"]
-            for chunk in file["chunks"]
-            if blobs.whole(chunk["sha256"]) is None
-        ]
+        whole = self.market.broker.blobs.whole
+        return sorted(sha256 for sha256 in self._named(document) if whole(sha256) is None)
+
+    def _named(self, document: dict[str, Any]) -> set[str]:
+        """Return what a checkpoint's content is made of: its index, and all that this names."""
+        index = self.market.broker.blobs.whole(document["index_sha256"])
+        files = [] if index is None else json.loads(index)["files"]
+        chunks = {chunk["sha256"] for file in files for chunk in file["chunks"]}
+        return {document["index_sha256"], *chunks}
 
     def _quarantined(self, id: str, model: CheckpointModel) -> None:
         failed = [
@@ -564,6 +584,8 @@ class Auditor:
             outputs = self.checkpoints[new.outputs]
             final = outputs.document["kind"] == "outputs"
             never(not final, f"{outputs.document['kind']} count as a job's outputs")
+            ended = self.leases[outputs.document["lease"]].reason
+            never(ended != "succeeded", f"a job's outputs are of a run that ended as {ended!r}")
         never(
             new.settled_ucr != model.charged_ucr,
             f"it says {new.settled_ucr} ucr, {model.charged_ucr} were charged",

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 AMBIENT = frozenset({"renter-mute", "bad-jobs", "rewrite"})
 """Not events: properties of a market from its beginning."""
 
+PARTIAL: tuple[CheckpointKind, ...] = ("outputs", "partial-outputs")
 LAST_STEP = 10**15 - 1
 """what a checkpoint's folder can be called at most"""
 MOST = 2**53 - 1
@@ -459,8 +460,8 @@ class Chaos(Mishaps):
         if not live:
             return
         record = self.engine.random.choice(live)
-        step = record.durable_step + 10**6
-        signed = self._hand_over(agent, record, "partial-outputs", step)
+        kind = self.engine.random.choice(PARTIAL)
+        signed = self._hand_over(agent, record, kind, record.durable_step + 10**6)
         if signed is not None:
             agent._later(self.engine.draw_ms(2_000, 10_000), partial(self._rest_on, agent, signed))
 

@@ -111,7 +111,7 @@ class Charges:
             and found.state in ("durable", "quarantined")
             and found.document["lease"] == document["lease"]
             and found.document["cum_device_ms"] == document["durable_device_ms"]
-            and found.document["kind"] != "partial-outputs"
+            and found.document["kind"] == "checkpoint"
         )
         never(not ok, "a receipt rests on a checkpoint that doesn't count")
 

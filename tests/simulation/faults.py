@@ -48,8 +48,8 @@ FAULTS: dict[str, str] = {
     "two-leases": "a provider lets a lease pass, then signs it and the next one, and claims both",
     "zombie": "a provider goes on writing under leases that have gone elsewhere",
     "phantom": "a provider reports a checkpoint whose content it never sent",
-    "partial": "a provider reports partial outputs of a run that goes on, as a step far ahead, and "
-    "rests a receipt on them",
+    "partial": "a provider reports outputs, or partial ones, of a run that goes on, as a step far "
+    "ahead, and rests a receipt on them",
     "huge-step": "a provider reports a whole checkpoint as a step after which none can be told",
     "rewrite": "in the end the broker drops, changes or reorders what it has logged: it is caught",
     "renter-acts": "renters cancel, pause, resume, and raise budgets at odd moments",

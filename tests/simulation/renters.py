@@ -368,7 +368,7 @@ class RenterHost:
         for job, signed in self.jobs.items():
             view = views.job(self.party, job)
             if str(view.state) == "succeeded" and signed.document.outputs:
-                self._check_outputs(job, signed.document)
+                self._check_outputs(view.outputs_index_sha256, signed.document)
             if job != chosen:
                 continue
             data = views.export(self.party, job).model_dump_json().encode()
@@ -380,16 +380,11 @@ class RenterHost:
             if verdict.lost_work_charged_ucr:
                 raise Violation(f"{signed.document.name} paid for lost work")
 
-    def _check_outputs(self, job: str, document: Job) -> None:
+    def _check_outputs(self, index_sha256: str | None, document: Job) -> None:
         broker = self.market.broker
-        found = [
-            c
-            for c in broker.broker.views.checkpoints(self.party, job).checkpoints
-            if c.kind == "outputs" and str(c.state) == "durable"
-        ]
-        if not found:
+        if index_sha256 is None:
             raise Violation(f"{document.name} succeeded and its outputs aren't there")
-        if found[0].index_sha256 in broker.blobs.damaged:
+        if index_sha256 in broker.blobs.damaged:
             return  # What can't be read any more keeps nothing: its files went with the index.
         right = state_at(document.nonce, Program.of(document).steps).encode()
         sha256 = hashlib.sha256(right).hexdigest()

@@ -4,7 +4,9 @@ Rules:
 - A checkpoint is admitted only from the holder of the job's epoch, for a step that isn't behind the
   lease's start and after which a folder's name can say another, made with the image that the job is
   pinned to, within the size that the broker takes. It counts once the verifier has seen each chunk;
-  if its lease has been closed meanwhile it never counts.
+  if its lease has been closed meanwhile it never counts. What only the renter reads is the
+  exception, for the lease was active when it was admitted, and nothing rests on it: partial outputs
+  count however late they are verified, outputs where their lease was closed as succeeded.
 - A job resumes from the newest durable checkpoint: highest step, then newest epoch. One that turns
   out to be damaged is quarantined, and the one before it is used.
 - The newest few are kept, all outputs, and the newest partial outputs; the content of older ones is
@@ -12,6 +14,9 @@ Rules:
 - A job that has ended keeps what it had then for a while; then nothing.
 - Partial outputs are what a run had written that didn't finish. No job resumes from them, no
   receipt rests on them, and they take the place of none but older partial outputs.
+- Outputs are what a finished run hands over. They are the job's only once its lease was closed as
+  succeeded, which pays all of its time. Until then they may be anything: no receipt rests on them,
+  nothing is pinned by them, and the outputs of a run that ends otherwise are nobody's.
 - One checkpoint that can't be restored by one provider proves nothing: it is verified again. If two
   leases in a row fail on it, it is quarantined whatever the verifier says.
 """
@@ -23,7 +28,7 @@ from sublet_broker.market.facts import CheckpointFact, JobFact, LeaseFact
 from sublet_contracts.checkpoint_layouts import MAX_STEP
 from sublet_contracts.documents import Checkpoint, CheckpointKind, Job
 from sublet_contracts.reasons import Reason
-from sublet_contracts.states import CHECKPOINT, CheckpointState, step
+from sublet_contracts.states import CHECKPOINT, CheckpointState, LeaseState, step
 
 
 def why_refused(
@@ -45,10 +50,20 @@ def why_refused(
     return None
 
 
+def still_counts(fact: CheckpointFact, lease: LeaseFact, job: JobFact) -> bool:
+    """Say whether an uploaded checkpoint counts, if it is whole, for all that became of its lease
+    since it was admitted."""
+    if fact.kind == "partial-outputs":
+        return True
+    if fact.kind == "outputs" and lease.state is LeaseState.CLOSED:
+        return lease.reason is Reason.SUCCEEDED
+    return lease.state is LeaseState.ACTIVE and lease.epoch == job.epoch
+
+
 def judged(
     fact: CheckpointFact, *, ok: bool, current: bool, detail: str, now_ms: int
 ) -> CheckpointFact:
-    """Return an uploaded checkpoint as the verifier judged it."""
+    """Return an uploaded checkpoint as the verifier judged it. `current`: it still counts."""
     if ok and current:
         return replace(
             fact,
@@ -76,6 +91,11 @@ def _age(fact: CheckpointFact) -> tuple[int, int, int, str]:
 def resume_point(checkpoints: Iterable[CheckpointFact]) -> CheckpointFact | None:
     """Return the checkpoint from which the job goes on; None: from the start."""
     return max(_kept(checkpoints, "checkpoint"), key=_age, default=None)
+
+
+def handed_over(checkpoints: Iterable[CheckpointFact]) -> CheckpointFact | None:
+    """Return the outputs among what a lease has made; None: they aren't here."""
+    return max(_kept(checkpoints, "outputs"), key=_run_age, default=None)
 
 
 def newest_partial_outputs(checkpoints: Iterable[CheckpointFact]) -> CheckpointFact | None:

@@ -9,8 +9,9 @@ Rules:
   both are kept as evidence, the chain is disputed, and counts up to the last receipt on which both
   histories agree.
 - A receipt is cumulative, priced as the lease says, and its durable progress is that of a
-  checkpoint of this lease that the broker has verified. One that breaks this is dropped and the
-  chain stays.
+  checkpoint of this lease that the broker has verified. Outputs are none: what a finished run hands
+  over is paid by its success, and from what an unfinished one calls so no job could go on. One that
+  breaks this is dropped and the chain stays.
 - The broker's own clock bounds what can be claimed: since the lease was made, until the receipt
   came, times devices, and a small tolerance. It is applied when the lease is settled. It is
   taken by the stopwatch, not by the clock, which may go slower for a while, because it was ahead.
@@ -112,15 +113,15 @@ def _why_wrong(
         return "durable time without a checkpoint" if receipt.durable_device_ms else ""
     if checkpoint is None or checkpoint.lease != lease.id:
         return "it names a checkpoint that this lease did not make"
-    if checkpoint.kind == "partial-outputs":
-        return "it names partial outputs as its progress"
+    if checkpoint.kind != "checkpoint":
+        return f"it names {checkpoint.kind.replace('-', ' ')} as its progress"
     if checkpoint.state is CheckpointState.UPLOADED:
         return _NOT_VERIFIED
     if checkpoint.state is CheckpointState.REJECTED:
         return "it names a checkpoint that was rejected"
     if checkpoint.cum_device_ms != receipt.durable_device_ms:
         return "its durable time is not its checkpoint's"
-    if checkpoint.kind == "checkpoint" and checkpoint.step != receipt.durable_step:
+    if checkpoint.step != receipt.durable_step:
         return "its durable step is not its checkpoint's"
     return ""
 

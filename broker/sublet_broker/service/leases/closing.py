@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from sublet_broker.market import ledger
 from sublet_broker.market.accepted import accepted
+from sublet_broker.market.checkpointing import handed_over
 from sublet_broker.market.facts import (
     AgentFact,
     ChainFact,
@@ -118,8 +119,7 @@ def give_up(
     chain = work.must(ChainFact, lease.id)
     if chain.state is ChainState.SEALED and chain.head is not None and not is_over(run):
         head = accepted(work.must(ReceiptFact, chain.head).envelope, Receipt)
-        job = work.must(JobFact, lease.job)
-        document = accepted(job.envelope, Job)
+        document = accepted(work.must(JobFact, lease.job).envelope, Job)
         at_edge = is_at_edge(
             lease,
             head.cum_device_ms,
@@ -127,7 +127,7 @@ def give_up(
             margin_ms=context.settings.drain_margin_ms,
         )
         said = judge_exit(run, head.reason or reason, at_edge=at_edge)
-        whole = job.outputs is not None or not document.outputs
+        whole = not document.outputs or outputs_of(work, lease) is not None
         if said is not Reason.SUCCEEDED or whole:
             said = _that_counts(work, lease, said)
             reason, detail = said, "its final receipt came before it fell silent"
@@ -192,6 +192,8 @@ def close(
         image_named=of_image and bool(accepted(lease.envelope, Lease).image),
         topped_up=hold_ucr(job) > lease.hold_ucr - charged_ucr,
     )
+    if reason is Reason.SUCCEEDED:
+        job = replace(job, outputs=outputs_of(work, lease))
     before = work.must(JobFact, lease.job)
     moved = after(job, ending, context.settings.patience, work.now_ms)
     work.put_job(before, moved, lease=lease.id)
@@ -199,6 +201,12 @@ def close(
     work.touch_offer(lease.provider)
     if successor:
         work.touch_offer(successor)
+
+
+def outputs_of(work: UnitOfWork, lease: LeaseFact) -> str | None:
+    """Return the newest outputs that a lease has handed over."""
+    found = handed_over(work.find(CheckpointFact, {"lease": lease.id, "kind": "outputs"}))
+    return None if found is None else found.id
 
 
 def _set_aside(work: UnitOfWork, lease: LeaseFact) -> None:

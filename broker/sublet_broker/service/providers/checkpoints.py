@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from sublet_broker.market.accepted import accepted
-from sublet_broker.market.checkpointing import judged, why_refused
+from sublet_broker.market.checkpointing import judged, still_counts, why_refused
 from sublet_broker.market.facts import (
     BlobFact,
     CheckpointFact,
@@ -13,7 +13,7 @@ from sublet_broker.market.facts import (
     RunFact,
 )
 from sublet_broker.market.leasing import is_held
-from sublet_broker.service.leases.closing import close_if_due
+from sublet_broker.service.leases.closing import close_if_due, outputs_of
 from sublet_broker.service.leases.quarantine import quarantine
 from sublet_broker.service.ports import VerifyResult, VerifyTask
 from sublet_broker.service.unit_of_work.context import Context
@@ -161,7 +161,7 @@ class Checkpoints:
         lease = work.must(LeaseFact, fact.lease)
         job = work.must(JobFact, fact.job)
         detail = result.detail if not result.ok else self._unowned(work, fact, result)
-        current = lease.state is LeaseState.ACTIVE and lease.epoch == job.epoch
+        current = still_counts(fact, lease, job)
         after = judged(
             fact, ok=not detail and result.ok, current=current, detail=detail, now_ms=work.now_ms
         )
@@ -179,11 +179,12 @@ class Checkpoints:
             detail=after.detail or f"{fact.kind} of step {fact.step}",
         )
         if durable:
-            if fact.kind != "partial-outputs":
+            if fact.kind == "checkpoint":
                 pinned = job.hardware_class or _class_of(work, lease)
-                outputs = fact.id if fact.kind == "outputs" else job.outputs
                 threads = job.threads or accepted(lease.envelope, Lease).threads
-                work.put(replace(job, hardware_class=pinned, threads=threads, outputs=outputs))
+                work.put(replace(job, hardware_class=pinned, threads=threads))
+            elif fact.kind == "outputs" and lease.state is LeaseState.CLOSED:
+                work.put(replace(job, outputs=outputs_of(work, lease)))  # else when it is closed
             run = work.get(RunFact, lease.id)
             if run is not None and fact.kind == "checkpoint":
                 self._context.heartbeats.note_saved(run.id, work.now_ms)
