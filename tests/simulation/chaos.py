@@ -485,7 +485,7 @@ class Chaos(Mishaps):
             for data in (*chunks.values(), index):
                 sha256 = hashlib.sha256(data).hexdigest()
                 self.market.broker.call(blobs.put, agent.party, scope, epoch, sha256, data)
-        except (BrokerAway, Refusal, *UNKEPT):
+        except (BrokerAway, Refusal, OSError, *UNKEPT):
             return None
         document = Checkpoint(
             provider=agent.party,
