@@ -195,6 +195,17 @@ class RunUsageView(View):
     devices: tuple[DeviceUsageView, ...] = ()
 
 
+class RunStallView(View):
+    """For how long saving has held a run's loop, as its job says in its newest checkpoint."""
+
+    saves: int
+    all_stall_ms: int = Field(description="of all saves, from the call to its return")
+    stall_per_save_ms: int = Field(description="on average")
+    stall_share_ppm: int = Field(description="of the time that the run has taken, in millionths")
+    last_stall_ms: int
+    last_write_ms: int = Field(description="how long the newest took to be written")
+
+
 class RunView(View):
     """One lease of a job and the run under it."""
 
@@ -224,6 +235,9 @@ class RunView(View):
     ended_ms: int | None
     usage: RunUsageView | None = Field(
         default=None, description="while it runs; null: nothing was measured yet"
+    )
+    stall: RunStallView | None = Field(
+        default=None, description="while it runs; null: its job has not said so"
     )
 
 

@@ -51,6 +51,7 @@ from sublet_contracts.wire import (
     LogStates,
     Message,
     RunReport,
+    RunStall,
     RunUsage,
     Welcome,
 )
@@ -62,7 +63,7 @@ _PARTS: Mapping[type[BaseModel], tuple[type[BaseModel], ...]] = {
     JobDocument: (Resources, Input),
     Settlement: (Transfer,),
     Welcome: (HeldLease,),
-    Heartbeat: (RunReport, RunUsage, DeviceUsage),
+    Heartbeat: (RunReport, RunUsage, DeviceUsage, RunStall),
     Logs: (LogLine,),
     LogStates: (LogState,),
 }

@@ -256,6 +256,18 @@ class RunUsage(BaseModel):
     )
 
 
+class RunStall(BaseModel):
+    """For how long saving has held a run's loop, as its job says in the newest checkpoint that was
+    uploaded; never longer than it has run. Informative: nothing is paid by it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    saves: Count = Field(description="so many, of the job's process so far")
+    all_stall_ms: Count = Field(description="how long they held the loop, all together")
+    stall_ms: Count = Field(description="how long the newest did, from the call to its return")
+    write_ms: Count = Field(description="how long the newest took to be written")
+
+
 class RunReport(BaseModel):
     """One run in a heartbeat. All figures but `usage` are cumulative."""
 
@@ -282,6 +294,9 @@ class RunReport(BaseModel):
         "checkpoint of it was found; a guess, for people",
     )
     usage: RunUsage | None = Field(default=None, description="what it uses; null: not measured")
+    stall: RunStall | None = Field(
+        default=None, description="for how long saving has held its loop; null: it has not said so"
+    )
 
 
 class Heartbeat(Message):

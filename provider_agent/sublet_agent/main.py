@@ -27,6 +27,7 @@ from sublet_agent.adapters.session.journal import Journal, NewerState, StateFold
 from sublet_agent.adapters.session.link import Link, Replaced
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.shell import THREAD_NAME, Shell, put_the_loop_first
+from sublet_agent.adapters.watchdog.deadline_files import boot_id
 from sublet_agent.adapters.watchdog.watchdog import WatchdogKeeper
 from sublet_agent.adapters.workspace.renter_caches import RenterCaches
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
@@ -108,7 +109,7 @@ async def _provide(options: Options, output: OwnerOutput) -> int:
         facts = machine.first(say)
         terms = make_terms(options, runner, accepts, facts, clock.now_ms())
         (options.state / "agent.json").write_text(json.dumps({"broker": options.broker}))
-        core = AgentCore(terms, key, journal.load())
+        core = AgentCore(terms, key, journal.load(), boot=boot_id())
         spool = Spool(options.state / "spool.db", journal.reserve)
         stack.callback(spool.close)
         transfer = Transfer(options.broker, key, lambda: core.saved.broker, clock.now_ms)

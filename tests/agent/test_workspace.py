@@ -4,7 +4,6 @@ import json
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sublet_agent.adapters.workspace.folder_reader import FolderReader
 from sublet_agent.adapters.workspace.layout_file import LAYOUT, write_layout
 from sublet_agent.adapters.workspace.transfer import Transfer
 from sublet_agent.adapters.workspace.workspace import CheckpointLost, Workspace
+from sublet_agent.core.checkpoints import Stall
 from sublet_agent.core.layout import Layout
 from sublet_contracts.documents import Checkpoint
 from sublet_contracts.tree import TreeRefused, WhyLeftOut
@@ -49,18 +49,13 @@ async def search(workspace: Workspace, reader: FolderReader) -> int | None:
     return await workspace.search_outputs(reader, look, at_once, exited=True)
 
 
-def save(out: Path, step: int, content: bytes = b"weights") -> Path:
+def save(out: Path, step: int, content: bytes = b"weights", **more: object) -> Path:
     folder = out / f"step-{step}"
     folder.mkdir(parents=True)
     (folder / "model.bin").write_bytes(content)
-    entry = {
-        "path": "model.bin",
-        "sha256": sha256(content).hexdigest(),
-        "size_bytes": len(content),
-    }
-    (folder / "DONE").write_text(
-        json.dumps({"step": step, "files": [entry], "meta": {"loss": 0.5}})
-    )
+    entry = {"path": "model.bin", "size_bytes": len(content)}
+    done = {"step": step, "files": [entry], "meta": {"loss": 0.5}}
+    (folder / "DONE").write_text(json.dumps(done | more))
     return folder
 
 
@@ -73,9 +68,42 @@ async def test_a_whole_checkpoint_is_read(workspace: Workspace, reader: FolderRe
 
 def test_a_checkpoint_that_is_not_as_done_says_is_refused(workspace: Workspace) -> None:
     folder = save(workspace.checkpoint / "out", 5)
-    (folder / "model.bin").write_bytes(b"weighty")
-    with pytest.raises(TreeRefused, match=r"model\.bin is not as DONE says"):
+    for content in (b"weight", b"weighty weights"):
+        (folder / "model.bin").write_bytes(content)
+        with pytest.raises(TreeRefused, match=r"model\.bin is not as DONE says"):
+            workspace.scan_checkpoint(5)
+    (folder / "model.bin").write_bytes(b"weights")
+    (folder / "more.bin").write_bytes(b"")
+    with pytest.raises(TreeRefused, match=r"more\.bin is not as DONE says"):
         workspace.scan_checkpoint(5)
+
+
+def test_what_done_says_of_the_stall_is_read(workspace: Workspace) -> None:
+    said = {"saves": 3, "all_stall_ms": 900, "stall_ms": 200, "write_ms": 4_000}
+    save(workspace.checkpoint / "out", 5, **said)
+    workspace.scan_checkpoint(5)
+    assert workspace.stall == Stall(**said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"saves": 1, "all_stall_ms": 1, "stall_ms": 1},
+        {"saves": 1, "all_stall_ms": -1, "stall_ms": 1, "write_ms": 1},
+        {"saves": 1, "all_stall_ms": 1.5, "stall_ms": 1, "write_ms": 1},
+        {"saves": True, "all_stall_ms": 1, "stall_ms": 1, "write_ms": 1},
+        {"saves": 1, "all_stall_ms": 10**30, "stall_ms": 1, "write_ms": 1},
+        {"saves": 0, "all_stall_ms": 1, "stall_ms": 1, "write_ms": 1},
+        {"saves": [1], "all_stall_ms": {}, "stall_ms": "1", "write_ms": None},
+    ],
+)
+def test_a_checkpoint_counts_whatever_it_says_of_the_stall(
+    workspace: Workspace, said: dict[str, object]
+) -> None:
+    save(workspace.checkpoint / "out", 5, **said)
+    assert len(workspace.scan_checkpoint(5).index.files) == 2
+    assert workspace.stall is None
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def report(**change: Any) -> RunReport:
             "age_ms": 900, "cpu_millis": 1250, "memory_bytes": 2**31, "disk_bytes": 7,
             "devices": ({"id": "GPU-7/0", "utilization_percent": 97},),
         },
+        "stall": {"saves": 3, "all_stall_ms": 900, "stall_ms": 200, "write_ms": 4000},
     }  # fmt: skip
     return RunReport.model_validate(plain | change)
 

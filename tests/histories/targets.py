@@ -10,13 +10,14 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from sublet_agent.adapters.workspace.reader import MAX_PROGRESS_BYTES, read_progress
 from sublet_agent.adapters.workspace.workspace import check_done
+from sublet_agent.core.checkpoints import within
 from sublet_contracts.api import JobLogLine
 from sublet_contracts.auth import EMPTY_SHA256, RequestRefused, authenticate, sign_request
 from sublet_contracts.checkpoint_folders import read_record as read_folder_record
@@ -36,7 +37,7 @@ from sublet_contracts.file_formats import check_file
 from sublet_contracts.keys import KeyRefused, SigningKey, public_key
 from sublet_contracts.session import AgentSession, BrokerSession, SessionError, SessionProof
 from sublet_contracts.tree import Chunk, ScannedTree, TreeFile, TreeIndex, TreeRefused, parse_index
-from sublet_contracts.wire import FrameRefused, decode_frame, encode_frame
+from sublet_contracts.wire import FrameRefused, RunStall, decode_frame, encode_frame
 from tests.contracts.samples import BROKER, KEYS, NOW_MS, samples
 from tests.contracts.test_wire import messages
 from tests.histories.asgi import Door
@@ -296,27 +297,28 @@ _WEIGHTS = {"model.bin": b"weights"}
 def _done(data: bytes) -> None:
     tree = _ReadTree({"DONE": data, **_WEIGHTS})
     try:
-        check_done(tree, 7)
+        stall = check_done(tree, 7)
     except TreeRefused as error:
         can_be_told(error)
         return
+    if stall is not None:
+        # It goes into the next heartbeat.
+        RunStall.model_validate(asdict(within(stall, 10**9)))
     said = json.loads(data)
     assert int(said["step"]) == 7
     assert {f["path"] for f in said["files"]} == set(_WEIGHTS)
 
 
 def _done_seeds() -> Iterable[bytes]:
-    entry = {
-        "path": "model.bin",
-        "size_bytes": 7,
-        "sha256": hashlib.sha256(_WEIGHTS["model.bin"]).hexdigest(),
-    }
+    entry = {"path": "model.bin", "size_bytes": len(_WEIGHTS["model.bin"])}
+    times = {"saves": 2, "all_stall_ms": 70, "stall_ms": 30, "write_ms": 2**60}
     yield json.dumps({"step": 7, "files": [entry], "meta": {}}).encode()
+    yield json.dumps({"step": 7, "files": [entry], "meta": {}} | times).encode()
     yield json.dumps({"step": 8, "files": [entry], "meta": {"loss": 0.5}}).encode()
     for path in ("\ud800", "a" * 100_000):
         yield json.dumps({"step": 7, "files": [entry, entry | {"path": path}]}).encode()
     yield b'{"step": 1e999, "files": []}'
-    yield b'{"step": 7, "files": [{"path": null, "sha256": [], "size_bytes": "7"}]}'
+    yield b'{"step": 7, "files": [{"path": null, "size_bytes": "7"}], "saves": true}'
 
 
 def _progress(data: bytes) -> None:

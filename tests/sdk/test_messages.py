@@ -15,10 +15,10 @@ from threading import Thread
 
 import pytest
 
-from sublet.cli.jobs import image_lines
+from sublet.cli.jobs import image_lines, stall_lines
 from sublet.cli.main import main
 from sublet.client import Job
-from sublet_contracts.api import JobView
+from sublet_contracts.api import JobView, RunStallView, RunView
 from tests.sdk.market import SmallMarket
 
 TERMS = ["--gpus", "cpu", "--max-price", "1", "--budget", "1"]
@@ -316,6 +316,23 @@ def test_ctrl_c_shows_how_the_job_stands_now(at_market: SmallMarket) -> None:
         assert f"Back: sublet logs -f {job.id[:10]}  End it: sublet cancel {job.id[:10]}" in last
     finally:
         job.cancel()
+
+
+def test_inspect_shows_for_how_long_saving_holds_the_loop() -> None:
+    stall = RunStallView(
+        saves=3,
+        all_stall_ms=360,
+        stall_per_save_ms=120,
+        stall_share_ppm=4_000,
+        last_stall_ms=90,
+        last_write_ms=2_500,
+    )
+    run = RunView.model_construct(stall=stall)
+    assert stall_lines([run]) == [
+        "stall per save 0.12 s (the last one 0.09 s, written in 2.5 s), 3 saves: 0.4 % of its time"
+    ]
+    assert stall_lines([run, RunView.model_construct(stall=None)]) == []
+    assert stall_lines([]) == []
 
 
 def test_inspect_shows_what_a_tag_meant(monkeypatch: pytest.MonkeyPatch) -> None:

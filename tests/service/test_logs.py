@@ -9,7 +9,7 @@ import pytest
 from sublet_broker.service.broker import Settings
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.reasons import Reason
-from sublet_contracts.wire import DeviceUsage, Heartbeat, LogState, LogStates, RunUsage
+from sublet_contracts.wire import DeviceUsage, Heartbeat, LogState, LogStates, RunStall, RunUsage
 from tests.service.world import AgentDouble, RenterDouble, RunDouble, World
 
 
@@ -229,3 +229,25 @@ def test_what_a_run_uses_is_shown_while_it_runs() -> None:
     alice.exit(run, Reason.JOB_FAILED, 1)
     world.settle_down()
     assert renter.view(job).runs[-1].usage is None
+
+
+def test_for_how_long_saving_holds_a_run_is_shown_with_its_share_of_the_time() -> None:
+    world = World()
+    alice = world.agent("alice")
+    renter = world.renter()
+    job = renter.run()
+    run = alice.the_run
+    assert renter.view(job).runs[-1].stall is None
+    world.pass_ms(60_000)
+    for saves in (3, 4):  # by a transaction, and in memory
+        said = RunStall(saves=saves, all_stall_ms=600, stall_ms=100, write_ms=4_000)
+        report = alice.report(run).model_copy(update={"stall": said})
+        alice.tell(Heartbeat(runs=(report,)))
+        stall = renter.view(job).runs[-1].stall
+        assert stall is not None
+        assert (stall.saves, stall.stall_per_save_ms) == (saves, 600 // saves)
+        assert (stall.all_stall_ms, stall.last_stall_ms, stall.last_write_ms) == (600, 100, 4_000)
+        assert stall.stall_share_ppm == 600 * 1_000_000 // report.cum_device_ms
+    alice.exit(run, Reason.JOB_FAILED, 1)
+    world.settle_down()
+    assert renter.view(job).runs[-1].stall is None

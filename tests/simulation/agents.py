@@ -43,6 +43,7 @@ TICK_MS = 1_000
 CALM_TICK_MS = 3_000
 """Where nothing is about to end: heartbeats and receipts are due at their own intervals."""
 _CALM = (RunPhase.RUNNING, RunPhase.PULLING, RunPhase.RESTORING)
+REBOOT_MS = 120_000
 RESEND_MS = 5_000
 LOOK_MS = 2_000
 FACTS_MS = 3_000
@@ -98,6 +99,9 @@ class AgentHost:
         self.core: AgentCore
         self.past: list[Message] = []
         """Reliable messages that were sent once: what a liar or a bad line sends again."""
+        self.boots = 1
+        self._reboots_until_ms = 0
+        """Until when it reboots as soon as a run of its has saved something."""
         self._offset_ms = 0
         self._wire: Wire | None = None
         self._door: Door | None = None
@@ -117,6 +121,11 @@ class AgentHost:
         self._look_planned: set[str] = set()
         self._facts_planned = False
 
+    @property
+    def boot(self) -> str:
+        """The name of this start of the machine."""
+        return f"boot {self.boots} of {self.name}"
+
     # -- the process --------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -135,7 +144,7 @@ class AgentHost:
         self._look_planned = set()
         self.engine.say(f"{self.name} starts (start {self.started})")
         self.doing = "its start"
-        self.core = AgentCore(self.terms, self.key, self.journal.load())
+        self.core = AgentCore(self.terms, self.key, self.journal.load(), boot=self.boot)
         self.core.last_saved = self.journal.run
         step, strangers = self.core.started(list(self.containers), self.now_ms())
         for lease_id in strangers:
@@ -528,6 +537,8 @@ class AgentHost:
             self.fail(lease_id, *trouble)
             return
         if lease_id not in self.containers:
+            if record.boot != self.boot and record.phase is RunPhase.STARTING:
+                self.post(events.Restored(lease_id))  # its folders, once more
             program = Program.of(record.job)
             begin = self.restored.get(lease_id)
             if begin is None:
@@ -638,7 +649,13 @@ class AgentHost:
         if container.folder is not None:
             until_ms = container.finished_ms or self.engine.now_ms
             age_ms = until_ms - container.folder.copied[step][0]
-        self.post(events.CheckpointFound(container.lease_id, step, age_ms=age_ms))
+        unsynced = container.folder is None
+        found = events.CheckpointFound(container.lease_id, step, age_ms=age_ms, unsynced=unsynced)
+        self.post(found)
+        if unsynced and self.engine.now_ms < self._reboots_until_ms:
+            self._reboots_until_ms = 0
+            away_ms = self.engine.draw_ms(5_000, 12_000)  # its leases are still its own then
+            self.engine.after(self.engine.draw_ms(0, 1_500), partial(self._reboot, away_ms))
 
     def _scan(self, lease_id: str) -> None:
         container, record = self.containers.get(lease_id), self._record(lease_id)
@@ -651,7 +668,7 @@ class AgentHost:
                     self._tell_step(container, step)
             # Nothing in such a folder says that the work was done.
             steps, finished = (), False
-        self.post(events.FolderScanned(lease_id, steps, finished))
+        self.post(events.FolderScanned(lease_id, steps, unsynced=steps, finished=finished))
 
     def _remove(self, lease_id: str) -> None:
         if self.engine_is_away:
@@ -671,10 +688,20 @@ class AgentHost:
     # -- faults -------------------------------------------------------------------------------
 
     def reboot(self) -> None:
-        """The machine reboots: the process and every run are gone; the folders are there."""
+        """The machine reboots: at once, or at the worst moment, when something was just saved."""
+        if self.engine.happens(0.5):
+            self._reboots_until_ms = self.engine.now_ms + REBOOT_MS
+        else:
+            self._reboot(self.engine.draw_ms(5_000, 90_000))
+
+    def _reboot(self, away_ms: int) -> None:
+        """The machine reboots: the process and every run are gone; the folders are there, and what
+        nobody had fsynced in them may be torn."""
+        self.boots += 1
         forgets = self.engine.happens(0.5)
         for container in self.containers.values():
             container.looked = _nobody
+            container.loses_power()
             if forgets:
                 container.ends(None, "forgotten")
                 container.forgotten = True
@@ -684,7 +711,7 @@ class AgentHost:
             else:
                 container.ends(None, "killed unseen")
         self.watchdog.rebooted()
-        self.die(self.engine.draw_ms(5_000, 90_000))
+        self.die(away_ms)
 
     def restart_engine(self, away_ms: int, *, keeps_runs: bool) -> None:
         """The container engine goes away for a while, and with it what runs, unless it keeps it."""

@@ -356,6 +356,7 @@ class Auditor:
         ]
         never(bool(bad), "a checkpoint counts that can't be restored")
         self._folder_durable(id, document)
+        self._survived(document)
         job = self.jobs[document["job"]]
         if document["kind"] == "checkpoint" and not job.threads:
             job.threads = self.leases[document["lease"]].document["threads"]
@@ -375,6 +376,19 @@ class Auditor:
         step, state = self.saved[id] = self._content(document)
         right = state_at(job["nonce"], step)
         never(state != right, f"a checkpoint counts whose file is torn, at step {step}")
+
+    def _survived(self, document: dict[str, Any]) -> None:
+        """What a job saved by the protocol is on no disk for sure. So of a machine that lost its
+        power nothing counts that isn't the state that the job was in."""
+        run = self.runs.get(document["lease"])
+        if document["kind"] != "checkpoint" or run is None or run.folder or not run.lost_power:
+            return
+        agent = self.market.agents_by_party[document["provider"]]
+        if not agent.honest or self._lacking(document):
+            return
+        step, state = self._content(document)
+        right = state_at(self.jobs[document["job"]].document["nonce"], step)
+        never(state != right, f"a checkpoint counts that a power cut has torn, at step {step}")
 
     def _content(self, document: dict[str, Any]) -> tuple[int, str]:
         blobs = self.market.broker.blobs

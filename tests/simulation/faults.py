@@ -22,7 +22,7 @@ FAULTS: dict[str, str] = {
     "ray-host": "Ray dies with all its shards, or hangs, and comes back after a while",
     "verifier": "the verifier's worker dies: what it was checking must be checked again",
     "agent-crash": "an agent dies before or after one of its next commits or effects",
-    "machine": "a provider's machine reboots: its runs are gone",
+    "machine": "a provider's machine reboots: its runs are gone, and what nobody fsynced is torn",
     "run-killed": "somebody kills a run on the provider's machine, or a worker of it; some are "
     "seen doing it",
     "gpu-lost": "a device fails while a run is on it: it ends, hangs or goes on; back later",

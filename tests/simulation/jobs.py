@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from sublet_agent.core.checkpoints import Stall
 from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_contracts.documents import Job
 from sublet_contracts.tree import Chunk, TreeFile, TreeIndex
@@ -122,6 +123,8 @@ class Container:
     """Whether its renter wants it paused when it stands still."""
     hangs_ms: int | None = None
     """It hangs, since it had run for so long."""
+    lost_power: bool = False
+    """Its machine was started anew: what it had saved by the protocol may be torn."""
     folder: SavedFolder | None = None
     """Where it saves, if it doesn't by the protocol."""
 
@@ -263,6 +266,11 @@ class Container:
 
         self.engine.after(self.program.save_ms, leave)
 
+    def stall(self) -> Stall:
+        """What it says of how long saving has held it: more than can be, now and then."""
+        saves, held_ms = len(self.steps), self.program.save_ms
+        return Stall(saves, saves * held_ms, held_ms, 2 * held_ms)
+
     @property
     def had_finished(self) -> bool:
         """What its folder says of its work: all of it was done."""
@@ -281,6 +289,14 @@ class Container:
         """It computes no further, and hears nothing."""
         if self.running and self.hangs_ms is None:
             self.hangs_ms = self.ran_ms()
+
+    def loses_power(self) -> None:
+        """What it saved by the protocol is as long as it was, and may hold something else."""
+        self.lost_power = True
+        for step, state in self.steps.items() if self.folder is None else ():
+            if state is not None and self.engine.happens(0.5):
+                kept = self.engine.draw_ms(0, len(state) - 1)
+                self.steps[step] = state[:kept] + b"0" * (len(state) - kept)
 
     def engine_stops(self, says: str, *, patient: bool) -> None:
         """The machine's engine stops it: TERM, and KILL after a while, or where it isn't patient at

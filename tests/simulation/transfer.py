@@ -118,6 +118,8 @@ class Transfer:
             return
         if sent is None:
             return
+        if kind == "checkpoint" and container.folder is None:
+            self.host.post(events.StallTold(lease_id, container.stall()))
         sha256 = hashlib.sha256(index).hexdigest()
         self.host.post(events.Uploaded(lease_id, kind, step, sha256, total))  # type: ignore[arg-type]
 

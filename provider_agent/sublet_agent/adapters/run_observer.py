@@ -165,9 +165,8 @@ class Observer:
                 self._walk.cancel()
             self._listener.forget_observer(self._lease_id)
 
-    async def final_look(self) -> tuple[set[int], bool]:
-        """After the exit: the rest of the output, and every checkpoint that is there. Return their
-        steps, and whether exit code 0 means that the job had finished.
+    async def final_look(self) -> events.FolderScanned:
+        """After the exit: the rest of the output, and every checkpoint that is there.
 
         Raises FolderBusy, OSError: its folder can't be read.
         """
@@ -195,7 +194,13 @@ class Observer:
                 delay_s *= 2
         self._tell_search_trouble()
         self._tell_progress(await listener.blocking(workspace.progress, self._look))
-        return set(sorted(steps)[-TOLD_AT_ONCE:]), workspace.finished(self._look)
+        told = sorted(steps)[-TOLD_AT_ONCE:]
+        return events.FolderScanned(
+            self._lease_id,
+            tuple(told),
+            unsynced=tuple(step for step in told if step in self._look.steps),
+            finished=workspace.finished(self._look),
+        )
 
     async def _look_once(self) -> bool:
         listener = self._listener
@@ -211,7 +216,7 @@ class Observer:
         await self._measure_usage(status)
         self._tell_progress(await listener.blocking(self._workspace.progress, self._look))
         await self._tell_opened()
-        self._tell_steps(self._look.steps)
+        self._tell_steps(self._look.steps, unsynced=True)
         if status.state in ("gone", "created"):
             listener.post(events.Vanished(self._lease_id))
             return True
@@ -247,12 +252,14 @@ class Observer:
             self._listener.log_line(self._lease_id, f"{reason}: {says}")
             self._listener.post(events.RulesBroken(self._lease_id, reason, says))
 
-    def _tell_steps(self, steps: Iterable[int]) -> None:
+    def _tell_steps(self, steps: Iterable[int], *, unsynced: bool) -> None:
         fresh = sorted(set(steps) - self._reported_steps)
         self._reported_steps.update(fresh)
         overtaken, told = tuple(fresh[:-TOLD_AT_ONCE]), fresh[-TOLD_AT_ONCE:]
         for step in told:
-            self._listener.post(events.CheckpointFound(self._lease_id, step, overtaken))
+            self._listener.post(
+                events.CheckpointFound(self._lease_id, step, overtaken, unsynced=unsynced)
+            )
             overtaken = ()
 
     def _walk_on(self) -> None:
@@ -355,7 +362,7 @@ class Observer:
             self._search_trouble = str(error)
             return
         if step is not None:
-            self._tell_steps([step])
+            self._tell_steps([step], unsynced=False)
 
     def _tell_search_trouble(self) -> None:
         """Tell the renter, once, why the checkpoints in the outputs folder are not seen."""

@@ -58,7 +58,7 @@ from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.deadlines import Over
 from sublet_agent.core.layout import Layout
 from sublet_agent.core.records import RunRecord
-from sublet_agent.core.run_phases import LIVE
+from sublet_agent.core.run_phases import LIVE, RunPhase
 from sublet_agent.core.runner_port import (
     ImageNeeds,
     ImageTrouble,
@@ -703,6 +703,8 @@ class Shell:
         if record is None or record.is_over:
             return
         try:
+            if not await self._is_placed(record):
+                return
             image = await self._image_of(lease_id)
             spec = self._workspace(lease_id).spec(image, self.helper)
             await self._deadline_stands(lease_id)
@@ -726,6 +728,16 @@ class Shell:
             else:
                 # Its lease ended and was cleared away while it started.
                 await self._runner_call(self.runner.remove, lease_id)
+
+    async def _is_placed(self, record: RunRecord) -> bool:
+        """See to it that its folders are what was placed. Where the machine was started anew since,
+        nobody knows; so unless it has run there already, they are placed once more."""
+        here = self.core.boot
+        again = record.phase is RunPhase.STARTING and record.boot != here
+        if again and await self._is_not_started(record.lease_id):
+            await self._restore(record.lease_id)
+            return record.boot == here and not record.is_over
+        return True
 
     async def _is_not_started(self, lease_id: str) -> bool:
         """Whether there is nothing yet that could be asked to stop: then it need not start."""
@@ -777,13 +789,13 @@ class Shell:
             return
         workspace = self._workspace(lease_id)
         observer = self._observers.get(lease_id) or Observer(self, lease_id, workspace)
-        steps, finished = await observer.final_look()
+        scanned = await observer.final_look()
         self.spool.add_dropped_line(lease_id, self.now_ms())
         record = self._record(lease_id)
         # A successor waits for a run that was stopped: its log gets less time than another.
         limit_s = 2.0 if record is not None and record.stop else 30.0
         await self._logs.drain(lease_id, limit_s)
-        self.post(events.FolderScanned(lease_id, tuple(sorted(steps)), finished))
+        self.post(scanned)
 
     async def _upload(self, effect: effects.Upload) -> None:
         lease_id, kind, step = effect.lease_id, effect.kind, effect.step
@@ -823,6 +835,8 @@ class Shell:
             for line in left_out_lines(index):
                 self.log_line(lease_id, f"left out of the outputs: {line}")
             self._logs.pump()
+            if workspace.stall is not None:
+                self.post(events.StallTold(lease_id, workspace.stall))
             if index_sha256:
                 total = index.total_bytes
                 self.post(events.Uploaded(lease_id, kind, step, index_sha256, total))

@@ -110,13 +110,17 @@ class _Waiting:
 
 
 class AgentCore:
-    """One agent at one broker. `saved` is what the journal holds; it is changed in step."""
+    """One agent at one broker. `saved` is what the journal holds; it is changed in step. `boot`
+    names this start of the machine: what its disk has of another one may be torn."""
 
-    def __init__(self, terms: Terms, key: SigningKey, saved: Saved) -> None:
+    def __init__(self, terms: Terms, key: SigningKey, saved: Saved, *, boot: str = "") -> None:
         self.supply = Supply(terms, _remembered(saved))
         self.key = key
         self.saved = saved
-        self.runs = {lease_id: Run(record, key) for lease_id, record in saved.runs.items()}
+        self.boot = boot
+        self.runs = {
+            lease_id: Run(record, key, boot=boot) for lease_id, record in saved.runs.items()
+        }
         self.live = False
         self.heartbeat_ms = 3_000
         self.draining: DrainAsked | None = None
@@ -287,7 +291,7 @@ class AgentCore:
         self._refuse(record.lease_id, "an unexpected error at this provider")
 
     def _replace(self, record: RunRecord) -> Run:
-        run = Run(record, self.key, broker_reads=self._broker_reads)
+        run = Run(record, self.key, broker_reads=self._broker_reads, boot=self.boot)
         self.runs[record.lease_id] = run
         self.saved.runs[record.lease_id] = record
         return run
@@ -446,7 +450,13 @@ class AgentCore:
             durable_step=assigned.lease.document.start_step,
             cpu_millis=self.terms.cpu_millis * len(assigned.lease.document.device_ids),
         )
-        run = Run(record, self.key, broker_reads=self._broker_reads, prepared_tick_ms=now_ms)
+        run = Run(
+            record,
+            self.key,
+            broker_reads=self._broker_reads,
+            prepared_tick_ms=now_ms,
+            boot=self.boot,
+        )
         self.runs[lease_id] = run
         self.saved.runs[lease_id] = record
         self._with_run(run, partial(self._sign, run, assign), now_ms)

@@ -1,8 +1,57 @@
-"""Which checkpoints to upload, and which to keep on this machine."""
+"""Which checkpoints to upload, which to keep on this machine, and for how long saving has held the
+loop.
+
+What a job saves by the protocol nobody fsyncs: it counts once it is off this machine. So it is
+never used once the machine was started anew; a power cut may have torn it, sizes and all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from sublet_agent.core.records import RunRecord
 
 KEEP_LOCAL = 3
+MAX_COUNT = 2**53 - 1
+
+
+@dataclass(frozen=True)
+class Stall:
+    """For how long saving has held the job's loop, by its own word in DONE."""
+
+    saves: int
+    """of its process so far"""
+    all_stall_ms: int
+    """of all of them"""
+    stall_ms: int
+    """of the newest"""
+    write_ms: int
+    """how long that was written, beside the loop or not"""
+
+
+def read_stall(done: Mapping[str, object]) -> Stall | None:
+    """Read it as a stranger's: what doesn't fit is not there."""
+    names = ("saves", "all_stall_ms", "stall_ms", "write_ms")
+    saves, all_stall_ms, stall_ms, write_ms = (_count(done.get(name)) for name in names)
+    if saves is None or all_stall_ms is None or stall_ms is None or write_ms is None or not saves:
+        return None
+    return Stall(saves, all_stall_ms, stall_ms, write_ms)
+
+
+def within(stall: Stall, ran_ms: int) -> Stall:
+    """Return it as it can be: a run was not held for longer than it has run."""
+    ran_ms = max(0, ran_ms)
+    all_stall_ms = min(stall.all_stall_ms, ran_ms)
+    return replace(
+        stall,
+        all_stall_ms=all_stall_ms,
+        stall_ms=min(stall.stall_ms, all_stall_ms),
+        write_ms=min(stall.write_ms, ran_ms),
+    )
+
+
+def _count(value: object) -> int | None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
+    return value if whole and isinstance(value, int) else None
 
 
 def next_upload(record: RunRecord) -> int | None:
@@ -14,6 +63,11 @@ def next_upload(record: RunRecord) -> int | None:
         return None
     newest = max(record.local_checkpoints, default=-1)
     return newest if newest > record.uploaded_step else None
+
+
+def torn_by_restart(record: RunRecord) -> tuple[int, ...]:
+    """Return the local steps that can't be used since the machine was started anew."""
+    return tuple(step for step in record.unsynced_steps if step in record.local_checkpoints)
 
 
 def worth_device_ms(record: RunRecord, age_ms: int) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from sublet_agent.core.checkpoints import Stall
 from sublet_agent.core.deadlines import Over
 from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.records import UploadKind
@@ -122,6 +123,8 @@ class CheckpointFound:
     """older ones that were first seen at the same look: too many to be told one by one"""
     age_ms: int = 0
     """how long ago it was complete: what the run has done since isn't in it"""
+    unsynced: bool = False
+    """whether nobody has made it durable on this disk"""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ class FolderScanned:
 
     lease_id: str
     steps: tuple[int, ...]
+    unsynced: tuple[int, ...] = ()
+    """those of them that nobody has made durable on this disk"""
     finished: bool = True
     """whether exit code 0 means that the job had finished, even where it was asked to stop"""
 
@@ -175,6 +180,14 @@ class FileSaved:
 
     lease_id: str
     path: str
+
+
+@dataclass(frozen=True)
+class StallTold:
+    """What the job says, in a checkpoint, of how long saving has held its loop."""
+
+    lease_id: str
+    stall: Stall
 
 
 @dataclass(frozen=True)
@@ -297,6 +310,7 @@ Event = (
     | Uploaded
     | UploadFailed
     | Progressed
+    | StallTold
     | CheckpointOpened
     | FileSaved
     | DiskUsed

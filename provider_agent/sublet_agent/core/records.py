@@ -75,6 +75,10 @@ class RunRecord(_Record):
     """the unexpected error that came of handling it; '': none did"""
     local_checkpoints: dict[int, int] = Field(default_factory=dict)
     """whole checkpoints on this disk: step -> cum_device_ms when each was found"""
+    unsynced_steps: list[int] = Field(default_factory=list)
+    """those of them that nobody has made durable on this disk: a power cut may tear them"""
+    boot: str = ""
+    """the start of the machine in which its folders were placed"""
     uploading: Uploading | None = None
     awaiting_verdict: dict[str, AwaitingVerdict] = Field(default_factory=dict)
     """by the id of the signed checkpoint"""

@@ -15,7 +15,7 @@ every change of phase goes through that table; here is what is done on the way. 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -39,6 +39,7 @@ from sublet_agent.core.events import (
     Quarantined,
     Restored,
     RulesBroken,
+    StallTold,
     Uploaded,
     UploadFailed,
     Vanished,
@@ -122,6 +123,7 @@ _TRIGGERS: Mapping[type[Event], Trigger] = {
     Progressed: Trigger.PROGRESSED,
     CheckpointOpened: Trigger.PROGRESSED,
     FileSaved: Trigger.PROGRESSED,
+    StallTold: Trigger.PROGRESSED,
     DiskUsed: Trigger.DISK_USED,
     Measured: Trigger.MEASURED,
     DiskFull: Trigger.DISK_FULL,
@@ -145,6 +147,10 @@ class Run:
     """whether the job has opened what it was restored from; None: not known"""
     saved_file: str = ""
     """the file that it seems to save its state to, while no checkpoint of it was found"""
+    stall: checkpoints.Stall | None = None
+    """for how long saving has held its loop, by its own word"""
+    boot: str = ""
+    """this start of the machine"""
     usage: UsageOfRun = field(default_factory=UsageOfRun)
     killed_ms: int = 0
     """when it was last killed, while it was live"""
@@ -173,7 +179,10 @@ class Run:
             case ImageReady(image=image) if image and self.record.image not in ("", image):
                 says = f"the pull gave {image!a} instead of {self.record.image}"
                 self._end(Trigger.PREPARATION_FAILED, Reason.PULL_FAILED, says, now_ms)
-            case ImageReady() | Restored():
+            case ImageReady():
+                self._enter(trigger)
+            case Restored():
+                self.record.boot, self.changed = self.boot, True
                 self._enter(trigger)
             case PreparationFailed():
                 reason, detail = event.reason, event.detail
@@ -189,10 +198,10 @@ class Run:
                 self._vanished(now_ms)
             case CheckpointFound():
                 self._delete_overtaken(event.overtaken)
-                self._checkpoint_found(event.step, event.age_ms)
+                self._checkpoint_found(event.step, event.age_ms, unsynced=event.unsynced)
             case FolderScanned():
                 for step in event.steps:
-                    self._checkpoint_found(step)
+                    self._checkpoint_found(step, unsynced=step in event.unsynced)
                 if not event.finished:
                     self._undo_success()
                 self._plan_outputs()
@@ -208,6 +217,8 @@ class Run:
                 self.checkpoint_opened = event.opened
             case FileSaved():
                 self.saved_file = event.path
+            case StallTold():
+                self.stall = checkpoints.within(event.stall, self._ran_ms())
             case Measured(measure=measure):
                 self.usage.measured(measure)
             case DiskUsed():
@@ -362,6 +373,8 @@ class Run:
         """Do the phase's effects again, after a restart of the agent."""
         record = self.record
         lease_id = record.lease_id
+        if record.boot != self.boot:
+            self._let_go_of_torn()
         if record.phase in LIVE:
             self._renew_deadline()
         ask = _ASKED_ON_ENTRY.get(record.phase)
@@ -379,6 +392,28 @@ class Run:
         for awaiting in record.awaiting_verdict.values():
             # The message is in the outbox, or was acknowledged; the wait begins anew.
             awaiting.since_ms = now_ms
+
+    def _let_go_of_torn(self) -> None:
+        """The machine was started anew: what it has of this run that nobody had made durable is
+        not used any more."""
+        record = self.record
+        torn = checkpoints.torn_by_restart(record)
+        if not torn:
+            return
+        self.changed = True
+        for step in torn:
+            del record.local_checkpoints[step]
+        record.unsynced_steps = []
+        uploading = record.uploading
+        if uploading is not None and uploading.kind == "checkpoint" and uploading.step in torn:
+            record.uploading = None
+        lost = [step for step in torn if step > record.uploaded_step]
+        if lost:
+            says = (
+                f"the machine was started anew: the checkpoint of step {max(lost)}, which was not "
+                "off it yet, may be torn and is not used"
+            )
+            self.effects.append(do.AddLogLine(record.lease_id, says))
 
     def discard(self) -> None:
         """The lease has gone elsewhere: kill and forget, say nothing."""
@@ -423,6 +458,7 @@ class Run:
                 "metrics": progress.metrics if progress else {},
                 "checkpoint_opened": self.checkpoint_opened,
                 "saved_file": self.saved_file[:MAX_SAVED_FILE_CHARACTERS],
+                "stall": None if self.stall is None else asdict(self.stall),
                 "detail": record.detail[:256],
             }
         )
@@ -539,18 +575,26 @@ class Run:
         record.exited_ms = now_ms
         self._enter(Trigger.VANISHED)
 
-    def _checkpoint_found(self, step: int, age_ms: int = 0) -> None:
+    def _checkpoint_found(self, step: int, age_ms: int = 0, *, unsynced: bool = False) -> None:
         record = self.record
+        if unsynced and record.boot != self.boot:
+            return  # it was saved before the machine was started anew
         if step in record.local_checkpoints or (
             step <= record.lease.start_step and record.checkpoint is not None
         ):
             return
         record.local_checkpoints[step] = checkpoints.worth_device_ms(record, age_ms)
-        ran_ms = (record.cum_device_ms - record.pull_device_ms) // record.devices
-        record.interval_began_ms = (record.started_ms or 0) + ran_ms
+        if unsynced:
+            record.unsynced_steps.append(step)
+        record.interval_began_ms = (record.started_ms or 0) + self._ran_ms()
         self.changed = True
         self._upload_next()
         self._delete_old_checkpoints()
+
+    def _ran_ms(self) -> int:
+        """For how long its command has run."""
+        record = self.record
+        return (record.cum_device_ms - record.pull_device_ms) // record.devices
 
     def _upload_next(self) -> bool:
         record = self.record
@@ -755,6 +799,8 @@ class Run:
         if steps:
             for step in steps:
                 del self.record.local_checkpoints[step]
+            kept = self.record.local_checkpoints
+            self.record.unsynced_steps = [s for s in self.record.unsynced_steps if s in kept]
             self.effects.append(do.DeleteSteps(self.record.lease_id, steps))
 
 

@@ -129,6 +129,8 @@ TABLE: Mapping[RunPhase, Mapping[Trigger, RunPhase | None]] = {
         Trigger.LEASE_GONE: RunPhase.DISCARDED,
         # It is kept in mind until the container is there to be asked.
         **_stays(RunPhase.STARTING, Trigger.STOP_ASKED),
+        # The machine was started anew meanwhile: its folders were placed once more.
+        **_stays(RunPhase.STARTING, Trigger.RESTORED),
         # The agent died before it had started the container: it is started again.
         **_stays(RunPhase.STARTING, Trigger.VANISHED),
         # What an adopted container did while no agent looked is told before its state.

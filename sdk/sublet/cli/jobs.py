@@ -125,6 +125,7 @@ def inspect(argv: Sequence[str]) -> int:
     if view.step or view.total_steps:
         metrics = "".join(f", {safe(k)} {v:.4g}" for k, v in sorted(view.metrics.items()))
         lines.append(_pair("step", f"{_steps(view)} (durable: {view.durable_step}){metrics}"))
+    lines += [_pair("saving", text) for text in stall_lines(view.runs)]
     lines += [_pair("warning", text) for text in warning_lines(view)]
     if view.recoveries:
         lost = format_duration(view.lost_device_ms)
@@ -196,6 +197,20 @@ def requirements_text(need: Resources) -> str:
     parts += ["network"] if need.egress else []
     parts += [f"as user {safe(need.user)}"] if need.user else []
     return ", ".join(parts)
+
+
+def stall_lines(runs: Sequence[RunView]) -> list[str]:
+    """Return for how long saving holds the run under way, if its job says so."""
+    stall = runs[-1].stall if runs else None
+    if stall is None:
+        return []
+    saves = "save" if stall.saves == 1 else "saves"
+    return [
+        f"stall per save {stall.stall_per_save_ms / 1000:.3g} s "
+        f"(the last one {stall.last_stall_ms / 1000:.3g} s, written in "
+        f"{stall.last_write_ms / 1000:.3g} s), {stall.saves} {saves}: "
+        f"{stall.stall_share_ppm / 10_000:.2g} % of its time"
+    ]
 
 
 def _runs_table(runs: Sequence[RunView]) -> str:

@@ -18,12 +18,22 @@ from sublet_broker.market.running import is_over
 from sublet_broker.market.warnings import Watched, about, facts_of, unsaved
 from sublet_broker.service.queries.status_text import next_step, says
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
-from sublet_contracts.api import Charge, JobView, RunUsageView, RunView, WarningView
+from sublet_contracts.api import (
+    Charge,
+    JobView,
+    RunStallView,
+    RunUsageView,
+    RunView,
+    WarningView,
+)
 from sublet_contracts.documents import Job, Offer, Settlement
 from sublet_contracts.job_warnings import warning_text
 from sublet_contracts.reasons import MEANINGS, Fault
 from sublet_contracts.rules import charge_ucr
 from sublet_contracts.states import CheckpointState, LeaseState, RunState
+from sublet_contracts.wire import RunStall
+
+_MILLION = 1_000_000
 
 
 def job_view(snapshot: UnitOfWork, job: JobFact, *, keep_ended_ms: int) -> JobView:
@@ -169,6 +179,7 @@ def _run_view(
         last_seen_ms=run.last_seen_ms if run else lease.proposed_ms,
         ended_ms=(run.ended_ms if run else None) or lease.closed_ms,
         usage=_usage_view(snapshot, lease.id),
+        stall=_stall_view(snapshot.stall(lease.id), cum // len(lease.device_ids)),
     )
 
 
@@ -178,6 +189,19 @@ def _usage_view(snapshot: UnitOfWork, lease: str) -> RunUsageView | None:
         return None
     measured_ms, usage = known
     return RunUsageView(measured_ms=measured_ms, **usage.model_dump(exclude={"age_ms"}))
+
+
+def _stall_view(stall: RunStall | None, took_ms: int) -> RunStallView | None:
+    if stall is None or not stall.saves:
+        return None
+    return RunStallView(
+        saves=stall.saves,
+        all_stall_ms=stall.all_stall_ms,
+        stall_per_save_ms=stall.all_stall_ms // stall.saves,
+        stall_share_ppm=min(_MILLION, stall.all_stall_ms * _MILLION // max(1, took_ms)),
+        last_stall_ms=stall.stall_ms,
+        last_write_ms=stall.write_ms,
+    )
 
 
 def _run_state(lease: LeaseFact, run: RunFact | None) -> RunState:

@@ -24,7 +24,7 @@ from sublet_broker.market.facts import AgentFact, Fact, JobFact, LeaseFact, RunF
 from sublet_broker.market.metering import heard_preparing_ms
 from sublet_broker.market.running import PREPARING, is_over
 from sublet_broker.market.signs_of_life import Signs, reported, returned, saved, wrote
-from sublet_contracts.wire import LogState, LogStates, RunReport, RunUsage
+from sublet_contracts.wire import LogState, LogStates, RunReport, RunStall, RunUsage
 
 WRITE_EVERY_MS = 30_000
 _NOBODY = object()
@@ -73,6 +73,8 @@ class _Run:
     signs: Signs | None = None
     usage: tuple[int, RunUsage] | None = None
     """What it uses of its machine, and when that was measured."""
+    stall: RunStall | None = None
+    """For how long saving has held its loop, as it said last."""
     unfinished: tuple[LogState, ...] = ()
     """How the lines stand that it is still writing."""
 
@@ -163,17 +165,25 @@ class Heartbeats:
         return True
 
     def note_usage(self, report: RunReport, now_ms: int) -> None:
-        """Keep what a run that is tracked uses of its machine; the caller has looked at who says
-        so, and under which epoch."""
+        """Keep what a run that is tracked uses of its machine, and how long saving holds it; the
+        caller has looked at who says so, and under which epoch."""
         run = self._runs.get(report.lease)
         if run is not None and report.usage is not None:
             run.usage = (max(0, now_ms - report.usage.age_ms), report.usage)
+        if run is not None and report.stall is not None:
+            run.stall = report.stall
 
     def usage(self, lease: str) -> tuple[int, RunUsage] | None:
         """Return what a run uses of its machine, and when that was measured by the broker's
         clock; None: it has not said so, or is over."""
         run = self._runs.get(lease)
         return run.usage if run is not None else None
+
+    def stall(self, lease: str) -> RunStall | None:
+        """Return for how long saving has held a run's loop; None: it has not said so, or is
+        over."""
+        run = self._runs.get(lease)
+        return run.stall if run is not None else None
 
     def take_unfinished(self, party: str, instance: str, message: LogStates, now_ms: int) -> None:
         """Keep how the unfinished lines of a run stand, if that is its agent's to say."""

@@ -34,7 +34,7 @@ from sublet_contracts.amounts import format_credits
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import LeaseState, RunState
-from sublet_contracts.wire import Message, RunUsage
+from sublet_contracts.wire import Message, RunStall, RunUsage
 
 F = TypeVar("F", bound=Fact)
 
@@ -151,6 +151,10 @@ class UnitOfWork:
     def usage(self, lease: str) -> tuple[int, RunUsage] | None:
         """Return what a run uses of its machine, and when that was measured; None: not known."""
         return self._heartbeats.usage(lease)
+
+    def stall(self, lease: str) -> RunStall | None:
+        """Return for how long saving has held a run's loop, as it said last."""
+        return self._heartbeats.stall(lease)
 
     def signs(self, lease: str) -> Signs | None:
         """Return what is known of a run's life; None: nothing yet."""

@@ -34,6 +34,11 @@ class RunDeadline:
     over: Over
 
 
+def boot_id() -> str:
+    """Return what names this start of the machine. Raises OSError."""
+    return _BOOT_ID.read_text().strip()
+
+
 def boot_clock_ms() -> int:
     """Return the ms since this machine was started, sleep included."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
@@ -44,7 +49,7 @@ class DeadlineFiles:
 
     def __init__(self, state: Path) -> None:
         self._folder = state / "deadlines"
-        self._boot = _BOOT_ID.read_text().strip()
+        self._boot = boot_id()
 
     def renew(self, run_id: str, in_ms: int, over: Over) -> None:
         """Let a run live so much longer. Raises OSError."""

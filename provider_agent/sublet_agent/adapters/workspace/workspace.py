@@ -37,6 +37,7 @@ from sublet_agent.adapters.workspace.layout_file import LAYOUT, read_layout, wri
 from sublet_agent.adapters.workspace.placed_files import PlacedFile, PlacedFiles
 from sublet_agent.adapters.workspace.reader import DONE, Look, Progress
 from sublet_agent.adapters.workspace.transfer import Transfer
+from sublet_agent.core.checkpoints import Stall, read_stall
 from sublet_agent.core.folders_at_rest import Ended
 from sublet_agent.core.layout import HOME, OUTPUTS, TMP, WORK, Layout, RunFolders
 from sublet_agent.core.partial_outputs import FOUND_OUTPUTS_BYTES, FoundOutputs
@@ -112,6 +113,8 @@ class Workspace:
         self._layout: Layout | None = None
         self._finder = CheckpointFinder(self.root)
         self._snapshots = FolderSnapshots(self.root, record.job.checkpoints)
+        self.stall: Stall | None = None
+        """what the checkpoint that was read last says of how long saving has held the job's loop"""
 
     @property
     def folders(self) -> RunFolders:
@@ -388,7 +391,7 @@ class Workspace:
         if not folder.is_symlink() and folder.is_dir():
             # `out` is the job's to replace by a link at any moment; the folder above it is ours.
             tree = scan_tree(folder, max_bytes=limit, inside=self.checkpoint, on_bytes=on_bytes)
-            check_done(tree, step)
+            self.stall = check_done(tree, step)
             return tree
         snapshot = self._snapshots.scan(step, limit, on_bytes)
         if snapshot is not None:
@@ -646,8 +649,12 @@ def fetch_checkpoint(
     os.rename(aside, target)
 
 
-def check_done(tree: ScannedTree, step: int) -> None:
-    """Compare DONE with what was read. Raises TreeRefused: the checkpoint is torn or altered.
+def check_done(tree: ScannedTree, step: int) -> Stall | None:
+    """Compare DONE with what was read, by paths and sizes; return what it says of the job's stall.
+
+    What is in the files is told by the hashes that were taken as they were read; that they are
+    whole, by the rename, unless the machine was started anew since (core/checkpoints.py). Raises
+    TreeRefused: the checkpoint is torn or altered.
 
     DONE is taken from the tree as it was read, not opened anew: the job could have put something
     else in its place meanwhile.
@@ -666,18 +673,19 @@ def check_done(tree: ScannedTree, step: int) -> None:
         raise TreeRefused("DONE holds more than the files that are there")
     try:
         done = json.loads(data)
-        said = {str(f["path"]): (str(f["sha256"]), int(f["size_bytes"])) for f in done["files"]}
+        said = {str(f["path"]): int(f["size_bytes"]) for f in done["files"]}
         said_step = int(done["step"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         # repr() of a UnicodeDecodeError holds all that was read, up to 16 MiB.
         said_wrong = _sayable(f"{type(error).__name__}: {error}")
         raise TreeRefused(f"DONE can't be read: {said_wrong}") from error
-    there = {f.path: (f.sha256, f.size_bytes) for f in tree.index.files if f.path != DONE}
+    there = {f.path: f.size_bytes for f in tree.index.files if f.path != DONE}
     if said_step != step:
         raise TreeRefused(f"DONE says step {_sayable(str(said_step))}")
     if said != there:
         wrong = sorted(p for p in said.keys() | there.keys() if said.get(p) != there.get(p))
         raise TreeRefused(f"{_sayable(wrong[0])} is not as DONE says: torn or changed")
+    return read_stall(done)
 
 
 def _sayable(text: str) -> str:
