@@ -21,21 +21,32 @@ With the Trainer of Hugging Face:
     trainer.add_callback(ckpt.TrainerCallback())
     trainer.train(resume_from_checkpoint=ckpt.resume_from_checkpoint())
 
-The protocol: write into $SUBLET_CHECKPOINT_DIR/out/step-N.tmp/, fsync all of it, write DONE (each
-file's size and SHA-256), fsync, rename to out/step-N, fsync out/. So a checkpoint that can be seen
-is a whole one. Files STOP and SAVE are the agent's questions; SIGTERM means the same as STOP.
+`save` takes what it is given and returns; bytes are written beside the loop. At most one save is
+under way: the next one waits for it, and so do `exit_preempted()` and the end of the interpreter.
+If it fails, the next call of `save`, `should_stop`, `restore` or `exit_preempted` raises that, and
+if there is none, it is printed at the end. What it costs in memory: `bytes` are kept until they are
+written, and not copied; a bytearray or memoryview is copied, so that it may change at once.
+
+The protocol: write into $SUBLET_CHECKPOINT_DIR/out/step-N.tmp/, then DONE in it (the step, each
+file's path and size, `meta`), and rename it to out/step-N. So a checkpoint that can be seen is a
+whole one. Nothing is hashed or fsynced here: what counts is durable off this machine, and that is
+the agent's work, which also never uses what a machine's restart may have torn. Files STOP and SAVE
+are the agent's questions; SIGTERM means the same as STOP.
 """
 
 from __future__ import annotations
 
+import atexit
 import errno
-import hashlib
+import fcntl
+import io
 import json
 import math
 import os
 import re
 import shutil
 import signal
+import stat
 import sys
 import threading
 import time
@@ -62,7 +73,13 @@ EXIT_PREEMPTED = 75
 
 _STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 _KEEP_LOCAL = 3
-_READ_BYTES = 1024 * 1024
+_COPY_BYTES = 1024 * 1024
+_MAX_OPEN = 256
+_FICLONE = 0x40049409
+_NO_CLONE = (
+    errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM,
+    errno.EISDIR, errno.ETXTBSY, errno.EBADF,
+)  # fmt: skip
 
 Content = Union[bytes, bytearray, memoryview, str, "os.PathLike[str]"]
 Writer = Callable[[Path], object]
@@ -71,6 +88,10 @@ What = Union[Mapping[str, Content], Writer]  # noqa: UP007
 
 class CheckpointError(RuntimeError):
     """A checkpoint can't be written as asked; the message names the file and what to do."""
+
+
+class _Changed(CheckpointError):
+    """A file was written to while it was being copied."""
 
 
 class Restored:
@@ -104,9 +125,22 @@ class _State:
         self.metrics: dict[str, float] = {}
         self.total: int | None = None
         self.restored = False
+        self.beside: _Saving | None = None
+        """the save that is written beside the loop, or was and nobody has asked since"""
+        self.saves = 0
+        self.stall_ms = 0
+        """for how long all saves have held the loop"""
 
 
 _state = _State()
+
+
+def _in_a_child() -> None:
+    """A forked child has none of its parent's threads, and no part in its saves."""
+    _state.beside = None
+
+
+os.register_at_fork(after_in_child=_in_a_child)
 
 
 def checkpoint_dir() -> Path:
@@ -123,11 +157,13 @@ def inside_sublet() -> bool:
 
 
 def restore() -> Restored | None:
-    """Return the checkpoint to start from, checked against its hashes, or None to start afresh.
+    """Return the checkpoint to start from, or None to start afresh.
 
-    Raises CheckpointError if there is one and it is damaged: silently starting afresh would throw
-    away paid work.
+    Its files are checked against the sizes that DONE says; what is in them the agent has compared
+    with their hashes when it put them there. Raises CheckpointError if there is one and it is
+    damaged: silently starting afresh would throw away paid work.
     """
+    _settle()
     here = checkpoint_dir()
     folders = [here / "in"] if inside_sublet() else [here / "in", here / "out"]
     found = [item for folder in folders for item in _steps(folder)]
@@ -171,15 +207,15 @@ def _check(step: int, path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has no DONE: it isn't a complete checkpoint")
     try:
         done = json.loads(done_path.read_bytes().decode("utf-8"))
-        listed = [(str(f["path"]), int(f["size_bytes"]), str(f["sha256"])) for f in done["files"]]
+        listed = [(str(f["path"]), int(f["size_bytes"])) for f in done["files"]]
         meta, named_step = dict(done["meta"]), int(done["step"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{done_path} can't be read: {error!r}") from error
     if named_step != step:
         raise CheckpointError(f"{done_path} says step {named_step}, its folder says {step}")
-    for relative, size_bytes, sha256 in listed:
+    for relative, size_bytes in listed:
         file = path / relative
-        if not file.is_file() or file.stat().st_size != size_bytes or _sha256(file) != sha256:
+        if not file.is_file() or file.stat().st_size != size_bytes:
             raise CheckpointError(f"{file} is missing or isn't what was saved at step {step}")
     return meta
 
@@ -192,103 +228,358 @@ def save(
     files_or_writer: What | None = None,
     *,
     meta: Mapping[str, Any] | None = None,
+    wait: bool = False,
 ) -> Any:
     """Save a checkpoint of `step`. It becomes visible whole or not at all.
 
     `files_or_writer` is one of
-    - a mapping: name in the checkpoint -> its bytes, or the path of a file or folder to copy;
-    - a function that writes into the folder it is called with;
+    - a mapping: name in the checkpoint -> its bytes, or the path of a file or folder. Bytes are
+      written after this has returned. Files are copied before it returns, so that they may change
+      at once: by the file system (reflink) where it can, which waits only for what of them isn't on
+      disk yet. They are never linked: the job could still write into them.
+    - a function that writes into the folder it is called with, before this returns;
     - left out: then `with ckpt.save(step) as folder:` and the block writes into `folder`.
 
-    `meta` is JSON that `restore().meta` gives back. Returns the checkpoint's folder. A step that is
-    already saved is left as it is. Only one process of the job may save.
-    Raises CheckpointError on a link, a device or a name that leads out of the folder.
+    `meta` is JSON that `restore().meta` gives back. `wait=True` returns only once the checkpoint is
+    there. Returns the checkpoint's folder. A step that is already saved is left as it is. Only one
+    process of the job may save. A save waits for the one before, if that is still being written.
+    Raises CheckpointError on a link, a device, a name that leads out of the folder or a file that
+    changes while it is copied, and if the save before has failed.
     """
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 10**18:
         raise CheckpointError(f"step must be a whole number that is not negative, not {step!r}")
-    saving = _Saving(step, dict(meta or {}))
+    saving = _Saving(step, dict(meta or {}), wait)
     if files_or_writer is None:
         return saving
     with saving as folder:
         if callable(files_or_writer):
             files_or_writer(folder)
         else:
-            for name, content in files_or_writer.items():
-                _put(folder, name, content)
+            saving.take(files_or_writer)
     return saving.path
 
 
 class _Saving:
-    def __init__(self, step: int, meta: dict[str, Any]) -> None:
-        out = checkpoint_dir() / "out"
+    """One save, from the call to the rename."""
+
+    def __init__(self, step: int, meta: dict[str, Any], wait: bool) -> None:
+        # Absolute: a script may go to another folder while it is written.
+        out = Path(os.path.abspath(str(checkpoint_dir() / "out")))
         self.step = step
         self.path = out / f"step-{step}"
+        self.error: BaseException | None = None
+        """why it failed, where that was beside the loop"""
         self._tmp = out / f"step-{step}.tmp"
-        self._meta = meta
+        self._meta = json.loads(json.dumps(meta, allow_nan=False))  # as it is at the call
+        self._wait = wait
+        # Outside sublet nobody else makes it durable, so there it is fsynced, beside the loop.
+        self._durable_here = not inside_sublet()
         self._asked: tuple[int, int] | None = None
+        self._later: list[tuple[Path, bytes | _Held]] = []
+        """what is to be written beside the loop"""
+        self._found: tuple[list[str], list[Path]] | None = None
+        self._thread: threading.Thread | None = None
+        self._returned = threading.Event()
+        self._stall_ms = 0
+        self._began_s = self._write_began_s = 0.0
 
     def __enter__(self) -> Path:
+        self._began_s = time.monotonic()
+        _settle(instead=self.step)
         # Before the state is written: a SAVE that comes while we write is a new question.
         self._asked = _save_asked()
-        json.dumps(self._meta, allow_nan=False)
         shutil.rmtree(str(self._tmp), ignore_errors=True)  # what a killed process left
         self._tmp.mkdir(parents=True)
+        self._write_began_s = time.monotonic()
         return self._tmp
 
+    def take(self, files: Mapping[str, object]) -> None:
+        """Take what is to be saved: files now, bytes later."""
+        for name, content in files.items():
+            target = _target(self._tmp, name)
+            if isinstance(content, (bytes, bytearray, memoryview)):
+                open(str(target), "xb").close()  # a name that can't be written is told at once
+                # Those that are bytes already are not copied: nobody can change them.
+                self._later.append((target, bytes(content)))
+            elif isinstance(content, (str, os.PathLike)):
+                source = os.fspath(content)
+                if os.path.isdir(source):
+                    target.mkdir()
+                    for given, copy in _in_folder(source, target):
+                        _copy_now(given, copy)
+                else:
+                    _copy_now(source, target)
+            else:
+                kind = type(content).__name__
+                raise CheckpointError(f"{name}: give bytes or the path of a file, not {kind}")
+
+    def take_written(self, source: str) -> None:
+        """Take a folder that a framework has written, and writes no more: its files are held open,
+        so that they may be deleted at once, and copied beside the loop."""
+        files = _in_folder(source, self._tmp)
+        for given, copy in files[_MAX_OPEN:]:
+            _copy_now(given, copy)
+        for given, copy in files[:_MAX_OPEN]:
+            self._later.append((copy, _Held(given)))
+
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is not None:
-            shutil.rmtree(str(self._tmp), ignore_errors=True)
-            return
         try:
-            self._commit()
+            if kind is not None:
+                self._drop()
+                return
+            self._go_on()
+        finally:
+            self._returned.set()
+
+    def _drop(self) -> None:
+        self._let_go()
+        shutil.rmtree(str(self._tmp), ignore_errors=True)
+
+    def _let_go(self) -> None:
+        """Of what was to be written: it may take much memory."""
+        for _, content in self._later:
+            if isinstance(content, _Held):
+                content.close()
+        self._later = []
+
+    def _go_on(self) -> None:
+        try:
+            if not self._later:
+                self._found = _walk(self._tmp)  # here, so that what is wrong is told at once
         except BaseException:
-            shutil.rmtree(str(self._tmp), ignore_errors=True)
+            self._drop()
             raise
+        if not self._wait and (self._later or self._durable_here) and self._start():
+            # Answered already: else the loop would save again at its next step.
+            _state.answered = self._asked or _state.answered
+            self._count_stall()
+            return
+        self._write_out(beside=False)
+
+    def _start(self) -> bool:
+        """Begin to write beside the loop. False: the interpreter ends, and starts no thread."""
+        # No daemon: at its end the interpreter waits for it.
+        thread = threading.Thread(target=self._beside, name=f"sublet-save-{self.step}")
+        self._thread, _state.beside = thread, self
+        try:
+            thread.start()
+        except RuntimeError:
+            self._thread = _state.beside = None
+            return False
+        return True
+
+    def _beside(self) -> None:
+        try:
+            self._write_began_s = time.monotonic()
+            self._write_out(beside=True)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, who asks next is told
+            self.error = error
+
+    def _count_stall(self) -> None:
+        self._stall_ms = _ms_since(self._began_s)
+        _state.saves += 1
+        _state.stall_ms += self._stall_ms
+
+    def join(self) -> None:
+        """Wait until it is written, or has failed."""
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended, and not well."""
+        return self.error is not None
+
+    def says(self) -> str:
+        """Why it failed, in words."""
+        return f"step {self.step} was not saved: {type(self.error).__name__}: {self.error}"
+
+    def _write_out(self, *, beside: bool) -> None:
+        try:
+            self._commit(beside=beside)
+        except BaseException:
+            self._drop()
+            raise
+        self._let_go()
         _answer_save(self._asked)
-        if not inside_sublet():
+        if self._durable_here:
             for _, old in sorted(_steps(self.path.parent))[:-_KEEP_LOCAL]:
                 shutil.rmtree(str(old), ignore_errors=True)
 
-    def _commit(self) -> None:
+    def _commit(self, *, beside: bool) -> None:
+        for target, content in self._later:
+            if isinstance(content, _Held):
+                content.copy(target)
+            else:
+                _write(target, content)
+        files, folders = self._found or _walk(self._tmp)
         if (self.path / "DONE").is_file():
             shutil.rmtree(str(self._tmp))
             return
-        files, folders = _walk(self._tmp)
         listed = []
         for relative in files:
             file = self._tmp / relative
-            _fsync(file)
-            size_bytes = file.stat().st_size
-            listed.append({"path": relative, "size_bytes": size_bytes, "sha256": _sha256(file)})
-        done = {"step": self.step, "files": listed, "meta": self._meta}
+            if self._durable_here:
+                _fsync(file)
+            listed.append({"path": relative, "size_bytes": file.stat().st_size})
+        write_ms = _ms_since(self._write_began_s)
+        if beside:
+            self._returned.wait()
+        else:
+            self._count_stall()
+        done = {
+            "step": self.step,
+            "files": listed,
+            "meta": self._meta,
+            "saves": _state.saves,
+            "stall_ms": self._stall_ms,
+            "all_stall_ms": _state.stall_ms,
+            "write_ms": write_ms,
+        }
         text = json.dumps(done, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        with open(str(self._tmp / "DONE"), "wb") as target:
-            target.write(text.encode("utf-8"))
-            target.flush()
-            os.fsync(target.fileno())
-        for folder in reversed(folders):
-            _fsync(folder)
+        _write(self._tmp / "DONE", text.encode("utf-8"))
+        if self._durable_here:
+            _fsync(self._tmp / "DONE")
+            for folder in reversed(folders):
+                _fsync(folder)
         os.rename(str(self._tmp), str(self.path))
-        _fsync(self.path.parent)
+        if self._durable_here:
+            _fsync(self.path.parent)
 
 
-def _put(folder: Path, name: str, content: object) -> None:
+def _settle(instead: int | None = None) -> None:
+    """Wait for the save that is under way. Raises CheckpointError: it has failed. `instead`: the
+    step that is saved now. A framework that writes a step once more has changed what was being
+    copied, and what it has written now is taken instead."""
+    saving = _state.beside
+    if saving is None:
+        return
+    saving.join()
+    if saving.step == instead and isinstance(saving.error, _Changed):
+        _state.beside = None
+    _raise_failed()
+
+
+def _raise_failed() -> None:
+    """Raises CheckpointError: the save that was written beside the loop has failed."""
+    saving = _state.beside
+    if saving is not None and saving.failed:
+        _state.beside = None
+        raise CheckpointError(saving.says()) from saving.error
+
+
+def _say_failed() -> None:
+    """At the end of the interpreter: what nobody has asked about is printed."""
+    saving = _state.beside
+    if saving is None:
+        return
+    saving.join()
+    if saving.failed:
+        print(f"sublet: {saving.says()}", file=sys.stderr, flush=True)
+
+
+atexit.register(_say_failed)
+
+
+def _ms_since(began_s: float) -> int:
+    return max(0, round((time.monotonic() - began_s) * 1000))
+
+
+def _target(folder: Path, name: str) -> Path:
+    """Return where something of that name is to be written, its folders made."""
     parts = name.split("/")
     if name.startswith("/") or any(part in ("", ".", "..") for part in parts):
         raise CheckpointError(f"{name!r} must be a relative name without '..'")
+    if name == "DONE":
+        raise CheckpointError("DONE is the protocol's own file; give yours another name")
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, (bytes, bytearray, memoryview)):
-        target.write_bytes(bytes(content))
-    elif isinstance(content, (str, os.PathLike)):
-        source = Path(os.fspath(content))
-        if source.is_dir():
-            shutil.copytree(str(source), str(target), symlinks=True)
+    return target
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(str(path), "wb", buffering=0) as target:
+        _write_all(target, memoryview(data))
+
+
+def _write_all(target: io.FileIO, data: memoryview) -> None:
+    while data:
+        data = data[target.write(data) :]
+
+
+def _in_folder(source: str, target: Path) -> list[tuple[str, Path]]:
+    """Return the files below a folder, and where their copies go; the folders are made."""
+    found: list[tuple[str, Path]] = []
+    for entry in sorted(os.scandir(source), key=lambda item: item.name):
+        if entry.is_symlink():
+            raise CheckpointError(f"{entry.path} is a link; put the file itself there")
+        if entry.is_dir(follow_symlinks=False):
+            (target / entry.name).mkdir()
+            found += _in_folder(entry.path, target / entry.name)
+        elif entry.is_file(follow_symlinks=False):
+            found.append((entry.path, target / entry.name))
         else:
-            shutil.copyfile(str(source), str(target))
-    else:
-        kind = type(content).__name__
-        raise CheckpointError(f"{name}: give bytes or the path of a file, not {kind}")
+            raise CheckpointError(f"{entry.path} is neither a file nor a folder")
+    return found
+
+
+def _copy_now(source: str, target: Path) -> None:
+    held = _Held(source)
+    try:
+        held.copy(target)
+    finally:
+        held.close()
+
+
+class _Held:
+    """A file that is to be copied as it is now, even if it is deleted meanwhile."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        # Whoever puts a pipe there is told so, and not waited for.
+        self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._status = os.fstat(self._file)
+        if not stat.S_ISREG(self._status.st_mode):
+            self.close()
+            raise CheckpointError(f"{path} is neither a file nor a folder")
+
+    def copy(self, target: Path) -> None:
+        """Copy it, by the file system where it can. Raises CheckpointError: it has changed."""
+        with open(str(target), "xb", buffering=0) as copy:
+            if not _clone(self._file, copy.fileno()):
+                buffer = memoryview(bytearray(_COPY_BYTES))
+                while True:
+                    size = os.readv(self._file, [buffer])
+                    if not size:
+                        break
+                    _write_all(copy, buffer[:size])
+            size_bytes = os.fstat(copy.fileno()).st_size
+        if self._has_changed() or size_bytes != self._status.st_size:
+            raise _Changed(
+                f"{self._path} changed while it was being copied: save when nothing writes to it"
+            )
+
+    def _has_changed(self) -> bool:
+        before, now = self._status, os.fstat(self._file)
+        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            return True
+        # A name that was added or taken away changes the ctime too.
+        return now.st_nlink == before.st_nlink and now.st_ctime_ns != before.st_ctime_ns
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._file)
+
+
+def _clone(source: int, copy: int) -> bool:
+    """Let the file system make the copy, which shares the bytes; False: it makes none."""
+    try:
+        fcntl.ioctl(copy, _FICLONE, source)
+    except OSError as error:
+        if error.errno not in _NO_CLONE:
+            raise
+        return False
+    return True
 
 
 def _walk(root: Path) -> tuple[list[str], list[Path]]:
@@ -310,16 +601,6 @@ def _walk(root: Path) -> tuple[list[str], list[Path]]:
     return sorted(files), folders
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(str(path), "rb") as file:
-        while True:
-            data = file.read(_READ_BYTES)
-            if not data:
-                return digest.hexdigest()
-            digest.update(data)
-
-
 def _fsync(path: Path) -> None:
     descriptor = os.open(str(path), os.O_RDONLY)
     try:
@@ -334,8 +615,10 @@ def _fsync(path: Path) -> None:
 def should_stop() -> bool:
     """Return whether the job should save now, then call `exit_preempted()`.
 
-    From its first call on, SIGTERM only sets this answer and ends nothing by itself.
+    From its first call on, SIGTERM only sets this answer and ends nothing by itself. Raises
+    CheckpointError if the last save has failed.
     """
+    _raise_failed()
     _listen()
     return _state.term.is_set() or (checkpoint_dir() / "STOP").exists()
 
@@ -347,7 +630,9 @@ def should_save() -> bool:
 
 
 def exit_preempted() -> None:
-    """Leave with exit code 75: stopped when asked, resumable."""
+    """Leave with exit code 75: stopped when asked, resumable. Waits for the save under way, and
+    raises CheckpointError if that fails."""
+    _settle()
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(EXIT_PREEMPTED)
@@ -473,25 +758,11 @@ def TrainerCallback(meta: Mapping[str, Any] | None = None) -> Any:  # noqa: N802
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
                 source = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                save(state.global_step, lambda folder: _take(source, folder), meta=meta)
+                saving = _Saving(state.global_step, dict(meta or {}), wait=False)
+                with saving:
+                    saving.take_written(str(source))
             if self.stopping:
                 print(f"sublet: asked to stop; saved step {state.global_step}", flush=True)
                 exit_preempted()
 
     return SubletCallback()
-
-
-def _take(source: Path, target: Path) -> None:
-    """Copy a folder, by hard links where they work: a checkpoint of many GB is written once."""
-    for entry in sorted(os.scandir(str(source)), key=lambda item: item.name):
-        if entry.is_dir(follow_symlinks=False):
-            (target / entry.name).mkdir()
-            _take(Path(entry.path), target / entry.name)
-        elif entry.is_symlink():
-            raise CheckpointError(f"{entry.path} is a link; put the file itself there")
-        else:
-            try:
-                os.link(entry.path, str(target / entry.name))
-            except OSError:
-                # Another file system, or one without hard links: then the bytes are copied.
-                shutil.copyfile(entry.path, str(target / entry.name))
