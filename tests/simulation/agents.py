@@ -792,7 +792,8 @@ class AgentHost:
         now_ms = self.engine.now_ms
         if self.hung_until_ms <= now_ms:
             self.hangs_since_ms = now_ms
-        self.hung_until_ms = now_ms + span_ms
+        # What is to be done is put off to then already: another such stop doesn't end it sooner.
+        self.hung_until_ms = max(self.hung_until_ms, now_ms + span_ms)
 
     def calm(self) -> None:
         """Everything works from now on, and its owner is honest."""
