@@ -75,14 +75,16 @@ def sign_request(
     time_ms: int,
     nonce: str,
     idempotency_key: str = "",
+    body_sha256: str = "",
 ) -> dict[str, str]:
-    """Return the headers that authenticate a request. `target` is path and query as sent."""
+    """Return the headers that authenticate a request. `target` is path and query as sent.
+    `body_sha256`: instead of the body, where a hash in the target stands for it."""
     message = _message(
         broker=broker,
         party=key.party,
         method=method,
         target=target,
-        body_sha256=hashlib.sha256(body).hexdigest(),
+        body_sha256=body_sha256 or hashlib.sha256(body).hexdigest(),
         time_ms=time_ms,
         nonce=nonce,
         idempotency_key=idempotency_key,

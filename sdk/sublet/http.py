@@ -21,6 +21,7 @@ M = TypeVar("M", bound=BaseModel)
 
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
 AWAY_LIMIT_S = 60.0
+BYTES = "application/octet-stream"
 
 
 class Link:
@@ -67,15 +68,17 @@ class Link:
         query: Mapping[str, object] | None = None,
         data: bytes = b"",
         content_type: str = "application/json",
+        signed_sha256: str = "",
     ) -> httpx.Response:
-        """Send a request until it's answered. Raises SubletError on any answer but success."""
+        """Send a request until it's answered. `signed_sha256`: of bytes, what is signed instead of
+        their own hash. Raises SubletError on any answer but success."""
         target = _target(path, query)
         idempotency_key = os.urandom(16).hex() if method == "POST" else ""
 
         def attempt() -> httpx.Response:
-            headers = self._signed(method, target, data, idempotency_key)
+            headers = self._signed(method, target, data, idempotency_key, signed_sha256)
             if data:
-                headers["Content-Type"] = content_type
+                headers["Content-Type"] = BYTES if signed_sha256 else content_type
             return self._http.request(method, target, content=data or None, headers=headers)
 
         response = self._until_answered(attempt)
@@ -95,7 +98,9 @@ class Link:
                 raise refusal(response)
             yield (json.loads(line) for line in response.iter_lines() if line.strip())
 
-    def _signed(self, method: str, target: str, data: bytes, key: str) -> dict[str, str]:
+    def _signed(
+        self, method: str, target: str, data: bytes, key: str, data_sha256: str = ""
+    ) -> dict[str, str]:
         if self._broker is None:
             self._broker = self.broker_info().broker
         return sign_request(
@@ -107,6 +112,7 @@ class Link:
             time_ms=time.time_ns() // 1_000_000,
             nonce=os.urandom(16).hex(),
             idempotency_key=key,
+            body_sha256=data_sha256,
         )
 
     def _until_answered(self, attempt: Any) -> httpx.Response:

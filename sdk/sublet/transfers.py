@@ -7,11 +7,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
-from sublet.http import Link
+from sublet.errors import SubletError
+from sublet.http import BYTES, Link
 from sublet_contracts.amounts import format_bytes
 from sublet_contracts.api import MissingRequest, MissingView
 from sublet_contracts.documents import Input
+from sublet_contracts.packs import PackTable, in_packs
+from sublet_contracts.problems import ProblemCode
 from sublet_contracts.tree import (
     MAX_INDEX_BYTES,
     Chunk,
@@ -29,6 +33,7 @@ BATCH = 5_000
 PARALLEL = 4
 
 OnBytes = Callable[[int], None]
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -90,19 +95,26 @@ def _upload(
     sizes = scanned.index.chunks()
     advance = announce(source.name, sum(sizes.get(name, 0) for name in missing))
 
-    def send(sha256: str) -> None:
+    def send(table: PackTable) -> None:
+        changed = InputError(f"input {source} changed while it was sent; submit again")
         try:
-            data = index if sha256 == index_sha256 else scanned.read_chunk(sha256)
+            chunks = [scanned.raw_chunk(sha256) for sha256, _ in table.chunks]
         except (TreeRefused, FileNotFoundError) as error:
-            raise InputError(f"input {source} changed while it was sent; submit again") from error
-        link.send("PUT", f"/v1/blobs/{sha256}", data=data, content_type="application/octet-stream")
-        if sha256 != index_sha256:
-            advance(len(data))
+            raise changed from error
+        data = b"".join((table.to_bytes(), *chunks))
+        try:
+            link.send("PUT", f"/v1/packs/{table.name}", data=data, signed_sha256=table.name)
+        except SubletError as error:
+            if error.problem.code == ProblemCode.HASH_MISMATCH:
+                raise changed from error
+            raise
+        for chunk in chunks:
+            advance(len(chunk))
 
     # The index goes last: what it names is then there.
-    _in_parallel(send, [name for name in missing if name != index_sha256])
+    _in_parallel(send, in_packs((name for name in missing if name != index_sha256), sizes))
     if index_sha256 in missing:
-        send(index_sha256)
+        link.send("PUT", f"/v1/blobs/{index_sha256}", data=index, content_type=BYTES)
     return _described(source, destination, scanned)
 
 
@@ -268,7 +280,7 @@ def _missing(link: Link, path: str, names: list[str]) -> list[str]:
     return found
 
 
-def _in_parallel(act: Callable[[str], None], names: Iterable[str]) -> None:
+def _in_parallel(act: Callable[[T], None], names: Iterable[T]) -> None:
     """Act on each, PARALLEL at once and as many waiting; the first error ends it."""
     with ThreadPoolExecutor(PARALLEL) as pool:
         window: deque[Future[None]] = deque()

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
+from sublet_contracts import packs
 from sublet_contracts.api import Problem
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.outputs_tree import scan_outputs
+from sublet_contracts.packs import ChunkDiffers, PackReader
 from sublet_contracts.problems import ProblemCode
-from sublet_contracts.tree import ScannedTree, TreeIndex, WhyLeftOut, parse_index
+from sublet_contracts.tree import ScannedTree, TreeIndex, TreeRefused, WhyLeftOut, parse_index
 
 KIB = 1024
 
@@ -47,8 +49,26 @@ class _Handler(BaseHTTPRequestHandler):
             problem = Problem(title="Full", status=413, detail="no room", code=code)
             self._answer(413, problem.model_dump_json().encode())
             return
-        self.server.blobs[self.path.rsplit("/", 1)[-1]] = data
+        name = self.path.rsplit("/", 1)[-1]
+        if "/packs/" in self.path:
+            reader = PackReader(name)
+            try:
+                reader.feed(data)
+                pack = reader.close()
+            except ChunkDiffers as error:
+                self._refuse(ProblemCode.HASH_MISMATCH, sha256=error.sha256)
+                return
+            chunks, at = b"".join(pack.parts), 0
+            for sha256, size in pack.table.chunks:
+                self.server.blobs[sha256] = chunks[at : at + size]
+                at += size
+        else:
+            self.server.blobs[name] = data
         self._answer(204, b"")
+
+    def _refuse(self, code: ProblemCode, **facts: str) -> None:
+        problem = Problem(title="No", status=422, detail="no", code=code, facts=dict(facts))
+        self._answer(422, problem.model_dump_json().encode())
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers["Content-Length"]))
@@ -118,8 +138,9 @@ def test_all_of_it_arrives(store: Store, transfer: Transfer, tree: ScannedTree) 
 
 
 def test_small_files_go_first_and_what_comes_too_late_is_listed(
-    store: Store, transfer: Transfer, tree: ScannedTree
+    store: Store, transfer: Transfer, tree: ScannedTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(packs, "PACK_BYTES", 4 * KIB)  # 1k and 2k, 30k, 40k
     left = iter([5.0, 5.0])
     sha256, index = sent(transfer, tree, lambda: next(left, 5.0 if len(store.blobs) < 2 else 0.0))
     assert {"1k", "2k"} <= set(names(index)) | set(left_out(index))
@@ -158,8 +179,18 @@ def test_without_room_for_the_index_it_is_refused(
 def test_what_was_changed_meanwhile_is_listed(
     store: Store, transfer: Transfer, tree: ScannedTree, tmp_path: Path
 ) -> None:
-    (tmp_path / "outputs" / "2k").unlink()
-    (tmp_path / "outputs" / "30k").write_bytes(b"other")
+    outputs = tmp_path / "outputs"
+    (outputs / "2k").unlink()
+    (outputs / "30k").write_bytes(b"other")
+    (outputs / "40k").write_bytes(b"?" * 40 * KIB)  # as long as before: the broker finds out
     sha256, index = sent(transfer, tree)
-    assert names(parse_index(store.blobs[sha256])) == ["1k", "40k"]
-    assert left_out(index) == dict.fromkeys(("2k", "30k"), WhyLeftOut.CHANGED)
+    assert names(parse_index(store.blobs[sha256])) == ["1k"]
+    assert left_out(index) == dict.fromkeys(("2k", "30k", "40k"), WhyLeftOut.CHANGED)
+
+
+def test_a_checkpoint_that_changed_meanwhile_is_refused_by_its_name(
+    transfer: Transfer, tree: ScannedTree, tmp_path: Path
+) -> None:
+    (tmp_path / "outputs" / "40k").write_bytes(b"?" * 40 * KIB)
+    with pytest.raises(TreeRefused, match="40k changed"):
+        transfer.upload("j" * 64, 1, tree, threading.Event())

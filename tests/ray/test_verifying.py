@@ -1,4 +1,4 @@
-"""Checkpoints are verified by tasks; what is damaged is found, and what fails is tried again."""
+"""Checkpoints' indexes are read by tasks; damage is found, and what fails is tried again."""
 
 from __future__ import annotations
 
@@ -107,11 +107,6 @@ SPOILED_INDEXES = {
     "torn": (index_of(FILES).to_bytes()[:-20], "JSON"),
     "not an index": (b"\x80\x05}q\x00.", "refused"),
     "a path with ..": (index_of(FILES).to_bytes().replace(b"layer/", b"../../"), "without '..'"),
-    "another hash of the file": (spoiled(sha256="0" * 64), "model.bin"),
-    "chunks in another order": (
-        spoiled(chunks=tuple(reversed(index_of(FILES).files[-1].chunks))),
-        "model.bin",
-    ),
     "a link": (
         index_of(FILES).to_bytes().replace(b'"executable":false', b'"link":"/etc/passwd"', 1),
         "link",
@@ -129,21 +124,21 @@ def test_a_spoiled_index(ray_market: RayMarket, case: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
-def test_damaged_content(ray_market: RayMarket, damage: str) -> None:
+def test_a_damaged_index(ray_market: RayMarket, damage: str) -> None:
     task = upload(ray_market.blobs, damage)
-    name = hashlib.sha256(b"the end").hexdigest()
+    name = task.index_sha256
     root = ray_market.ports.engine.config.blobs_root
     path = root / name[:2] / name[2:4] / name
     match damage:
         case "flipped":
-            path.write_bytes(b"The end")
+            path.write_bytes(b"[" + path.read_bytes()[1:])
         case "truncated":
-            path.write_bytes(b"the")
+            path.write_bytes(path.read_bytes()[:-1])
         case _:
             path.unlink()
     result = collect(ray_market, task)[damage]
     assert not result.ok
-    assert "layer/model.bin" in result.detail
+    assert "index" in result.detail
     # Sent again it is whole.
     assert collect(ray_market, upload(ray_market.blobs, damage))[damage].ok
 

@@ -17,10 +17,17 @@ from tests.sdk.market import SmallMarket
 CHUNKS = 16
 SENT_FIRST = PARALLEL + 2
 LIMIT_S = 60.0
+IN_SMALL_PACKS = """
+import sys
+from sublet.cli.main import main
+from sublet_contracts import packs, tree
+packs.PACK_BYTES = tree.CHUNK_BYTES
+sys.exit(main())
+"""
 
 
 def blobs(market: SmallMarket) -> set[str]:
-    """The whole blobs that the broker holds."""
+    """The whole packs that the broker holds, here of one chunk each, and indexes."""
     root = market.local.root / "broker" / "blobs"
     whole = [path for path in root.rglob("*") if path.is_file() and path.parent.name != "tmp"]
     return {path.name for path in whole if len(path.name) == 64}
@@ -31,7 +38,7 @@ def start_sending(market: SmallMarket, content: Path) -> subprocess.Popen[bytes]
     command = ["run", "-y", "-d", "--gpus", "cpu", "--max-price", "1", "--budget", "1"]
     command += ["--memory", "100MB", "--disk", "1GB", "--input", f"{content}:/data"]
     return subprocess.Popen(
-        [sys.executable, "-m", "sublet.cli.main", *command, "process", "true"],
+        [sys.executable, "-c", IN_SMALL_PACKS, *command, "process", "true"],
         env=market.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

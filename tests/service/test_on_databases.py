@@ -13,6 +13,7 @@ from tests.service import (
     test_logs,
     test_metrics,
     test_money,
+    test_packs,
     test_retention,
     test_story,
 )
@@ -29,6 +30,7 @@ def _stories() -> list[Story]:
         test_money,
         test_logs,
         test_retention,
+        test_packs,
         test_metrics,
         test_evidence,
     ):

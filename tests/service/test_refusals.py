@@ -383,6 +383,10 @@ def test_three_checkpoints_are_kept_and_a_damaged_one_is_passed_over() -> None:
     world.settle_down()
     again = agent.the_run
     assert again.lease.start_step == 5
+    with pytest.raises(Refusal, match="no longer readable"):
+        world.broker.blobs.get(
+            agent.party, job, again.lease.epoch, hashlib.sha256(b"5").hexdigest()
+        )
     agent.exit(again, Reason.RESTORE_FAILED)
     world.settle_down()
     world.pass_ms(5_000)

@@ -260,6 +260,23 @@ class Auditor:
         safe = disk.survives(new.sha256) or new.sha256 in disk.damaged
         never(not safe, "content counts as kept that a power cut would take")
 
+    def _content_lies(self, old: Any, new: Any) -> None:
+        """Content lies somewhere from now on, elsewhere, or nowhere any more."""
+        disk = self.market.broker.disk
+        if new is None:
+            held = old is not None and self.claims[old.sha256]
+            lost = held and old.sha256 not in disk.damaged
+            never(bool(lost), "content was forgotten that somebody has a claim to")
+            return
+        never(not self.claims[new.sha256], "content lies here that nobody has a claim to")
+        safe = disk.survives(new.sha256) or new.sha256 in disk.damaged
+        never(not safe, "content is said to lie where a power cut would take it")
+
+    def _pack(self, old: Any, new: Any) -> None:
+        """A pack's file is there before it counts, and never goes before it is forgotten."""
+        if new is not None:
+            never(not self.market.broker.disk.has_pack(new.id), "a pack counts that isn't there")
+
     def _checkpoint(self, old: Any, new: Any) -> None:
         never(new is None, "a checkpoint was deleted")
         model = self.checkpoints.get(new.id)
@@ -348,12 +365,13 @@ class Auditor:
         self._still_counts(document)
         self._handed_over(document)
         self.market.stalls.saved(document["lease"])
-        # A verdict may wait for the database: what was damaged meanwhile was whole when verified.
+        # Chunks were hashed when they came, and the index when it was verified; a verdict may wait
+        # for the database. What was damaged since is found when it is read.
         verified_ms = self.market.verified_ms.get(id, 0)
-        damaged_ms = self.market.broker.disk.damaged_ms
-        bad = [
-            sha256 for sha256 in self._lacking(document) if damaged_ms.get(sha256, 0) <= verified_ms
-        ]
+        disk = self.market.broker.disk
+        damaged, index = disk.damaged, document["index_sha256"]
+        since = damaged if disk.damaged_ms.get(index, 0) > verified_ms else damaged - {index}
+        bad = [sha256 for sha256 in self._lacking(document) if sha256 not in since]
         never(bool(bad), "a checkpoint counts that can't be restored")
         self._folder_durable(id, document)
         self._survived(document)
@@ -676,6 +694,8 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("DepositFact", Auditor._deposit),
     ("AmendmentFact", Auditor._amendment),
     ("BlobFact", Auditor._blob),
+    ("ContentFact", Auditor._content_lies),
+    ("PackFact", Auditor._pack),
     ("ShardFact", Auditor._epoch),
     ("CheckpointFact", Auditor._checkpoint),
     ("ReceiptFact", lambda a, old, new: a.charges.receipt(old, new)),

@@ -322,6 +322,7 @@ class BrokerHost:
             "settling": (self.broker.settling.settle_due, 2_000, market),
             "tidying": (self.broker.idempotency.forget_old, 60_000, ()),
             "retention": (self.broker.retention.sweep, 60_000, ()),
+            "scrub": (self.broker.packs.scrub, 60_000, ()),
         }
         self._due = {}
         for name in self._loops:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -432,8 +433,16 @@ class Chaos(Mishaps):
 
     def _phantom_of(self, agent: AgentHost, lease: str, job: str, epoch: int) -> None:
         known = sorted(self.market.auditor.checkpoints)
-        index = self.engine.random.randbytes(32).hex()
-        if known and self.engine.happens(0.5):
+        index, total = self.engine.random.randbytes(32).hex(), 100
+        if self.engine.happens(0.3):
+            # An index of its own, of which it keeps the chunks to itself.
+            raw, _, total = tree({"state.json": self.engine.random.randbytes(40)})
+            index = hashlib.sha256(raw).hexdigest()
+            with suppress(BrokerAway, OSError, Refusal, *UNKEPT):
+                self.market.broker.call(
+                    self.market.broker.broker.blobs.put, agent.party, job, epoch, index, raw
+                )
+        elif known and self.engine.happens(0.5):
             # Somebody's real content, which this job has no right to.
             found = self.market.auditor.checkpoints[self.engine.random.choice(known)]
             index = found.document["index_sha256"]
@@ -445,7 +454,7 @@ class Chaos(Mishaps):
             kind="checkpoint",
             step=10**6,
             index_sha256=index,
-            total_bytes=100,
+            total_bytes=total,
             cum_device_ms=1,
             # What else is wrong with it is to be found out.
             image=self.market.auditor.images.of(lease),

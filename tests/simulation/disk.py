@@ -12,11 +12,12 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sublet_broker.adapters.blobs.file_blobs import FileBlobs
+from sublet_broker.market.facts import ContentFact, Fact
 from tests.simulation.doom import Doom
 from tests.simulation.engine import Crashed
 
@@ -35,7 +36,7 @@ SHORT = 0.03
 class _File:
     """An inode: what the page cache has, and what the platters have."""
 
-    __slots__ = ("_hashed", "_sha256", "clean", "data", "kept")
+    __slots__ = ("_hashed", "_pieces", "_sha256", "clean", "data", "kept")
     st_mode = stat.S_IFREG | 0o600
     fsync = "fsync of a blob"
 
@@ -46,6 +47,7 @@ class _File:
         """Nothing waits to be written: it was, or it was lost."""
         self._hashed: bytes | None = None
         self._sha256 = ""
+        self._pieces: dict[tuple[int, int], str] = {}
 
     @property
     def st_size(self) -> int:
@@ -63,7 +65,20 @@ class _File:
         """Hash the same bytes once."""
         if self._hashed is not self.data:
             self._hashed, self._sha256 = self.data, hashlib.sha256(self.data).hexdigest()
+            self._pieces.clear()
         return self._sha256
+
+    def piece_sha256(self, content: ContentFact) -> str:
+        """Likewise, a piece of it."""
+        self.sha256()
+        place = (content.offset_bytes, content.size_bytes)
+        known = self._pieces.get(place)
+        if known is None:
+            known = self._pieces[place] = hashlib.sha256(self.piece(content)).hexdigest()
+        return known
+
+    def piece(self, content: ContentFact) -> bytes:
+        return self.data[content.offset_bytes :][: content.size_bytes]
 
 
 class _Folder:
@@ -122,8 +137,8 @@ class SimDisk:
         """So many fsyncs from now the platters can't be written; 0: they can."""
         self.power_fails = False
         """When the process dies next it is because the power is cut."""
-        self.damaged: set[str] = set()
-        """What a fault has damaged and nobody has sent again since."""
+        self._damaged: set[tuple[str, str]] = set()
+        """What a fault has damaged, and in which pack; "": in a file of its own."""
         self.damaged_ms: dict[str, int] = {}
         """When each content was damaged last; true time."""
         self._dead = False
@@ -181,40 +196,87 @@ class SimDisk:
 
     def flip(self, sha256: str) -> None:
         """Flip a bit of what lies there."""
-        file = self._file(_path(sha256))
+        content = self._place_of(sha256)
+        pack, at = (content.pack, content.offset_bytes) if content else ("", 0)
+        file = self._file(_pack_path(pack) if pack else _path(sha256))
         assert file is not None
         data = file.data
-        bad = bytes([data[0] ^ 1]) + data[1:] if data else b"\0"
+        bad = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if data else b"\0"
         if file.kept is not None:
             file.kept = bad
         file.data = bad
-        self.damaged.add(sha256)
+        self._damaged.add((pack, sha256))
         self.damaged_ms[sha256] = self.engine.now_ms
+
+    def sent_again(self, sha256: str) -> None:
+        """It lies in a file of its own that is new."""
+        self._damaged.discard(("", sha256))
+
+    @property
+    def damaged(self) -> set[str]:
+        """What a fault has damaged and nobody has sent again since: a piece that has come again
+        lies in another pack."""
+        found = set()
+        for pack, sha256 in self._damaged:
+            content = self._place_of(sha256)
+            if content is None or content.pack == pack:
+                found.add(sha256)
+        return found
 
     # -- what the auditor and the faults see --------------------------------------------------
 
     def names(self) -> list[str]:
-        """Return the hashes of all blobs."""
-        return sorted(
+        """Return the hashes of all content: in files of its own, and in packs."""
+        alone = {
             name
             for path, folder in self._folders.items()
-            if len(path) == len(ROOT) + 6
+            if len(path) == len(ROOT) + len("/ab/cd") and not path.endswith("/packs")
             for name in folder.names
-        )
+        }
+        packed = {
+            content.sha256
+            for content in self._contents.values()
+            if isinstance(content, ContentFact)
+            and content.pack
+            and self._file(_pack_path(content.pack)) is not None
+        }
+        return sorted(alone | packed)
 
     def whole(self, sha256: str) -> bytes | None:
-        """Return a blob if it is what its name says."""
+        """Return content if it is what its name says."""
+        content = self._place_of(sha256)
+        if content is not None and content.pack:
+            file = self._file(_pack_path(content.pack))
+            whole = file is not None and file.piece_sha256(content) == sha256
+            return file.piece(content) if file is not None and whole else None
         file = self._file(_path(sha256))
         return file.data if file is not None and file.sha256() == sha256 else None
 
     def survives(self, sha256: str) -> bool:
-        """Say whether a blob would be whole if the power were cut now."""
+        """Say whether content would be whole if the power were cut now."""
         node: _File | _Folder | None = self._top
-        for name in ("blobs", sha256[:2], sha256[2:4], sha256):
+        content = self._place_of(sha256)
+        packed = content is not None and content.pack
+        path = _pack_path(content.pack) if content and packed else _path(sha256)
+        for name in path.removeprefix(f"{ABOVE}/").split("/"):
             if not isinstance(node, _Folder) or name in node.dirty:
                 return False
             node = node.kept.get(name)
-        return isinstance(node, _File) and node.kept is node.data and node.sha256() == sha256
+        if not isinstance(node, _File) or node.kept is not node.data:
+            return False
+        return (node.piece_sha256(content) if content and packed else node.sha256()) == sha256
+
+    def has_pack(self, pack: str) -> bool:
+        """Say whether a pack's file is there."""
+        return self._file(_pack_path(pack)) is not None
+
+    @property
+    def _contents(self) -> Mapping[tuple[str | int, ...], Fact]:
+        return self._store.committed(ContentFact)
+
+    def _place_of(self, sha256: str) -> ContentFact | None:
+        found = self._contents.get((sha256,))
+        return found if isinstance(found, ContentFact) else None
 
     def _file(self, path: str) -> _File | None:
         above, _, name = path.rpartition("/")
@@ -250,6 +312,11 @@ class SimDisk:
         assert isinstance(node, _File)
         assert length > len(node.data)
         return node.data
+
+    def pread(self, descriptor: int, length: int, offset: int, /) -> bytes:
+        node = self._open[descriptor]
+        assert isinstance(node, _File)
+        return node.data[offset : offset + length]
 
     def write(self, descriptor: int, data: memoryview, /) -> int:
         node = self._open[descriptor]
@@ -305,8 +372,11 @@ class SimDisk:
         if self._store.full_until_ms > self.engine.now_ms:
             self._may_lack_room()
         self._begin("mkdir of a folder")
-        leaf = len(path) == len(ROOT) + len("/ab/cd")
-        made = _Folder("fsync of a blob's name" if leaf else "fsync of a folder's name")
+        leaf = len(path) == len(ROOT) + len("/ab/cd") and not path.endswith("/packs")
+        if _is_in_packs(path):
+            made = _Folder("fsync of a pack's name")
+        else:
+            made = _Folder("fsync of a blob's name" if leaf else "fsync of a folder's name")
         folder.names[name] = self._folders[path] = made
         folder.dirty[name] = None
         self._point("after mkdir of a folder")
@@ -330,21 +400,23 @@ class SimDisk:
             raise _error(errno.ENOENT, path)
         if self._store.full_until_ms > self.engine.now_ms:
             self._may_lack_room()
-        self._begin("rename of a blob")
+        what = "a pack" if _is_in_packs(to) else "a blob"
+        self._begin(f"rename of {what}")
         del old.names[name]
         old.dirty[name] = None
         new.names[new_name] = node
         new.dirty[new_name] = None
-        self._point("after rename of a blob")
+        self._point(f"after rename of {what}")
 
     def unlink(self, path: str) -> None:
         folder, name = self._place(path)
         if not isinstance(folder.names.get(name), _File):
             raise _error(errno.ENOENT, path)
-        self._begin("unlink of a blob")
+        what = "a pack" if _is_in_packs(path) else "a blob"
+        self._begin(f"unlink of {what}")
         del folder.names[name]
         folder.dirty[name] = None
-        self._point("after unlink of a blob")
+        self._point(f"after unlink of {what}")
 
     # -- how it does them ---------------------------------------------------------------------
 
@@ -407,8 +479,17 @@ class SimBlobs(FileBlobs):
 
     def put(self, sha256: str, data: bytes) -> None:
         super().put(sha256, data)
-        self._sim.damaged.discard(sha256)
+        self._sim.sent_again(sha256)
         self._meanwhile()
+
+    def put_pack(self, pack: str, parts: Iterable[bytes]) -> None:
+        super().put_pack(pack, parts)
+        self._meanwhile()
+
+    def has_pack(self, pack: str) -> bool:
+        found = super().has_pack(pack)
+        self._meanwhile()
+        return found
 
     def has(self, sha256: str) -> bool:
         found = super().has(sha256)
@@ -424,6 +505,14 @@ class SimBlobs(FileBlobs):
 
 def _path(sha256: str) -> str:
     return f"{ROOT}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+
+
+def _pack_path(pack: str) -> str:
+    return f"{ROOT}/packs/{pack[:2]}/{pack}"
+
+
+def _is_in_packs(path: str) -> bool:
+    return path.startswith(f"{ROOT}/packs/")
 
 
 def _error(code: int, path: str) -> OSError:

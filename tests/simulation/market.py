@@ -32,6 +32,7 @@ from tests.simulation.stalls import Stalls
 
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
+SCRUB_EVERY_MS = 20 * MINUTE_MS
 CALM_MS = 6 * HOUR_MS
 """Every job must have ended so long after the last fault: the bound of liveness."""
 REGIONS = ("home", "lab", "attic")
@@ -89,7 +90,7 @@ class Market:
         self.engine = Engine(seed, trace=trace)
         self.counts: Counter[str] = Counter()
         self.points = CrashPoints()
-        self.settings = Settings()
+        self.settings = Settings(scrub_every_ms=SCRUB_EVERY_MS)
         self.broker_key = key_named("broker")
         self.names: dict[str, str] = {}
         self.verifier_dies = False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sublet_broker.adapters.memory.store import MemoryStore, MemoryTransaction
+from sublet_broker.adapters.memory.store import Key, MemoryStore, MemoryTransaction
 from sublet_broker.market.facts import Fact
 from sublet_broker.service.ports import StorageFull, StoreAway
 from tests.simulation.auditor import LOOKED_AT
@@ -72,6 +73,10 @@ class SimStore(MemoryStore):
 
     def transaction(self) -> MemoryTransaction:
         return SimTransaction(self)
+
+    def committed(self, kind: type[Fact]) -> Mapping[Key, Fact]:
+        """Return the facts of a kind, by key, as they are now."""
+        return self._tables[kind].facts
 
     def failed(self) -> None:
         """Something could not be written, or nobody knows whether it was."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count, permutations
 
 import pytest
 
+from sublet_broker.market.facts import ContentFact
 from sublet_broker.service.ports import BlobMissing, StorageFull
 from tests.simulation.disk import SimBlobs, SimDisk
 from tests.simulation.engine import Crashed
@@ -154,3 +156,81 @@ def test_a_full_disk_keeps_nothing_and_breaks_nothing(market: Market) -> None:
         disk.cut_power()
         assert started(disk).get(one) == NAMED[one]
         assert blobs.get(two) == NAMED[two]
+
+
+PACK = "ab" * 32
+CONTENT = ContentFact(hashlib.sha256(b"in it").hexdigest(), 5, PACK, 3)
+
+
+def pack_deaths(market: Market) -> Iterator[SimDisk]:
+    """Yield the disks that a process leaves which dies at one of the crash points of a pack."""
+    for crash_in in count(1):
+        disk = SimDisk(market)
+        market.engine.steps += 1
+        disk.doom.countdown = crash_in
+        try:
+            started(disk).put_pack(PACK, [b"abc", b"in it"])
+        except Crashed:
+            disk.died()
+            yield disk
+            continue
+        disk.died()
+        return
+
+
+def test_a_pack_is_whole_or_absent_at_each_crash_point(market: Market) -> None:
+    whole = absent = 0
+    for disk in pack_deaths(market):
+        blobs = started(disk)
+        if blobs.has_pack(PACK):
+            assert blobs.read_pack(PACK, 0, 100) == b"abcin it"
+            whole += 1
+        else:
+            assert list(blobs.packs()) == []
+            absent += 1
+    assert whole
+    assert absent
+
+
+def test_a_pack_that_was_taken_survives_a_power_cut(market: Market) -> None:
+    """One process is killed at each crash point; in the next one each fsync fails once."""
+    for dead in range(sum(1 for _ in pack_deaths(market))):
+        for fails_in in range(1, 9):
+            disk = next(disk for number, disk in enumerate(pack_deaths(market)) if number == dead)
+            blobs = started(disk)
+            disk.fsync_fails_in = fails_in
+            taken: list[str] = []
+            for pack in (PACK[::-1], "ab" + "1" * 62, "ab" + "2" * 62, "ab" + "3" * 62):
+                try:
+                    blobs.put_pack(pack, [b"abc", b"in it"])
+                except OSError:
+                    assert not blobs.has_pack(pack)
+                    continue
+                taken.append(pack)
+                market.broker.store._tables[ContentFact].facts[(CONTENT.sha256,)] = replace(
+                    CONTENT, pack=pack
+                )
+                assert disk.survives(CONTENT.sha256), (dead, fails_in)
+            disk.fsync_fails_in = 0
+            disk.cut_power()
+            blobs = started(disk)
+            assert len(taken) >= 3
+            assert all(blobs.read_pack(pack, 3, 5) == b"in it" for pack in taken)
+            market.broker.store._tables[ContentFact].facts.clear()
+
+
+def test_a_torn_pack_is_noticed(market: Market) -> None:
+    torn = 0
+    for _ in range(100):
+        disk = SimDisk(market)
+        blobs = started(disk)
+        blobs.put_pack(PACK, [b"abc", b"in it"])
+        market.broker.store._tables[ContentFact].facts[(CONTENT.sha256,)] = CONTENT
+        file = disk._file(f"/data/blobs/packs/ab/{PACK}")
+        assert file is not None
+        file.kept, file.clean = None, False
+        assert not disk.survives(CONTENT.sha256)
+        disk.cut_power()
+        torn += disk.whole(CONTENT.sha256) is None
+        market.broker.store._tables[ContentFact].facts.clear()
+    assert torn

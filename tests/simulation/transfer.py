@@ -12,6 +12,7 @@ from sublet_agent.core import events
 from sublet_agent.core.run_phases import RunPhase
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
+from sublet_contracts.packs import PackReader, in_packs
 from sublet_contracts.reasons import Reason
 from sublet_contracts.tree import TreeRefused, parse_index
 from tests.simulation.broker import TROUBLES, BrokerAway
@@ -133,8 +134,14 @@ class Transfer:
 
     def _put_all(self, job: str, epoch: int, index: bytes, chunks: dict[str, bytes]) -> bool:
         blobs = self.host.market.broker.broker.blobs
-        for sha256 in blobs.missing(self.host.party, job, epoch, list(chunks)).missing:
-            blobs.put(self.host.party, job, epoch, sha256, chunks[sha256])
+        missing = blobs.missing(self.host.party, job, epoch, list(chunks)).missing
+        # Small ones, so that some checkpoints come in several.
+        sizes = {sha256: len(data) for sha256, data in chunks.items()}
+        for table in in_packs(missing, sizes, pack_bytes=self.host.engine.draw_ms(1, 200)):
+            parts = (table.to_bytes(), *(chunks[sha256] for sha256, _ in table.chunks))
+            reader = PackReader(table.name)
+            reader.feed(b"".join(parts))
+            blobs.put_pack(self.host.party, job, epoch, reader.close())
         blobs.put(self.host.party, job, epoch, hashlib.sha256(index).hexdigest(), index)
         return True
 

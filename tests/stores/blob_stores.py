@@ -30,6 +30,8 @@ class BlobPlace:
     deletes; it puts only while nobody else does, for a broker has its place to itself."""
     damage: Callable[[str], None]
     """Flip a bit of the blob with this SHA-256, which lies there."""
+    damage_pack: Callable[[str, int], None]
+    """Flip a bit of that byte of a pack, which lies there."""
     full: Callable[[], AbstractContextManager[None]] | None
     """While this is entered there is no room for another byte. None: it has no end of its own."""
 
@@ -37,7 +39,7 @@ class BlobPlace:
 def open_memory(_: Path) -> BlobPlace:
     """Content in memory: it has one process, and no disk that could be full."""
     store = MemoryBlobs()
-    return BlobPlace(store, store, store.damage, full=None)
+    return BlobPlace(store, store, store.damage, store.damage_pack, full=None)
 
 
 def open_files(folder: Path) -> BlobPlace:
@@ -51,7 +53,13 @@ def open_files(folder: Path) -> BlobPlace:
         data = path.read_bytes()
         path.write_bytes(bytes([data[0] ^ 1]) + data[1:] if data else b"\0")
 
-    return BlobPlace(store, FileBlobs(root), damage, full=_disk_full)
+    def damage_pack(pack: str, offset_bytes: int) -> None:
+        path = root / "packs" / pack[:2] / pack
+        data = bytearray(path.read_bytes())
+        data[offset_bytes] ^= 1
+        path.write_bytes(data)
+
+    return BlobPlace(store, FileBlobs(root), damage, damage_pack, full=_disk_full)
 
 
 @contextmanager

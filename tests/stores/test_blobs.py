@@ -218,6 +218,95 @@ def test_a_reader_beside_a_writer_sees_all_or_nothing(place: BlobPlace) -> None:
     assert sorted(place.store.names()) == sorted(name_of(data) for data in contents)
 
 
+# -- packs ---------------------------------------------------------------------------------------
+
+PACK, OTHER_PACK = "a" * 64, "b" * 64
+PARTS = [DATA, b"", b"x", OTHER]
+
+
+def test_a_pack_is_there_as_it_was(place: BlobPlace) -> None:
+    whole = b"".join(PARTS)
+    for client in (place.store, place.other_client):
+        assert not client.has_pack(PACK)
+        with pytest.raises(BlobMissing):
+            client.read_pack(PACK, 0, 1)
+    place.store.put_pack(PACK, iter(PARTS))
+    for client in (place.store, place.other_client):
+        assert client.has_pack(PACK)
+        assert list(client.packs()) == [PACK]
+        assert client.read_pack(PACK, 0, len(whole)) == whole
+        assert client.read_pack(PACK, len(DATA), 1) == b"x"
+        assert client.read_pack(PACK, 700_000, 300_000) == whole[700_000:1_000_000]
+
+
+def test_blobs_and_packs_are_apart(place: BlobPlace) -> None:
+    place.store.put(NAME, DATA)
+    place.store.put_pack(NAME, [OTHER])
+    assert (list(place.store.names()), list(place.store.packs())) == ([NAME], [NAME])
+    place.store.delete(NAME)
+    assert place.store.read_pack(NAME, 0, len(OTHER)) == OTHER
+    place.store.put(NAME, DATA)
+    place.store.delete_pack(NAME)
+    assert place.store.get(NAME) == DATA
+    assert list(place.other_client.packs()) == []
+
+
+@pytest.mark.parametrize("aside", [False, True], ids=["deleted", "set aside"])
+def test_a_pack_that_went_is_gone_and_the_rest_stays(place: BlobPlace, aside: bool) -> None:
+    place.store.put_pack(PACK, PARTS)
+    place.store.put_pack(OTHER_PACK, [OTHER])
+    for _ in range(2):  # what isn't there is no error
+        (place.store.set_pack_aside if aside else place.store.delete_pack)(PACK)
+    for client in (place.store, place.other_client):
+        assert not client.has_pack(PACK)
+        assert list(client.packs()) == [OTHER_PACK]
+        with pytest.raises(BlobMissing):
+            client.read_pack(PACK, 0, 1)
+
+
+def test_of_a_pack_that_is_too_short_comes_what_is_there(place: BlobPlace) -> None:
+    place.store.put_pack(PACK, [b"abc"])
+    assert place.store.read_pack(PACK, 1, 100) == b"bc"
+    assert place.store.read_pack(PACK, 3, 1) == b""
+    assert place.store.read_pack(PACK, 300, 1) == b""
+
+
+def test_damage_in_a_pack_hurts_what_lies_there(place: BlobPlace) -> None:
+    place.store.put_pack(PACK, [b"abc", b"def"])
+    place.damage_pack(PACK, 4)
+    assert place.other_client.read_pack(PACK, 0, 3) == b"abc"
+    assert place.other_client.read_pack(PACK, 3, 3) == b"ddf"
+
+
+@pytest.mark.parametrize("opener", [OPENERS[name] for name in CAN_BE_FULL], ids=CAN_BE_FULL)
+def test_a_full_store_keeps_nothing_of_a_pack(
+    opener: Callable[[Path], BlobPlace], tmp_path: Path
+) -> None:
+    place = opener(tmp_path)
+    assert place.full is not None
+    with place.full():
+        with pytest.raises(StorageFull):
+            place.store.put_pack(PACK, PARTS)
+        assert not place.store.has_pack(PACK)
+        assert list(place.store.packs()) == []
+    place.store.put_pack(PACK, PARTS)
+    assert place.other_client.read_pack(PACK, len(DATA), 1) == b"x"
+
+
+@pytest.mark.parametrize("name", ["", "../" + "a" * 61, PACK.upper(), PACK + "\n", PACK[:-1], "/"])
+def test_an_id_that_is_none_reaches_no_file(tmp_path: Path, name: str) -> None:
+    store = OPENERS["files"](tmp_path).store
+    for act in (
+        lambda: store.put_pack(name, [b"x"]),
+        lambda: store.read_pack(name, 0, 1),
+        lambda: store.has_pack(name),
+        lambda: store.delete_pack(name),
+        lambda: store.set_pack_aside(name),
+    ):
+        with pytest.raises(ValueError, match="hex"):
+            act()
+
+
 class AnySequence(RuleBasedStateMachine):
     """The store against a dict, through both of its clients, under any sequence of calls."""
 

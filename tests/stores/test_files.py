@@ -209,6 +209,43 @@ def test_what_a_killed_broker_wrote_is_made_durable_before_it_counts(
     assert disk.synced == [SECOND]
 
 
+PACK = "ab" * 32
+
+
+@pytest.mark.parametrize("failing", ["blobs", "blobs/packs", "blobs/tmp", "blobs/packs/ab"])
+def test_a_pack_whose_fsync_failed_does_not_count(
+    blobs: FileBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    disk = Disk(tmp_path / "blobs", monkeypatch)
+    disk.fails_at = failing
+    with pytest.raises(OSError, match="Input/output"):
+        blobs.put_pack(PACK, [b"abc", DATA])
+    assert not disk.fails_at
+    assert not blobs.has_pack(PACK)
+    disk.synced.clear()
+    blobs.put_pack(PACK, [b"abc", DATA])
+    assert disk.synced[-2:] == ["blobs/tmp", "blobs/packs/ab"]
+    assert failing in disk.synced
+    assert blobs.read_pack(PACK, 3, len(DATA)) == DATA
+
+
+def test_a_pack_costs_two_fsyncs(
+    blobs: FileBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs.put_pack("ab" + "0" * 62, [b"before"])
+    disk = Disk(tmp_path / "blobs", monkeypatch)
+    blobs.put_pack(PACK, [bytes([number]) * 1000 for number in range(200)])
+    assert disk.synced == ["blobs/tmp", "blobs/packs/ab"]
+
+
+def test_a_damaged_pack_is_set_aside(blobs: FileBlobs, tmp_path: Path) -> None:
+    blobs.put_pack(PACK, [DATA])
+    blobs.set_pack_aside(PACK)
+    (kept,) = (tmp_path / "blobs" / "quarantine").iterdir()
+    assert kept.read_bytes() == DATA
+    assert not blobs.has_pack(PACK)
+
+
 KILLED_HALF_WAY = """
 import os, signal, stat, sys
 from pathlib import Path

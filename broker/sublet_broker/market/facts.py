@@ -378,6 +378,32 @@ class BlobFact(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class ContentFact(Fact):
+    """Where content lies that at least one scope may use; it was hashed when it came."""
+
+    KEY: ClassVar[tuple[str, ...]] = ("sha256",)
+
+    sha256: str
+    size_bytes: int
+    pack: str = ""
+    """The pack's id; "": a file of its own."""
+    offset_bytes: int = 0
+    """Where it begins in the pack."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackFact(Fact):
+    """A pack that lies in the blob store, written once and under an id of its own."""
+
+    KEY: ClassVar[tuple[str, ...]] = ("id",)
+
+    id: str
+    size_bytes: int
+    scrub_ms: int
+    """When all of it is to be read and hashed (again)."""
+
+
+@dataclass(frozen=True, slots=True)
 class NonceFact(Fact):
     """A request's nonce that has been used. Forgotten when its time is too old to be accepted."""
 
@@ -448,6 +474,8 @@ FACTS: tuple[type[Fact], ...] = (
     LogLineFact,
     OutboxFact,
     BlobFact,
+    ContentFact,
+    PackFact,
     NonceFact,
     AnswerFact,
     ShardFact,

@@ -12,8 +12,8 @@ Who calls what:
 - `outbox`: reliable messages in order (`pending`, `acked`), and `notices`, which may be lost.
 - `scheduling.tick`, `settling.settle_due`, `supervision.sweep`: each second, or when `stirred`
   names them; `supervision.verdicts` when the verifier has results; `idempotency.forget_old`,
-  `retention.sweep` and `sweep_files`: each minute. `supervision.started`: once after a start,
-  before agents join.
+  `retention.sweep`, `sweep_files` and `packs.scrub`: each minute. `supervision.started`: once
+  after a start, before agents join.
 - `views`, `market`, `money`, `metrics`, `ledger_audit`: whoever looks.
 - `idempotency.begin` and `finish`: around each signed request.
 """
@@ -21,6 +21,7 @@ Who calls what:
 from collections.abc import Callable
 
 from sublet_broker.service.content.blobs import Blobs
+from sublet_broker.service.content.packs import Packs
 from sublet_broker.service.content.retention import Retention
 from sublet_broker.service.idempotency import Idempotency
 from sublet_broker.service.leases.open_offers import OpenOffers
@@ -54,21 +55,22 @@ class Broker:
         self.outbox: Outbox = context.outbox
         open_offers = OpenOffers(context)
 
+        self.packs = Packs(context)
         self.views = Views(context)
         self.market = Market(context, open_offers)
         self.money = Money(context)
         self.metrics = MarketMetrics(context)
         self.ledger_audit = LedgerAudit(context)
 
-        self.jobs = Jobs(context, self.views, open_offers)
+        self.jobs = Jobs(context, self.views, open_offers, self.packs)
         self.accounts = Accounts(context, self.money)
         self.countersigning = Countersigning(context)
 
         self.offers = Offers(context)
         self.sessions = Sessions(context, self.offers, open_offers)
 
-        self.blobs = Blobs(context)
-        self.retention = Retention(context)
+        self.blobs = Blobs(context, self.packs)
+        self.retention = Retention(context, self.packs)
         self.idempotency = Idempotency(context)
 
         self.scheduling = Scheduling(context)

@@ -3,7 +3,7 @@
 Adapters implement them (SQLModel, Ray, files); the simulator implements them in memory.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -95,6 +95,10 @@ class Transaction(Protocol):
         """Insert the fact, or replace the one with its key."""
         ...
 
+    def put_all(self, facts: Sequence[Fact]) -> None:
+        """Put facts, all of one kind, in one statement."""
+        ...
+
     def add(self, fact: Fact) -> None:
         """Insert the fact. Raises AlreadyThere if its key is taken."""
         ...
@@ -139,7 +143,11 @@ class BlobMissing(Exception):
 
 
 class BlobStore(Protocol):
-    """Content-addressed bytes."""
+    """Content-addressed bytes, each a file of its own; and packs, which hold many pieces each.
+
+    A pack has an id that nobody else has used or will use, and is written once. What lies where in
+    it the database knows: here nothing of a pack is checked.
+    """
 
     def put(self, sha256: str, data: bytes) -> None:
         """Keep `data` durably (fsynced, then renamed). Raises ValueError if the hash differs and
@@ -160,6 +168,32 @@ class BlobStore(Protocol):
 
     def names(self) -> Iterable[str]:
         """Return the hashes of all blobs."""
+        ...
+
+    def put_pack(self, pack: str, parts: Iterable[bytes]) -> None:
+        """Keep a new pack durably, the parts one after another. Raises StorageFull when the disk is
+        full; then nothing is kept."""
+        ...
+
+    def read_pack(self, pack: str, offset_bytes: int, size_bytes: int) -> bytes:
+        """Return these bytes of a pack, for the caller to check: they may be damaged, or fewer.
+        Raises BlobMissing: there is no such pack."""
+        ...
+
+    def has_pack(self, pack: str) -> bool:
+        """Say whether a pack of that id lies there."""
+        ...
+
+    def delete_pack(self, pack: str) -> None:
+        """Remove the pack, if it is there."""
+        ...
+
+    def set_pack_aside(self, pack: str) -> None:
+        """Remove a damaged pack, if it is there, and keep it for a person to look at."""
+        ...
+
+    def packs(self) -> Iterable[str]:
+        """Return the ids of all packs."""
         ...
 
 

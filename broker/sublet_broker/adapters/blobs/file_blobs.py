@@ -3,11 +3,13 @@
     lock         held (flock) by the one broker that uses the folder
     sublet.sqlite
     blobs/ab/cd/abcd...   a blob, named by its SHA-256
+    blobs/packs/ab/abcd...   a pack of chunks, named by the id that the database gave it
     blobs/tmp/            what is being written; swept when the broker starts
     blobs/quarantine/     what was found damaged, kept for a person to look at
 
-A blob is written to tmp, fsynced, renamed and its folder fsynced, in this order: at every moment it
-is whole, or not there, and whoever is told that it is kept can count on it after a power cut.
+A blob or a pack is written to tmp, fsynced, renamed and its folder fsynced, in this order: at every
+moment it is whole, or not there, and whoever is told that it is kept can count on it after a power
+cut. A pack's id is new, so nothing lies there yet, and nobody counts on it before it is kept.
 """
 
 import errno
@@ -17,8 +19,8 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -67,7 +69,7 @@ class FileBlobs:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError("the content does not match its SHA-256; send it again")
         folder = _parent(target)
-        try:
+        with _told_in_our_words():
             if folder not in self._kept_folders:
                 self._keep_folder(folder)
             if folder not in self._doubted and self._holds(target, data):
@@ -78,23 +80,69 @@ class FileBlobs:
                     self._doubted.add(folder)  # as below
                     raise
             else:
-                self._write(target, data)
-        except OSError as error:
-            if error.errno == errno.EROFS:
-                raise StorageFailing("the broker's disk can't be written: see its log") from error
-            if error.errno not in _FULL:
-                raise
-            raise StorageFull("the broker's disk is full: free some space on it") from error
+                self._write(target, (data,))
 
-    def _write(self, target: str, data: bytes) -> None:
+    def put_pack(self, pack: str, parts: Iterable[bytes]) -> None:
+        """See ports.BlobStore."""
+        target = self._pack_path(pack)
+        with _told_in_our_words():
+            if _parent(target) not in self._kept_folders:
+                self._keep_folder(_parent(target))
+            self._write(target, parts)
+
+    def read_pack(self, pack: str, offset_bytes: int, size_bytes: int) -> bytes:
+        """See ports.BlobStore."""
+        disk = self._disk
+        try:
+            descriptor = disk.open(self._pack_path(pack), os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise BlobMissing(f"no pack {pack}") from error
+        try:
+            parts: list[bytes] = []
+            while size_bytes:
+                data = disk.pread(descriptor, size_bytes, offset_bytes)
+                if not data:
+                    break  # It is shorter than it should be.
+                parts.append(data)
+                offset_bytes += len(data)
+                size_bytes -= len(data)
+            return b"".join(parts)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return b""  # The disk can't read it any more: that is damage, too.
+        finally:
+            disk.close(descriptor)
+
+    def has_pack(self, pack: str) -> bool:
+        """See ports.BlobStore."""
+        return self._is_file(self._pack_path(pack))
+
+    def delete_pack(self, pack: str) -> None:
+        """See ports.BlobStore."""
+        self._remove(self._pack_path(pack))
+
+    def set_pack_aside(self, pack: str) -> None:
+        """See ports.BlobStore: it goes to quarantine/."""
+        self._quarantine(self._pack_path(pack))
+
+    def packs(self) -> Iterator[str]:
+        """See ports.BlobStore."""
+        for first in filter(_TWO.fullmatch, self._listed(f"{self._root}/packs")):
+            for name in self._listed(f"{self._root}/packs/{first}"):
+                if _NAME.fullmatch(name):
+                    yield name
+
+    def _write(self, target: str, parts: Iterable[bytes]) -> None:
         disk = self._disk
         written = f"{self._tmp}/{self._token}.{next(self._numbers)}"
         try:
             descriptor = self._new_file(written)
             try:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[disk.write(descriptor, rest) :]
+                for part in parts:
+                    rest = memoryview(part)
+                    while rest:
+                        rest = rest[disk.write(descriptor, rest) :]
                 disk.fsync(descriptor)
             finally:
                 disk.close(descriptor)
@@ -138,8 +186,11 @@ class FileBlobs:
 
     def has(self, sha256: str) -> bool:
         """See ports.BlobStore."""
+        return self._is_file(self._path(sha256))
+
+    def _is_file(self, path: str) -> bool:
         try:
-            return stat.S_ISREG(self._disk.stat(self._path(sha256)).st_mode)
+            return stat.S_ISREG(self._disk.stat(path).st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return False
 
@@ -159,6 +210,11 @@ class FileBlobs:
         if not _NAME.fullmatch(sha256):
             raise ValueError("a blob's name is 64 lower-case hex digits")
         return f"{self._root}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+
+    def _pack_path(self, pack: str) -> str:
+        if not _NAME.fullmatch(pack):
+            raise ValueError("a pack's id is 64 lower-case hex digits")
+        return f"{self._root}/packs/{pack[:2]}/{pack}"
 
     def _keep_folder(self, folder: str) -> None:
         """Make a folder where it isn't there, and its name durable."""
@@ -250,6 +306,19 @@ class FileBlobs:
             self._disk.rename(path, f"{aside}/{name}.{secrets.token_hex(4)}")
         except FileNotFoundError:
             return  # another reader was first
+
+
+@contextmanager
+def _told_in_our_words() -> Iterator[None]:
+    """What a disk says while something is written. Raises StorageFull, or the error as it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise StorageFailing("the broker's disk can't be written: see its log") from error
+        if error.errno not in _FULL:
+            raise
+        raise StorageFull("the broker's disk is full: free some space on it") from error
 
 
 def _parent(path: str) -> str:

@@ -1,30 +1,58 @@
-"""Content in and out: chunks named by their SHA-256.
+"""Content in and out: chunks named by their SHA-256, and packs of them.
 
-The name of an upload is the hash of its body, so the signature is checked before the first byte of
-the body is read: a stranger can't make the broker hold megabytes.
+The name of an upload is the hash of its body, or of the table that a pack begins with, so the
+signature is checked before the first byte of the body is read: a stranger can't make the broker
+hold megabytes. A pack's chunks are hashed as they come, and the first that differs ends it.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request
 from starlette.responses import Response
 
+from sublet_broker.adapters.http.edge import Edge
 from sublet_broker.adapters.http.jobs import JobRef
 from sublet_broker.adapters.http.openapi import READ, SIGNED, WRITE, problems, takes, takes_bytes
-from sublet_broker.adapters.http.signed_calls import Call, Listing, Reading, check, read_body
+from sublet_broker.adapters.http.pack_room import PackRoom
+from sublet_broker.adapters.http.signed_calls import (
+    BODY_TIMEOUT_S,
+    Call,
+    Listing,
+    Reading,
+    body_parts,
+    check,
+    declared_bytes,
+    read_body,
+)
+from sublet_broker.service.errors import Refusal
 from sublet_contracts.api import MissingRequest, MissingView
+from sublet_contracts.packs import MAX_BODY_BYTES, ChunkDiffers, Pack, PackReader, PackRefused
+from sublet_contracts.problems import ProblemCode
 
 router = APIRouter(prefix="/v1", tags=["content"])
 
 UPLOADS_AT_ONCE = 24
+SLOWEST_BYTES_A_S = 128 * 1024
+"""A pack may take as long as at this speed, and BODY_TIMEOUT_S more."""
+HASHED_AT_ONCE_BYTES = 1 << 20
 
 Sha = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the content")]
+PackName = Annotated[
+    str,
+    Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the table that the pack begins with"),
+]
+PACK_SAYS = (
+    "a table of at most 4,096 chunks (`sublet-pack-1`, their number, each one's SHA-256 and size), "
+    "then the chunks, at most 64 MiB"
+)
 Epoch = Annotated[
     int | None,
     Header(alias="Sublet-Epoch", ge=0, le=2**53 - 1, description="the lease's, for its holder"),
 ]
 _uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
+_room = PackRoom()
 
 
 async def announced(request: Request, sha256: Sha) -> Call:
@@ -33,6 +61,67 @@ async def announced(request: Request, sha256: Sha) -> Call:
 
 
 Upload = Annotated[Call, Depends(announced)]
+
+
+async def announced_pack(request: Request, pack: PackName) -> Call:
+    """Authenticate a pack by the hash of its table, which its address names."""
+    return check(request, b"", pack)
+
+
+PackUpload = Annotated[Call, Depends(announced_pack)]
+
+
+async def _keep_pack(
+    request: Request, call: Call, scope: str, epoch: int | None, name: str
+) -> Response:
+    edge, blobs = call.edge, call.edge.broker.blobs
+    size_bytes = declared_bytes(request, MAX_BODY_BYTES)
+    if not size_bytes:
+        raise Refusal(ProblemCode.MALFORMED, "a pack says how long it is", field="Content-Length")
+
+    limit_s = BODY_TIMEOUT_S + size_bytes / SLOWEST_BYTES_A_S
+    body = body_parts(request, size_bytes, limit_s)
+
+    def admit() -> None:
+        call.admit()
+        blobs.may_put(call.party, scope, epoch)
+
+    try:
+        await edge.call(admit)
+        async with _room.hold(call.party, size_bytes):
+            pack = await _received(edge, PackReader(name), body)
+            await edge.call(blobs.put_pack, call.party, scope, epoch, pack)
+    except Refusal:
+        # An answer is only read by who has sent all of his request: what comes is thrown away.
+        async for _ in body:
+            pass
+        raise
+    return Response(status_code=204)
+
+
+async def _received(edge: Edge, reader: PackReader, body: AsyncIterator[bytes]) -> Pack:
+    come: list[bytes] = []
+    waiting_bytes = 0
+
+    def take(parts: list[bytes]) -> None:
+        for part in parts:
+            reader.feed(part)
+
+    try:
+        async for part in body:
+            come.append(part)
+            waiting_bytes += len(part)
+            if waiting_bytes >= HASHED_AT_ONCE_BYTES:
+                await edge.must_call(take, come)
+                come, waiting_bytes = [], 0
+        await edge.must_call(take, come)
+        return reader.close()
+    except ChunkDiffers as error:
+        raise Refusal(
+            ProblemCode.HASH_MISMATCH, str(error), field="body", sha256=error.sha256
+        ) from error
+    except PackRefused as error:
+        raise Refusal(ProblemCode.MALFORMED, str(error), field="body") from error
 
 
 async def _keep(request: Request, call: Call, scope: str, epoch: int | None, sha: str) -> Response:
@@ -74,6 +163,35 @@ async def missing_own(call: Listing) -> Response:
     hashes = call.parse(MissingRequest).sha256
     blobs = call.edge.broker.blobs
     return await call.answer(lambda: blobs.missing(call.party, call.party, None, hashes))
+
+
+@router.put(
+    "/packs/{pack}",
+    status_code=204,
+    summary="Upload many chunks of an input",
+    response_class=Response,
+    responses={**WRITE, **problems(403)},
+    openapi_extra=takes_bytes(PACK_SAYS),
+)
+async def put_own_pack(request: Request, call: PackUpload, pack: PackName) -> Response:
+    """They are yours alone until a job of yours names them. All are kept, or none."""
+    return await _keep_pack(request, call, call.party, None, pack)
+
+
+@router.put(
+    "/jobs/{job}/packs/{pack}",
+    status_code=204,
+    summary="Upload many chunks of a checkpoint",
+    response_class=Response,
+    responses={**WRITE, **problems(403)},
+    openapi_extra=takes_bytes(PACK_SAYS),
+)
+async def put_job_pack(
+    request: Request, call: PackUpload, job: JobRef, pack: PackName, epoch: Epoch = None
+) -> Response:
+    """For the holder of the job's current epoch. The answer doesn't tell whether others have sent
+    the same chunks."""
+    return await _keep_pack(request, call, job, epoch, pack)
 
 
 @router.put(

@@ -214,6 +214,7 @@ def _loops(broker: Broker, metrics: Metrics, audits: Audits) -> list[Loop]:
             if broker.retention.sweep() < ROWS_AT_ONCE:
                 break
         broker.retention.sweep_files()
+        broker.packs.scrub()
         return 0
 
     def audit() -> int:

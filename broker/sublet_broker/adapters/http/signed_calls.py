@@ -6,7 +6,7 @@ is it parsed. Nonce and idempotency key are the use-cases' business (service/ide
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -142,30 +142,39 @@ def check(request: Request, body: bytes, body_sha256: str) -> Call:
     return Call(edge, caller, request.method, target, body, body_sha256, key)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return the body. Raises BodyTooLarge before more than `max_bytes` are held in memory."""
+def declared_bytes(request: Request, max_bytes: int) -> int:
+    """Return how long the body is said to be; 0 where nothing is said. Raises BodyTooLarge."""
     declared = request.headers.get("Content-Length", "0")
     if not declared.isdecimal() or int(declared[:20]) > max_bytes:
         raise BodyTooLarge(max_bytes)
-    parts: list[bytes] = []
+    return int(declared)
+
+
+async def body_parts(request: Request, max_bytes: int, limit_s: float) -> AsyncIterator[bytes]:
+    """Yield the body as it comes. Raises BodyTooLarge, and Refusal after `limit_s`."""
     size = 0
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with asyncio.timeout(limit_s):
             async for part in request.stream():
                 size += len(part)
                 if size > max_bytes:
                     raise BodyTooLarge(max_bytes)
-                parts.append(part)
+                yield part
     except TimeoutError as error:
         raise Refusal(
             ProblemCode.TOO_SLOW,
-            f"the body took longer than {BODY_TIMEOUT_S:.0f} s",
+            f"the body took longer than {limit_s:.0f} s",
             field="body",
-            limit_ms=int(BODY_TIMEOUT_S * 1000),
+            limit_ms=int(limit_s * 1000),
         ) from error
     except ClientDisconnect as error:
         raise Refusal(ProblemCode.GONE, "the client hung up", field="body") from error
-    return b"".join(parts)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Return the body. Raises BodyTooLarge before more than `max_bytes` are held in memory."""
+    declared_bytes(request, max_bytes)
+    return b"".join([part async for part in body_parts(request, max_bytes, BODY_TIMEOUT_S)])
 
 
 Reading = Annotated[Call, Depends(signed(0))]

@@ -8,7 +8,7 @@ are indexed, from the first search on.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -195,6 +195,11 @@ class MemoryTransaction:
         """Insert or replace the fact."""
         self._check_writable()
         self.sheet.setdefault(type(fact), {})[key_of(fact)] = fact
+
+    def put_all(self, facts: Sequence[Fact]) -> None:
+        """Insert or replace these facts."""
+        for fact in facts:
+            self.put(fact)
 
     def add(self, fact: Fact) -> None:
         """Insert the fact. Raises AlreadyThere."""

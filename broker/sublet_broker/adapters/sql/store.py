@@ -14,7 +14,7 @@ sessions, since each fact is loaded, replaced and forgotten.
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -180,6 +180,10 @@ class SqlReader:
         """A snapshot is read-only: raises TypeError, as do add, delete and next."""
         raise TypeError("a snapshot is read-only; begin a transaction")
 
+    def put_all(self, facts: Sequence[Fact]) -> None:
+        """Raises TypeError."""
+        raise TypeError("a snapshot is read-only; begin a transaction")
+
     def add(self, fact: Fact) -> None:
         """Raises TypeError."""
         self.put(fact)
@@ -211,6 +215,12 @@ class SqlWriter(SqlReader):
         """See ports.Transaction. Raises RuleBroken where the database forbids the change."""
         known = self._kinds[type(fact)]
         self._connection.execute(known.put, known.codec.to_row(fact))
+
+    def put_all(self, facts: Sequence[Fact]) -> None:
+        """See ports.Transaction."""
+        if facts:
+            known = self._kinds[type(facts[0])]
+            self._connection.execute(known.put, [known.codec.to_row(fact) for fact in facts])
 
     def add(self, fact: Fact) -> None:
         """See ports.Transaction; after AlreadyThere the transaction may go on."""

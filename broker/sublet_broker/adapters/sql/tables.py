@@ -456,6 +456,35 @@ class BlobRow(Row, table=True):
     look_ms: Whole
 
 
+class ContentRow(Row, table=True):
+    """facts.ContentFact."""
+
+    __tablename__ = "content"
+    __table_args__ = (
+        CheckConstraint("size_bytes >= 0 AND offset_bytes >= 0", name="size"),
+        Index(None, "pack"),
+    )
+
+    sha256: Id
+    size_bytes: Whole
+    pack: Str
+    offset_bytes: Whole
+
+
+class PackRow(Row, table=True):
+    """facts.PackFact."""
+
+    __tablename__ = "pack"
+    __table_args__ = (
+        CheckConstraint("size_bytes > 0", name="size"),
+        Index(None, "scrub_ms"),
+    )
+
+    id: Id
+    size_bytes: Whole
+    scrub_ms: Whole
+
+
 class NonceRow(Row, table=True):
     """facts.NonceFact."""
 
@@ -529,6 +558,8 @@ ROWS: dict[type[facts.Fact], type[Row]] = {
     facts.LogLineFact: LogLineRow,
     facts.OutboxFact: OutboxRow,
     facts.BlobFact: BlobRow,
+    facts.ContentFact: ContentRow,
+    facts.PackFact: PackRow,
     facts.NonceFact: NonceRow,
     facts.AnswerFact: AnswerRow,
     facts.ShardFact: ShardRow,

@@ -5,16 +5,19 @@ scope and his jobs'. A provider has a job's scope while he holds its epoch; to r
 prepares to take it over. Whoever has no right to a blob learns nothing about it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 from sublet_broker.market.facts import (
     BlobFact,
+    ContentFact,
     JobFact,
     LeaseFact,
     PartyFact,
     RunFact,
 )
-from sublet_broker.service.content.claims import HASHES_AT_ONCE, claim
+from sublet_broker.service.content.claims import HASHES_AT_ONCE, claim_all, claimed, lies
+from sublet_broker.service.content.packs import Packs
 from sublet_broker.service.errors import Refusal, not_found
 from sublet_broker.service.leases.candidates import LIVE_LEASE
 from sublet_broker.service.ports import BlobMissing, StorageFull
@@ -23,14 +26,16 @@ from sublet_broker.service.unit_of_work.job_lookup import own_job
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.amounts import format_bytes, format_duration
 from sublet_contracts.api import MissingView
+from sublet_contracts.packs import Pack
 from sublet_contracts.problems import ProblemCode
 
 
 class Blobs:
     """Content, scope by scope."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, packs: Packs) -> None:
         self._context = context
+        self._packs = packs
 
     def put(self, caller: str, scope: str, epoch: int | None, sha256: str, data: bytes) -> None:
         """Keep content in a scope: the caller's party id, or a job (id, prefix, name)."""
@@ -47,7 +52,39 @@ class Blobs:
             self._put_file(sha256, data)
             with self._context.work() as work:
                 key = self._may_write(work, caller, scope, epoch)
-                claim(self._context, work, key, sha256, len(data), self._room(caller, key))
+                before = work.get(ContentFact, sha256)
+                work.put(ContentFact(sha256, len(data)))
+                claim_all(self._context, work, key, {sha256: len(data)}, self._room(caller, key))
+        if before is not None and before.pack:
+            self._packs.let_go((before,))
+
+    def may_put(self, caller: str, scope: str, epoch: int | None) -> None:
+        """Raise Refusal where the caller may not write into the scope: asked before megabytes are
+        received, and again when they have come."""
+        with self._context.read() as snapshot:
+            self._may_write(snapshot, caller, scope, epoch)
+
+    def put_pack(self, caller: str, scope: str, epoch: int | None, pack: Pack) -> None:
+        """Keep a pack's chunks in a scope: one file and one transaction. They are written whether
+        they are here or not, so that nobody learns what others have sent."""
+        self.may_put(caller, scope, epoch)
+        sizes = dict(pack.table.chunks)
+        id = self._packs.new_id()
+        offsets = pack.table.offsets()
+        contents = [ContentFact(name, size, id, offsets[name]) for name, size in sizes.items()]
+        with self._context.pins.hold((id,)):
+            with _refused_if_full():
+                self._context.ports.blobs.put_pack(id, pack.parts)
+            try:
+                with self._context.work() as work:
+                    key = self._may_write(work, caller, scope, epoch)
+                    before = lies(work, sizes)
+                    self._packs.note(work, id, pack.table.chunk_bytes, contents)
+                    claim_all(self._context, work, key, sizes, self._room(caller, key))
+            except Refusal:
+                self._context.ports.blobs.delete_pack(id)
+                raise
+        self._packs.let_go(before.values())
 
     def _room(self, caller: str, key: str) -> int:
         settings = self._context.settings
@@ -55,15 +92,11 @@ class Blobs:
 
     def _put_file(self, sha256: str, data: bytes) -> None:
         try:
-            self._context.ports.blobs.put(sha256, data)
+            with _refused_if_full():
+                self._context.ports.blobs.put(sha256, data)
         except ValueError as error:
             raise Refusal(
                 ProblemCode.HASH_MISMATCH, str(error), field="sha256", sha256=sha256
-            ) from error
-        except StorageFull as error:
-            raise Refusal(
-                ProblemCode.STORAGE_FULL,
-                "nothing was stored, and nothing that was stored before is lost",
             ) from error
 
     def get(self, caller: str, scope: str, epoch: int | None, sha256: str) -> bytes:
@@ -83,7 +116,7 @@ class Blobs:
         if known is None:
             raise not_found("blob", sha256)
         try:
-            return self._context.ports.blobs.get(sha256)
+            return self._packs.read(sha256)
         except BlobMissing as error:
             raise Refusal(
                 ProblemCode.DAMAGED, f"{sha256[:10]} is no longer readable here", sha256=sha256
@@ -100,22 +133,24 @@ class Blobs:
             some = tuple(asked[start : start + HASHES_AT_ONCE])
             with self._context.read() as snapshot:
                 key = self._may_write(snapshot, caller, scope, epoch)
-                rows = snapshot.find(BlobFact, {"scope": key, "sha256": some})
-            with self._context.pins.hold(row.sha256 for row in rows):
-                here = [row for row in rows if self._context.ports.blobs.has(row.sha256)]
-                self._claim_again(caller, scope, epoch, here)
-            have.update(row.sha256 for row in here)
+                found = lies(snapshot, claimed(snapshot, key, some))
+            with self._context.pins.hold(found):
+                here = self._packs.present(found.values())
+                have |= self._claim_again(caller, scope, epoch, here)
         return MissingView(missing=tuple(sha256 for sha256 in asked if sha256 not in have))
 
     def _claim_again(
-        self, caller: str, scope: str, epoch: int | None, here: list[BlobFact]
-    ) -> None:
-        """Whoever is told that something is here counts on it."""
-        if here:
-            with self._context.work() as work:
-                key = self._may_write(work, caller, scope, epoch)
-                for row in here:
-                    claim(self._context, work, key, row.sha256, row.size_bytes, row.size_bytes)
+        self, caller: str, scope: str, epoch: int | None, here: Collection[str]
+    ) -> set[str]:
+        """Whoever is told that something is here counts on it. Returns what still is."""
+        if not here:
+            return set()
+        with self._context.work() as work:
+            key = self._may_write(work, caller, scope, epoch)
+            sizes = {row.sha256: row.size_bytes for row in lies(work, here).values()}
+            sizes = {name: sizes[name] for name in claimed(work, key, sizes)}
+            claim_all(self._context, work, key, sizes, limit=0)
+        return set(sizes)
 
     def _may_write(self, work: UnitOfWork, caller: str, scope: str, epoch: int | None) -> str:
         """Return the scope's key. Raises Refusal."""
@@ -146,3 +181,14 @@ class Blobs:
                 current_epoch=job.epoch,
             )
         return job.id
+
+
+@contextmanager
+def _refused_if_full() -> Iterator[None]:
+    try:
+        yield
+    except StorageFull as error:
+        raise Refusal(
+            ProblemCode.STORAGE_FULL,
+            "nothing was stored, and nothing that was stored before is lost",
+        ) from error

@@ -1,10 +1,15 @@
 """Claims: which scope has a right to which content, and how much that comes to.
 
 A scope is a renter's own or a job's. Uploading claims content, and so does being told that it is
-here already.
+here already. Content that nobody has a claim to is here no longer: where it lies is forgotten in
+the transaction that lets the last claim go, and only what is here can be claimed. So no claim ever
+stands without its content.
 """
 
-from sublet_broker.market.facts import BlobFact, JobFact
+from collections.abc import Collection, Mapping
+from itertools import islice
+
+from sublet_broker.market.facts import BlobFact, ContentFact, JobFact
 from sublet_broker.service.errors import Refusal
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.tallies import (
@@ -20,20 +25,40 @@ HASHES_AT_ONCE = 500
 """How many hashes are asked of the database in one question."""
 
 
-def claim(
-    context: Context, work: UnitOfWork, scope: str, sha256: str, size_bytes: int, limit: int
+def lies(work: UnitOfWork, hashes: Collection[str]) -> dict[str, ContentFact]:
+    """Return where these lie, of those that are here."""
+    found: dict[str, ContentFact] = {}
+    rest = iter(hashes)
+    while some := tuple(islice(rest, HASHES_AT_ONCE)):
+        found.update((row.sha256, row) for row in work.find(ContentFact, {"sha256": some}))
+    return found
+
+
+def claimed(work: UnitOfWork, scope: str, hashes: Collection[str]) -> dict[str, BlobFact]:
+    """Return the scope's claims to these."""
+    found: dict[str, BlobFact] = {}
+    rest = iter(hashes)
+    while some := tuple(islice(rest, HASHES_AT_ONCE)):
+        rows = work.find(BlobFact, {"scope": scope, "sha256": some})
+        found.update((row.sha256, row) for row in rows)
+    return found
+
+
+def claim_all(
+    context: Context, work: UnitOfWork, scope: str, sizes: Mapping[str, int], limit: int
 ) -> None:
-    """Give a scope the right to content whose file is here. Raises Refusal (too_much_stored)
-    beyond `limit` bytes."""
+    """Give a scope the right to content that is here (`lies`). Raises Refusal (too_much_stored)
+    beyond `limit` bytes; what the scope has already is never refused."""
     settings = context.settings
     stays_ms = settings.upload_grace_ms
     if work.get(JobFact, scope) is None:
         stays_ms = settings.keep_inputs_ms
-    claimed = BlobFact(scope, sha256, size_bytes, work.now_ms, work.now_ms + stays_ms)
-    known = work.get(BlobFact, scope, sha256)
-    if known is None:
+    look_ms = work.now_ms + stays_ms
+    known = claimed(work, scope, sizes)
+    new_bytes = sum(counted_bytes(size) for name, size in sizes.items() if name not in known)
+    if new_bytes:
         stored = work.tally(STORED_BYTES, scope)
-        if stored + counted_bytes(size_bytes) > limit:
+        if stored + new_bytes > limit:
             raise Refusal(
                 ProblemCode.TOO_MUCH_STORED,
                 f"{format_bytes(stored)} are kept for you here, and at most {format_bytes(limit)} "
@@ -42,11 +67,17 @@ def claim(
                 limit_bytes=limit,
                 unused_kept_ms=settings.keep_inputs_ms,
             )
-        work.add(claimed)
-    else:
-        work.put(claimed, before=known)
+    claims = [BlobFact(scope, name, size, work.now_ms, look_ms) for name, size in sizes.items()]
+    work.put_all(claims, before=tuple(known.values()))
 
 
-def release_claim(work: UnitOfWork, blob: BlobFact) -> None:
-    """Take a scope's right to content away. Its file goes later, if nobody else has one."""
+def release_claim(work: UnitOfWork, blob: BlobFact) -> ContentFact | None:
+    """Take a scope's right to content away. Where it was the last one the content is forgotten:
+    returns where it lay, for Packs.let_go once this is committed."""
     work.delete(blob)
+    if work.find(BlobFact, {"sha256": blob.sha256}, limit=1):
+        return None
+    content = work.get(ContentFact, blob.sha256)
+    if content is not None:
+        work.delete(content)
+    return content

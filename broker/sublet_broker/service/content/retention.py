@@ -1,11 +1,12 @@
 """Keeping: whose content is here, and how long it stays.
 
-Content is a file per hash, and a row for each scope that may use it. Rows come with uploads and
-with inputs that a job links, and go when nothing needs them; a file goes when its last row has.
+Content has a row for each scope that may use it. Rows come with uploads and with inputs that a job
+links, and go when nothing needs them; with the last one goes the content (claims.py, packs.py).
 
 Rules:
-- A file is deleted after a look that has seen that no row is left. Whoever adds a row pins the
-  content first (pins.py), and what is pinned isn't deleted: so no row ever stands without its file.
+- A file is deleted after a look that has seen that no row is left. Whoever adds a row for a new
+  file pins it first (pins.py), and what is pinned isn't deleted: so no row ever stands without its
+  file.
 - Uploading claims content, and so does being told that it is here already. What was claimed after
   the checkpoint it belonged to is not pruned with it: an upload in progress counts on it.
 - A job keeps its inputs, its newest checkpoints, its outputs and its newest partial outputs while
@@ -17,12 +18,13 @@ Rules:
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.checkpointing import needed, superseded
-from sublet_broker.market.facts import BlobFact, CheckpointFact, JobFact
+from sublet_broker.market.facts import BlobFact, CheckpointFact, ContentFact, JobFact, PackFact
 from sublet_broker.service.content.claims import release_claim
+from sublet_broker.service.content.packs import Packs
 from sublet_broker.service.ports import BlobMissing
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
@@ -32,16 +34,17 @@ from sublet_contracts.tree import TreeRefused, parse_index
 LOOK_AGAIN_MS = 6 * 3_600_000
 FILES_EVERY_MS = 24 * 3_600_000
 ROWS_AT_ONCE = 500
-FILES_AT_ONCE = 64
 NAMES_AT_ONCE = 2_000
 
 
 class Retention:
     """What lets go of content."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, packs: Packs) -> None:
         self._context = context
-        self._names: Iterator[str] | None = None
+        self._packs = packs
+        self._names: Iterator[tuple[str, bool]] | None = None
+        """Names of files, and whether each is a pack."""
         self._files_due_ms = 0
 
     def prune(self, job: str) -> None:
@@ -67,16 +70,15 @@ class Retention:
         for checkpoint in old:
             for sha256 in self._content([checkpoint.index_sha256]) - shared:
                 unneeded[sha256] = max(checkpoint.created_ms, unneeded.get(sha256, 0))
-        dropped: list[str] = []
+        dropped: list[ContentFact | None] = []
         with self._context.work() as work:
             for checkpoint in old:
                 work.put(replace(work.must(CheckpointFact, checkpoint.id), kept=False))
             for sha256, created_ms in sorted(unneeded.items()):
                 blob = work.get(BlobFact, job, sha256)
                 if blob is not None and blob.claimed_ms <= created_ms:
-                    release_claim(work, blob)
-                    dropped.append(sha256)
-        self._drop_files(dropped)
+                    dropped.append(release_claim(work, blob))
+        self._packs.let_go(filter(None, dropped))
 
     def sweep(self) -> int:
         """Ask of the content that is due whether anything needs it still, and let go of what
@@ -92,16 +94,16 @@ class Retention:
         for row in rows:
             by_scope.setdefault(row.scope, []).append(row)
         for scope, due in by_scope.items():
-            self._drop_files(self._sweep_scope(scope, due))
+            self._packs.let_go(filter(None, self._sweep_scope(scope, due)))
         return len(rows)
 
-    def _sweep_scope(self, scope: str, due: list[BlobFact]) -> list[str]:
+    def _sweep_scope(self, scope: str, due: list[BlobFact]) -> list[ContentFact | None]:
         with self._context.read() as snapshot:
             job = snapshot.get(JobFact, scope)
             checkpoints = snapshot.find(CheckpointFact, {"job": scope}) if job else []
         keep, trees = self._needs(job, checkpoints, snapshot.now_ms) if job else ([], [])
         shared = self._content(trees)
-        dropped: list[str] = []
+        dropped: list[ContentFact | None] = []
         with self._context.work() as work:
             for row in due:
                 blob = work.get(BlobFact, scope, row.sha256)
@@ -117,8 +119,7 @@ class Retention:
                 if until_ms > work.now_ms:
                     work.put(replace(blob, look_ms=until_ms), before=blob)
                 else:
-                    release_claim(work, blob)
-                    dropped.append(blob.sha256)
+                    dropped.append(release_claim(work, blob))
             if job is not None and job.ended_ms is not None:
                 self._mark_gone(work, checkpoints, {c.id for c in keep})
         return dropped
@@ -149,7 +150,10 @@ class Retention:
 
     def begin_files(self) -> None:
         """Have the next rounds of sweep_files look at all files, from the first on."""
-        self._names = iter(self._context.ports.blobs.names())
+        blobs = self._context.ports.blobs
+        self._names = chain(
+            ((name, False) for name in blobs.names()), ((pack, True) for pack in blobs.packs())
+        )
 
     def sweep_files(self) -> int:
         """Look at some more of the files, once a day at all of them, and delete what no scope has:
@@ -164,24 +168,15 @@ class Retention:
             self._names = None
             self._files_due_ms = self._context.ports.clock.now_ms() + FILES_EVERY_MS
             return 0
+        alone = tuple(name for name, is_pack in names if not is_pack)
+        packs = tuple(name for name, is_pack in names if is_pack)
         with self._context.read() as snapshot:
-            had = {blob.sha256 for blob in snapshot.find(BlobFact, {"sha256": tuple(names)})}
-        self._drop_files(name for name in names if name not in had)
+            used = {c.sha256 for c in snapshot.find(ContentFact, {"sha256": alone, "pack": ""})}
+            known = {pack.id for pack in snapshot.find(PackFact, {"id": packs})}
+        self._packs.delete_files(name for name in alone if name not in used)
+        self._packs.delete_unknown(pack for pack in packs if pack not in known)
+        self._packs.tidy(pack for pack in packs if pack in known)
         return len(names)
-
-    def _drop_files(self, hashes: Iterable[str]) -> None:
-        """Delete the files that no scope has a right to, and that nobody is about to claim."""
-        rest = iter(hashes)
-        while batch := list(islice(rest, FILES_AT_ONCE)):
-            with self._context.pins.deleting(batch) as unpinned:
-                with self._context.read() as snapshot:
-                    unclaimed = [
-                        sha256
-                        for sha256 in unpinned
-                        if not snapshot.find(BlobFact, {"sha256": sha256}, limit=1)
-                    ]
-                for sha256 in unclaimed:
-                    self._context.ports.blobs.delete(sha256)
 
     def _content(self, indexes: Iterable[str]) -> set[str]:
         """Return the hashes of these trees' indexes and of all their chunks."""
@@ -189,7 +184,7 @@ class Retention:
         for sha256 in indexes:
             found.add(sha256)
             try:
-                found.update(parse_index(self._context.ports.blobs.get(sha256)).chunks())
+                found.update(parse_index(self._packs.read(sha256)).chunks())
             except (BlobMissing, TreeRefused):
                 continue  # What has no readable index can't be restored and keeps nothing alive.
         return found

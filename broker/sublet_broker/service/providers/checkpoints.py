@@ -5,7 +5,6 @@ from dataclasses import replace
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.checkpointing import judged, still_counts, why_refused
 from sublet_broker.market.facts import (
-    BlobFact,
     CheckpointFact,
     JobFact,
     LeaseFact,
@@ -13,6 +12,7 @@ from sublet_broker.market.facts import (
     RunFact,
 )
 from sublet_broker.market.leasing import is_held
+from sublet_broker.service.content.claims import claimed, lies
 from sublet_broker.service.leases.closing import close_if_due, outputs_of
 from sublet_broker.service.leases.quarantine import quarantine
 from sublet_broker.service.ports import VerifyResult, VerifyTask
@@ -150,8 +150,9 @@ class Checkpoints:
                 self._verify(work, fact)
                 return None
             if fact.state is CheckpointState.DURABLE:
-                if not result.ok and fact.kept:
-                    quarantine(work, fact, result.detail)
+                why = result.detail if not result.ok else self._unowned(work, fact, result)
+                if why and fact.kept:
+                    quarantine(work, fact, why)
                 return None
             if fact.state is not CheckpointState.UPLOADED:
                 return None
@@ -194,13 +195,20 @@ class Checkpoints:
         return job.id if durable and fact.kind != "outputs" else None
 
     def _unowned(self, work: UnitOfWork, fact: CheckpointFact, result: VerifyResult) -> str:
-        """Say what of the content the job has no right to: nobody gets a stranger's chunk by
-        naming its hash."""
-        wanted = {fact.index_sha256, *(result.chunk_sizes or {})}
-        mine = work.find(BlobFact, {"scope": fact.job, "sha256": tuple(sorted(wanted))})
-        missing = sorted(wanted - {blob.sha256 for blob in mine})
-        if missing:
-            return f"chunk {missing[0][:10]} was not uploaded for this job; upload it"
+        """Say what of the content isn't here, or the job has no right to: nobody gets a stranger's
+        chunk by naming its hash. What is here was hashed when it came (packs.py)."""
+        sizes = result.chunk_sizes or {}
+        wanted = sorted({fact.index_sha256, *sizes})
+        mine = claimed(work, fact.job, wanted)
+        here = lies(work, wanted)
+        for sha256 in wanted:
+            if sha256 not in mine:
+                return f"chunk {sha256[:10]} was not uploaded for this job; upload it"
+            if sha256 not in here:
+                return f"chunk {sha256[:10]} was damaged here; upload it again"
+            size_bytes = here[sha256].size_bytes
+            if sizes.get(sha256, size_bytes) != size_bytes:
+                return f"chunk {sha256[:10]} has {size_bytes} bytes; its index says {sizes[sha256]}"
         if result.total_bytes != fact.total_bytes:
             return f"it says {fact.total_bytes} bytes, its index lists {result.total_bytes}"
         return ""

@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
 from sublet_broker.market.facts import BlobFact
-from sublet_broker.service.content.claims import HASHES_AT_ONCE
+from sublet_broker.service.content.claims import claimed, lies
+from sublet_broker.service.content.packs import Packs
 from sublet_broker.service.errors import Refusal
 from sublet_broker.service.ports import BlobMissing
 from sublet_broker.service.unit_of_work.context import Context
@@ -17,8 +18,9 @@ from sublet_contracts.tree import TreeIndex, TreeRefused, parse_index
 class Inputs:
     """Finds what a job's inputs consist of."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, packs: Packs) -> None:
         self._context = context
+        self._packs = packs
 
     @contextmanager
     def found(self, document: Job) -> Iterator[list[BlobFact]]:
@@ -49,24 +51,25 @@ class Inputs:
                 held.enter_context(pins.hold(chunks))
                 found |= self._rows(document.renter, chunks)
                 for sha256 in chunks:
-                    if sha256 not in found or not self._context.ports.blobs.has(sha256):
+                    if sha256 not in found:
                         raise _missing(field, entry)
+                if not chunks.keys() <= self._present(chunks):
+                    raise _missing(field, entry)
                 linked |= found
             yield [linked[sha256] for sha256 in sorted(linked)]
 
     def _rows(self, renter: str, hashes: Collection[str]) -> dict[str, BlobFact]:
-        asked = list(hashes)
-        rows: dict[str, BlobFact] = {}
         with self._context.read() as snapshot:
-            for start in range(0, len(asked), HASHES_AT_ONCE):
-                some = tuple(asked[start : start + HASHES_AT_ONCE])
-                for row in snapshot.find(BlobFact, {"scope": renter, "sha256": some}):
-                    rows[row.sha256] = row
-        return rows
+            return claimed(snapshot, renter, hashes)
+
+    def _present(self, hashes: Collection[str]) -> set[str]:
+        with self._context.read() as snapshot:
+            contents = lies(snapshot, hashes)
+        return self._packs.present(contents.values())
 
     def _index(self, field: str, entry: Input) -> TreeIndex:
         try:
-            index = parse_index(self._context.ports.blobs.get(entry.index_sha256))
+            index = parse_index(self._packs.read(entry.index_sha256))
         except BlobMissing as error:
             raise _missing(field, entry) from error
         except TreeRefused as error:

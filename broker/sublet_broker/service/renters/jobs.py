@@ -20,7 +20,8 @@ from sublet_broker.market.facts import (
 from sublet_broker.market.leasing import affords_a_lease
 from sublet_broker.market.matching import requirements_of
 from sublet_broker.market.resuming import ended_by_renter, resumed
-from sublet_broker.service.content.claims import claim
+from sublet_broker.service.content.claims import claim_all, lies
+from sublet_broker.service.content.packs import Packs
 from sublet_broker.service.errors import Refusal
 from sublet_broker.service.leases.candidates import LIVE_LEASE
 from sublet_broker.service.leases.closing import close, release_if_ended
@@ -57,11 +58,13 @@ from sublet_contracts.states import JOB, Desired, JobState, LeaseState, is_termi
 class Jobs:
     """Jobs: submitted, cancelled, paused, resumed."""
 
-    def __init__(self, context: Context, views: Views, open_offers: OpenOffers) -> None:
+    def __init__(
+        self, context: Context, views: Views, open_offers: OpenOffers, packs: Packs
+    ) -> None:
         self._context = context
         self._views = views
         self._open_offers = open_offers
-        self._inputs = Inputs(context)
+        self._inputs = Inputs(context, packs)
 
     def submit(self, caller: str, envelope: Envelope, *, wait_for_offer: bool = True) -> JobView:
         """Accept a job, hold its budget. `wait_for_offer`: also where no machine is free for it
@@ -94,11 +97,18 @@ class Jobs:
             job = self._admit(work, signed)
             self._hold(work, job.renter, job.id, job.budget_ucr, signed.id, "hold")
             work.add_job(job)
-            for blob in blobs:
-                room = self._context.settings.max_job_bytes
-                claim(self._context, work, job.id, blob.sha256, blob.size_bytes, room)
-                room = self._context.settings.max_renter_bytes
-                claim(self._context, work, job.renter, blob.sha256, blob.size_bytes, room)
+            sizes = {blob.sha256: blob.size_bytes for blob in blobs}
+            if lies(work, sizes).keys() != sizes.keys():
+                entry = signed.document.inputs[0]
+                raise Refusal(
+                    ProblemCode.INPUT_MISSING,
+                    "some of the inputs' content is here no longer",
+                    field="inputs",
+                    destination=entry.destination,
+                )
+            settings = self._context.settings
+            claim_all(self._context, work, job.id, sizes, settings.max_job_bytes)
+            claim_all(self._context, work, job.renter, sizes, settings.max_renter_bytes)
             work.record(signed.id)
 
     def _admit(self, work: UnitOfWork, signed: Signed[Job]) -> JobFact:

@@ -167,7 +167,8 @@ class UnitOfWork:
     def put(self, fact: F, *, before: F | None = None) -> None:
         """Insert or replace a fact. `before`: as it stands in the database, where that is known."""
         if type(fact) in TALLIES_OF:
-            self._keep_tallies(before or self.tx.get(type(fact), *_key_of(fact)), fact)
+            known = before or self.tx.get(type(fact), *_key_of(fact))
+            self._keep_tallies((known,) if known is not None else (), (fact,))
         self.tx.put(fact)
         self._heartbeats.changed(fact, self.token)
         if isinstance(fact, RunFact | LeaseFact):
@@ -176,31 +177,37 @@ class UnitOfWork:
             if over:
                 self.tx.after_commit(partial(self._heartbeats.forget, fact.id))
 
+    def put_all(self, facts: Sequence[F], *, before: Sequence[F] = ()) -> None:
+        """Insert or replace facts of one kind that is neither a run nor a lease, each once.
+        `before`: those of them that stand in the database, as they do."""
+        if facts and type(facts[0]) in TALLIES_OF:
+            self._keep_tallies(before, facts)
+        self.tx.put_all(facts)
+
     def add(self, fact: Fact) -> None:
         """Insert a fact. Raises AlreadyThere."""
         self.tx.add(fact)
-        self._keep_tallies(None, fact)
+        self._keep_tallies((), (fact,))
         if isinstance(fact, RunFact | LeaseFact):
             self.moves = True
 
     def delete(self, fact: Fact) -> None:
         """Remove a fact, given as it stands in the database."""
         self.tx.delete(type(fact), *_key_of(fact))
-        self._keep_tallies(fact, None)
+        self._keep_tallies((fact,), ())
 
     def tally(self, tally: Tally[Any], group: str = "") -> int:
         """Return a sum that is kept, as this transaction leaves it."""
         known = self.tx.get(TallyFact, tally.id(group))
         return known.value if known else 0
 
-    def _keep_tallies(self, before: F | None, after: F | None) -> None:
+    def _keep_tallies(self, before: Sequence[Fact], after: Sequence[Fact]) -> None:
         changes: dict[str, int] = {}
-        for fact, sign in ((before, -1), (after, 1)):
-            if fact is None:
-                continue
-            for tally in TALLIES_OF.get(type(fact), ()):
-                id, amount = tally.counts(fact)
-                changes[id] = changes.get(id, 0) + sign * amount
+        for facts, sign in ((before, -1), (after, 1)):
+            for fact in facts:
+                for tally in TALLIES_OF.get(type(fact), ()):
+                    id, amount = tally.counts(fact)
+                    changes[id] = changes.get(id, 0) + sign * amount
         for id, change in changes.items():
             if not change:
                 continue

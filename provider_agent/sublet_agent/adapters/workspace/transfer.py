@@ -1,7 +1,8 @@
-"""Bytes between this machine and the broker: signed HTTP requests, chunk by chunk, resumable.
+"""Bytes between this machine and the broker: signed HTTP requests, resumable.
 
-Synchronous; the agent calls it in threads. What was uploaded before a disconnect isn't sent again:
-the broker is asked which chunks it misses.
+Up they go in packs, down chunk by chunk. Synchronous; the agent calls it in threads. What was
+uploaded before a disconnect isn't sent again: the broker is asked which chunks it misses. What is
+read to be sent isn't hashed again: the broker does so, and says which chunk has changed since.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from sublet_agent.core.fixes import with_fix
 from sublet_contracts.api import MissingRequest, MissingView, Problem
 from sublet_contracts.auth import sign_request
 from sublet_contracts.keys import SigningKey
+from sublet_contracts.packs import ChunkDiffers, PackTable, in_packs
 from sublet_contracts.problems import ProblemCode
 from sublet_contracts.tree import (
     CHUNK_BYTES,
@@ -37,16 +39,20 @@ from sublet_contracts.tree import (
 
 PARALLEL = 4
 AHEAD = 8
+PACKS_AHEAD = PARALLEL
+"""Packs that are read or sent at once: so many times PACK_BYTES are in memory."""
 _ASK_AT_ONCE = 5_000
 
 
 class TransferRefused(Exception):
     """The broker says no, for good. `code` is its problem code."""
 
-    def __init__(self, message: str, code: str, status: int) -> None:
+    def __init__(self, message: str, code: str, status: int, sha256: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.status = status
+        self.sha256 = sha256
+        """The content that it is about, if the broker says so."""
 
 
 class StaleEpoch(TransferRefused):
@@ -85,8 +91,10 @@ class Transfer:
         cancel: threading.Event | None = None,
         max_bytes: int = MAX_INDEX_BYTES,
         attempts: int = 0,
+        body_sha256: str = "",
     ) -> bytes:
         """Send until there is an answer; return its body. `attempts` 0: until cancelled.
+        `body_sha256`: what is signed instead of the body's own hash.
 
         Raises TransferRefused, StaleEpoch, Cancelled, httpx.HTTPError (attempts used up).
         """
@@ -97,7 +105,7 @@ class Transfer:
             if cancel is not None and cancel.is_set():
                 raise Cancelled(target)
             try:
-                return self._once(method, target, body, epoch, max_bytes)
+                return self._once(method, target, body, epoch, max_bytes, body_sha256)
             except httpx.HTTPError:
                 if attempts and attempt >= attempts:
                     raise
@@ -109,7 +117,13 @@ class Transfer:
             delay_s = min(delay_s * 2, 10.0)
 
     def _once(
-        self, method: str, target: str, body: bytes, epoch: int | None, max_bytes: int
+        self,
+        method: str,
+        target: str,
+        body: bytes,
+        epoch: int | None,
+        max_bytes: int,
+        body_sha256: str,
     ) -> bytes:
         headers = sign_request(
             self._key,
@@ -119,6 +133,7 @@ class Transfer:
             body=body,
             time_ms=self._now_ms(),
             nonce=os.urandom(16).hex(),
+            body_sha256=body_sha256,
         )
         if epoch is not None:
             headers["Sublet-Epoch"] = str(epoch)
@@ -140,10 +155,11 @@ class Transfer:
         try:
             problem = Problem.model_validate_json(bytes(data))
             code, says = problem.code, with_fix(problem.code, problem.detail)
+            about = str(problem.facts.get("sha256", ""))
         except ValidationError:
-            code, says = "", f"HTTP {answer.status_code}"
+            code, says, about = "", f"HTTP {answer.status_code}", ""
         kind = StaleEpoch if code == ProblemCode.STALE_EPOCH else TransferRefused
-        raise kind(f"{target}: {says}", code, answer.status_code)
+        raise kind(f"{target}: {says}", code, answer.status_code, about)
 
     # -- up ----------------------------------------------------------------------------------------
 
@@ -152,15 +168,23 @@ class Transfer:
     ) -> tuple[str, TreeIndex]:
         """Move a tree to the broker: chunks that it misses, then the index. Returns the index with
         its sha256. Raises as `request`, and TreeRefused if a file has changed."""
-        wanted = [*tree.index.chunks()]
+        sizes = tree.index.chunks()
+        wanted = [*sizes]
+
+        def put(table: PackTable) -> None:
+            try:
+                self._put_pack(job_id, epoch, tree, table, cancel)
+            except ChunkDiffers as error:
+                raise _changed(tree, error.sha256) from error
+            except TransferRefused as error:
+                if error.code != ProblemCode.HASH_MISMATCH or error.sha256 not in sizes:
+                    raise
+                raise _changed(tree, error.sha256) from error
+
         for start in range(0, len(wanted), _ASK_AT_ONCE):
             part = wanted[start : start + _ASK_AT_ONCE]
             missing = self._missing(job_id, epoch, part, cancel)
-
-            def put(sha256: str) -> None:
-                self._put(job_id, epoch, sha256, tree.read_chunk(sha256), cancel)
-
-            for done in self._in_order(put, missing):
+            for done in self._in_order(put, in_packs(missing, sizes)):
                 done.result()
         return self._put_index(job_id, epoch, tree.index, cancel)
 
@@ -176,40 +200,34 @@ class Transfer:
         lists the rest as left out. Returns that index with its sha256; "": no file could be moved
         in time. Raises as `request`."""
         lost: dict[str, WhyLeftOut] = {}
-        window: deque[tuple[str, Future[None]]] = deque()
+        window: deque[tuple[PackTable, Future[dict[str, WhyLeftOut]]]] = deque()
+        sizes = tree.index.chunks()
 
-        def put(sha256: str) -> None:
-            self._put(job_id, epoch, sha256, tree.read_chunk(sha256), cancel)
+        def put(table: PackTable) -> dict[str, WhyLeftOut]:
+            return self._put_what_fits(job_id, epoch, tree, table, cancel)
 
         def wait() -> None:
-            sha256, future = window.popleft()
+            table, future = window.popleft()
             seconds = left_s()
             try:
-                future.result(None if math.isinf(seconds) else max(0.0, seconds))
+                lost.update(future.result(None if math.isinf(seconds) else max(0.0, seconds)))
             except TimeoutError:
                 future.cancel()
-                lost[sha256] = WhyLeftOut.NO_TIME
-            except (TreeRefused, OSError):
-                lost[sha256] = WhyLeftOut.CHANGED
-            except TransferRefused as error:
-                if error.code != ProblemCode.TOO_MUCH_STORED:
-                    raise
-                lost[sha256] = WhyLeftOut.NO_ROOM
+                lost.update((sha256, WhyLeftOut.NO_TIME) for sha256, _ in table.chunks)
 
         smallest_first = sorted(tree.index.files, key=lambda file: file.size_bytes)
         wanted = list(dict.fromkeys(c.sha256 for file in smallest_first for c in file.chunks))
         try:
             for start in range(0, len(wanted), _ASK_AT_ONCE):
-                for sha256 in self._missing(
-                    job_id, epoch, wanted[start : start + _ASK_AT_ONCE], cancel
-                ):
+                missing = self._missing(job_id, epoch, wanted[start : start + _ASK_AT_ONCE], cancel)
+                for table in in_packs(missing, sizes):
                     if left_s() <= 0:
-                        lost[sha256] = WhyLeftOut.NO_TIME
+                        lost.update((sha256, WhyLeftOut.NO_TIME) for sha256, _ in table.chunks)
                     elif WhyLeftOut.NO_ROOM in lost.values():
-                        lost[sha256] = WhyLeftOut.NO_ROOM
+                        lost.update((sha256, WhyLeftOut.NO_ROOM) for sha256, _ in table.chunks)
                     else:
-                        window.append((sha256, self._pool.submit(put, sha256)))
-                        if len(window) >= AHEAD:
+                        window.append((table, self._pool.submit(put, table)))
+                        if len(window) >= PACKS_AHEAD:
                             wait()
             while window:
                 wait()
@@ -220,6 +238,59 @@ class Transfer:
         if lost and not index.files and math.isfinite(left_s()):
             return "", index
         return self._put_index(job_id, epoch, index, cancel)
+
+    def _put_what_fits(
+        self,
+        job_id: str,
+        epoch: int,
+        tree: ScannedTree,
+        table: PackTable,
+        cancel: threading.Event,
+    ) -> dict[str, WhyLeftOut]:
+        """Send these chunks; return those that could not be, each with its reason."""
+        lost: dict[str, WhyLeftOut] = {}
+        todo = [table]
+        while todo:
+            now = todo.pop()
+            try:
+                self._put_pack(job_id, epoch, tree, now, cancel)
+            except ChunkDiffers as error:
+                rest = _without(now, error.sha256)
+                lost[error.sha256] = WhyLeftOut.CHANGED
+            except TransferRefused as error:
+                if error.code == ProblemCode.HASH_MISMATCH and error.sha256 in dict(now.chunks):
+                    rest = _without(now, error.sha256)
+                    lost[error.sha256] = WhyLeftOut.CHANGED
+                elif error.code == ProblemCode.TOO_MUCH_STORED:
+                    rest = _halves(now)
+                    if not rest:
+                        lost[now.chunks[0][0]] = WhyLeftOut.NO_ROOM
+                else:
+                    raise
+            else:
+                continue
+            todo += rest
+        return lost
+
+    def _put_pack(
+        self,
+        job_id: str,
+        epoch: int,
+        tree: ScannedTree,
+        table: PackTable,
+        cancel: threading.Event,
+    ) -> None:
+        """Raises as `request`, and ChunkDiffers: a chunk isn't there any more."""
+        parts = [table.to_bytes()]
+        for sha256, _ in table.chunks:
+            try:
+                parts.append(tree.raw_chunk(sha256))
+            except (TreeRefused, OSError) as error:
+                raise ChunkDiffers(sha256) from error
+        target = f"/v1/jobs/{job_id}/packs/{table.name}"
+        body = b"".join(parts)
+        parts.clear()
+        self.request("PUT", target, body, epoch=epoch, cancel=cancel, body_sha256=table.name)
 
     def _put_index(
         self, job_id: str, epoch: int, index: TreeIndex, cancel: threading.Event
@@ -304,10 +375,33 @@ class Transfer:
             for _, future in window:
                 future.cancel()
 
-    def _in_order(self, act: Callable[[str], None], items: list[str]) -> Iterator["Future[None]"]:
+    def _in_order(
+        self, act: Callable[[PackTable], None], items: list[PackTable]
+    ) -> Iterator["Future[None]"]:
         window: deque[Future[None]] = deque()
-        for item in items:
-            window.append(self._pool.submit(act, item))
-            if len(window) >= AHEAD:
+        try:
+            for item in items:
+                window.append(self._pool.submit(act, item))
+                if len(window) >= PACKS_AHEAD:
+                    yield window.popleft()
+            while window:
                 yield window.popleft()
-        yield from window
+        finally:
+            for future in window:
+                future.cancel()
+
+
+def _changed(tree: ScannedTree, sha256: str) -> TreeRefused:
+    path, _, _ = tree.sources[sha256]
+    return TreeRefused(f"{path} changed while it was being uploaded")
+
+
+def _without(table: PackTable, sha256: str) -> list[PackTable]:
+    rest = tuple(chunk for chunk in table.chunks if chunk[0] != sha256)
+    return [PackTable(rest)] if rest else []
+
+
+def _halves(table: PackTable) -> list[PackTable]:
+    """Return the two halves of a pack, the first one last; of a single chunk nothing."""
+    half = len(table.chunks) // 2
+    return [PackTable(table.chunks[half:]), PackTable(table.chunks[:half])] if half else []
