@@ -80,7 +80,7 @@ class SavedFile(BaseModel):
     path: RelativePath = Field(description="relative to that folder, with '/'")
     size_bytes: Count = Field(description="of the file")
     mtime_ms: Count = Field(description="when it was last written, by the machine's clock")
-    sha256: Sha256 = Field(description="of its content")
+    content: Sha256 = Field(description="its content's name (TreeFile.content)")
     written: bool = Field(
         default=True, description="whether the job wrote it: else the image has it"
     )

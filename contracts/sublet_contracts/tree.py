@@ -69,9 +69,14 @@ class TreeFile(BaseModel):
 
     path: str = Field(min_length=1, max_length=MAX_PATH_BYTES, description="relative to the root")
     size_bytes: Count = Field(description="of the whole file")
-    sha256: Sha256 = Field(description="SHA-256 of the whole file")
     executable: bool = Field(default=False, description="whether its owner may execute it")
     chunks: tuple[Chunk, ...] = Field(description="in order; none for an empty file")
+
+    @property
+    def content(self) -> str:
+        """A name of its content, made of its chunks': FileContent gives the same."""
+        digests = b"".join(bytes.fromhex(chunk.sha256) for chunk in self.chunks)
+        return hashlib.sha256(digests).hexdigest()
 
     @field_validator("path")
     @classmethod
@@ -83,6 +88,36 @@ class TreeFile(BaseModel):
         if sum(chunk.size_bytes for chunk in self.chunks) != self.size_bytes:
             raise ValueError(f"{self.path}: its chunks don't add up to size_bytes")
         return self
+
+
+class FileContent:
+    """Names the content of a file that passes by piece by piece, as TreeFile.content does."""
+
+    def __init__(self) -> None:
+        self._digests = hashlib.sha256()
+        self._chunk = hashlib.sha256()
+        self._left = CHUNK_BYTES
+
+    def update(self, data: bytes) -> None:
+        """Take the next piece."""
+        rest = memoryview(data)
+        while rest:
+            piece = rest[: self._left]
+            self._chunk.update(piece)
+            self._left -= len(piece)
+            rest = rest[len(piece) :]
+            if not self._left:
+                self._end_chunk()
+
+    def name(self) -> str:
+        """Return the name of all that has passed; nothing more may come."""
+        if self._left < CHUNK_BYTES:
+            self._end_chunk()
+        return self._digests.hexdigest()
+
+    def _end_chunk(self) -> None:
+        self._digests.update(self._chunk.digest())
+        self._chunk, self._left = hashlib.sha256(), CHUNK_BYTES
 
 
 class WhyLeftOut(StrEnum):
@@ -338,20 +373,17 @@ def cut_file(
     """Read an open file into chunks; None: it has more than `max_bytes`. `mode`: its st_mode.
     Raises OSError, and what `on_bytes` raises, which is told of each piece."""
     chunks: list[Chunk] = []
-    whole = hashlib.sha256()
     size_bytes = 0
     while data := file.read(CHUNK_BYTES):
         size_bytes += len(data)
         if size_bytes > max_bytes:
             return None
-        whole.update(data)
         chunks.append(Chunk(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)))
         if on_bytes:
             on_bytes(len(data))
     return TreeFile(
         path=relative,
         size_bytes=size_bytes,
-        sha256=whole.hexdigest(),
         executable=bool(mode & stat.S_IXUSR),
         chunks=tuple(chunks),
     )
@@ -366,7 +398,7 @@ def note_sources(sources: dict[str, tuple[Path, int, int]], file: TreeFile, path
 
 
 def write_tree(index: TreeIndex, root: Path, read_chunk: Callable[[str], bytes]) -> None:
-    """Write the tree below `root` (an empty or new folder), checking each chunk and each file.
+    """Write the tree below `root` (an empty or new folder), checking each chunk.
 
     Raises TreeRefused if content does not match its hash or size. Every file is fsynced.
     """
@@ -374,7 +406,6 @@ def write_tree(index: TreeIndex, root: Path, read_chunk: Callable[[str], bytes])
     for entry in index.files:
         target = root / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        whole = hashlib.sha256()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         descriptor = os.open(target, flags, 0o755 if entry.executable else 0o644)
         with os.fdopen(descriptor, "wb") as file:
@@ -385,12 +416,9 @@ def write_tree(index: TreeIndex, root: Path, read_chunk: Callable[[str], bytes])
                 # Its hash may be right and its size a lie: limits were checked against the size.
                 if len(data) != chunk.size_bytes:
                     raise TreeRefused(f"{entry.path}: a chunk is not as long as the index says")
-                whole.update(data)
                 file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if whole.hexdigest() != entry.sha256:
-            raise TreeRefused(f"{entry.path} does not match its hash")
 
 
 def open_root(root: Path, inside: Path | None) -> int:

@@ -208,7 +208,7 @@ class Run:
         """Upload a checkpoint of one file; return the verdict."""
         sha = hashlib.sha256(data).hexdigest()
         chunk = Chunk(sha256=sha, size_bytes=len(data))
-        file = TreeFile(path="weights.bin", size_bytes=len(data), sha256=sha, chunks=(chunk,))
+        file = TreeFile(path="weights.bin", size_bytes=len(data), chunks=(chunk,))
         index = TreeIndex(files=(file,)).to_bytes()
         index_sha = hashlib.sha256(index).hexdigest()
         for name, content in ((sha, data), (index_sha, index)):

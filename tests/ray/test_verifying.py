@@ -37,7 +37,6 @@ def index_of(files: dict[str, bytes]) -> TreeIndex:
             TreeFile(
                 path=path,
                 size_bytes=len(data),
-                sha256=hashlib.sha256(data).hexdigest(),
                 chunks=tuple(
                     Chunk(sha256=hashlib.sha256(piece).hexdigest(), size_bytes=len(piece))
                     for piece in pieces(data)

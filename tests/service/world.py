@@ -114,7 +114,6 @@ def tree_of(content: dict[str, bytes]) -> tuple[TreeIndex, dict[str, bytes]]:
         TreeFile(
             path=path,
             size_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
             chunks=(Chunk(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)),),
         )
         for path, data in sorted(content.items())

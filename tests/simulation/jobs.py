@@ -63,7 +63,7 @@ def state_at(nonce: str, steps: int, begin: tuple[int, str] | None = None) -> st
 def tree(files: dict[str, bytes]) -> tuple[bytes, dict[str, bytes], int]:
     """Return the index (as bytes), the chunks by hash, and the total size of a folder."""
     listed = tuple(_listed(path, files[path]) for path in sorted(files))
-    chunks = {file.sha256: files[file.path] for file in listed}
+    chunks = {file.chunks[0].sha256: files[file.path] for file in listed}
     return _index(listed), chunks, sum(map(len, files.values()))
 
 
@@ -71,7 +71,7 @@ def tree(files: dict[str, bytes]) -> tuple[bytes, dict[str, bytes], int]:
 def _listed(path: str, data: bytes) -> TreeFile:
     sha256 = hashlib.sha256(data).hexdigest()
     chunk = Chunk(sha256=sha256, size_bytes=len(data))
-    return TreeFile(path=path, size_bytes=len(data), sha256=sha256, chunks=(chunk,))
+    return TreeFile(path=path, size_bytes=len(data), chunks=(chunk,))
 
 
 @functools.lru_cache(1_024)

@@ -55,8 +55,9 @@ class Transfer:
             for f in index.files
         }
         for file in index.files:
-            if hashlib.sha256(files[file.path]).hexdigest() != file.sha256:
-                raise TreeRefused(f"{file.path} is damaged")
+            for chunk in file.chunks:
+                if hashlib.sha256(files[file.path]).hexdigest() != chunk.sha256:
+                    raise TreeRefused(f"{file.path} is damaged")
         value = json.loads(files["state.json"])
         return int(value["step"]), str(value["state"])
 

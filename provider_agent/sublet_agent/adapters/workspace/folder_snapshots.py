@@ -12,7 +12,6 @@ left torn is noticed when it is read: its record has the hash of each file.
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import stat
@@ -35,7 +34,7 @@ from sublet_contracts.checkpoint_folders import (
     packed,
     read_record,
 )
-from sublet_contracts.tree import ScannedTree, TreeRefused, scan_tree
+from sublet_contracts.tree import FileContent, ScannedTree, TreeRefused, scan_tree
 
 _FICLONE = 0x40049409
 _NO_CLONE = (
@@ -158,7 +157,7 @@ class FolderSnapshots:
                 target = aside / packed(file.folder, file.path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with _opened(tops[file.folder], file) as source:
-                    size, sha256 = _copy(source, file, target)
+                    size, content = _copy(source, file, target)
                 # What was placed again and left alone since was written by a run before.
                 known = before.get((file.folder, file.path))
                 written = file.written or (known is not None and known.written)
@@ -168,7 +167,7 @@ class FolderSnapshots:
                         path=file.path,
                         size_bytes=size,
                         mtime_ms=max(0, file.mtime_ns // _NS_PER_MS),
-                        sha256=sha256,
+                        content=content,
                         written=written,
                     )
                 )
@@ -187,9 +186,9 @@ class FolderSnapshots:
         if last is None:
             return False
         logs = {(file.folder, file.path) for file in files if file.log}
-        before = {(file.folder, file.path): file.sha256 for file in last.files}
+        before = {(file.folder, file.path): file.content for file in last.files}
         return all(
-            before.get((file.folder, file.path)) == file.sha256
+            before.get((file.folder, file.path)) == file.content
             for file in snapshot.files
             if (file.folder, file.path) not in logs
         )
@@ -206,8 +205,8 @@ class FolderSnapshots:
             snapshot = read_record((folder / RECORD).read_bytes())
         except (OSError, ValueError) as error:
             raise TreeRefused(f"what was noted of it can't be read: {error}") from error
-        read = {file.path: file.sha256 for file in tree.index.files if file.path != RECORD}
-        if read != {packed(f.folder, f.path): f.sha256 for f in snapshot.files}:
+        read = {file.path: file.content for file in tree.index.files if file.path != RECORD}
+        if read != {packed(f.folder, f.path): f.content for f in snapshot.files}:
             raise TreeRefused("its copy on this disk is damaged")
         return tree
 
@@ -350,12 +349,12 @@ def _require_link(top: int | None, link: SavedLink) -> None:
 
 
 def _copy(source: int, file: WatchedFile, target: Path) -> tuple[int, str]:
-    """Copy a file; return the copy's size and sha256. Raises OSError."""
+    """Copy a file; return the copy's size and its content's name. Raises OSError."""
     executable = os.fstat(source).st_mode & stat.S_IXUSR
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     copy = os.open(target, flags, 0o700 if executable else 0o600)
     try:
-        whole = hashlib.sha256()
+        content = FileContent()
         cloned = _clone(source, copy, file)
         size = 0
         while size < file.size_bytes:
@@ -363,11 +362,11 @@ def _copy(source: int, file: WatchedFile, target: Path) -> tuple[int, str]:
             piece = os.pread(copy if cloned else source, wanted, size)
             if not piece:
                 break
-            whole.update(piece)
+            content.update(piece)
             if not cloned:
                 _write(copy, piece)
             size += len(piece)
-        return size, whole.hexdigest()
+        return size, content.name()
     finally:
         os.close(copy)
 
