@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [imports] [recovery] [reclaim] [market_size]`: measure, print, judge.
+"""`python -m tests.benchmarks [imports] [checkpoints] [recovery] [reclaim] [market_size]`: measure.
 
 Exits with 1 when a limit doesn't hold, with 2 when a measurement could not be made. What was
 measured is written to build/bench.json, round by round.
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from sublet.demo.local import LocalMarketError
-from tests.benchmarks import imports, market_size, recovery
+from tests.benchmarks import checkpoints, imports, market_size, recovery
 from tests.benchmarks.lane import Round, RoundFailed
 
-WHAT = ("imports", "recovery", "reclaim", "market_size")
+WHAT = ("imports", "checkpoints", "recovery", "reclaim", "market_size")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(WHAT)}; default: all")
-    parser.add_argument("--rounds", type=int, help="of each; default: 15, 20, 10 and 2")
+    parser.add_argument("--rounds", type=int, help="of each; default: 15, 3, 20, 10 and 2")
     parser.add_argument("--lanes", type=int, default=recovery.LANES, help="jobs at once")
     parser.add_argument("--runner", choices=("auto", "docker", "process"), default="auto")
     parser.add_argument(
@@ -91,6 +91,15 @@ def _imports(options: argparse.Namespace) -> tuple[bool, Any]:
     return all(c.holds for c in comparisons), shown
 
 
+def _checkpoints(options: argparse.Namespace) -> tuple[bool, Any]:
+    rounds = options.rounds or checkpoints.ROUNDS
+    _say(f"checkpoints: {rounds} rounds of 1 GiB, first and with 5 % changed")
+    result = checkpoints.measure(_say, rounds)
+    for line in checkpoints.report(result):
+        _say(line)
+    return result.holds, dataclasses.asdict(result) | {"holds": result.holds}
+
+
 def _recovery(options: argparse.Namespace) -> tuple[bool, Any]:
     rounds = options.rounds or recovery.RECOVERY_ROUNDS
     return _shown(recovery.measure_recovery(_say, rounds, options.runner, options.lanes))
@@ -152,6 +161,7 @@ def _say(line: str) -> None:
 
 _MEASURES: dict[str, Callable[[argparse.Namespace], tuple[bool, Any]]] = {
     "imports": _imports,
+    "checkpoints": _checkpoints,
     "recovery": _recovery,
     "reclaim": _reclaim,
     "market_size": _market_size,
