@@ -17,7 +17,7 @@
     POST /v1/jobs/{job}/resume  ResumeRequest         -> JobView         with an amendment, if any
     GET  /v1/jobs/{job}/events?after=                 -> EventsPage
     GET  /v1/jobs/{job}/logs?after=&follow=&tail=&since_ms=&run=&unfinished= -> NDJSON of JobLogLine
-    GET  /v1/jobs/{job}/checkpoints                   -> CheckpointsPage
+    GET  /v1/jobs/{job}/checkpoints?kind=&before_ms=&limit= -> CheckpointsPage
     GET  /v1/jobs/{job}/statement                     -> StatementView
     GET  /v1/jobs/{job}/export                        -> Export (export.py)
     GET  /v1/jobs/{job}/receipts?unsigned=true        -> ReceiptsPage    to countersign
@@ -182,6 +182,22 @@ class DeviceUsageView(View):
     memory_bytes: int | None = None
 
 
+class RunUploadView(View):
+    """What of a run is on its way to the broker, as its agent said last."""
+
+    measured_ms: int = Field(description="when, by the broker's clock")
+    kind: str = Field(description="checkpoint, outputs, partial-outputs")
+    step: int
+    total_bytes: int
+    there_bytes: int = Field(description="of them, what is at the broker: sent, or there before")
+    sent_bytes: int = Field(description="of them, what was sent")
+    bytes_per_s: int = Field(description="how fast it was sent lately; 0: nothing was")
+    left_ms: int | None = Field(
+        description="how long the rest takes at that speed, at the most: of it too some may be "
+        "there already; null: nothing moves"
+    )
+
+
 class RunUsageView(View):
     """What a run uses of its machine, as its agent said last; null: it can't be measured there."""
 
@@ -233,6 +249,9 @@ class RunView(View):
     started_ms: int
     last_seen_ms: int
     ended_ms: int | None
+    upload: RunUploadView | None = Field(
+        default=None, description="what is on its way to the broker; null: nothing"
+    )
     usage: RunUsageView | None = Field(
         default=None, description="while it runs; null: nothing was measured yet"
     )
@@ -388,12 +407,25 @@ class CheckpointView(View):
     id: str
     kind: str = Field(description="checkpoint, outputs, partial-outputs")
     step: int
-    epoch: int
+    epoch: int = Field(description="the run's that made it")
+    provider: str = Field(description="whose machine that run was on")
+    provider_name: str
     state: CheckpointState
     index_sha256: str
     total_bytes: int
-    created_ms: int
+    sent_bytes: int = Field(
+        description="what was sent for it, by the agent's word: the rest was here already"
+    )
+    stall_ms: int | None = Field(
+        description="for how long saving it held the job's loop, as the job says; null: it doesn't"
+    )
+    created_ms: int = Field(description="when all of it was here")
     durable_ms: int | None
+    durable_after_ms: int | None = Field(
+        description="from when it was whole on the provider's disk, by the agent's word, until it "
+        "was durable; null: it never was. What a broken connection kept back of the agent's word "
+        "is not in it"
+    )
     detail: str
     kept: bool = Field(default=True, description="whether its content is still here")
     kept_until_ms: int | None = Field(
@@ -403,9 +435,16 @@ class CheckpointView(View):
 
 
 class CheckpointsPage(View):
-    """Checkpoints, newest first."""
+    """Checkpoints, newest first: so many of them, or all."""
 
     checkpoints: tuple[CheckpointView, ...]
+    next_before_ms: int | None = Field(
+        default=None, description="asks for those before these; null: there are none"
+    )
+    total: int = Field(description="how many there are of the kind that was asked for")
+    resumes_from: CheckpointView | None = Field(
+        description="where the job would go on from now; null: from the start, or it has ended"
+    )
 
 
 class ReceiptsPage(View):

@@ -216,6 +216,20 @@ class Order(Message):
     grace_ms: Count = Field(description="time until it is stopped by force")
 
 
+class RunUpload(BaseModel):
+    """What of a run is on its way to the broker. Informative: nothing rests on it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    kind: CheckpointKind = Field(description="as in the document that will name it")
+    step: Count = Field(description="likewise")
+    total_bytes: Count = Field(description="of its content, what it has twice counted once")
+    there_bytes: Count = Field(description="of them, what is at the broker: sent, or there before")
+    sent_bytes: Count = Field(description="of them, what was sent")
+    bytes_per_s: Count = Field(description="how fast it was sent lately; 0: nothing was")
+    age_ms: Count = Field(description="how old the figures are as they are sent")
+
+
 class DeviceUsage(BaseModel):
     """How busy one GPU of a run is, as its driver says. null: it doesn't tell."""
 
@@ -269,7 +283,7 @@ class RunStall(BaseModel):
 
 
 class RunReport(BaseModel):
-    """One run in a heartbeat. All figures but `usage` are cumulative."""
+    """One run in a heartbeat. All figures but `usage` and `upload` are cumulative."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -292,6 +306,9 @@ class RunReport(BaseModel):
         default="",
         description="the file that the job seems to save its state to, as it sees it, while no "
         "checkpoint of it was found; a guess, for people",
+    )
+    upload: RunUpload | None = Field(
+        default=None, description="what is on its way to the broker; null: nothing"
     )
     usage: RunUsage | None = Field(default=None, description="what it uses; null: not measured")
     stall: RunStall | None = Field(
@@ -327,13 +344,27 @@ class RunChanged(Message):
 
 
 class CheckpointUploaded(Message):
-    """All chunks and the index of this checkpoint are at the broker: verify it."""
+    """All chunks and the index of this checkpoint are at the broker: verify it. The figures beside
+    it are informative: nothing is paid by them."""
 
     TYPE: ClassVar[str] = "checkpoint_uploaded"
     SENDER: ClassVar[Literal["broker", "agent", "both"]] = "agent"
     RELIABLE: ClassVar[bool] = True
 
     checkpoint: Envelope = Field(description="signed by the provider")
+    sent_bytes: Count = Field(
+        default=0,
+        description="of its content, what was sent for it since the agent began to: the rest was "
+        "there already",
+    )
+    took_ms: Count = Field(
+        default=0,
+        description="from when it was whole on the provider's disk until all of it was sent",
+    )
+    stall_ms: Count | None = Field(
+        default=None,
+        description="for how long saving it held the job's loop, as the job says; null: it doesn't",
+    )
 
 
 class CheckpointVerdict(Message):

@@ -75,6 +75,8 @@ from sublet_contracts.states import JOB, JobState, is_terminal
 from sublet_contracts.tree import LeftOut, TreeFile, TreeIndex
 
 POLL_S = 0.5
+PAGE = 1000
+"""checkpoints that are asked for at once"""
 
 
 Announce = Callable[[str, int], OnBytes]
@@ -352,10 +354,19 @@ class Job:
         page: EventsPage = self._call("GET", "/events", EventsPage, query={"after": after})
         return page
 
-    def checkpoints(self) -> CheckpointsPage:
-        """Return its checkpoints, newest first."""
-        page: CheckpointsPage = self._call("GET", "/checkpoints", CheckpointsPage)
-        return page
+    def checkpoints(self, limit: int | None = None, kind: str = "") -> CheckpointsPage:
+        """Return its checkpoints and outputs, newest first: all, or only so many, or only of a kind
+        ("checkpoint", "outputs", "partial-outputs"). A thousand come with each answer."""
+        found: list[CheckpointView] = []
+        before_ms: int | None = None
+        while True:
+            wanted = PAGE if limit is None else min(PAGE, limit - len(found))
+            query = {"kind": kind, "before_ms": before_ms, "limit": max(1, wanted)}
+            page: CheckpointsPage = self._call("GET", "/checkpoints", CheckpointsPage, query=query)
+            found += page.checkpoints
+            before_ms = page.next_before_ms
+            if before_ms is None or (limit is not None and len(found) >= limit):
+                return page.model_copy(update={"checkpoints": tuple(found[:limit])})
 
     def statement(self) -> StatementView:
         """Return every charge with the receipt it rests on."""

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
+from sublet_agent.adapters.workspace.upload_meter import UploadMeter
+from sublet_agent.core.uploads import Moved
 from sublet_contracts import packs
 from sublet_contracts.api import Problem
 from sublet_contracts.keys import SigningKey
@@ -135,6 +137,21 @@ def test_all_of_it_arrives(store: Store, transfer: Transfer, tree: ScannedTree) 
     assert index == tree.index
     assert parse_index(store.blobs[sha256]) == index
     assert set(index.chunks()) < store.blobs.keys()
+
+
+def test_what_was_sent_is_counted_and_what_was_there_is_not(
+    store: Store, transfer: Transfer, tree: ScannedTree
+) -> None:
+    for files, sent_bytes in ((tree, 73 * KIB), (tree, 0)):
+        meter = UploadMeter()
+        assert meter.moved is None
+        transfer.upload("j" * 64, 1, files, threading.Event(), meter)
+        assert meter.moved == Moved(73 * KIB, 73 * KIB, sent_bytes)
+        outputs = UploadMeter()
+        transfer.upload_outputs(
+            "j" * 64, 1, files, threading.Event(), lambda: math.inf, meter=outputs
+        )
+        assert outputs.moved == Moved(73 * KIB, 73 * KIB, 0)
 
 
 def test_small_files_go_first_and_what_comes_too_late_is_listed(

@@ -25,6 +25,7 @@ from sublet_agent.core.run_phases import (
     to_mermaid,
 )
 from sublet_agent.core.runner_port import Measure
+from sublet_agent.core.uploads import Moved
 from sublet_contracts import states
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import CheckpointVerdict, Order
@@ -84,6 +85,7 @@ def event_of(trigger: Trigger, lease_id: str) -> events.Event:
         Trigger.RULES_BROKEN: events.RulesBroken(lease_id, Reason.CHECKPOINT_INVALID, "too many"),
         Trigger.QUARANTINED: events.Quarantined(lease_id, "ValueError: odd"),
         Trigger.FOLDER_SCANNED: events.FolderScanned(lease_id, ()),
+        Trigger.UPLOAD_MOVED: events.UploadMoved(lease_id, "checkpoint", 5, Moved(10, 5, 5)),
         Trigger.UPLOADED: events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 10),
         Trigger.UPLOAD_FAILED: events.UploadFailed(lease_id, "checkpoint", 5, "torn"),
         Trigger.VERDICT: events.MessageArrived(verdict),

@@ -87,7 +87,9 @@ def messages() -> list[Message]:
             exit_code=-9,
             detail="größer",
         ),
-        wire.CheckpointUploaded(checkpoint=SIGNED["checkpoint"]),
+        wire.CheckpointUploaded(
+            checkpoint=SIGNED["checkpoint"], sent_bytes=210, took_ms=5_100, stall_ms=300
+        ),
         wire.CheckpointVerdict(
             lease=LEASE_ID, epoch=2, checkpoint=CHECKPOINT_ID, kind="outputs", step=4, durable=True
         ),

@@ -9,6 +9,7 @@ import pytest
 
 from sublet_broker.adapters.sql.store import SqlStore
 from tests.service import (
+    test_checkpoints_seen,
     test_evidence,
     test_logs,
     test_metrics,
@@ -33,6 +34,7 @@ def _stories() -> list[Story]:
         test_packs,
         test_metrics,
         test_evidence,
+        test_checkpoints_seen,
     ):
         for name, story in vars(module).items():
             if name.startswith("test_") and not inspect.signature(story).parameters:

@@ -57,6 +57,7 @@ from sublet_contracts.wire import (
     ReceiptIssued,
     RunChanged,
     RunReport,
+    RunUpload,
     RunUsage,
     SettlementNotice,
     Unprepare,
@@ -329,6 +330,8 @@ class RunDouble:
     opened: bool | None = None
     """Whether the job has opened what it was restored from."""
     usage: RunUsage | None = None
+    uploads: RunUpload | None = None
+    """What of it is on its way."""
     saved_file: str = ""
 
     def cum_ms(self, now_ms: int) -> int:
@@ -460,6 +463,7 @@ class AgentDouble:
             metrics={"loss": 0.5},
             checkpoint_opened=run.opened,
             usage=run.usage,
+            upload=run.uploads,
             saved_file=run.saved_file,
         )
 
@@ -565,9 +569,10 @@ class AgentDouble:
         content: dict[str, bytes] | None = None,
         cum_device_ms: int | None = None,
         uploaded: tuple[str, int] | None = None,
+        **said: int | None,
     ) -> Signed[Checkpoint]:
         """Save a step: upload it and say so. `uploaded`: the digest of an index that is there, and
-        how many bytes it is said to hold."""
+        how many bytes it is said to hold. `said`: what is told beside the document."""
         content = content or {"model.bin": f"step {step} of {run.job_id}".encode()}
         if uploaded is not None:
             digest, total = uploaded
@@ -595,7 +600,7 @@ class AgentDouble:
             self.key,
         )
         run.step = step
-        self.send(CheckpointUploaded(checkpoint=signed.envelope))
+        self.send(CheckpointUploaded.model_validate({"checkpoint": signed.envelope, **said}))
         return signed
 
     def durable(self, run: RunDouble, step: int, **options: Any) -> Signed[Checkpoint]:

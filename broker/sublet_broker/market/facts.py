@@ -215,6 +215,12 @@ class CheckpointFact(Fact):
     kept: bool = True
     """Whether its content is still there: older ones are pruned, their documents stay."""
     detail: str = ""
+    sent_bytes: int = 0
+    """What was sent for it, by its agent's word."""
+    took_ms: int = 0
+    """From when it was whole on the provider's disk until all was here, likewise."""
+    stall_ms: int | None = None
+    """For how long saving it held the job's loop, by the job's word."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ from sublet_agent.adapters.workspace.transfer import (
     Transfer,
     TransferRefused,
 )
+from sublet_agent.adapters.workspace.upload_meter import UploadMeter
 from sublet_agent.adapters.workspace.workspace import (
     CheckpointLost,
     InputLost,
@@ -57,7 +58,7 @@ from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.deadlines import Over
 from sublet_agent.core.layout import Layout
-from sublet_agent.core.records import RunRecord
+from sublet_agent.core.records import RunRecord, UploadKind
 from sublet_agent.core.run_phases import LIVE, RunPhase
 from sublet_agent.core.runner_port import (
     ImageNeeds,
@@ -85,6 +86,8 @@ SWITCH_S = 0.0005
 """for how long a thread that computes may keep the interpreter from the event loop, which loses it
 with each call of the system: Python's own is 5 ms each time"""
 MOVE_LOG_S = 2.0
+MOVED_EVERY_S = 1.0
+"""how often it is looked how far an upload is: heartbeats tell it, which come less often"""
 TIDY_S = 60.0
 """how often it is seen to that renters' images leave room"""
 THREAD_NAME = "sublet-agent"
@@ -803,6 +806,7 @@ class Shell:
         if record is None:
             return
         workspace, cancel = self._workspace(lease_id), self._cancel(lease_id)
+        meter = UploadMeter()
 
         def on_bytes(_size: int) -> None:
             if cancel.is_set():
@@ -814,14 +818,15 @@ class Shell:
         def work() -> tuple[str, TreeIndex]:
             if kind == "checkpoint":
                 tree = workspace.scan_checkpoint(step, on_bytes)
-                return self.transfer.upload(record.job_id, record.lease.epoch, tree, cancel)
+                return self.transfer.upload(record.job_id, record.lease.epoch, tree, cancel, meter)
             tree = workspace.scan_outputs(on_bytes, left_s)
             if effect.until_ms and not tree.index.files:
                 return "", tree.index
             return self.transfer.upload_outputs(
-                record.job_id, record.lease.epoch, tree, cancel, left_s
+                record.job_id, record.lease.epoch, tree, cancel, left_s, meter
             )
 
+        telling = asyncio.create_task(self._tell_moved(lease_id, kind, step, meter))
         try:
             index_sha256, index = await self.moving(work)
         except Cancelled:
@@ -838,10 +843,25 @@ class Shell:
             if workspace.stall is not None:
                 self.post(events.StallTold(lease_id, workspace.stall))
             if index_sha256:
-                total = index.total_bytes
-                self.post(events.Uploaded(lease_id, kind, step, index_sha256, total))
+                total, sent = index.total_bytes, meter.sent_bytes
+                stall_ms = workspace.stall.stall_ms if workspace.stall is not None else None
+                self.post(
+                    events.Uploaded(lease_id, kind, step, index_sha256, total, sent, stall_ms)
+                )
             else:
                 self.post(events.UploadFailed(lease_id, kind, step, "", nothing=True))
+        finally:
+            telling.cancel()
+
+    async def _tell_moved(
+        self, lease_id: str, kind: UploadKind, step: int, meter: UploadMeter
+    ) -> None:
+        """Tell how far an upload is, until cancelled."""
+        while True:
+            moved = meter.moved
+            if moved is not None:
+                self.post(events.UploadMoved(lease_id, kind, step, moved))
+            await asyncio.sleep(MOVED_EVERY_S)
 
     async def _remove(self, lease_id: str) -> None:
         self._cancel(lease_id).set()

@@ -8,6 +8,7 @@ from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.records import UploadKind
 from sublet_agent.core.runner_port import Measure
 from sublet_agent.core.supply import Facts
+from sublet_agent.core.uploads import Moved
 from sublet_contracts.reasons import Reason
 from sublet_contracts.versions import Reads
 from sublet_contracts.wire import Message
@@ -148,6 +149,20 @@ class Uploaded:
     step: int
     index_sha256: str
     total_bytes: int
+    sent_bytes: int = 0
+    """of its content, what was sent: the rest was there already"""
+    stall_ms: int | None = None
+    """for how long saving it held the job's loop, by the job's word; None: it doesn't say"""
+
+
+@dataclass(frozen=True)
+class UploadMoved:
+    """How far an upload is."""
+
+    lease_id: str
+    kind: UploadKind
+    step: int
+    moved: Moved
 
 
 @dataclass(frozen=True)
@@ -307,6 +322,7 @@ Event = (
     | Vanished
     | CheckpointFound
     | FolderScanned
+    | UploadMoved
     | Uploaded
     | UploadFailed
     | Progressed

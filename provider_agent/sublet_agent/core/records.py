@@ -37,6 +37,8 @@ class Uploading(_Record):
     kind: UploadKind
     step: int
     cum_device_ms: int
+    whole_ms: int = 0
+    """when it was whole on this disk"""
 
 
 class AwaitingVerdict(_Record):
@@ -79,6 +81,8 @@ class RunRecord(_Record):
     """those of them that nobody has made durable on this disk: a power cut may tear them"""
     boot: str = ""
     """the start of the machine in which its folders were placed"""
+    whole_ms: dict[int, int] = Field(default_factory=dict)
+    """of those: step -> when it was whole on this disk"""
     uploading: Uploading | None = None
     awaiting_verdict: dict[str, AwaitingVerdict] = Field(default_factory=dict)
     """by the id of the signed checkpoint"""

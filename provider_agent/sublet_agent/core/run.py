@@ -42,6 +42,7 @@ from sublet_agent.core.events import (
     StallTold,
     Uploaded,
     UploadFailed,
+    UploadMoved,
     Vanished,
 )
 from sublet_agent.core.exit_reasons import ExitEvidence, exit_text, reason_of_exit
@@ -54,6 +55,7 @@ from sublet_agent.core.run_phases import (
     UnexpectedTrigger,
     next_phase,
 )
+from sublet_agent.core.uploads import UploadOfRun
 from sublet_agent.core.usage import (
     DeviceMeasure,
     UsageOfRun,
@@ -119,6 +121,7 @@ _TRIGGERS: Mapping[type[Event], Trigger] = {
     CheckpointFound: Trigger.CHECKPOINT_FOUND,
     FolderScanned: Trigger.FOLDER_SCANNED,
     Uploaded: Trigger.UPLOADED,
+    UploadMoved: Trigger.UPLOAD_MOVED,
     UploadFailed: Trigger.UPLOAD_FAILED,
     Progressed: Trigger.PROGRESSED,
     CheckpointOpened: Trigger.PROGRESSED,
@@ -152,6 +155,8 @@ class Run:
     boot: str = ""
     """this start of the machine"""
     usage: UsageOfRun = field(default_factory=UsageOfRun)
+    upload: UploadOfRun | None = None
+    """how far it is with what it uploads"""
     killed_ms: int = 0
     """when it was last killed, while it was live"""
     deadline_renewed_ms: int = 0
@@ -198,15 +203,17 @@ class Run:
                 self._vanished(now_ms)
             case CheckpointFound():
                 self._delete_overtaken(event.overtaken)
-                self._checkpoint_found(event.step, event.age_ms, unsynced=event.unsynced)
+                self._checkpoint_found(event.step, now_ms, event.age_ms, unsynced=event.unsynced)
             case FolderScanned():
                 for step in event.steps:
-                    self._checkpoint_found(step, unsynced=step in event.unsynced)
+                    self._checkpoint_found(step, now_ms, unsynced=step in event.unsynced)
                 if not event.finished:
                     self._undo_success()
                 self._plan_outputs()
                 self.record.folder_scanned = self.changed = True
                 self._finish(now_ms)
+            case UploadMoved():
+                self._upload_moved(event, now_ms)
             case Uploaded():
                 self._uploaded(event, now_ms)
             case UploadFailed():
@@ -446,9 +453,11 @@ class Run:
             device_ids=record.lease.device_ids,
             devices=devices,
         )
+        upload = self.upload.told(now_ms) if self.upload and record.uploading else None
         return RunReport.model_validate(
             {
                 "usage": usage,
+                "upload": upload,
                 "lease": record.lease_id,
                 "epoch": record.lease.epoch,
                 "state": WIRE_STATES[record.phase],
@@ -575,7 +584,9 @@ class Run:
         record.exited_ms = now_ms
         self._enter(Trigger.VANISHED)
 
-    def _checkpoint_found(self, step: int, age_ms: int = 0, *, unsynced: bool = False) -> None:
+    def _checkpoint_found(
+        self, step: int, now_ms: int, age_ms: int = 0, *, unsynced: bool = False
+    ) -> None:
         record = self.record
         if unsynced and record.boot != self.boot:
             return  # it was saved before the machine was started anew
@@ -588,6 +599,8 @@ class Run:
             record.unsynced_steps.append(step)
         record.interval_began_ms = (record.started_ms or 0) + self._ran_ms()
         self.changed = True
+        whole_ms = {**record.whole_ms, step: now_ms - age_ms}
+        record.whole_ms = {s: whole_ms[s] for s in record.local_checkpoints if s in whole_ms}
         self._upload_next()
         self._delete_old_checkpoints()
 
@@ -602,7 +615,10 @@ class Run:
         if step is None or record.is_over or self._ends_at_once():
             return False
         record.uploading = Uploading(
-            kind="checkpoint", step=step, cum_device_ms=record.local_checkpoints[step]
+            kind="checkpoint",
+            step=step,
+            cum_device_ms=record.local_checkpoints[step],
+            whole_ms=record.whole_ms.get(step, 0),
         )
         self.changed = True
         self._ask_upload(record.uploading)
@@ -615,9 +631,15 @@ class Run:
         return finishing and stop is not None and stop.desired == "stop"
 
     def _ask_upload(self, uploading: Uploading) -> None:
+        self.upload = UploadOfRun(uploading.kind, uploading.step)
         until_ms = 0 if uploading.kind == "checkpoint" else self.record.outputs_until_ms
         lease_id, kind, step = self.record.lease_id, uploading.kind, uploading.step
         self.effects.append(do.Upload(lease_id, kind, step, until_ms))
+
+    def _upload_moved(self, event: UploadMoved, now_ms: int) -> None:
+        upload = self.upload
+        if upload is not None and (upload.kind, upload.step) == (event.kind, event.step):
+            upload.moved(event.moved, now_ms)
 
     def _uploaded(self, event: Uploaded, now_ms: int) -> None:
         record = self.record
@@ -638,7 +660,17 @@ class Run:
             issued_ms=now_ms,
         )
         envelope = sign_document(document, self.key).envelope
-        self.messages.append(CheckpointUploaded(checkpoint=envelope))
+        # A clock that was set back says nothing of how long it took.
+        took_ms = max(0, now_ms - uploading.whole_ms) if uploading.whole_ms else 0
+        stall_ms = None if event.stall_ms is None else min(event.stall_ms, max(0, self._ran_ms()))
+        self.messages.append(
+            CheckpointUploaded(
+                checkpoint=envelope,
+                sent_bytes=event.sent_bytes,
+                took_ms=took_ms,
+                stall_ms=stall_ms,
+            )
+        )
         record.awaiting_verdict[envelope.id] = AwaitingVerdict(
             kind=event.kind, step=event.step, cum_device_ms=uploading.cum_device_ms, since_ms=now_ms
         )
@@ -687,7 +719,10 @@ class Run:
             if record.outputs_until_ms:
                 return
             record.uploading = Uploading(
-                kind="outputs", step=step, cum_device_ms=record.cum_device_ms
+                kind="outputs",
+                step=step,
+                cum_device_ms=record.cum_device_ms,
+                whole_ms=record.exited_ms,
             )
             self._ask_upload(record.uploading)
         elif step == max(record.local_checkpoints, default=-1):
@@ -710,7 +745,12 @@ class Run:
         kind = record.outputs_to_upload
         if kind is not None and (not at_once or record.outputs_until_ms):
             step = max([record.lease.start_step, *record.local_checkpoints])
-            record.uploading = Uploading(kind=kind, step=step, cum_device_ms=record.cum_device_ms)
+            record.uploading = Uploading(
+                kind=kind,
+                step=step,
+                cum_device_ms=record.cum_device_ms,
+                whole_ms=record.exited_ms,
+            )
             self.changed = True
             self._ask_upload(record.uploading)
             return

@@ -61,6 +61,8 @@ class Trigger(StrEnum):
     """The job has filled its folders with what nobody can be made to read."""
     FOLDER_SCANNED = "folder scanned"
     """What lies in the folder of a run that has exited is known."""
+    UPLOAD_MOVED = "upload moved"
+    """Some of what is uploaded has reached the broker."""
     UPLOADED = "uploaded"
     UPLOAD_FAILED = "upload failed"
     VERDICT = "verdict"
@@ -98,7 +100,13 @@ _SEEN = (
     Trigger.DISK_FULL,
     Trigger.RULES_BROKEN,
 )
-_MOVED = (Trigger.CHECKPOINT_FOUND, Trigger.UPLOADED, Trigger.UPLOAD_FAILED, Trigger.VERDICT)
+_MOVED = (
+    Trigger.CHECKPOINT_FOUND,
+    Trigger.UPLOAD_MOVED,
+    Trigger.UPLOADED,
+    Trigger.UPLOAD_FAILED,
+    Trigger.VERDICT,
+)
 _MEASURED = (
     Trigger.PROGRESSED,
     Trigger.DISK_USED,
@@ -172,11 +180,13 @@ TABLE: Mapping[RunPhase, Mapping[Trigger, RunPhase | None]] = {
         **_stays(RunPhase.ENDED, Trigger.VERDICT, Trigger.UPLOADED, Trigger.UPLOAD_FAILED),
         # Its end was told and stands; its folder is kept, and nothing more is tried with it.
         **_stays(RunPhase.ENDED, Trigger.QUARANTINED),
-        **_late(Trigger.STOP_ASKED, *_PREPARED, *_SEEN),
+        **_late(Trigger.STOP_ASKED, Trigger.UPLOAD_MOVED, *_PREPARED, *_SEEN),
     },
     RunPhase.DISCARDED: {
         **_late(Trigger.LEASE_GONE, Trigger.STOP_ASKED, Trigger.QUARANTINED, *_PREPARED, *_SEEN),
-        **_late(Trigger.FOLDER_SCANNED, Trigger.UPLOADED, Trigger.UPLOAD_FAILED),
+        **_late(
+            Trigger.FOLDER_SCANNED, Trigger.UPLOAD_MOVED, Trigger.UPLOADED, Trigger.UPLOAD_FAILED
+        ),
         # It is noted, and the job may hear of it while it is still there; no message comes of it.
         **_stays(RunPhase.DISCARDED, Trigger.VERDICT),
     },

@@ -52,7 +52,7 @@ def download(argv: Sequence[str]) -> int:
     with open_client(options) as client:
         job = client.job(options.job)
         target = options.target or f"./{job.name}"
-        with announcing() as announce:
+        with announcing("fetched") as announce:
             found = job.download(
                 target,
                 announce,

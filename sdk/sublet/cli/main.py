@@ -12,6 +12,7 @@ RENTERS = {
     "logs": ("sublet.cli.logs", "logs", "Show a job's output; -f follows it"),
     "top": ("sublet.cli.top", "top", "Show what a job uses: GPU, memory, disk"),
     "inspect": ("sublet.cli.jobs", "inspect", "Show all about a job"),
+    "checkpoints": ("sublet.cli.checkpoints", "checkpoints", "Show what a job has saved"),
     "wait": ("sublet.cli.wait", "wait", "Wait for a job; exits with its code"),
     "cancel": ("sublet.cli.stopping", "cancel", "End a job"),
     "pause": ("sublet.cli.stopping", "pause", "Checkpoint a job and stop it, for now"),

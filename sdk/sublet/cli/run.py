@@ -60,7 +60,7 @@ def agreed(client: "Client", spec: "JobSpec", *, yes: bool) -> "Job":
 
     _show_terms(client, spec)
     _confirm(yes)
-    with announcing() as announce:
+    with announcing("sent") as announce:
         return client.submit(spec, announce=announce)
 
 

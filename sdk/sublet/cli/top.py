@@ -9,6 +9,7 @@ from sublet.cli.errors import SUCCEEDED, exit_code
 from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
 from sublet.terminal.next_steps import status_text
 from sublet.terminal.text import clip, paint, safe, state, table
+from sublet.terminal.uploads import upload_text
 from sublet_contracts.amounts import format_bytes, format_cores, format_duration
 from sublet_contracts.api import DeviceUsageView, JobView, RunUsageView, RunView
 from sublet_contracts.keys import short
@@ -26,7 +27,8 @@ def top(argv: Sequence[str]) -> int:
             with_broker(
                 Parser(
                     "top",
-                    "What a job's run uses of its machine: GPU, cores, memory, disk.\n"
+                    "What a job's run uses of its machine (GPU, cores, memory, disk), and what of\n"
+                    "it is on its way to the broker.\n"
                     "On a terminal it is drawn anew until the job ends; Ctrl-C leaves.",
                 )
             ),
@@ -71,6 +73,7 @@ def figures(view: JobView) -> dict[str, object]:
     """Return what is known, for programs; null: it isn't."""
     run = current_run(view)
     usage = run.usage if run is not None else None
+    upload = run.upload if run is not None else None
     return {
         "job": view.id,
         "name": view.name,
@@ -79,6 +82,7 @@ def figures(view: JobView) -> dict[str, object]:
         "provider": run.provider if run is not None else None,
         "provider_name": run.provider_name if run is not None else None,
         "usage": usage.model_dump(mode="json") if usage is not None else None,
+        "upload": upload.model_dump(mode="json") if upload is not None else None,
     }
 
 
@@ -89,9 +93,12 @@ def picture(view: JobView, now_ms: int) -> str:
     run = current_run(view)
     if run is None:
         return f"{head}\n\nNo run is under way, so nothing is used."
+    upload = f"\n\n{upload_text(run.upload, now_ms)}" if run.upload is not None else ""
     if run.usage is None:
-        return f"{head}\n\nRun {run.epoch} has told no figures yet; they come every few seconds."
-    return f"{head}\n\n{table(_HEADS, _rows(run, run.usage, now_ms), right=(0, 2, 4, 6, 8))}"
+        says = f"Run {run.epoch} has told no figures yet; they come every few seconds."
+        return f"{head}\n\n{says}{upload}"
+    shown = table(_HEADS, _rows(run, run.usage, now_ms), right=(0, 2, 4, 6, 8))
+    return f"{head}\n\n{shown}{upload}"
 
 
 def _rows(run: RunView, usage: RunUsageView, now_ms: int) -> list[list[str]]:

@@ -22,6 +22,7 @@ from sublet.terminal.detaching import detached_text, not_known
 from sublet.terminal.next_steps import status_text
 from sublet.terminal.output import Output
 from sublet.terminal.text import clip, safe
+from sublet.terminal.uploads import upload_text
 from sublet.terminal.warning_text import warning_marks, warning_text_of
 from sublet_contracts.amounts import format_credits, format_duration
 from sublet_contracts.api import JobLogLine, JobView, RunView, WarningView
@@ -415,6 +416,8 @@ class LiveScreen:
             rows.append(Text(f"! {warning_marks(view, most=3)}", "yellow"))
         if view.metrics:
             rows.append(self._metrics(view))
+        if run is not None and run.upload is not None and not is_terminal(JOB, view.state):
+            rows.append(Text(upload_text(run.upload, time.time_ns() // 1_000_000), "dim"))
         money = Text.assemble(
             (format_credits(view.charged_ucr), "bold"),
             f" of {format_credits(view.budget_ucr)} credits",

@@ -15,6 +15,11 @@ _STATE_COLOURS = {
     "paused": "yellow",
     "queued": "cyan",
     "starting": "cyan",
+    "durable": "green",
+    "verifying": "cyan",
+    "rejected": "red",
+    "quarantined": "red",
+    "pruned": "dim",
 }
 
 
@@ -37,7 +42,7 @@ def paint(text: str, style: str, stream: TextIO | None = None) -> str:
 
 
 def state(value: str) -> str:
-    """Return a job's state in its colour."""
+    """Return a job's or checkpoint's state in its colour."""
     return paint(value, _STATE_COLOURS.get(value, ""))
 
 
@@ -50,7 +55,7 @@ def table(
 ) -> str:
     """Return rows as aligned columns below a dim head; `right`: columns that are flush right.
 
-    `colour` is the column that holds job states.
+    `colour` is the column that holds states.
     """
     widths = [max([len(head), *(len(row[i]) for row in rows)]) for i, head in enumerate(heads)]
 

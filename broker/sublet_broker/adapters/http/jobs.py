@@ -1,7 +1,7 @@
 """Calls about jobs. What changes the market wakes the scheduler: a match waits for no tick."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, get_args
 
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
@@ -18,6 +18,7 @@ from sublet_contracts.api import (
     SignedRequest,
     StatementView,
 )
+from sublet_contracts.documents import CheckpointKind
 from sublet_contracts.states import JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -140,9 +141,31 @@ async def events(call: Reading, job: JobRef, after: After = 0) -> Response:
     responses=READ,
     openapi_extra=SIGNED,
 )
-async def checkpoints(call: Reading, job: JobRef) -> Response:
-    """Newest first, refused ones with the reason."""
-    return await call.answer(lambda: call.edge.broker.views.checkpoints(call.party, job))
+async def checkpoints(
+    call: Reading,
+    job: JobRef,
+    kind: Annotated[
+        str,
+        Query(
+            max_length=40,
+            description="only these",
+            json_schema_extra={"enum": ["", *get_args(CheckpointKind)]},
+        ),
+    ] = "",
+    before_ms: Annotated[
+        int | None,
+        Query(ge=0, le=2**53 - 1, description="only what came before: a page's `next_before_ms`"),
+    ] = None,
+    limit: Annotated[
+        int, Query(ge=1, le=1000, description="and what came at the same moment as the last")
+    ] = 100,
+) -> Response:
+    """Newest first, refused ones with the reason; and where the job would go on from."""
+    return await call.answer(
+        lambda: call.edge.broker.views.checkpoints(
+            call.party, job, kind=kind or None, before_ms=before_ms, limit=limit
+        )
+    )
 
 
 @router.get(

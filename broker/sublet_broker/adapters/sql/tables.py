@@ -252,6 +252,9 @@ class CheckpointRow(Row, table=True):
     durable_ms: OptionalWhole
     kept: bool
     detail: Str
+    sent_bytes: Whole
+    took_ms: Whole
+    stall_ms: OptionalWhole
 
 
 class ChainRow(Row, table=True):

@@ -16,7 +16,7 @@ from sublet_broker.service.leases.candidates import entry_of, open_offer
 from sublet_broker.service.leases.open_offers import OpenOffers
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.documents import Offer
-from sublet_contracts.states import RunState
+from sublet_contracts.states import CheckpointState, RunState
 from sublet_contracts.wire import Prepare, Unprepare
 
 CANDIDATES = 5
@@ -25,7 +25,8 @@ CANDIDATES = 5
 
 def newest_durable(work: UnitOfWork, job: str) -> CheckpointFact | None:
     """Return the checkpoint from which the job would go on."""
-    return resume_point(work.find(CheckpointFact, {"job": job, "kind": "checkpoint"}))
+    durable = {"job": job, "kind": "checkpoint", "state": CheckpointState.DURABLE, "kept": True}
+    return resume_point(work.find(CheckpointFact, durable))
 
 
 def prepare_successor(

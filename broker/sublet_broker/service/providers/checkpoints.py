@@ -25,9 +25,8 @@ from sublet_contracts.documents import (
     Lease,
     Offer,
 )
-from sublet_contracts.envelope import Envelope
 from sublet_contracts.states import CheckpointState, LeaseState
-from sublet_contracts.wire import CheckpointVerdict
+from sublet_contracts.wire import CheckpointUploaded, CheckpointVerdict
 
 
 class Checkpoints:
@@ -36,8 +35,9 @@ class Checkpoints:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def checkpoint(self, party: str, envelope: Envelope) -> None:
+    def checkpoint(self, party: str, message: CheckpointUploaded) -> None:
         """Take up an uploaded checkpoint and have it verified. Raises DocumentRefused."""
+        envelope = message.checkpoint
         signed = receive_document(self._context, envelope, Checkpoint, signed_by=(party,))
         document = signed.document
         with self._context.work() as work:
@@ -64,6 +64,8 @@ class Checkpoints:
                     detail=f"{document.kind} of step {document.step}: {why}",
                 )
                 return
+            # For people only; even so, no more than there can be.
+            most_ms = max(0, work.now_ms - lease.proposed_ms)
             fact = CheckpointFact(
                 id=signed.id,
                 job=job.id,
@@ -77,6 +79,9 @@ class Checkpoints:
                 cum_device_ms=document.cum_device_ms,
                 created_ms=work.now_ms,
                 envelope=envelope,
+                sent_bytes=min(message.sent_bytes, document.total_bytes),
+                took_ms=min(message.took_ms, most_ms),
+                stall_ms=None if message.stall_ms is None else min(message.stall_ms, most_ms),
             )
             work.add(fact)
             work.record(signed.id)

@@ -145,7 +145,7 @@ class Sessions:
                 case LeaseAnswer():
                     self._reports.lease_answer(party, message)
                 case CheckpointUploaded():
-                    self._checkpoints.checkpoint(party, message.checkpoint)
+                    self._checkpoints.checkpoint(party, message)
                 case ReceiptIssued():
                     self._receipts.receipt(party, message.receipt)
         except DocumentRefused as error:

@@ -22,6 +22,7 @@ from sublet_contracts.api import (
     Charge,
     JobView,
     RunStallView,
+    RunUploadView,
     RunUsageView,
     RunView,
     WarningView,
@@ -178,9 +179,21 @@ def _run_view(
         started_ms=lease.active_ms or lease.proposed_ms,
         last_seen_ms=run.last_seen_ms if run else lease.proposed_ms,
         ended_ms=(run.ended_ms if run else None) or lease.closed_ms,
+        upload=_upload_view(snapshot, lease.id),
         usage=_usage_view(snapshot, lease.id),
         stall=_stall_view(snapshot.stall(lease.id), cum // len(lease.device_ids)),
     )
+
+
+def _upload_view(snapshot: UnitOfWork, lease: str) -> RunUploadView | None:
+    known = snapshot.upload(lease)
+    if known is None:
+        return None
+    measured_ms, upload = known
+    left_bytes = max(0, upload.total_bytes - upload.there_bytes)
+    left_ms = left_bytes * 1000 // upload.bytes_per_s if upload.bytes_per_s else None
+    figures = upload.model_dump(exclude={"age_ms"})
+    return RunUploadView(measured_ms=measured_ms, left_ms=left_ms, **figures)
 
 
 def _usage_view(snapshot: UnitOfWork, lease: str) -> RunUsageView | None:

@@ -5,13 +5,13 @@ Renters see their own jobs only; for everybody else those don't exist.
 
 from sublet_broker.market.checkpointing import kept_until_ms
 from sublet_broker.market.facts import (
-    CheckpointFact,
     EventFact,
     JobFact,
     LeaseFact,
     ReceiptFact,
 )
 from sublet_broker.service.errors import Refusal
+from sublet_broker.service.queries.checkpoints import checkpoints_page
 from sublet_broker.service.queries.export import Exporter, chain_receipts
 from sublet_broker.service.queries.job_log import log_lines, log_start
 from sublet_broker.service.queries.job_view import job_view
@@ -21,7 +21,6 @@ from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.api import (
     BrokerInfo,
     CheckpointsPage,
-    CheckpointView,
     EventsPage,
     EventView,
     JobLogLine,
@@ -34,6 +33,7 @@ from sublet_contracts.export import Export
 from sublet_contracts.problems import ProblemCode
 from sublet_contracts.states import JobState
 
+MAX_CHECKPOINTS = 1000
 MAX_JOBS = 1000
 MAX_EVENTS = 1000
 MAX_LINES = 5000
@@ -162,34 +162,27 @@ class Views:
             if epoch in (None, running)
         ]
 
-    def checkpoints(self, caller: str, ref: str) -> CheckpointsPage:
-        """Return a job's checkpoints and outputs, newest first."""
+    def checkpoints(
+        self,
+        caller: str,
+        ref: str,
+        kind: str | None = None,
+        before_ms: int | None = None,
+        limit: int = MAX_CHECKPOINTS,
+    ) -> CheckpointsPage:
+        """Return a job's checkpoints and outputs, or those of a kind, newest first."""
         with self._context.read() as snapshot:
             job = own_job(snapshot, caller, ref)
-            found = snapshot.find(
-                CheckpointFact, {"job": job.id}, order_by="created_ms", descending=True
-            )
             keep_ended_ms = self._context.settings.keep_ended_ms
             until_ms = kept_until_ms(job, keep_ended_ms=keep_ended_ms)
-        return CheckpointsPage(
-            checkpoints=tuple(
-                CheckpointView(
-                    id=c.id,
-                    kind=c.kind,
-                    step=c.step,
-                    epoch=c.epoch,
-                    state=c.state,
-                    index_sha256=c.index_sha256,
-                    total_bytes=c.total_bytes,
-                    created_ms=c.created_ms,
-                    durable_ms=c.durable_ms,
-                    detail=c.detail if c.kept else "its content is no longer kept",
-                    kept=c.kept,
-                    kept_until_ms=until_ms if c.kept else None,
-                )
-                for c in found
+            return checkpoints_page(
+                snapshot,
+                job,
+                kind=kind,
+                before_ms=before_ms,
+                limit=max(1, min(limit, MAX_CHECKPOINTS)),
+                until_ms=until_ms,
             )
-        )
 
     def receipts(self, caller: str, ref: str, unsigned: bool = False) -> ReceiptsPage:
         """Return a job's receipts, oldest first. `unsigned`: of each lease the newest one, where

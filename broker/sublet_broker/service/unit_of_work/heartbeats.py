@@ -24,7 +24,7 @@ from sublet_broker.market.facts import AgentFact, Fact, JobFact, LeaseFact, RunF
 from sublet_broker.market.metering import heard_preparing_ms
 from sublet_broker.market.running import PREPARING, is_over
 from sublet_broker.market.signs_of_life import Signs, reported, returned, saved, wrote
-from sublet_contracts.wire import LogState, LogStates, RunReport, RunStall, RunUsage
+from sublet_contracts.wire import LogState, LogStates, RunReport, RunStall, RunUpload, RunUsage
 
 WRITE_EVERY_MS = 30_000
 _NOBODY = object()
@@ -75,6 +75,8 @@ class _Run:
     """What it uses of its machine, and when that was measured."""
     stall: RunStall | None = None
     """For how long saving has held its loop, as it said last."""
+    upload: tuple[int, RunUpload] | None = None
+    """What of it is on its way here, and when that was measured."""
     unfinished: tuple[LogState, ...] = ()
     """How the lines stand that it is still writing."""
 
@@ -165,13 +167,16 @@ class Heartbeats:
         return True
 
     def note_usage(self, report: RunReport, now_ms: int) -> None:
-        """Keep what a run that is tracked uses of its machine, and how long saving holds it; the
-        caller has looked at who says so, and under which epoch."""
+        """Keep what a run that is tracked uses of its machine, how long saving holds it and what of
+        it is on its way here; the caller has looked at who says so, and under which epoch."""
         run = self._runs.get(report.lease)
         if run is not None and report.usage is not None:
             run.usage = (max(0, now_ms - report.usage.age_ms), report.usage)
         if run is not None and report.stall is not None:
             run.stall = report.stall
+        if run is not None:
+            upload = report.upload
+            run.upload = (max(0, now_ms - upload.age_ms), upload) if upload is not None else None
 
     def usage(self, lease: str) -> tuple[int, RunUsage] | None:
         """Return what a run uses of its machine, and when that was measured by the broker's
@@ -184,6 +189,12 @@ class Heartbeats:
         over."""
         run = self._runs.get(lease)
         return run.stall if run is not None else None
+
+    def upload(self, lease: str) -> tuple[int, RunUpload] | None:
+        """Return what of a run is on its way here, and when that was measured by the broker's
+        clock; None: nothing, or it is over."""
+        run = self._runs.get(lease)
+        return run.upload if run is not None else None
 
     def take_unfinished(self, party: str, instance: str, message: LogStates, now_ms: int) -> None:
         """Keep how the unfinished lines of a run stand, if that is its agent's to say."""

@@ -34,7 +34,7 @@ from sublet_contracts.amounts import format_credits
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import LeaseState, RunState
-from sublet_contracts.wire import Message, RunStall, RunUsage
+from sublet_contracts.wire import Message, RunStall, RunUpload, RunUsage
 
 F = TypeVar("F", bound=Fact)
 
@@ -155,6 +155,10 @@ class UnitOfWork:
     def stall(self, lease: str) -> RunStall | None:
         """Return for how long saving has held a run's loop, as it said last."""
         return self._heartbeats.stall(lease)
+
+    def upload(self, lease: str) -> tuple[int, RunUpload] | None:
+        """Return what of a run is on its way here, and when that was measured; None: nothing."""
+        return self._heartbeats.upload(lease)
 
     def signs(self, lease: str) -> Signs | None:
         """Return what is known of a run's life; None: nothing yet."""

@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 from pydantic import ValidationError
 
+from sublet_agent.adapters.workspace.upload_meter import UploadMeter
 from sublet_agent.core.fixes import with_fix
 from sublet_contracts.api import MissingRequest, MissingView, Problem
 from sublet_contracts.auth import sign_request
@@ -164,12 +165,19 @@ class Transfer:
     # -- up ----------------------------------------------------------------------------------------
 
     def upload(
-        self, job_id: str, epoch: int, tree: ScannedTree, cancel: threading.Event
+        self,
+        job_id: str,
+        epoch: int,
+        tree: ScannedTree,
+        cancel: threading.Event,
+        meter: UploadMeter | None = None,
     ) -> tuple[str, TreeIndex]:
         """Move a tree to the broker: chunks that it misses, then the index. Returns the index with
         its sha256. Raises as `request`, and TreeRefused if a file has changed."""
         sizes = tree.index.chunks()
         wanted = [*sizes]
+        meter = meter or UploadMeter()
+        meter.begins(sum(sizes.values()))
 
         def put(table: PackTable) -> None:
             try:
@@ -180,10 +188,12 @@ class Transfer:
                 if error.code != ProblemCode.HASH_MISMATCH or error.sha256 not in sizes:
                     raise
                 raise _changed(tree, error.sha256) from error
+            meter.sent(table.chunk_bytes)
 
         for start in range(0, len(wanted), _ASK_AT_ONCE):
             part = wanted[start : start + _ASK_AT_ONCE]
             missing = self._missing(job_id, epoch, part, cancel)
+            meter.found(sum(sizes[h] for h in part) - sum(sizes[h] for h in missing))
             for done in self._in_order(put, in_packs(missing, sizes)):
                 done.result()
         return self._put_index(job_id, epoch, tree.index, cancel)
@@ -195,6 +205,7 @@ class Transfer:
         tree: ScannedTree,
         cancel: threading.Event,
         left_s: Callable[[], float],
+        meter: UploadMeter | None = None,
     ) -> tuple[str, TreeIndex]:
         """Move what can be moved of outputs, small files first, in the time that is left; the index
         lists the rest as left out. Returns that index with its sha256; "": no file could be moved
@@ -202,9 +213,11 @@ class Transfer:
         lost: dict[str, WhyLeftOut] = {}
         window: deque[tuple[PackTable, Future[dict[str, WhyLeftOut]]]] = deque()
         sizes = tree.index.chunks()
+        meter = meter or UploadMeter()
+        meter.begins(sum(sizes.values()))
 
         def put(table: PackTable) -> dict[str, WhyLeftOut]:
-            return self._put_what_fits(job_id, epoch, tree, table, cancel)
+            return self._put_what_fits(job_id, epoch, tree, table, cancel, meter)
 
         def wait() -> None:
             table, future = window.popleft()
@@ -219,7 +232,9 @@ class Transfer:
         wanted = list(dict.fromkeys(c.sha256 for file in smallest_first for c in file.chunks))
         try:
             for start in range(0, len(wanted), _ASK_AT_ONCE):
-                missing = self._missing(job_id, epoch, wanted[start : start + _ASK_AT_ONCE], cancel)
+                part = wanted[start : start + _ASK_AT_ONCE]
+                missing = self._missing(job_id, epoch, part, cancel)
+                meter.found(sum(sizes[h] for h in part) - sum(sizes[h] for h in missing))
                 for table in in_packs(missing, sizes):
                     if left_s() <= 0:
                         lost.update((sha256, WhyLeftOut.NO_TIME) for sha256, _ in table.chunks)
@@ -246,6 +261,7 @@ class Transfer:
         tree: ScannedTree,
         table: PackTable,
         cancel: threading.Event,
+        meter: UploadMeter,
     ) -> dict[str, WhyLeftOut]:
         """Send these chunks; return those that could not be, each with its reason."""
         lost: dict[str, WhyLeftOut] = {}
@@ -268,6 +284,7 @@ class Transfer:
                 else:
                     raise
             else:
+                meter.sent(now.chunk_bytes)
                 continue
             todo += rest
         return lost

@@ -207,6 +207,9 @@ def make_tables() -> None:
         whole("durable_ms", nullable=True),
         sa.Column("kept", sa.Boolean(), nullable=False),
         text("detail"),
+        whole("sent_bytes"),
+        whole("took_ms"),
+        whole("stall_ms", nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_checkpoint")),
     )
     op.create_index(op.f("ix_checkpoint_job_kind_state"), "checkpoint", ["job", "kind", "state"])
