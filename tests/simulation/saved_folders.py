@@ -139,6 +139,8 @@ def check_paid(
     step = auditor.saved.get(durable or "", (0, ""))[0]
     at_ms = container.folder.saved_at.get(step, 0) + TOLERANCE_MS
     most_ms = at_ms * len(lease.document["device_ids"]) if durable else 0
+    if durable:  # and what its pull took, which pulls.py has judged
+        most_ms += lease.chain[-1].document.get("pull_device_ms", 0)
     return (
         f"{payable_ms} ms are paid; what was saved was complete at {most_ms}"
         if payable_ms > most_ms
