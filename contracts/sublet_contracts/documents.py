@@ -36,6 +36,7 @@ from sublet_contracts.fields import (
 )
 from sublet_contracts.keys import KeyRefused, SigningKey
 from sublet_contracts.reasons import Fault, Reason
+from sublet_contracts.run_conventions import NOT_THE_JOBS
 from sublet_contracts.versions import Document as Document
 from sublet_contracts.versions import (
     Reads,
@@ -50,8 +51,6 @@ from sublet_contracts.versions import (
 MAX_DEVICES = 64
 MAX_INPUTS = 256
 MAX_THREADS = 4096
-NOT_THE_JOBS = ("/proc", "/sys", "/dev", "/sublet", "/inputs")
-"""Folders of a container that belong to the system or to us."""
 MAX_CHECKPOINT_FOLDERS = 8
 
 

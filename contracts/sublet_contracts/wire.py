@@ -26,12 +26,12 @@ from sublet_contracts.fields import (
     Text,
 )
 from sublet_contracts.reasons import Reason
+from sublet_contracts.run_conventions import MAX_LOG_STATE_CHARACTERS
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 1024 * 1024
 MAX_LOG_LINE_CHARACTERS = 16 * 1024
 MAX_LOG_LINES_PER_FRAME = 500
-MAX_LOG_STATE_CHARACTERS = 4 * 1024
 MAX_RUNS = 64
 MAX_USAGE_DEVICES = 64
 MAX_UTILIZATION_PERCENT = 100

@@ -13,7 +13,8 @@ from sublet_agent.adapters.session.disk_reserve import Reserve
 from sublet_agent.adapters.session.log_sender import REPEAT_S, STATES_S, LogSender
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.core.runner_port import OutputLine
-from sublet_contracts.wire import MAX_LOG_STATE_CHARACTERS, LogStates
+from sublet_contracts.run_conventions import MAX_LOG_STATE_CHARACTERS
+from sublet_contracts.wire import LogStates
 
 LEASE = "a" * 64
 NOW_MS = 1_800_000_000_000

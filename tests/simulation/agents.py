@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.effects import Step
-from sublet_agent.core.exit_reasons import EXIT_PREEMPTED
 from sublet_agent.core.folders_at_rest import Ended, decide
 from sublet_agent.core.offers import Terms
 from sublet_agent.core.records import RunRecord
@@ -23,6 +22,7 @@ from sublet_agent.core.supply import DeviceSeen, Facts, Missing
 from sublet_contracts.checkpoint_folders import next_step
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.reasons import Reason
+from sublet_contracts.run_conventions import EXIT_PREEMPTED
 from sublet_contracts.session import AgentSession, SessionError
 from sublet_contracts.session import Phase as SessionPhase
 from sublet_contracts.wire import Ack, Assign, Message, Order

@@ -18,11 +18,12 @@ from sublet_agent.adapters.workspace.folder_reader import FolderBusy, FolderRead
 from sublet_agent.adapters.workspace.reader import Look, Progress
 from sublet_agent.adapters.workspace.workspace import Workspace, run_id
 from sublet_agent.core import events
-from sublet_agent.core.exit_reasons import EXIT_PREEMPTED, ExitEvidence
+from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.folders_at_rest import Ended
 from sublet_agent.core.runner_port import OutputLine, Runner, RunnerError, RunStatus
 from sublet_contracts.keys import short
 from sublet_contracts.reasons import Reason
+from sublet_contracts.run_conventions import EXIT_PREEMPTED
 
 LOOK_S = 0.2
 OPENED_EVERY_S = 5.0

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from sublet_agent.core.exit_reasons import EXIT_PREEMPTED
+from sublet_contracts.run_conventions import EXIT_PREEMPTED
 
 Kind = Literal[
     "own", "signal", "oom", "pause", "unpause", "began", "die",

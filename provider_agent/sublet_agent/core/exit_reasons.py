@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from sublet_agent.core.records import Stop
 from sublet_contracts.reasons import Reason
+from sublet_contracts.run_conventions import EXIT_PREEMPTED
 
-EXIT_PREEMPTED = 75
 _SENT = frozenset(
     {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 )  # fmt: skip

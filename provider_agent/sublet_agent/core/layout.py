@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sublet_contracts.documents import NOT_THE_JOBS
+from sublet_contracts.run_conventions import NOT_THE_JOBS
 
 WORK, HOME, TMP, OUTPUTS, SAVED = "work", "home", "tmp", "outputs", "saved"
 """the folders' names below runs/<lease>"""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from sublet_agent.adapters.process.files import read_bounded
-from sublet_contracts.wire import MAX_LOG_STATE_CHARACTERS
+from sublet_contracts.run_conventions import MAX_LOG_STATE_CHARACTERS
 
 _MOST_BYTES = 4 * 1024 * 1024
 _MOST_MS = 2**53 - 1

@@ -33,7 +33,7 @@ from sublet_agent.adapters.process.logs import LogWriter
 from sublet_agent.adapters.process.witness import Statement, Witness, statement
 from sublet_agent.core.engine_evidence import EngineEnd, EngineFact, own_end
 from sublet_agent.core.log_lines import Begun, LineBuffer, shown
-from sublet_contracts.wire import MAX_LOG_STATE_CHARACTERS
+from sublet_contracts.run_conventions import MAX_LOG_STATE_CHARACTERS
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

@@ -11,7 +11,8 @@ from sublet_agent.adapters.session.link import Link
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.runner_port import OutputLine
-from sublet_contracts.wire import MAX_LOG_STATE_CHARACTERS, Logs, LogState, LogStates
+from sublet_contracts.run_conventions import MAX_LOG_STATE_CHARACTERS
+from sublet_contracts.wire import Logs, LogState, LogStates
 
 ANSWER_S = 3.0
 """how long one frame may be under way before the next is sent all the same"""
