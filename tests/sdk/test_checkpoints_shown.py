@@ -210,8 +210,10 @@ async def test_a_real_job_shows_what_it_has_saved(at_market: SmallMarket, capsys
         stop_grace="5s",
     )  # fmt: skip
     try:
-        while saving.view().durable_step < 15:
+        while saving.view().durable_step < 15 or saving.checkpoints(limit=1).total <= 5:
             pass
+        assert main(["inspect", "seen"]) == 0
+        assert f" more: sublet checkpoints {saving.id[:10]}" in capsys.readouterr().out
         assert main(["checkpoints", "seen"]) == 0
         text = capsys.readouterr().out
         assert "→ a resume would start from step " in text

@@ -142,3 +142,16 @@ def test_what_is_on_its_way_is_seen_until_it_is_not() -> None:
     run.uploads = None
     world.pass_ms(3_000)
     assert renter.view(job).runs[-1].upload is None
+
+
+def test_what_has_arrived_is_not_on_its_way_whatever_the_last_heartbeat_said() -> None:
+    world, agent, renter, job = begun()
+    run = agent.the_run
+    figures = {"total_bytes": 5, "there_bytes": 4, "sent_bytes": 4, "bytes_per_s": 1, "age_ms": 0}
+    for step in (1, 2):
+        run.uploads = RunUpload.model_validate({"kind": "checkpoint", "step": step, **figures})
+        world.pass_ms(3_000)
+    agent.checkpoint(run, 1)
+    assert renter.view(job).runs[-1].upload is not None
+    agent.checkpoint(run, 2)
+    assert renter.view(job).runs[-1].upload is None

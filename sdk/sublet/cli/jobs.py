@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sublet.client import Job
 
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})
+_MOST_CHECKPOINTS = 1_000
+"""that inspect asks for: one answer's"""
 
 
 def ps(argv: Sequence[str]) -> int:
@@ -93,7 +95,8 @@ def inspect(argv: Sequence[str]) -> int:
     with open_client(options) as client:
         job = client.job(options.job)
         view = job.view()
-        checkpoints = job.checkpoints().checkpoints
+        saved = job.checkpoints(limit=_MOST_CHECKPOINTS)
+        checkpoints = saved.checkpoints
         left_out, left_out_total = _left_out(job)
         if options.json:
             print(_inspect_json(view, checkpoints, left_out, left_out_total))
@@ -145,6 +148,8 @@ def inspect(argv: Sequence[str]) -> int:
             for c in checkpoints[:5]
         ]
         lines += ["", table(("step", "kind", "state", "size", "made"), rows, right=(0, 3))]
+        more = saved.total - len(rows)
+        lines += [f"{more} more: sublet checkpoints {short(view.id)}"] if more else []
     if left_out_total:
         lines += ["", f"Left out of its outputs, which could not be carried: {left_out_total}"]
         lines += left_out_lines(left_out, left_out_total)

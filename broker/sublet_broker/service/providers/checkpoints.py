@@ -85,6 +85,8 @@ class Checkpoints:
             )
             work.add(fact)
             work.record(signed.id)
+            heartbeats = self._context.heartbeats
+            work.tx.after_commit(lambda: heartbeats.uploaded(lease.id, fact.kind, fact.step))
             work.event(
                 "checkpoint",
                 job.id,

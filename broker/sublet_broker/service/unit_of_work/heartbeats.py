@@ -196,6 +196,14 @@ class Heartbeats:
         run = self._runs.get(lease)
         return run.upload if run is not None else None
 
+    def uploaded(self, lease: str, kind: str, step: int) -> None:
+        """All of it is here: it isn't on its way any more, whatever the heartbeat before said."""
+        run = self._runs.get(lease)
+        if run is not None and run.upload is not None:
+            upload = run.upload[1]
+            if (upload.kind, upload.step) == (kind, step):
+                run.upload = None
+
     def take_unfinished(self, party: str, instance: str, message: LogStates, now_ms: int) -> None:
         """Keep how the unfinished lines of a run stand, if that is its agent's to say."""
         agent, run = self._agents.get(party), self._runs.get(message.lease)
