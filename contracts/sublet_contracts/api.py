@@ -222,6 +222,28 @@ class RunStallView(View):
     last_write_ms: int = Field(description="how long the newest took to be written")
 
 
+class RunCadenceView(View):
+    """How often a run is asked for a checkpoint, and the most that a loss of its machine costs."""
+
+    interval_ms: int
+    auto: bool = Field(description="whether the agent chooses it")
+    rests_on: str = Field(
+        description="job, first, measured, link, least or most; a newer agent may know others"
+    )
+    cost_ms: int = Field(description="what a checkpoint costs the run; 0: not known yet")
+    durable_after_ms: int = Field(
+        description="how old a checkpoint is when it is durable; 0: not known yet"
+    )
+    unanswered_ms: int = Field(description="for how long one has been asked for and none came")
+    most_lost_ms: int = Field(
+        description="the most work that a loss costs: by what was measured, and never less than "
+        "what is not durable now"
+    )
+    most_lost_ucr: int = Field(
+        description="what that work costs; nothing where the machine is at fault"
+    )
+
+
 class RunView(View):
     """One lease of a job and the run under it."""
 
@@ -257,6 +279,9 @@ class RunView(View):
     )
     stall: RunStallView | None = Field(
         default=None, description="while it runs; null: its job has not said so"
+    )
+    cadence: RunCadenceView | None = Field(
+        default=None, description="while it runs; null: its agent has not said so"
     )
 
 

@@ -50,6 +50,7 @@ from sublet_contracts.wire import (
     LogState,
     LogStates,
     Message,
+    RunCadence,
     RunReport,
     RunStall,
     RunUsage,
@@ -63,7 +64,7 @@ _PARTS: Mapping[type[BaseModel], tuple[type[BaseModel], ...]] = {
     JobDocument: (Resources, Input),
     Settlement: (Transfer,),
     Welcome: (HeldLease,),
-    Heartbeat: (RunReport, RunUsage, DeviceUsage, RunStall),
+    Heartbeat: (RunReport, RunUsage, DeviceUsage, RunStall, RunCadence),
     Logs: (LogLine,),
     LogStates: (LogState,),
 }

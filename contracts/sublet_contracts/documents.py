@@ -189,6 +189,13 @@ LEAST_PATIENCE_MS = 5_000
 """No job may give its machine up after less silence."""
 LEAST_STALL_MS = 60_000
 """No job may be paused after standing still for less: a heartbeat that is late is no stall."""
+LEAST_CHECKPOINT_INTERVAL_MS = 1_000
+AUTO_FIRST_INTERVAL_MS = 60_000
+"""A job that leaves the interval to its agent is asked for its first checkpoint after so long: only
+then is it known what one costs."""
+AUTO_LEAST_INTERVAL_MS = 15_000
+AUTO_MOST_INTERVAL_MS = 1_800_000
+"""No agent asks such a job more often, or more seldom, whatever it has measured."""
 
 
 class Job(Document):
@@ -212,7 +219,10 @@ class Job(Document):
     max_price_ucr_per_device_hour: Count = Field(description="the most that a lease may cost")
     budget_ucr: Count = Field(description="the job never costs more, whatever happens")
     checkpoint_interval_ms: int = Field(
-        ge=1_000, le=86_400_000, description="the agent asks for a checkpoint this often"
+        ge=0,
+        le=86_400_000,
+        description="the agent asks for a checkpoint this often; 0: as often as pays, by what "
+        "saving has cost this run and how often machines are lost",
     )
     patience_ms: int = Field(
         ge=LEAST_PATIENCE_MS,
@@ -284,6 +294,15 @@ class Job(Document):
         if 0 < stall_ms < LEAST_STALL_MS:
             raise ValueError(f"at least {LEAST_STALL_MS} ms (1m), or 0 for never")
         return stall_ms
+
+    @field_validator("checkpoint_interval_ms")
+    @classmethod
+    def _auto_or_not_too_often(cls, interval_ms: int) -> int:
+        if 0 < interval_ms < LEAST_CHECKPOINT_INTERVAL_MS:
+            raise ValueError(
+                f"at least {LEAST_CHECKPOINT_INTERVAL_MS} ms (1s), or 0 to leave it to the agent"
+            )
+        return interval_ms
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -23,6 +23,7 @@ class WarningCode(StrEnum):
 
     NOTHING_SAVED = "nothing_saved"
     SAVES_STOPPED = "saves_stopped"
+    SAVE_UNANSWERED = "save_unanswered"
     CHECKPOINT_UNREAD = "checkpoint_unread"
     BEGAN_AGAIN = "began_again"
     STANDS_STILL = "stands_still"
@@ -75,6 +76,18 @@ WARNINGS: dict[WarningCode, WarningKind] = {
         "the newest durable checkpoint is older than three intervals and five minutes, and the job "
         "has gone on since, or tells no steps",
         "a newer checkpoint is durable",
+    ),
+    WarningCode.SAVE_UNANSWERED: WarningKind(
+        "no answer",
+        lambda f: (
+            f"a checkpoint was asked for {format_duration(f['unanswered_ms'])} ago and none has "
+            f"come; {_at_risk(f)}"
+        ),
+        ("unanswered_ms", "at_risk_ms", "at_risk_ucr"),
+        "something of the job is durable, and for one and a half intervals since a checkpoint was "
+        "asked for, half a minute at the least, none was found; of a job that saves at times of "
+        "its own, one and a half of the longest time between its last few",
+        "one is found",
     ),
     WarningCode.CHECKPOINT_UNREAD: WarningKind(
         "not resumed",

@@ -158,6 +158,11 @@ class Assign(Message):
     lease: Envelope = Field(description="signed by the broker")
     job: Envelope = Field(description="signed by the renter")
     checkpoint: Envelope | None = Field(description="where to start from; null: the beginning")
+    loss_every_ms: Count = Field(
+        default=0,
+        description="how long a machine of this market works until it is lost, on average; a "
+        "hint, by which a job's checkpoints may be asked for; 0: not known",
+    )
 
 
 class LeaseAnswer(Message):
@@ -282,6 +287,38 @@ class RunStall(BaseModel):
     write_ms: Count = Field(description="how long the newest took to be written")
 
 
+IntervalRests = Literal["job", "first", "measured", "link", "least", "most"]
+
+
+class RunCadence(BaseModel):
+    """How often a run is asked for a checkpoint, and what a loss would cost by that. Informative:
+    nothing is paid by it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    interval_ms: Count = Field(description="so long after the last checkpoint it is asked")
+    rests_on: IntervalRests = Field(
+        description="job: the renter said so; first: none was made yet; measured: what saving "
+        "costs and how often machines are lost; link: no checkpoint is durable sooner; least, "
+        "most: the bounds"
+    )
+    cost_ms: Count = Field(
+        default=0, description="what a checkpoint costs the run; 0: not known yet"
+    )
+    durable_after_ms: Count = Field(
+        default=0, description="how old a checkpoint is when it is durable; 0: not known yet"
+    )
+    most_lost_ms: Count = Field(
+        description="the most work that a loss would cost, by what was measured"
+    )
+    spacing_ms: Count = Field(
+        default=0, description="the longest time between the last checkpoints; 0: not known yet"
+    )
+    unanswered_ms: Count = Field(
+        default=0, description="for how long it has been asked and none came; 0: it is not waited"
+    )
+
+
 class RunReport(BaseModel):
     """One run in a heartbeat. All figures but `usage` and `upload` are cumulative."""
 
@@ -313,6 +350,9 @@ class RunReport(BaseModel):
     usage: RunUsage | None = Field(default=None, description="what it uses; null: not measured")
     stall: RunStall | None = Field(
         default=None, description="for how long saving has held its loop; null: it has not said so"
+    )
+    cadence: RunCadence | None = Field(
+        default=None, description="how often it is asked for a checkpoint; null: it does not run"
     )
 
 

@@ -30,7 +30,15 @@ from typing import (
 )
 
 from sublet.commands import parse_command
-from sublet.units import UnitError, cores_to_millis, credits_to_ucr, duration_ms, size_bytes
+from sublet.units import (
+    AUTO,
+    UnitError,
+    cores_to_millis,
+    credits_to_ucr,
+    duration_ms,
+    interval_ms,
+    size_bytes,
+)
 from sublet_contracts.image_references import ReferenceRefused, is_image_id, parse_reference
 
 Amount = str | int | float | Decimal
@@ -360,11 +368,12 @@ class JobOptions(TypedDict, total=False):
     checkpoint_every: Annotated[
         Duration,
         Option(
-            "how often a checkpoint is asked for: the most work that a loss can cost",
+            "how often a checkpoint is asked for; auto: by what saving costs it and how often "
+            "machines are lost",
             "course",
-            default="2m",
+            default=AUTO,
             fields=("checkpoint_interval_ms",),
-            convert=duration_ms,
+            convert=interval_ms,
             metavar="T",
         ),
     ]

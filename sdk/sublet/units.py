@@ -65,6 +65,22 @@ def duration_ms(text: str | int | float, name: str) -> int:
     return int(Decimal(match[1]) * _DURATION[match[2] or "s"])
 
 
+AUTO = "auto"
+
+
+def interval_ms(text: str | int | float, name: str) -> int:
+    """Return how often a checkpoint is asked for, in ms; 'auto' is 0. Raises UnitError."""
+    if str(text).strip().lower() == AUTO:
+        return 0
+    try:
+        every_ms = duration_ms(text, name)
+    except UnitError as error:
+        raise UnitError(f"{error}, or {AUTO}") from error
+    if every_ms == 0:  # in the document that stands for auto
+        raise UnitError(f"{name}: {text!r} is too often; write at least 1s, or {AUTO}")
+    return every_ms
+
+
 def moment_ms(moment: Moment, now_ms: int, name: str) -> int:
     """Return a moment in ms since 1970: '10m' is so long before `now_ms` (a bare number: seconds),
     '2026-11-29T08:00' is by this machine's clock unless it names its offset. Raises UnitError."""

@@ -117,7 +117,12 @@ class World:
         return sign_document(Job.model_validate(values | changes), RENTER)
 
     def assign(
-        self, job: Signed[Job], signer: SigningKey = BROKER, **changes: Any
+        self,
+        job: Signed[Job],
+        signer: SigningKey = BROKER,
+        *,
+        loss_every_ms: int = 0,
+        **changes: Any,
     ) -> tuple[str, Step]:
         values: dict[str, Any] = {
             "broker": BROKER.party,
@@ -135,7 +140,12 @@ class World:
             "answer_by_ms": self.now + 10_000,
         }
         lease = sign_document(Lease.model_validate(values | changes), signer)
-        message = Assign(lease=lease.envelope, job=job.envelope, checkpoint=None)
+        message = Assign(
+            lease=lease.envelope,
+            job=job.envelope,
+            checkpoint=None,
+            loss_every_ms=loss_every_ms,
+        )
         return lease.id, self.do(events.MessageArrived(message))
 
     def running(self, **changes: Any) -> str:

@@ -50,6 +50,10 @@ def report(**change: Any) -> RunReport:
             "devices": ({"id": "GPU-7/0", "utilization_percent": 97},),
         },
         "stall": {"saves": 3, "all_stall_ms": 900, "stall_ms": 200, "write_ms": 4000},
+        "cadence": {
+            "interval_ms": 190_000, "rests_on": "link", "cost_ms": 210, "durable_after_ms": 9000,
+            "most_lost_ms": 250_000, "spacing_ms": 241_000, "unanswered_ms": 50,
+        },
     }  # fmt: skip
     return RunReport.model_validate(plain | change)
 

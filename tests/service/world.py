@@ -55,6 +55,7 @@ from sublet_contracts.wire import (
     Order,
     Prepare,
     ReceiptIssued,
+    RunCadence,
     RunChanged,
     RunReport,
     RunUpload,
@@ -333,6 +334,7 @@ class RunDouble:
     uploads: RunUpload | None = None
     """What of it is on its way."""
     saved_file: str = ""
+    cadence: RunCadence | None = None
 
     def cum_ms(self, now_ms: int) -> int:
         end = self.stopped_ms if self.stopped_ms is not None else now_ms
@@ -367,6 +369,7 @@ class AgentDouble:
         self.runs: dict[str, RunDouble] = {}
         self.past: dict[str, RunDouble] = {}
         self.prepared: list[str] = []
+        self.loss_every_ms: list[int] = []
         self.prepared_image = ""
         self.settled: list[SettlementNotice] = []
         self.waiting: list[Message] = []
@@ -465,6 +468,7 @@ class AgentDouble:
             usage=run.usage,
             upload=run.uploads,
             saved_file=run.saved_file,
+            cadence=run.cadence,
         )
 
     def pump(self) -> None:
@@ -512,6 +516,7 @@ class AgentDouble:
             )
             self.send(refused)
             return
+        self.loss_every_ms.append(message.loss_every_ms)
         image = lease.document.image or self.tag_means
         self.runs[lease.id] = RunDouble(
             lease.document,

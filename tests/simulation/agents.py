@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from sublet_agent.core import effects, events
+from sublet_agent.core import cadence, effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.effects import Step
 from sublet_agent.core.folders_at_rest import Ended, decide
@@ -631,7 +631,7 @@ class AgentHost:
         state, _ = decide(
             folder.seen(self._rested_ms.get(lease_id, -1)),
             waited_ms=None if due_ms is None else self.engine.now_ms - due_ms,
-            interval_ms=record.job.checkpoint_interval_ms,
+            interval_ms=cadence.interval(record).ms,
             ended=ended,
         )
         if state in ("same", "ready"):

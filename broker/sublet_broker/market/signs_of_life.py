@@ -16,7 +16,7 @@ Rules:
 
 from dataclasses import dataclass, replace
 
-from sublet_contracts.wire import RunReport, RunUsage
+from sublet_contracts.wire import RunCadence, RunReport, RunUsage
 
 COMPUTES_CPU_MILLIS = 50
 
@@ -56,6 +56,8 @@ class Signs:
     """Whether the job has opened what it was restored from; None: not known."""
     saved_file: str = ""
     """What it seems to save to, where that is no checkpoint."""
+    cadence: RunCadence | None = None
+    """How often it is asked for a checkpoint, as its agent said last."""
 
 
 def reported(signs: Signs | None, report: RunReport, start_step: int, now_ms: int) -> Signs:
@@ -85,6 +87,7 @@ def reported(signs: Signs | None, report: RunReport, start_step: int, now_ms: in
         idle_since_ms=_since(signs.idle_since_ms, idle is True, now_ms),
         opened=True if signs.opened else report.checkpoint_opened,
         saved_file=report.saved_file,
+        cadence=report.cadence,
     )
 
 

@@ -19,15 +19,25 @@ from dataclasses import dataclass
 
 from sublet_broker.market.facts import LeaseFact, RunFact
 from sublet_broker.market.signs_of_life import Signs, judged_by_steps, still_ms
-from sublet_contracts.documents import Job
+from sublet_contracts.documents import (
+    AUTO_FIRST_INTERVAL_MS,
+    AUTO_LEAST_INTERVAL_MS,
+    AUTO_MOST_INTERVAL_MS,
+    Job,
+)
 from sublet_contracts.job_warnings import WarningCode
 from sublet_contracts.rules import charge_ucr
 from sublet_contracts.states import Desired, RunState
 
 SAVING_MS = 30_000
 """What the first checkpoint may take from being asked for to being durable."""
+MOST_TOLD_MS = 7 * 86_400_000
+"""No more than that is believed of what an agent says a loss would cost."""
 STALE_MS = 300_000
 STALE_INTERVALS = 3
+UNANSWERED_INTERVALS_X2 = 3
+"""For one and a half intervals a checkpoint may be waited for, so that its renter is told within
+two. A job that saves at times of its own may take as long as it took before."""
 UNREAD_MS = 60_000
 UNREAD_AND_NO_WORK_MS = 900_000
 """So long a script may import, load its model and compile before it opens its checkpoint."""
@@ -84,6 +94,40 @@ def unsaved(run: RunFact, lease: LeaseFact, now_ms: int) -> tuple[int, int]:
     return used_ms - durable_ms, max(0, charged_ucr - charge_ucr(price, durable_ms))
 
 
+def most_lost(w: Watched) -> tuple[int, int]:
+    """Return the most work that a loss of the machine costs the run, in time, and in ucr as long as
+    the machine isn't at fault: by what its agent has measured, and never less than is lost now."""
+    devices = max(1, len(w.lease.device_ids))
+    device_ms, ucr = unsaved(w.run, w.lease, w.now_ms)
+    cadence = w.signs.cadence if w.signs else None
+    told_ms = min(cadence.most_lost_ms, MOST_TOLD_MS) if cadence else 0
+    charged_ucr = charge_ucr(w.lease.price_ucr_per_device_hour, told_ms * devices)
+    return max(told_ms, device_ms // devices), max(min(charged_ucr, w.lease.hold_ucr), ucr)
+
+
+def _interval_ms(w: Watched) -> int:
+    """Return how often the job is asked for a checkpoint."""
+    if w.job.checkpoint_interval_ms:
+        return w.job.checkpoint_interval_ms
+    cadence = w.signs.cadence if w.signs else None
+    if cadence is None:
+        return AUTO_FIRST_INTERVAL_MS
+    return min(max(cadence.interval_ms, AUTO_LEAST_INTERVAL_MS), AUTO_MOST_INTERVAL_MS)
+
+
+def _unanswered_ms(w: Watched) -> int:
+    """Return for how long a checkpoint has been asked for and none came."""
+    cadence = w.signs.cadence if w.signs else None
+    return min(cadence.unanswered_ms, max(0, w.ran_ms)) if cadence else 0
+
+
+def _unanswered(w: Watched) -> bool:
+    if not w.resumable or w.signs is None or w.signs.cadence is None:
+        return False  # where nothing was saved yet, that is what is told
+    usual_ms = max(_interval_ms(w), w.signs.cadence.spacing_ms)
+    return _unanswered_ms(w) >= max(SAVING_MS, UNANSWERED_INTERVALS_X2 * usual_ms // 2)
+
+
 def _at_risk(w: Watched) -> dict[str, int]:
     device_ms, ucr = unsaved(w.run, w.lease, w.now_ms)
     return {"at_risk_ms": device_ms // max(1, len(w.lease.device_ids)), "at_risk_ucr": ucr}
@@ -107,7 +151,7 @@ def _saves_stopped(w: Watched) -> bool:
     if not w.resumable or w.run.running_ms is None:
         return False
     last_ms = max(w.run.running_ms, w.run.durable_ms or 0)
-    late = w.now_ms - last_ms >= max(STALE_MS, STALE_INTERVALS * w.job.checkpoint_interval_ms)
+    late = w.now_ms - last_ms >= max(STALE_MS, STALE_INTERVALS * _interval_ms(w))
     goes_on = w.signs is not None and (not w.signs.tells_steps or w.signs.moved.ms > last_ms)
     return late and goes_on
 
@@ -143,7 +187,7 @@ def _step(w: Watched) -> int:
 
 _RULES: Mapping[WarningCode, _Rule] = {
     WarningCode.NOTHING_SAVED: _Rule(
-        lambda w: not w.resumable and w.ran_ms >= w.job.checkpoint_interval_ms + SAVING_MS,
+        lambda w: not w.resumable and w.ran_ms >= _interval_ms(w) + SAVING_MS,
         lambda w, since_ms: w.resumable,
         _at_risk,
     ),
@@ -151,6 +195,15 @@ _RULES: Mapping[WarningCode, _Rule] = {
         _saves_stopped,
         lambda w, since_ms: (w.run.durable_ms or 0) > since_ms,
         lambda w: {"durable_step": _durable_step(w), **_at_risk(w)},
+    ),
+    WarningCode.SAVE_UNANSWERED: _Rule(
+        _unanswered,
+        lambda w, since_ms: (
+            w.signs is not None
+            and w.signs.cadence is not None
+            and w.signs.cadence.unanswered_ms == 0
+        ),
+        lambda w: {"unanswered_ms": _unanswered_ms(w), **_at_risk(w)},
     ),
     WarningCode.CHECKPOINT_UNREAD: _Rule(
         lambda w: (

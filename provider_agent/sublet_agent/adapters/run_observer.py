@@ -17,7 +17,7 @@ from sublet_agent.adapters.workspace.disk_space import LEAST_FREE_BYTES
 from sublet_agent.adapters.workspace.folder_reader import FolderBusy, FolderReader, FolderRefused
 from sublet_agent.adapters.workspace.reader import Look, Progress
 from sublet_agent.adapters.workspace.workspace import Workspace, run_id
-from sublet_agent.core import events
+from sublet_agent.core import cadence, events
 from sublet_agent.core.exit_reasons import ExitEvidence
 from sublet_agent.core.folders_at_rest import Ended
 from sublet_agent.core.runner_port import OutputLine, Runner, RunnerError, RunStatus
@@ -453,7 +453,7 @@ class Observer:
         its renter is warned then."""
         record = self._workspace.record
         quiet = record.job.checkpoints or self._look.by_protocol or self._reported_steps
-        interval_s = record.job.checkpoint_interval_ms / 1000
+        interval_s = cadence.interval(record).ms / 1000
         ran_s = record.cum_device_ms / 1000 / max(1, record.devices)
         now = time.monotonic()
         if quiet or ran_s < interval_s or now < self._saved_after_s:

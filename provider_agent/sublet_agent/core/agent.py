@@ -448,6 +448,7 @@ class AgentCore:
             checkpoint=assigned.checkpoint.document if assigned.checkpoint else None,
             image=lease.image or found,
             durable_step=assigned.lease.document.start_step,
+            loss_every_ms=assign.loss_every_ms,
             cpu_millis=self.terms.cpu_millis * len(assigned.lease.document.device_ids),
         )
         run = Run(

@@ -8,6 +8,7 @@ never used once the machine was started anew; a power cut may have torn it, size
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from sublet_agent.core import cadence
 from sublet_agent.core.records import RunRecord
 
 KEEP_LOCAL = 3
@@ -100,4 +101,4 @@ def save_is_due(record: RunRecord, now_ms: int) -> bool:
     if record.started_ms is None:
         return False
     last = max(record.started_ms, record.interval_began_ms)
-    return now_ms - last >= record.job.checkpoint_interval_ms
+    return now_ms - last >= cadence.interval(record).ms

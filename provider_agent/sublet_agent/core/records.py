@@ -50,6 +50,23 @@ class AwaitingVerdict(_Record):
     since_ms: int
 
 
+class SavesMeasured(_Record):
+    """What the last few checkpoints of a run have shown, oldest first, by its own time."""
+
+    stalls_ms: list[int] = Field(default_factory=list)
+    """how long each held the job's loop, by the job's word"""
+    saves_told: int = 0
+    """as many it had made by then, by its word"""
+    durable_after_ms: list[int] = Field(default_factory=list)
+    """how old each was when it was durable"""
+    spacings_ms: list[int] = Field(default_factory=list)
+    """how much the run had done since the one before"""
+    saved_device_ms: int = 0
+    """up to which device time the newest holds what it has done"""
+    asked_device_ms: int | None = None
+    """when it was asked for one and none has come since; None: it is not waited for"""
+
+
 class RunRecord(_Record):
     """One lease and the run under it. Times in ms of the agent's clock."""
 
@@ -107,6 +124,9 @@ class RunRecord(_Record):
     """when"""
     interval_began_ms: int = 0
     """when the last checkpoint was found, or was asked for with SAVE"""
+    saves: SavesMeasured = Field(default_factory=SavesMeasured)
+    loss_every_ms: int = 0
+    """how long a machine lasts, as the broker said with the lease; 0: it did not"""
     last_receipt_sequence: int = 0
     last_receipt_id: str | None = None
     last_receipt_ms: int = 0

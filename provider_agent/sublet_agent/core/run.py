@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
-from sublet_agent.core import checkpoints, metering, partial_outputs, receipts
+from sublet_agent.core import cadence, checkpoints, metering, partial_outputs, receipts
 from sublet_agent.core import effects as do
 from sublet_agent.core.deadlines import RENEW_EVERY_MS, deadline_of, deadline_text
 from sublet_agent.core.events import (
@@ -226,6 +226,8 @@ class Run:
                 self.saved_file = event.path
             case StallTold():
                 self.stall = checkpoints.within(event.stall, self._ran_ms())
+                cadence.held(self.record, self.stall.saves, self.stall.stall_ms)
+                self.changed = True
             case Measured(measure=measure):
                 self.usage.measured(measure)
             case DiskUsed():
@@ -265,6 +267,7 @@ class Run:
             if not stop and record.phase is RunPhase.RUNNING:
                 if checkpoints.save_is_due(record, now_ms):
                     record.interval_began_ms = now_ms
+                    cadence.asked(record)
                     self.changed = True
                     self.effects.append(do.AskSave(record.lease_id))
                 left_ms = metering.must_stop_in_ms(record)
@@ -364,6 +367,7 @@ class Run:
                 record.durable_step = awaiting.step
                 record.durable_checkpoint = verdict.checkpoint
                 record.durable_device_ms = awaiting.cum_device_ms
+                cadence.durable(record, awaiting.cum_device_ms)
                 self.effects.append(do.AckStep(record.lease_id, awaiting.step))
                 if record.job.checkpoints:
                     # A copy of ours: the job has its own, and its disk back.
@@ -468,6 +472,7 @@ class Run:
                 "checkpoint_opened": self.checkpoint_opened,
                 "saved_file": self.saved_file[:MAX_SAVED_FILE_CHARACTERS],
                 "stall": None if self.stall is None else asdict(self.stall),
+                "cadence": cadence.told(record) if record.phase is RunPhase.RUNNING else None,
                 "detail": record.detail[:256],
             }
         )
@@ -595,6 +600,7 @@ class Run:
         ):
             return
         record.local_checkpoints[step] = checkpoints.worth_device_ms(record, age_ms)
+        cadence.found(record, record.local_checkpoints[step])
         if unsynced:
             record.unsynced_steps.append(step)
         record.interval_began_ms = (record.started_ms or 0) + self._ran_ms()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sublet.cli.errors import SUCCEEDED
 from sublet.cli.parser import Parser, open_client, with_broker, with_job, with_json
+from sublet.terminal.cadence_text import cadence_lines
 from sublet.terminal.kept import days_left, kept_lines, left_out_lines
 from sublet.terminal.next_steps import status_text
 from sublet.terminal.text import clip, paint, safe, state, table
@@ -128,7 +129,10 @@ def inspect(argv: Sequence[str]) -> int:
     if view.step or view.total_steps:
         metrics = "".join(f", {safe(k)} {v:.4g}" for k, v in sorted(view.metrics.items()))
         lines.append(_pair("step", f"{_steps(view)} (durable: {view.durable_step}){metrics}"))
-    lines += [_pair("saving", text) for text in stall_lines(view.runs)]
+    lines += [
+        _pair("" if number else "saving", text)
+        for number, text in enumerate([*cadence_lines(view), *stall_lines(view.runs)])
+    ]
     lines += [_pair("warning", text) for text in warning_lines(view)]
     if view.recoveries:
         lost = format_duration(view.lost_device_ms)

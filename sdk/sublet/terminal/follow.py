@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from sublet.cosign import Cosigned
 from sublet.errors import BrokerAway, SubletError
+from sublet.terminal.cadence_text import cadence_of, most_lost_text
 from sublet.terminal.detaching import detached_text, not_known
 from sublet.terminal.next_steps import status_text
 from sublet.terminal.output import Output
@@ -412,6 +413,9 @@ class LiveScreen:
             rows.append(bar)
         elif view.step:
             rows.append(Text(f"step {view.step}, durable {view.durable_step}"))
+        cadence = cadence_of(view)
+        if cadence is not None:
+            rows.append(Text(most_lost_text(cadence), "dim"))
         if view.warnings:
             rows.append(Text(f"! {warning_marks(view, most=3)}", "yellow"))
         if view.metrics:

@@ -17,6 +17,7 @@ _DOUBTS = frozenset(
     {
         WarningCode.NOTHING_SAVED,
         WarningCode.SAVES_STOPPED,
+        WarningCode.SAVE_UNANSWERED,
         WarningCode.CHECKPOINT_UNREAD,
         WarningCode.BEGAN_AGAIN,
     }

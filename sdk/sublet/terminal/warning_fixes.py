@@ -76,6 +76,19 @@ def _saves_stopped(view: JobView, warning: WarningView) -> str:
     )
 
 
+def _answer(view: JobView, warning: WarningView) -> str:
+    job = _job(view)
+    if job is not None and job.checkpoints:
+        return (
+            f"let the script save more often to {', '.join(job.checkpoints)}, and close what it "
+            "writes"
+        )
+    return (
+        "let the script call sublet.ckpt.save() where sublet.ckpt.should_save() says so, or save "
+        f"more often by itself; sublet logs {short(view.id)} shows whether saving fails"
+    )
+
+
 def _look(view: JobView, warning: WarningView) -> str:
     ref = short(view.id)
     text = f"see sublet logs -f {ref}; sublet pause {ref} ends what it costs"
@@ -96,6 +109,7 @@ def _idle(view: JobView, warning: WarningView) -> str:
 FIXES: dict[WarningCode, Fix] = {
     WarningCode.NOTHING_SAVED: _nothing_saved,
     WarningCode.SAVES_STOPPED: _saves_stopped,
+    WarningCode.SAVE_UNANSWERED: _answer,
     WarningCode.CHECKPOINT_UNREAD: _load,
     WarningCode.BEGAN_AGAIN: _load,
     WarningCode.STANDS_STILL: _look,

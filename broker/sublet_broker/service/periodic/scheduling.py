@@ -13,6 +13,7 @@ from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import JobFact, LeaseFact, OfferFact, ShardFact
 from sublet_broker.market.leasing import lease_document, why_not_leased
 from sublet_broker.market.ledger import held
+from sublet_broker.market.losses import loss_every_ms
 from sublet_broker.market.matching import BookEntry, fits, requirements_of
 from sublet_broker.service.leases.candidates import (
     LIVE_LEASE,
@@ -27,6 +28,7 @@ from sublet_broker.service.leases.settlement import pending_of
 from sublet_broker.service.leases.standby import newest_durable
 from sublet_broker.service.ports import MatcherAway, Proposal
 from sublet_broker.service.unit_of_work.context import Context
+from sublet_broker.service.unit_of_work.tallies import LEASED_MACHINE_MS, LOSSES
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.documents import Job, Offer, sign_document
 from sublet_contracts.states import JOB, JobState, LeaseState, step
@@ -247,6 +249,7 @@ class Scheduling:
                 lease=signed.envelope,
                 job=job.envelope,
                 checkpoint=start.envelope if start else None,
+                loss_every_ms=loss_every_ms(work.tally(LEASED_MACHINE_MS), work.tally(LOSSES)),
             ),
         )
         since_ms = max(job.submitted_ms, job.not_before_ms)

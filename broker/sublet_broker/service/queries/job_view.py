@@ -15,12 +15,13 @@ from sublet_broker.market.facts import (
     SettlementFact,
 )
 from sublet_broker.market.running import is_over
-from sublet_broker.market.warnings import Watched, about, facts_of, unsaved
+from sublet_broker.market.warnings import Watched, about, facts_of, most_lost, unsaved
 from sublet_broker.service.queries.status_text import next_step, says
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.api import (
     Charge,
     JobView,
+    RunCadenceView,
     RunStallView,
     RunUploadView,
     RunUsageView,
@@ -48,7 +49,7 @@ def job_view(snapshot: UnitOfWork, job: JobFact, *, keep_ended_ms: int) -> JobVi
     }
     durable = snapshot.find(CheckpointFact, {"job": job.id, "state": CheckpointState.DURABLE})
     views = tuple(
-        _run_view(snapshot, lease, runs.get(lease.id), settled.get(lease.id), durable)
+        _run_view(snapshot, lease, runs.get(lease.id), settled.get(lease.id), durable, document)
         for lease in leases
     )
     standing = snapshot.standing(job.id)
@@ -139,6 +140,7 @@ def _run_view(
     run: RunFact | None,
     settled: Settlement | None,
     durable: list[CheckpointFact],
+    job: Job,
 ) -> RunView:
     offer = accepted(snapshot.must(OfferFact, lease.offer).envelope, Offer)
     party = snapshot.get(PartyFact, lease.provider)
@@ -182,6 +184,7 @@ def _run_view(
         upload=_upload_view(snapshot, lease.id),
         usage=_usage_view(snapshot, lease.id),
         stall=_stall_view(snapshot.stall(lease.id), cum // len(lease.device_ids)),
+        cadence=None if run is None else _cadence_view(snapshot, run, lease, job),
     )
 
 
@@ -214,6 +217,26 @@ def _stall_view(stall: RunStall | None, took_ms: int) -> RunStallView | None:
         stall_share_ppm=min(_MILLION, stall.all_stall_ms * _MILLION // max(1, took_ms)),
         last_stall_ms=stall.stall_ms,
         last_write_ms=stall.write_ms,
+    )
+
+
+def _cadence_view(
+    snapshot: UnitOfWork, run: RunFact, lease: LeaseFact, job: Job
+) -> RunCadenceView | None:
+    signs = snapshot.signs(run.id)
+    if signs is None or signs.cadence is None or run.state is not RunState.RUNNING:
+        return None
+    said = signs.cadence
+    most_ms, most_ucr = most_lost(Watched(run, lease, job, signs, snapshot.now_ms))
+    return RunCadenceView(
+        interval_ms=said.interval_ms,
+        auto=not job.checkpoint_interval_ms,
+        rests_on=said.rests_on,
+        cost_ms=said.cost_ms,
+        durable_after_ms=said.durable_after_ms,
+        unanswered_ms=said.unanswered_ms,
+        most_lost_ms=most_ms,
+        most_lost_ucr=most_ucr,
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from sublet_broker.market import ledger
+from sublet_broker.market import ledger, losses
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.facts import (
     AccountFact,
@@ -105,6 +105,22 @@ STORED_BYTES = Tally(
 )
 """What a scope's content counts for."""
 
+LEASED_MACHINE_MS = Tally(
+    name="leased_machine_ms",
+    of=LeaseFact,
+    where={"state": LeaseState.CLOSED},
+    amount=losses.machine_ms,
+)
+"""For how long closed leases had their machines."""
+
+LOSSES = Tally(
+    name="losses",
+    of=LeaseFact,
+    where={"state": LeaseState.CLOSED},
+    amount=losses.losses,
+)
+"""Closed leases whose machine was lost without notice."""
+
 TRANSFERRED = TallyMetric(
     name="sublet_ledger_transferred_microcredits_total",
     type=MetricType.COUNTER,
@@ -140,6 +156,8 @@ BALANCES = TallyMetric(
 TALLIES: tuple[Tally[Any], ...] = (
     LIVE_JOBS,
     STORED_BYTES,
+    LEASED_MACHINE_MS,
+    LOSSES,
     TRANSFERRED,
     DEBITS,
     CREDITS,

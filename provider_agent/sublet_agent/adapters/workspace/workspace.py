@@ -37,6 +37,7 @@ from sublet_agent.adapters.workspace.layout_file import LAYOUT, read_layout, wri
 from sublet_agent.adapters.workspace.placed_files import PlacedFile, PlacedFiles
 from sublet_agent.adapters.workspace.reader import DONE, Look, Progress
 from sublet_agent.adapters.workspace.transfer import Transfer
+from sublet_agent.core import cadence
 from sublet_agent.core.checkpoints import Stall, read_stall
 from sublet_agent.core.folders_at_rest import Ended
 from sublet_agent.core.layout import HOME, OUTPUTS, TMP, WORK, Layout, RunFolders
@@ -333,7 +334,7 @@ class Workspace:
         wish = Wish(
             leave_out=tuple(place.leave_out for place in self.named_folders),
             waited_ms=waited_ms,
-            interval_ms=record.job.checkpoint_interval_ms,
+            interval_ms=cadence.interval(record).ms,
             since_ns=await blocking(self._snapshots.since_ns),
             begun_ns=(record.started_ms or 0) * 1_000_000,
             ended=ended,
