@@ -116,10 +116,10 @@ def test_a_checkpoint_that_was_asked_for_and_never_came_is_told_within_two_inter
 def test_of_a_script_that_went_on_and_does_not_answer_it_is_told_as_well() -> None:
     world = Town()
     _agent, renter, job, run = resumed(world)
-    run.cadence = cadence(MINUTE_MS, unanswered_ms=89_000)
-    world.steps(run, 2 * MINUTE_MS)
+    run.cadence = cadence(rests_on="job", unanswered_ms=179_000)
+    world.steps(run, 4 * MINUTE_MS)
     assert codes(renter.view(job)) == []
-    run.cadence = cadence(MINUTE_MS, unanswered_ms=90_000)
+    run.cadence = cadence(rests_on="job", unanswered_ms=180_000)
     world.pass_ms(15_000)
     assert codes(renter.view(job)) == ["save_unanswered"]
 
