@@ -360,6 +360,8 @@ class AgentHost:
                 self.engine.say(f"{self.name} takes {message.TYPE} {mid}")
             if isinstance(message, Order):
                 self.market.auditor.truth.asked(message.lease, message.reason, message.desired)
+            if isinstance(message, Assign):
+                self.market.cadences.told(message)
             if self.on_assign is not None and isinstance(message, Assign):
                 self.on_assign(message)
             else:
@@ -421,6 +423,8 @@ class AgentHost:
                 self._due_ms.setdefault(lease_id, self.engine.now_ms)
                 self._later(draw(1, 50), lambda: self._tell_engine(lease_id, Container.stop))
             case effects.AskSave(lease_id):
+                held = self.containers.get(lease_id)
+                self.market.cadences.asked(self, self._record(lease_id), held, self._offset_ms)
                 self._due_ms.setdefault(lease_id, self.engine.now_ms)
                 self._later(draw(1, 500), lambda: self._on_container(lease_id, Container.save))
             case effects.Kill(lease_id):
@@ -651,6 +655,7 @@ class AgentHost:
             age_ms = until_ms - container.folder.copied[step][0]
         unsynced = container.folder is None
         found = events.CheckpointFound(container.lease_id, step, age_ms=age_ms, unsynced=unsynced)
+        self.market.cadences.found(container.lease_id, self._offset_ms)
         self.post(found)
         if unsynced and self.engine.now_ms < self._reboots_until_ms:
             self._reboots_until_ms = 0

@@ -486,6 +486,7 @@ class Auditor:
             model.signed = True
         else:
             model.reason = str(new.reason)
+            self.market.cadences.closed(new)
             never(job.live != new.id, "a lease was closed that wasn't the job's one")
             job.live = ""
             never(model.signed and not model.settled, "a signed lease was closed unsettled")
@@ -516,6 +517,7 @@ class Auditor:
         )
         self.heard_ms[new.id] = self.clock_ms
         self.market.matching.leased(document)
+        self.market.cadences.leased(new.id)
         self.set_aside.leased(document["provider"], self.clock_ms)
         job = self.jobs[document["job"]]
         never(bool(job.live), "a job has two holders")

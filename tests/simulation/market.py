@@ -19,6 +19,7 @@ from tests.simulation import shortcuts
 from tests.simulation.agents import AgentHost
 from tests.simulation.auditor import Auditor
 from tests.simulation.broker import BrokerHost
+from tests.simulation.cadences import Cadences
 from tests.simulation.chaos import Chaos
 from tests.simulation.doom import CrashPoints
 from tests.simulation.engine import Engine
@@ -105,6 +106,7 @@ class Market:
         self.silence = Silence(self)
         self.lifetimes = Lifetimes(self)
         self.stalls = Stalls(self)
+        self.cadences = Cadences(self)
         self.broker = BrokerHost(self)
         self.agents = [self._agent(n) for n in range(plan.providers)]
         self.agents_by_party = {agent.party: agent for agent in self.agents}

@@ -207,7 +207,7 @@ class RenterHost:
             ),
             max_price_ucr_per_device_hour=MAX_PRICE,
             budget_ucr=budget,
-            checkpoint_interval_ms=draw.choice((30_000, 120_000, 600_000)),
+            checkpoint_interval_ms=draw.choice((30_000, 120_000, 0)),
             patience_ms=draw.choice((10_000, 20_000, 60_000)),
             stop_grace_ms=draw.choice((5_000, 5_000, 30_000, 30_000, 600_000)),
             stall_ms=draw.choice(stalls),
