@@ -8,6 +8,7 @@
     GET  /v1/offers?kind=&region=                     -> OffersPage
     POST /v1/offers/match     MatchRequest            -> MatchView       what would this job get?
     PUT  /v1/blobs/{sha256}   bytes                   -> 204             the renter's own inputs
+    PUT  /v1/packs/{pack}     bytes (packs.py)        -> 204             many chunks of them
     POST /v1/blobs/missing    MissingRequest          -> MissingView
     POST /v1/jobs             SignedRequest(job)      -> JobView         201; holds the budget
     GET  /v1/jobs?state=&name=&limit=                 -> JobsPage
@@ -23,6 +24,7 @@
     GET  /v1/jobs/{job}/receipts?unsigned=true        -> ReceiptsPage    to countersign
     POST /v1/receipts/{receipt}/signature SignedRequest(receipt) -> 204
     PUT  /v1/jobs/{job}/blobs/{sha256} bytes          -> 204             renter, or lease holder
+    PUT  /v1/jobs/{job}/packs/{pack}   bytes          -> 204             likewise
     GET  /v1/jobs/{job}/blobs/{sha256}                -> bytes           and its successor
     POST /v1/jobs/{job}/blobs/missing MissingRequest  -> MissingView     holder: header Sublet-Epoch
     GET  /v1/balance                                  -> BalanceView
