@@ -13,17 +13,21 @@ else, and each chunk against the table as it comes. No chunk stands in a table t
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from sublet_contracts.tree import CHUNK_BYTES
+from sublet_contracts.tree import CHUNK_BYTES, Chunk
 
 PACK_BYTES = 16 * 1024 * 1024
 """How much of chunks a sender puts into one."""
 MAX_PACK_BYTES = 64 * 1024 * 1024
 """of chunks, in one"""
 MAX_PACK_CHUNKS = 4096
+MAX_READ_CHUNKS = 64
+"""that are read with one request"""
+READ_BYTES = 4 * 1024 * 1024
+"""How much a reader asks for at once."""
 
 _MAGIC = b"sublet-pack-1\n"
 _COUNT = struct.Struct(">I")
@@ -165,6 +169,37 @@ def parse_table(data: bytes, name: str) -> PackTable:
     if table.chunk_bytes > MAX_PACK_BYTES:
         raise PackRefused(f"its chunks come to more than {MAX_PACK_BYTES} bytes")
     return table
+
+
+def in_reads(order: Iterable[Chunk]) -> list[tuple[Chunk, ...]]:
+    """Return these chunks in groups of up to READ_BYTES, in their order."""
+    groups: list[tuple[Chunk, ...]] = []
+    now: list[Chunk] = []
+    full = 0
+    for chunk in order:
+        if now and (full + chunk.size_bytes > READ_BYTES or len(now) == MAX_READ_CHUNKS):
+            groups.append(tuple(now))
+            now, full = [], 0
+        now.append(chunk)
+        full += chunk.size_bytes
+    if now:
+        groups.append(tuple(now))
+    return groups
+
+
+def cut_read(data: bytes, chunks: Sequence[Chunk]) -> list[bytes]:
+    """Return the chunks of which `data` is made. Raises PackRefused."""
+    found: list[bytes] = []
+    at = 0
+    for chunk in chunks:
+        piece = data[at : at + chunk.size_bytes]
+        if len(piece) != chunk.size_bytes or hashlib.sha256(piece).hexdigest() != chunk.sha256:
+            raise ChunkDiffers(chunk.sha256)
+        found.append(piece)
+        at += chunk.size_bytes
+    if at != len(data):
+        raise PackRefused("more came than was asked for")
+    return found
 
 
 def in_packs(

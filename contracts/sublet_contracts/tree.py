@@ -18,8 +18,9 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Annotated, Self
+from typing import Annotated, Self
 
 from pydantic import (
     AfterValidator,
@@ -35,7 +36,7 @@ from sublet_contracts.documents import refused_by_validation
 from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
 from sublet_contracts.fields import Count, Sha256
 
-CHUNK_BYTES = 4 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
 MAX_INDEX_BYTES = 16 * 1024 * 1024
 MAX_FILES = 20_000
 MAX_PATH_BYTES = 1024
@@ -364,7 +365,7 @@ def scan_tree(
 
 
 def cut_file(
-    file: IO[bytes],
+    file: BufferedReader,
     relative: str,
     max_bytes: int,
     mode: int,
@@ -374,19 +375,30 @@ def cut_file(
     Raises OSError, and what `on_bytes` raises, which is told of each piece."""
     chunks: list[Chunk] = []
     size_bytes = 0
-    while data := file.read(CHUNK_BYTES):
-        size_bytes += len(data)
+    # One buffer for all: new memory for each piece costs more than to hash it.
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    while length := _fill(file, buffer):
+        size_bytes += length
         if size_bytes > max_bytes:
             return None
-        chunks.append(Chunk(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)))
+        sha256 = hashlib.sha256(buffer[:length]).hexdigest()
+        chunks.append(Chunk(sha256=sha256, size_bytes=length))
         if on_bytes:
-            on_bytes(len(data))
+            on_bytes(length)
     return TreeFile(
         path=relative,
         size_bytes=size_bytes,
         executable=bool(mode & stat.S_IXUSR),
         chunks=tuple(chunks),
     )
+
+
+def _fill(file: BufferedReader, buffer: memoryview) -> int:
+    """Read until the buffer is full or the file at its end; return how much was read."""
+    length = 0
+    while length < len(buffer) and (read := file.readinto(buffer[length:])):
+        length += read
+    return length
 
 
 def note_sources(sources: dict[str, tuple[Path, int, int]], file: TreeFile, path: Path) -> None:

@@ -14,7 +14,7 @@ from sublet.http import BYTES, Link
 from sublet_contracts.amounts import format_bytes
 from sublet_contracts.api import MissingRequest, MissingView
 from sublet_contracts.documents import Input
-from sublet_contracts.packs import PackTable, in_packs
+from sublet_contracts.packs import PackRefused, PackTable, cut_read, in_packs, in_reads
 from sublet_contracts.problems import ProblemCode
 from sublet_contracts.tree import (
     MAX_INDEX_BYTES,
@@ -128,7 +128,7 @@ def read_index(link: Link, job: str, index_sha256: str) -> TreeIndex:
 
 def read_file(link: Link, job: str, file: TreeFile) -> bytes:
     """Return the content of one small file of a tree. Raises TreeRefused, SubletError."""
-    return b"".join(_chunk(link, job, chunk) for chunk in file.chunks)
+    return b"".join(piece for part in in_reads(file.chunks) for piece in _chunks(link, job, part))
 
 
 def download_files(
@@ -159,17 +159,17 @@ def download_files(
             "are free; make room, or name a folder on another disk"
         )
 
-    def fetch(sha256: str) -> None:
-        data = _chunk(link, job, pieces[sha256])
-        for path, offset in places[sha256]:
-            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
-            try:
-                _write_all(descriptor, data, offset)
-            finally:
-                os.close(descriptor)
-        advance(len(data))
+    def fetch(chunks: tuple[Chunk, ...]) -> None:
+        for chunk, data in zip(chunks, _chunks(link, job, chunks), strict=True):
+            for path, offset in places[chunk.sha256]:
+                descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+                try:
+                    _write_all(descriptor, data, offset)
+                finally:
+                    os.close(descriptor)
+            advance(len(data))
 
-    _in_parallel(fetch, pieces)
+    _in_parallel(fetch, in_reads(pieces.values()))
     parents: set[Path] = set()
     for name, file in todo.items():
         piece, place = aside / name, target / name
@@ -265,11 +265,15 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _chunk(link: Link, job: str, chunk: Chunk) -> bytes:
-    data = link.send("GET", f"/v1/jobs/{job}/blobs/{chunk.sha256}").content
-    if len(data) != chunk.size_bytes or hashlib.sha256(data).hexdigest() != chunk.sha256:
-        raise TreeRefused("the broker gave a chunk that does not match its hash; try again")
-    return data
+def _chunks(link: Link, job: str, chunks: tuple[Chunk, ...]) -> list[bytes]:
+    names = ",".join(chunk.sha256 for chunk in chunks)
+    data = link.send("GET", f"/v1/jobs/{job}/chunks/{names}").content
+    try:
+        return cut_read(data, chunks)
+    except PackRefused as error:
+        raise TreeRefused(
+            "the broker gave a chunk that does not match its hash; try again"
+        ) from error
 
 
 def _missing(link: Link, path: str, names: list[str]) -> list[str]:

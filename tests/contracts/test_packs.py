@@ -14,15 +14,18 @@ from sublet_contracts.packs import (
     MAX_BODY_BYTES,
     MAX_PACK_BYTES,
     MAX_PACK_CHUNKS,
+    MAX_READ_CHUNKS,
     PACK_BYTES,
     ChunkDiffers,
     Pack,
     PackReader,
     PackRefused,
     PackTable,
+    cut_read,
     in_packs,
+    in_reads,
 )
-from sublet_contracts.tree import CHUNK_BYTES
+from sublet_contracts.tree import CHUNK_BYTES, Chunk
 
 
 def sha(data: bytes) -> str:
@@ -126,7 +129,7 @@ ONE, TWO = bytes(32), bytes([1]) * 32
         (raw_table((ONE, 1), (ONE, 1)), "twice"),
         (raw_table((ONE, 1), (ONE, 2)), "twice"),
         (
-            raw_table(*((bytes([n]) * 32, CHUNK_BYTES) for n in range(17))),
+            raw_table(*((bytes([n]) * 32, CHUNK_BYTES) for n in range(65))),
             f"more than {MAX_PACK_BYTES}",
         ),
     ],
@@ -159,3 +162,23 @@ def test_chunks_are_put_into_packs_in_their_order() -> None:
 def test_what_senders_make_is_taken() -> None:
     assert PACK_BYTES % CHUNK_BYTES == 0
     assert PACK_BYTES <= MAX_PACK_BYTES < MAX_BODY_BYTES
+
+
+def chunks_of(*pieces: bytes) -> list[Chunk]:
+    return [Chunk(sha256=sha(piece), size_bytes=len(piece)) for piece in pieces]
+
+
+def test_chunks_are_read_in_groups_in_their_order() -> None:
+    large = [Chunk(sha256=sha(b"x"), size_bytes=CHUNK_BYTES)] * 9
+    assert [len(group) for group in in_reads(large)] == [4, 4, 1]
+    small = [Chunk(sha256=sha(b"x"), size_bytes=1)] * (MAX_READ_CHUNKS + 1)
+    assert [len(group) for group in in_reads(small)] == [MAX_READ_CHUNKS, 1]
+    assert in_reads([]) == []
+
+
+def test_what_was_read_is_cut_and_checked() -> None:
+    chunks = chunks_of(b"one", b"two", b"one")
+    assert cut_read(b"onetwoone", chunks) == [b"one", b"two", b"one"]
+    for wrong in (b"onetwoon", b"onetwoONE", b"twooneone", b"", b"onetwoone!"):
+        with pytest.raises(PackRefused):
+            cut_read(wrong, chunks)

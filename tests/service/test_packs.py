@@ -130,6 +130,42 @@ def test_the_same_pack_again_changes_nothing_and_leaves_nothing() -> None:
     assert get(renter, b"one") == b"one"
 
 
+def test_many_are_read_at_once_in_the_order_asked_for() -> None:
+    world = World()
+    alice = world.agent("alice")
+    renter = world.renter()
+    job = renter.run()
+    run = alice.the_run
+    save(alice, run, 1, {"a": b"one", "b": b"two"})
+    save(alice, run, 2, {"a": b"one", "b": b"three"})
+    scope = (alice.party, job, run.lease.epoch)
+    blobs = world.broker.blobs
+    asked = [b"three", b"one", b"two", b"one"]
+    assert blobs.get_many(*scope, [digest(data) for data in asked]) == asked
+    damage(world, b"two")
+    with pytest.raises(Refusal) as caught:
+        blobs.get_many(*scope, [digest(data) for data in asked])
+    assert caught.value.code is ProblemCode.DAMAGED
+    assert caught.value.facts == {"sha256": digest(b"two")}
+    assert blobs.get_many(*scope, [digest(b"three"), digest(b"one")]) == [b"three", b"one"]
+    with pytest.raises(Refusal) as caught:
+        blobs.get_many(*scope, [digest(b"one"), digest(b"of somebody else")])
+    assert caught.value.code is ProblemCode.NOT_FOUND
+
+
+def test_so_much_is_read_at_once_and_no_more() -> None:
+    world = World(Settings(max_blob_bytes=10))
+    alice = world.agent("alice")
+    job = world.renter().run()
+    scope = (alice.party, job, alice.the_run.lease.epoch)
+    world.broker.blobs.put_pack(*scope, pack_of(b"five.", b"fife.", b"six..."))
+    get_many = world.broker.blobs.get_many
+    assert get_many(*scope, [digest(b"five."), digest(b"fife.")]) == [b"five.", b"fife."]
+    with pytest.raises(Refusal) as caught:
+        get_many(*scope, [digest(b"five."), digest(b"six...")])
+    assert caught.value.code is ProblemCode.TOO_LARGE
+
+
 def test_nobody_learns_what_others_have_sent() -> None:
     """Whoever sends a chunk sends all of it, hears the same, and gets nothing by its name."""
     world = World()

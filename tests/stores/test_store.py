@@ -12,6 +12,7 @@ from sublet_broker.market.facts import (
     FACTS,
     AccountFact,
     BlobFact,
+    ContentFact,
     CounterFact,
     EventFact,
     Fact,
@@ -138,6 +139,31 @@ def test_delete(store: Store) -> None:
         tx.delete(BlobFact, "s", "a" * 64)
         tx.delete(BlobFact, "s", "b" * 64)  # what isn't there may be deleted, too
         assert tx.get(BlobFact, "s", "a" * 64) is None
+
+
+def test_many_at_once(store: Store) -> None:
+    def lying(number: int, pack: str) -> ContentFact:
+        return ContentFact(f"{number:064x}", 10, pack, number)
+
+    with store.transaction() as tx:
+        tx.put_all([lying(number, "a") for number in range(700)])
+        tx.put_all([])
+        tx.put_all([lying(number, "b") for number in range(690, 710)])
+        assert len(tx.find(ContentFact, {"pack": "b"})) == 20
+        tx.delete_all([lying(number, "a") for number in range(600)])
+        tx.delete_all([lying(9_999, "a")])
+        tx.delete_all([])
+    with store.snapshot() as tx:
+        found = tx.find(ContentFact)
+        assert found == [lying(n, "a" if n < 690 else "b") for n in range(600, 710)]
+        for change in (tx.put_all, tx.delete_all):
+            with pytest.raises(TypeError):
+                change(found)
+    with pytest.raises(Boom), store.transaction() as tx:
+        tx.delete_all(found)
+        raise Boom
+    with store.snapshot() as tx:
+        assert tx.count(ContentFact) == 110
 
 
 def test_find_by_fields(store: Store) -> None:

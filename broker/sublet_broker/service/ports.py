@@ -107,6 +107,10 @@ class Transaction(Protocol):
         """Remove the fact with that key, if there is one."""
         ...
 
+    def delete_all(self, facts: Sequence[Fact]) -> None:
+        """Remove facts, all of one kind, in one statement."""
+        ...
+
     def next(self, counter: str) -> int:
         """Return the counter's next number (1, 2, ...), kept by this transaction."""
         ...
@@ -140,6 +144,11 @@ class Store(Protocol):
 
 class BlobMissing(Exception):
     """No blob with that hash."""
+
+    def __init__(self, message: str, sha256: str = "") -> None:
+        super().__init__(message)
+        self.sha256 = sha256
+        """Which one, where many were asked for."""
 
 
 class BlobStore(Protocol):

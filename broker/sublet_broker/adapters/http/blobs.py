@@ -28,7 +28,14 @@ from sublet_broker.adapters.http.signed_calls import (
 )
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.api import MissingRequest, MissingView
-from sublet_contracts.packs import MAX_BODY_BYTES, ChunkDiffers, Pack, PackReader, PackRefused
+from sublet_contracts.packs import (
+    MAX_BODY_BYTES,
+    MAX_READ_CHUNKS,
+    ChunkDiffers,
+    Pack,
+    PackReader,
+    PackRefused,
+)
 from sublet_contracts.problems import ProblemCode
 
 router = APIRouter(prefix="/v1", tags=["content"])
@@ -39,6 +46,13 @@ SLOWEST_BYTES_A_S = 128 * 1024
 HASHED_AT_ONCE_BYTES = 1 << 20
 
 Sha = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the content")]
+Hashes = Annotated[
+    str,
+    Path(
+        pattern=f"^[0-9a-f]{{64}}(,[0-9a-f]{{64}}){{0,{MAX_READ_CHUNKS - 1}}}$",
+        description=f"SHA-256 of up to {MAX_READ_CHUNKS} chunks, with commas",
+    ),
+]
 PackName = Annotated[
     str,
     Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the table that the pack begins with"),
@@ -144,7 +158,7 @@ async def _keep(request: Request, call: Call, scope: str, epoch: int | None, sha
     summary="Upload a chunk of an input",
     response_class=Response,
     responses={**WRITE, **problems(403)},
-    openapi_extra=takes_bytes("a chunk of at most 4 MiB, or an index of at most 16 MiB"),
+    openapi_extra=takes_bytes("a chunk of at most 1 MiB, or an index of at most 16 MiB"),
 )
 async def put_own(request: Request, call: Upload, sha256: Sha) -> Response:
     """It is yours alone until a job of yours names it. Sending it again changes nothing."""
@@ -200,7 +214,7 @@ async def put_job_pack(
     summary="Upload a chunk of a checkpoint",
     response_class=Response,
     responses={**WRITE, **problems(403)},
-    openapi_extra=takes_bytes("a chunk of at most 4 MiB, or an index of at most 16 MiB"),
+    openapi_extra=takes_bytes("a chunk of at most 1 MiB, or an index of at most 16 MiB"),
 )
 async def put_job(
     request: Request, call: Upload, job: JobRef, sha256: Sha, epoch: Epoch = None
@@ -228,6 +242,31 @@ async def get_job(call: Reading, job: JobRef, sha256: Sha, epoch: Epoch = None) 
         return call.edge.broker.blobs.get(call.party, job, epoch, sha256)
 
     data = await call.edge.call(read)
+    return Response(data, media_type="application/octet-stream")
+
+
+@router.get(
+    "/jobs/{job}/chunks/{hashes}",
+    summary="Download many chunks",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "the chunks, one after another",
+            "content": {"application/octet-stream": {}},
+        },
+        **READ,
+        **problems(403, 410, 413),
+    },
+    openapi_extra=SIGNED,
+)
+async def get_many(call: Reading, job: JobRef, hashes: Hashes, epoch: Epoch = None) -> Response:
+    """As one by one, in this order; together at most 16 MiB. How long each is the index says."""
+
+    def read() -> list[bytes]:
+        call.admit()
+        return call.edge.broker.blobs.get_many(call.party, job, epoch, hashes.split(","))
+
+    data = b"".join(await call.edge.call(read))
     return Response(data, media_type="application/octet-stream")
 
 

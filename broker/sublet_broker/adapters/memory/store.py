@@ -214,6 +214,11 @@ class MemoryTransaction:
             raise TypeError(f"{kind.__name__} is found by {kind.KEY}")
         self.sheet.setdefault(kind, {})[key] = None
 
+    def delete_all(self, facts: Sequence[Fact]) -> None:
+        """Remove these facts."""
+        for fact in facts:
+            self.delete(type(fact), *key_of(fact))
+
     def next(self, counter: str) -> int:
         """Return the counter's next number."""
         known = self.get(CounterFact, counter)

@@ -192,6 +192,10 @@ class SqlReader:
         """Raises TypeError."""
         raise TypeError("a snapshot is read-only; begin a transaction")
 
+    def delete_all(self, facts: Sequence[Fact]) -> None:
+        """Raises TypeError."""
+        raise TypeError("a snapshot is read-only; begin a transaction")
+
     def next(self, counter: str) -> int:
         """Raises TypeError."""
         raise TypeError("a snapshot is read-only; begin a transaction")
@@ -234,6 +238,13 @@ class SqlWriter(SqlReader):
         """See ports.Transaction."""
         known = self._kinds[kind]
         self._connection.execute(known.delete, known.key_values(key))
+
+    def delete_all(self, facts: Sequence[Fact]) -> None:
+        """See ports.Transaction."""
+        if facts:
+            known = self._kinds[type(facts[0])]
+            keys = [tuple(getattr(fact, name) for name in fact.KEY) for fact in facts]
+            self._connection.execute(known.delete, [known.key_values(key) for key in keys])
 
     def next(self, counter: str) -> int:
         """See ports.Transaction."""

@@ -5,11 +5,10 @@ scope and his jobs'. A provider has a job's scope while he holds its epoch; to r
 prepares to take it over. Whoever has no right to a blob learns nothing about it.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from sublet_broker.market.facts import (
-    BlobFact,
     ContentFact,
     JobFact,
     LeaseFact,
@@ -101,26 +100,47 @@ class Blobs:
 
     def get(self, caller: str, scope: str, epoch: int | None, sha256: str) -> bytes:
         """Return content of a scope that the caller may read."""
+        (data,) = self.get_many(caller, scope, epoch, (sha256,))
+        return data
+
+    def get_many(
+        self, caller: str, scope: str, epoch: int | None, hashes: Sequence[str]
+    ) -> list[bytes]:
+        """Return contents of a scope that the caller may read, in this order."""
         with self._context.read() as snapshot:
             key = self._may_read(snapshot, caller, scope, epoch)
-            known = snapshot.get(BlobFact, key, sha256)
-            job = snapshot.get(JobFact, key)
-            if known is None and job is not None and job.ended_ms is not None:
-                kept_ms = self._context.settings.keep_ended_ms
-                raise Refusal(
-                    ProblemCode.NO_LONGER_KEPT,
-                    "a job's outputs and checkpoints are kept for "
-                    f"{format_duration(kept_ms)} after its end",
-                    kept_ms=kept_ms,
-                )
-        if known is None:
-            raise not_found("blob", sha256)
-        try:
-            return self._packs.read(sha256)
-        except BlobMissing as error:
+            known = claimed(snapshot, key, hashes)
+            unknown = next((sha256 for sha256 in hashes if sha256 not in known), None)
+            job = snapshot.get(JobFact, key) if unknown else None
+            places = lies(snapshot, known)
+        if unknown and job is not None and job.ended_ms is not None:
+            kept_ms = self._context.settings.keep_ended_ms
             raise Refusal(
-                ProblemCode.DAMAGED, f"{sha256[:10]} is no longer readable here", sha256=sha256
-            ) from error
+                ProblemCode.NO_LONGER_KEPT,
+                "a job's outputs and checkpoints are kept for "
+                f"{format_duration(kept_ms)} after its end",
+                kept_ms=kept_ms,
+            )
+        if unknown:
+            raise not_found("blob", unknown)
+        limit_bytes = self._context.settings.max_blob_bytes
+        size_bytes = sum(known[sha256].size_bytes for sha256 in hashes)
+        if len(hashes) > 1 and size_bytes > limit_bytes:
+            raise Refusal(
+                ProblemCode.TOO_LARGE,
+                f"they have {format_bytes(size_bytes)}; at most {format_bytes(limit_bytes)} are "
+                "read at once",
+                limit_bytes=limit_bytes,
+            )
+        damaged = next((sha256 for sha256 in hashes if sha256 not in places), "")
+        if not damaged:
+            try:
+                return self._packs.read_many([places[sha256] for sha256 in hashes])
+            except BlobMissing as error:
+                damaged = error.sha256 or hashes[0]
+        raise Refusal(
+            ProblemCode.DAMAGED, f"{damaged[:10]} is no longer readable here", sha256=damaged
+        )
 
     def missing(
         self, caller: str, scope: str, epoch: int | None, hashes: Iterable[str]

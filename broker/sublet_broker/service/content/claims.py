@@ -6,7 +6,7 @@ the transaction that lets the last claim go, and only what is here can be claime
 stands without its content.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 
 from sublet_broker.market.facts import BlobFact, ContentFact, JobFact
@@ -71,13 +71,15 @@ def claim_all(
     work.put_all(claims, before=tuple(known.values()))
 
 
-def release_claim(work: UnitOfWork, blob: BlobFact) -> ContentFact | None:
-    """Take a scope's right to content away. Where it was the last one the content is forgotten:
-    returns where it lay, for Packs.let_go once this is committed."""
-    work.delete(blob)
-    if work.find(BlobFact, {"sha256": blob.sha256}, limit=1):
-        return None
-    content = work.get(ContentFact, blob.sha256)
-    if content is not None:
-        work.delete(content)
-    return content
+def release_all(work: UnitOfWork, claims: Sequence[BlobFact]) -> list[ContentFact]:
+    """Take rights to content away. What nobody has a right to any more is forgotten: returns where
+    it lay, for Packs.let_go once this is committed."""
+    work.delete_all(claims)
+    names = dict.fromkeys(claim.sha256 for claim in claims)
+    rest = iter(tuple(names))
+    while some := tuple(islice(rest, HASHES_AT_ONCE)):
+        for other in work.find(BlobFact, {"sha256": some}):
+            names.pop(other.sha256, None)
+    gone = list(lies(work, names).values())
+    work.delete_all(gone)
+    return gone

@@ -66,7 +66,17 @@ class Packs:
                     # Who sends it again at this moment has it pinned, or has it there already.
                     if unpinned and not self._blobs.has(sha256):
                         self._forget_lost([content])
-        raise BlobMissing(f"{sha256} is not here, or was damaged")
+        raise BlobMissing(f"{sha256} is not here, or was damaged", sha256)
+
+    def read_many(self, contents: Sequence[ContentFact]) -> list[bytes]:
+        """Return content that was seen to lie there just now. Raises BlobMissing."""
+        found: list[bytes] = []
+        for content in contents:
+            data = self._read(content) if content.pack else b""
+            # What isn't as it should be may have moved since; else it is lost.
+            whole = content.pack and _is_whole(content, data)
+            found.append(data if whole else self.read(content.sha256))
+        return found
 
     def present(self, contents: Iterable[ContentFact]) -> set[str]:
         """Return the hashes of those whose files lie there; their content isn't read."""

@@ -23,7 +23,7 @@ from itertools import chain, islice
 from sublet_broker.market.accepted import accepted
 from sublet_broker.market.checkpointing import needed, superseded
 from sublet_broker.market.facts import BlobFact, CheckpointFact, ContentFact, JobFact, PackFact
-from sublet_broker.service.content.claims import release_claim
+from sublet_broker.service.content.claims import claimed, release_all
 from sublet_broker.service.content.packs import Packs
 from sublet_broker.service.ports import BlobMissing
 from sublet_broker.service.unit_of_work.context import Context
@@ -70,15 +70,14 @@ class Retention:
         for checkpoint in old:
             for sha256 in self._content([checkpoint.index_sha256]) - shared:
                 unneeded[sha256] = max(checkpoint.created_ms, unneeded.get(sha256, 0))
-        dropped: list[ContentFact | None] = []
         with self._context.work() as work:
             for checkpoint in old:
                 work.put(replace(work.must(CheckpointFact, checkpoint.id), kept=False))
-            for sha256, created_ms in sorted(unneeded.items()):
-                blob = work.get(BlobFact, job, sha256)
-                if blob is not None and blob.claimed_ms <= created_ms:
-                    dropped.append(release_claim(work, blob))
-        self._packs.let_go(filter(None, dropped))
+            known = claimed(work, job, sorted(unneeded))
+            dropped = release_all(
+                work, [c for c in known.values() if c.claimed_ms <= unneeded[c.sha256]]
+            )
+        self._packs.let_go(dropped)
 
     def sweep(self) -> int:
         """Ask of the content that is due whether anything needs it still, and let go of what
@@ -94,16 +93,16 @@ class Retention:
         for row in rows:
             by_scope.setdefault(row.scope, []).append(row)
         for scope, due in by_scope.items():
-            self._packs.let_go(filter(None, self._sweep_scope(scope, due)))
+            self._packs.let_go(self._sweep_scope(scope, due))
         return len(rows)
 
-    def _sweep_scope(self, scope: str, due: list[BlobFact]) -> list[ContentFact | None]:
+    def _sweep_scope(self, scope: str, due: list[BlobFact]) -> list[ContentFact]:
         with self._context.read() as snapshot:
             job = snapshot.get(JobFact, scope)
             checkpoints = snapshot.find(CheckpointFact, {"job": scope}) if job else []
         keep, trees = self._needs(job, checkpoints, snapshot.now_ms) if job else ([], [])
         shared = self._content(trees)
-        dropped: list[ContentFact | None] = []
+        unclaimed: list[BlobFact] = []
         with self._context.work() as work:
             for row in due:
                 blob = work.get(BlobFact, scope, row.sha256)
@@ -119,7 +118,8 @@ class Retention:
                 if until_ms > work.now_ms:
                     work.put(replace(blob, look_ms=until_ms), before=blob)
                 else:
-                    dropped.append(release_claim(work, blob))
+                    unclaimed.append(blob)
+            dropped = release_all(work, unclaimed)
             if job is not None and job.ended_ms is not None:
                 self._mark_gone(work, checkpoints, {c.id for c in keep})
         return dropped

@@ -200,6 +200,11 @@ class UnitOfWork:
         self.tx.delete(type(fact), *_key_of(fact))
         self._keep_tallies((fact,), ())
 
+    def delete_all(self, facts: Sequence[Fact]) -> None:
+        """Remove facts of one kind, given as they stand in the database."""
+        self.tx.delete_all(facts)
+        self._keep_tallies(facts, ())
+
     def tally(self, tally: Tally[Any], group: str = "") -> int:
         """Return a sum that is kept, as this transaction leaves it."""
         known = self.tx.get(TallyFact, tally.id(group))

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,11 +25,18 @@ from sublet_agent.core.fixes import with_fix
 from sublet_contracts.api import MissingRequest, MissingView, Problem
 from sublet_contracts.auth import sign_request
 from sublet_contracts.keys import SigningKey
-from sublet_contracts.packs import ChunkDiffers, PackTable, in_packs
+from sublet_contracts.packs import (
+    ChunkDiffers,
+    PackRefused,
+    PackTable,
+    cut_read,
+    in_packs,
+    in_reads,
+)
 from sublet_contracts.problems import ProblemCode
 from sublet_contracts.tree import (
-    CHUNK_BYTES,
     MAX_INDEX_BYTES,
+    Chunk,
     ScannedTree,
     TreeIndex,
     TreeRefused,
@@ -42,7 +49,10 @@ PARALLEL = 4
 AHEAD = 8
 PACKS_AHEAD = PARALLEL
 """Packs that are read or sent at once: so many times PACK_BYTES are in memory."""
+MAX_PROBLEM_BYTES = 64 * 1024
+"""of a refusal, where less content was asked for"""
 _ASK_AT_ONCE = 5_000
+_PIECE_BYTES = 128 * 1024
 
 
 class TransferRefused(Exception):
@@ -86,7 +96,7 @@ class Transfer:
         self,
         method: str,
         target: str,
-        body: bytes = b"",
+        body: bytes | Sequence[bytes] = b"",
         *,
         epoch: int | None = None,
         cancel: threading.Event | None = None,
@@ -95,7 +105,7 @@ class Transfer:
         body_sha256: str = "",
     ) -> bytes:
         """Send until there is an answer; return its body. `attempts` 0: until cancelled.
-        `body_sha256`: what is signed instead of the body's own hash.
+        `body_sha256`: what is signed instead of the hash of a body that comes in parts.
 
         Raises TransferRefused, StaleEpoch, Cancelled, httpx.HTTPError (attempts used up).
         """
@@ -121,7 +131,7 @@ class Transfer:
         self,
         method: str,
         target: str,
-        body: bytes,
+        body: bytes | Sequence[bytes],
         epoch: int | None,
         max_bytes: int,
         body_sha256: str,
@@ -131,7 +141,7 @@ class Transfer:
             broker=self._broker(),
             method=method,
             target=target,
-            body=body,
+            body=body if isinstance(body, bytes) else b"",
             time_ms=self._now_ms(),
             nonce=os.urandom(16).hex(),
             body_sha256=body_sha256,
@@ -141,7 +151,13 @@ class Transfer:
         if body:
             is_blob = method == "PUT"
             headers["Content-Type"] = "application/octet-stream" if is_blob else "application/json"
-        with self._http.stream(method, target, content=body, headers=headers) as answer:
+        content: bytes | Iterator[bytes]
+        if isinstance(body, bytes):
+            content = body
+        else:
+            content = _in_pieces(body)
+            headers["Content-Length"] = str(sum(map(len, body)))
+        with self._http.stream(method, target, content=content, headers=headers) as answer:
             data = bytearray()
             for piece in answer.iter_bytes():
                 data += piece
@@ -305,9 +321,7 @@ class Transfer:
             except (TreeRefused, OSError) as error:
                 raise ChunkDiffers(sha256) from error
         target = f"/v1/jobs/{job_id}/packs/{table.name}"
-        body = b"".join(parts)
-        parts.clear()
-        self.request("PUT", target, body, epoch=epoch, cancel=cancel, body_sha256=table.name)
+        self.request("PUT", target, parts, epoch=epoch, cancel=cancel, body_sha256=table.name)
 
     def _put_index(
         self, job_id: str, epoch: int, index: TreeIndex, cancel: threading.Event
@@ -348,7 +362,7 @@ class Transfer:
     ) -> None:
         """Write a tree below `root`, every chunk and file checked. Raises as `request`,
         TreeRefused, OSError."""
-        order = [chunk.sha256 for file in index.files for chunk in file.chunks]
+        order = [chunk for file in index.files for chunk in file.chunks]
         with self._ahead(job_id, epoch, order, cancel) as read_chunk:
             write_tree(index, root, read_chunk)
 
@@ -361,29 +375,45 @@ class Transfer:
             raise TreeRefused(f"{sha256[:10]} came from the broker with other content")
         return data
 
+    def _get_many(
+        self, job_id: str, epoch: int | None, chunks: tuple[Chunk, ...], cancel: threading.Event
+    ) -> list[bytes]:
+        names = ",".join(chunk.sha256 for chunk in chunks)
+        size_bytes = sum(chunk.size_bytes for chunk in chunks)
+        target = f"/v1/jobs/{job_id}/chunks/{names}"
+        limit = max(size_bytes, MAX_PROBLEM_BYTES)
+        data = self.request("GET", target, epoch=epoch, cancel=cancel, max_bytes=limit)
+        try:
+            return cut_read(data, chunks)
+        except PackRefused as error:
+            raise TreeRefused(f"the broker gave other content: {error}") from error
+
     @contextmanager
     def _ahead(
-        self, job_id: str, epoch: int | None, order: list[str], cancel: threading.Event
+        self, job_id: str, epoch: int | None, order: list[Chunk], cancel: threading.Event
     ) -> Iterator[Callable[[str], bytes]]:
         """Read chunks in this order, a few of them ahead of their use."""
-        todo = iter(order)
-        window: deque[tuple[str, Future[bytes]]] = deque()
+        todo = iter(in_reads(order))
+        window: deque[tuple[tuple[Chunk, ...], Future[list[bytes]]]] = deque()
+        come: deque[tuple[Chunk, bytes]] = deque()
 
         def fill() -> None:
             while len(window) < AHEAD:
-                sha256 = next(todo, None)
-                if sha256 is None:
+                chunks = next(todo, None)
+                if chunks is None:
                     return
-                future = self._pool.submit(self._get, job_id, epoch, sha256, CHUNK_BYTES, cancel)
-                window.append((sha256, future))
+                future = self._pool.submit(self._get_many, job_id, epoch, chunks, cancel)
+                window.append((chunks, future))
 
         def read_chunk(sha256: str) -> bytes:
-            fill()
-            expected, future = window.popleft()
-            if expected != sha256:
+            if not come:
+                fill()
+                chunks, future = window.popleft()
+                come.extend(zip(chunks, future.result(), strict=True))
+                fill()
+            chunk, data = come.popleft()
+            if chunk.sha256 != sha256:
                 raise TreeRefused("chunks were asked for out of order")
-            data = future.result()
-            fill()
             return data
 
         try:
@@ -406,6 +436,13 @@ class Transfer:
         finally:
             for future in window:
                 future.cancel()
+
+
+def _in_pieces(parts: Sequence[bytes]) -> Iterator[bytes]:
+    """Small ones: of what a socket doesn't take at once the rest is copied each time."""
+    for part in parts:
+        for at in range(0, len(part), _PIECE_BYTES):
+            yield part[at : at + _PIECE_BYTES]
 
 
 def _changed(tree: ScannedTree, sha256: str) -> TreeRefused:
