@@ -159,9 +159,14 @@ def test_many_at_once(store: Store) -> None:
         for change in (tx.put_all, tx.delete_all):
             with pytest.raises(TypeError):
                 change(found)
-    with pytest.raises(Boom), store.transaction() as tx:
-        tx.delete_all(found)
-        raise Boom
+
+    def fail() -> None:
+        with store.transaction() as tx:
+            tx.delete_all(found)
+            raise Boom
+
+    with pytest.raises(Boom):
+        fail()
     with store.snapshot() as tx:
         assert tx.count(ContentFact) == 110
 
