@@ -26,6 +26,7 @@
     PUT  /v1/jobs/{job}/blobs/{sha256} bytes          -> 204             renter, or lease holder
     PUT  /v1/jobs/{job}/packs/{pack}   bytes          -> 204             likewise
     GET  /v1/jobs/{job}/blobs/{sha256}                -> bytes           and its successor
+    GET  /v1/jobs/{job}/chunks/{hashes}               -> bytes           many, one after another
     POST /v1/jobs/{job}/blobs/missing MissingRequest  -> MissingView     holder: header Sublet-Epoch
     GET  /v1/balance                                  -> BalanceView
     GET  /v1/log?since=                               -> LogView         the log only ever grows
