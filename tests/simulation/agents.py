@@ -25,7 +25,7 @@ from sublet_contracts.reasons import Reason
 from sublet_contracts.run_conventions import EXIT_PREEMPTED
 from sublet_contracts.session import AgentSession, SessionError
 from sublet_contracts.session import Phase as SessionPhase
-from sublet_contracts.wire import Ack, Assign, Message, Order
+from sublet_contracts.wire import Ack, Assign, CheckpointVerdict, Heartbeat, Message, Order
 from tests.simulation.broker import Door
 from tests.simulation.doom import Doom
 from tests.simulation.engine import BEGIN_MS, Crashed, Quartz
@@ -212,6 +212,8 @@ class AgentHost:
         self.doing = type(event).__name__
         if isinstance(event, events.MessageArrived):
             self.doing = f"a {event.message.TYPE}"
+        if isinstance(event, events.UploadFailed):
+            self.market.cadences.failed(event.lease_id)
         self._perform(self.core.handle(event, self.now_ms()))
         if self._tick_ms > self.engine.now_ms + TICK_MS:
             self._plan_tick()  # It may be due earlier now.
@@ -362,6 +364,8 @@ class AgentHost:
                 self.market.auditor.truth.asked(message.lease, message.reason, message.desired)
             if isinstance(message, Assign):
                 self.market.cadences.told(message)
+            if isinstance(message, CheckpointVerdict) and not message.durable:
+                self.market.cadences.failed(message.lease)
             if self.on_assign is not None and isinstance(message, Assign):
                 self.on_assign(message)
             else:
@@ -400,6 +404,9 @@ class AgentHost:
         draw = self.engine.draw_ms
         match effect:
             case effects.Send(message):
+                for report in message.runs if isinstance(message, Heartbeat) else ():
+                    record = self._record(report.lease)
+                    self.market.cadences.reported(self, record, report, self._offset_ms)
                 self._send(message)
             case effects.Say(text):
                 self.engine.say(f"{self.name}: {text}")

@@ -11,7 +11,7 @@ from tests.simulation.models import never
 
 if TYPE_CHECKING:
     from sublet_agent.core.records import RunRecord
-    from sublet_contracts.wire import Assign
+    from sublet_contracts.wire import Assign, RunReport
     from tests.simulation.agents import AgentHost
     from tests.simulation.jobs import Container
     from tests.simulation.market import Market
@@ -20,6 +20,8 @@ LEAST_MS = 15_000
 MOST_MS = 1_800_000
 SLACK_MS = 6_000
 """For looks that are two seconds apart, and clocks that run fast or slow."""
+BOUND_SLACK_MS = 15_000
+"""For the ask to come and the answer to be seen."""
 DAY_MS = 86_400_000
 _LOST = ("provider_lost", "run_killed", "run_vanished", "run_quarantined", "device_failed")
 _LOST_TOO = ("engine_stopped", "provider_disk_full")
@@ -44,6 +46,10 @@ class Cadences:
         self._machine_ms = 0
         self._losses = 0
         self._expected: dict[str, int] = {}
+        self._failed: set[str] = set()
+        """Leases of which a checkpoint was left out: what lies between two then is no interval."""
+        self._seen: dict[str, int] = {}
+        """How far off a machine's clock was when a run was first reported."""
 
     # -- losses -------------------------------------------------------------------------------
 
@@ -66,6 +72,44 @@ class Cadences:
             expected is not None and assign.loss_every_ms != expected,
             f"a lease says that machines last {assign.loss_every_ms} ms, by the books it is "
             f"{expected}",
+        )
+
+    # -- the bound ----------------------------------------------------------------------------
+
+    def failed(self, lease_id: str) -> None:
+        """A checkpoint of this lease could not be uploaded, or was refused."""
+        self._failed.add(lease_id)
+
+    def reported(
+        self, host: AgentHost, record: RunRecord | None, report: RunReport, offset_ms: int
+    ) -> None:
+        """An honest agent says how a run stands, whose job saves when it is asked to: should the
+        machine be lost now, no more is lost than it says."""
+        container = host.containers.get(report.lease)
+        if record is None or container is None or report.cadence is None or not host.honest:
+            return
+        program, began_ms = container.program, container.started_ms
+        answers = container.folder is None and container.hangs_ms is None
+        answers = answers and program.ending != "deaf" and container.running
+        seen = self._seen.setdefault(report.lease, offset_ms)
+        looked_after = (
+            host.inflates == 1
+            and host.alive_since_ms is not None
+            and host.alive_since_ms <= began_ms
+            and max(host.hung_until_ms, host.engine_away_until_ms) <= began_ms
+            and seen == offset_ms
+        )
+        steady = abs(self._market.engine.now_ms - began_ms - container.clocked_ms()) < SLACK_MS
+        if not (answers and looked_after and steady) or report.lease in self._failed:
+            return
+        self._market.count("bound of a loss looked at")
+        counted_ms = max(record.durable_device_ms, record.pull_device_ms)
+        lost_ms = (report.cum_device_ms - counted_ms) // record.devices
+        most_ms = report.cadence.most_lost_ms + program.step_ms + program.save_ms + BOUND_SLACK_MS
+        never(
+            lost_ms > most_ms,
+            f"{host.name}: a loss now costs {lost_ms} ms of work, and at most "
+            f"{report.cadence.most_lost_ms} were told",
         )
 
     # -- asks ---------------------------------------------------------------------------------
