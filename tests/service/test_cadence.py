@@ -113,6 +113,20 @@ def test_a_checkpoint_that_was_asked_for_and_never_came_is_told_within_two_inter
     ]
 
 
+def test_one_that_is_durable_before_its_agent_says_that_it_was_found_is_no_such_one() -> None:
+    world = Town()
+    agent, renter, job = world.begin(checkpoint_interval_ms=0)
+    run = agent.the_run
+    run.cadence = cadence(unanswered_ms=4 * MINUTE_MS)
+    world.steps(run, 5 * MINUTE_MS)
+    assert codes(renter.view(job)) == ["nothing_saved"]
+    agent.durable(run, run.step)
+    world.pass_ms(12_000)
+    run.cadence = cadence()
+    world.pass_ms(12_000)
+    assert [e.after for e in told(world, renter, job)] == ["nothing_saved", "over"]
+
+
 def test_of_a_script_that_went_on_and_does_not_answer_it_is_told_as_well() -> None:
     world = Town()
     _agent, renter, job, run = resumed(world)

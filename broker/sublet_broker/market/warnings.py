@@ -116,9 +116,12 @@ def _interval_ms(w: Watched) -> int:
 
 
 def _unanswered_ms(w: Watched) -> int:
-    """Return for how long a checkpoint has been asked for and none came."""
-    cadence = w.signs.cadence if w.signs else None
-    return min(cadence.unanswered_ms, max(0, w.ran_ms)) if cadence else 0
+    """Return for how long a checkpoint has been asked for and none came. One may be durable before
+    the agent's next word says that it was found: time counts from there at the soonest."""
+    if w.signs is None or w.signs.cadence is None:
+        return 0
+    since_ms = max(w.run.running_ms or w.now_ms, w.run.durable_ms or 0)
+    return max(0, min(w.signs.cadence.unanswered_ms, w.signs.heard.ms - since_ms))
 
 
 def _unanswered(w: Watched) -> bool:
