@@ -57,20 +57,23 @@ print("the end", flush=True)
 open("/out/result", "w").write("as it should be")
 """
 
-# Saves steps 1 and 2 and then waits for its end; whoever restores it says from where.
+# Saves steps 1 and 2 and then waits for its end; whoever restores it says from where. What it saves
+# is its own: the same content of another job would heal what is damaged here.
 TWO_STEPS = """
 import os, time, pathlib
 import sublet_ckpt as ckpt
 found = ckpt.restore()
+def state_of(step):
+    return f"state of step {step} of {os.environ['SUBLET_JOB_ID']} ".encode() * 1000
 if found is None:
     for step in (1, 2):
-        ckpt.save(step, {"state": f"state of step {step} ".encode() * 1000})
+        ckpt.save(step, {"state": state_of(step)})
         while not os.path.exists(os.environ["SUBLET_CHECKPOINT_DIR"] + f"/ack/step-{step}"):
             time.sleep(0.05)
     print("both are durable", flush=True)
     time.sleep(600)
 state = (pathlib.Path(str(found.path)) / "state").read_bytes()
-assert state == f"state of step {found.step} ".encode() * 1000
+assert state == state_of(found.step)
 open("/out/from", "w").write(str(found.step))
 """
 

@@ -404,6 +404,36 @@ def test_what_is_whole_moves_out_of_a_damaged_pack() -> None:
     assert world.broker.blobs.get(*scope, digest(b"model 1")) == b"model 1"
 
 
+class AsideBlobs(MemoryBlobs):
+    """Notes which packs were set aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside: list[bytes] = []
+
+    def set_pack_aside(self, pack: str) -> None:
+        self.aside.append(self.read_pack(pack, 0, 10**9))
+        super().set_pack_aside(pack)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_damaged_pack_is_set_aside_also_if_nothing_else_lies_in_it(alone: bool) -> None:
+    world = World()
+    world.blobs = aside = AsideBlobs()
+    world.broker = world._compose()
+    renter = world.renter()
+    put(renter, b"gone") if alone else put(renter, b"gone", b"kept")
+    damage(world, b"gone")
+    with pytest.raises(Refusal, match="no longer readable"):
+        get(renter, b"gone")
+    assert missing(renter, b"gone") == [b"gone"]
+    world.broker.packs.scrub()
+    assert [len(data) for data in aside.aside] == [4 if alone else 8]
+    assert stored(world) == (b"" if alone else b"kept")
+    put(renter, b"gone")
+    assert get(renter, b"gone") == b"gone"
+
+
 def test_a_sound_pack_is_read_once_in_so_long() -> None:
     world, *_ = three_saved()
     every_ms = world.settings.scrub_every_ms

@@ -406,7 +406,7 @@ class PackFact(Fact):
     id: str
     size_bytes: int
     scrub_ms: int
-    """When all of it is to be read and hashed (again)."""
+    """When all of it is to be read and hashed (again); 0: something in it was found damaged."""
 
 
 @dataclass(frozen=True, slots=True)

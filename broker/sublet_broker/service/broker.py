@@ -12,8 +12,8 @@ Who calls what:
 - `outbox`: reliable messages in order (`pending`, `acked`), and `notices`, which may be lost.
 - `scheduling.tick`, `settling.settle_due`, `supervision.sweep`: each second, or when `stirred`
   names them; `supervision.verdicts` when the verifier has results; `idempotency.forget_old`,
-  `retention.sweep`, `sweep_files` and `packs.scrub`: each minute. `supervision.started`: once
-  after a start, before agents join.
+  `retention.sweep` and `sweep_files`: each minute; `packs.scrub`: every few seconds.
+  `supervision.started`: once after a start, before agents join.
 - `views`, `market`, `money`, `metrics`, `ledger_audit`: whoever looks.
 - `idempotency.begin` and `finish`: around each signed request.
 """

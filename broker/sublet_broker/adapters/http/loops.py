@@ -1,4 +1,4 @@
-"""The broker's own work: scheduling, supervision, verdicts, settling, tidying.
+"""The broker's own work: scheduling, supervision, verdicts, settling, tidying, scrubbing.
 
 Each loop runs in its own thread, so that a hanging match engine holds up nothing but matching. It
 runs at least once a period, and at once when it is woken. A loop that fails logs it and goes on.

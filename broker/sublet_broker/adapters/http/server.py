@@ -214,7 +214,6 @@ def _loops(broker: Broker, metrics: Metrics, audits: Audits) -> list[Loop]:
             if broker.retention.sweep() < ROWS_AT_ONCE:
                 break
         broker.retention.sweep_files()
-        broker.packs.scrub()
         return 0
 
     def audit() -> int:
@@ -228,6 +227,7 @@ def _loops(broker: Broker, metrics: Metrics, audits: Audits) -> list[Loop]:
         Loop("verdicts", broker.supervision.verdicts, 0.1, market),
         Loop("settling", broker.settling.settle_due, 1.0, market),
         Loop("tidying", tidy, 60.0),
+        Loop("scrubbing", broker.packs.scrub, 5.0),
         Loop("auditing", audit, 5.0),
     ]
 

@@ -31,6 +31,8 @@ FILES_AT_ONCE = 64
 REWRITES_AT_ONCE = 32
 """How many packs one call of `let_go` reads at the most; a daily look finds the rest."""
 SCRUBS_AT_ONCE = 8
+DAMAGED = 0
+"""As a pack's `scrub_ms`: something in it was damaged, so the rest is looked at next."""
 SCOPES_TOLD = 100
 """Of so many scopes that have lost a piece, checkpoints are verified again at once."""
 _READS = 3
@@ -179,8 +181,8 @@ class Packs:
             return  # There is no room to make some: they stay as they are, and are found again.
         self._forget_empty(half)
 
-    def _forget_empty(self, packs: Sequence[str], *, damaged: bool = False) -> None:
-        """Forget packs in which nothing lies, and delete their files."""
+    def _forget_empty(self, packs: Sequence[str]) -> None:
+        """Forget packs in which nothing lies, and delete their files, or set them aside."""
         if not packs:
             return
         with self._context.work() as work:
@@ -192,7 +194,7 @@ class Packs:
             for fact in gone:
                 work.delete(fact)
         for fact in gone:
-            if damaged:
+            if fact.scrub_ms == DAMAGED:
                 self._blobs.set_pack_aside(fact.id)
             else:
                 self._blobs.delete_pack(fact.id)
@@ -241,7 +243,7 @@ class Packs:
     def _scrub(self, fact: PackFact) -> None:
         with self._context.read() as snapshot:
             rows = snapshot.find(ContentFact, {"pack": fact.id})
-        if all(_is_whole(row, self._read(row)) for row in rows):
+        if fact.scrub_ms != DAMAGED and all(_is_whole(row, self._read(row)) for row in rows):
             with self._context.work() as work:
                 if work.get(PackFact, fact.id) is not None:
                     scrub_ms = work.now_ms + self._context.settings.scrub_every_ms
@@ -249,7 +251,7 @@ class Packs:
             self.tidy([fact.id])
         else:
             self._move(rows)
-            self._forget_empty([fact.id], damaged=True)
+            self._forget_empty([fact.id])
 
     def _forget_lost(self, lost: Sequence[ContentFact]) -> None:
         """Forget content that doesn't lie where the row says, if the row still says so, and have
@@ -262,8 +264,7 @@ class Packs:
                 work.delete(content)
                 pack = work.get(PackFact, content.pack) if content.pack else None
                 if pack is not None:
-                    # What lies beside it may be damaged too.
-                    work.put(PackFact(pack.id, pack.size_bytes, work.now_ms))
+                    work.put(PackFact(pack.id, pack.size_bytes, DAMAGED))
             self._doubt(work, gone)
 
     def _doubt(self, work: UnitOfWork, gone: Sequence[ContentFact]) -> None:
