@@ -15,7 +15,9 @@ Held by tests of one part already, and not repeated here:
 """
 
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -232,9 +234,14 @@ def test_a_checkpoint_that_is_damaged_at_the_broker(
             if file["path"] == "state"
             for chunk in file["chunks"]
         )
-        damaged = blobs / sha256[:2] / sha256[2:4] / sha256
+        database = f"file:{played.market.root}/broker/sublet.sqlite?mode=ro"
+        with closing(sqlite3.connect(database, uri=True)) as rows:
+            pack, offset, size = rows.execute(
+                "SELECT pack, offset_bytes, size_bytes FROM content WHERE sha256 = ?", (sha256,)
+            ).fetchone()
+        damaged = blobs / "packs" / pack[:2] / pack
         content = bytearray(damaged.read_bytes())
-        content[len(content) // 2] ^= 1
+        content[offset + size // 2] ^= 1
         damaged.write_bytes(content)
     assert played.market.kill_run(job.id, name, "docker") == 1
     view = played.ended(job)
