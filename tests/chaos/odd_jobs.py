@@ -31,7 +31,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -43,9 +43,10 @@ from sublet_agent.adapters.session.journal import Journal
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.shell import UNEXPECTED, Shell, put_the_loop_first
 from sublet_agent.adapters.workspace import folders
-from sublet_agent.adapters.workspace.transfer import Transfer
+from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.runner_port import Runner
+from sublet_contracts.api import MissingRequest, MissingView
 from sublet_contracts.ckpt_helper_install import write_helper
 from sublet_contracts.documents import (
     Device,
@@ -57,6 +58,8 @@ from sublet_contracts.documents import (
     sign_document,
 )
 from sublet_contracts.keys import SigningKey
+from sublet_contracts.packs import ChunkDiffers, PackReader
+from sublet_contracts.problems import ProblemCode
 from sublet_contracts.reasons import MEANINGS, Reason
 from sublet_contracts.wire import (
     Assign,
@@ -262,16 +265,30 @@ class Clock:
 
 
 class Blobs(Transfer):
-    """Takes what is uploaded: has every chunk read, and keeps none."""
+    """Takes what is uploaded: reads every pack as a broker does, and keeps none."""
 
     def __init__(self) -> None:
         super().__init__("http://nowhere", PROVIDER, lambda: BROKER.party, lambda: 0)
 
-    def _missing(self, _job: str, _epoch: int, hashes: list[str], _cancel: Any) -> list[str]:
-        return hashes
-
-    def _put(self, _job: str, _epoch: int, _sha256: str, _data: bytes, _cancel: Any) -> None:
-        """It is here."""
+    def request(
+        self, method: str, target: str, body: bytes | Sequence[bytes] = b"", **_: Any
+    ) -> bytes:
+        """See Transfer: everything is missing, and what comes is taken."""
+        *_above, kind, name = target.split("/")
+        if name == "missing" and isinstance(body, bytes):
+            asked = MissingRequest.model_validate_json(body)
+            return MissingView(missing=asked.sha256).model_dump_json().encode()
+        assert method == "PUT", target
+        if kind == "packs" and not isinstance(body, bytes):
+            reader = PackReader(name)
+            try:
+                for part in body:
+                    reader.feed(part)
+                reader.close()
+            except ChunkDiffers as error:
+                code = ProblemCode.HASH_MISMATCH
+                raise TransferRefused(str(error), code, 422, error.sha256) from error
+        return b""
 
 
 @dataclass

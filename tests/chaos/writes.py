@@ -114,6 +114,7 @@ class Writes(Churn):
         self.acknowledged_meanwhile = 0
         self.gone = 0
         self._keeping = threading.Event()
+        self._keeper: threading.Thread | None = None
         self._acts = 0
         self._hurting = True
         self._stunned: list[threading.Timer] = []
@@ -129,6 +130,7 @@ class Writes(Churn):
         self.client = Client(
             broker=self.market.url, config_dir=self.root / "config", away_limit_s=2.0
         )
+        self.clients = [self.client]
         for number in range(AGENTS):
             self._start_agent(f"box{number}")
         self.client.fund(self.client.party, FUNDS_CREDITS, operator_key=self.market.operator_key)
@@ -565,7 +567,8 @@ class Writes(Churn):
     def _before_stop(self) -> None:
         self.gates.enable(False)
         self._keeping.clear()
-        self._keeper.join()
+        if self._keeper is not None:  # else it has not come so far
+            self._keeper.join()
 
     def _judge_loss(self, loss: Loss) -> None:
         """Faults come at any write of anybody here: what was lost is only counted."""
