@@ -1,7 +1,7 @@
 """python -m tests.chaos: real processes meet real faults; every promise must hold.
 
 python -m tests.chaos [churn] [--kills N] [--seed N] [--json FILE]
-python -m tests.chaos writes [broker|agent|run|all|database] [--limit N] [--seed N] [--json FILE]
+python -m tests.chaos writes [broker|agent|all|database] [--limit N] [--seed N] [--json FILE]
 python -m tests.chaos network|blackout|rolling|partitions|disks|clocks|database [--seed N] ...
 
 Without a name of what to play it is churn. Exit status 0: all promises held; 1: one didn't, and the

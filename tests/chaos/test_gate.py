@@ -31,7 +31,6 @@ def test_processes_are_told_apart_by_modules_that_are_there() -> None:
         (["-m", "sublet.cli.main", "offers"], ""),
         (["-m", "sublet_agent.adapters.process.supervisor"], "supervisor"),
         (["-m", "sublet_broker.adapters.ray.host"], "ray"),
-        (["/job/gated_job.py"], "run"),
         (["-m", "http.server"], ""),
     ):
         code = f"import sys; sys.orig_argv = {['python3', *arguments]!r}; import sitecustomize as s"

@@ -397,7 +397,12 @@ def _faults_and_promises(record: Record) -> list[tuple[str, str]]:
             for fault, times in sorted(record["faults"].items(), reverse=True)
         ),
         ("jobs finished", f"{record['finished']:,} of {record['jobs']:,}"),
-        ("failed, as their own write did", f"{record['jobs_failed_of_their_own_errors']}"),
+        *(
+            # Of records from when a job's own checkpoint was fsynced in the job.
+            ("failed, as their own write did", f"{record[own]}")
+            for own in ("jobs_failed_of_their_own_errors",)
+            if own in record
+        ),
         ("results as an undisturbed run's", f"{record['identical']:,} of {record['finished']:,}"),
         ("lost work that was charged", f"{record['lost_work_charged_ucr']} ucr"),
         ("duplicate charges", f"{record['duplicate_charges']}"),

@@ -48,7 +48,6 @@ def _kind() -> str:
         ("adapters.process.supervisor", "supervisor"),
         ("adapters.ray.host", "ray"),
         ("default_worker", "ray"),
-        ("gated_job", "run"),
     ):
         if mark in line:
             return kind
