@@ -79,7 +79,7 @@ def help_text() -> str:
     }
     for title, commands in (("Jobs", RENTERS), ("Market and money", MONEY), ("GPUs", owners)):
         lines += ["", paint(f"{title}:", "bold")]
-        lines += [f"  {paint(n.ljust(11), 'cyan')}{says}" for n, (_, _, says) in commands.items()]
+        lines += [f"  {paint(n.ljust(13), 'cyan')}{says}" for n, (_, _, says) in commands.items()]
     lines += ["", paint("Example:", "bold"), _EXAMPLE, ""]
     lines.append("`sublet COMMAND --help` says more. SUBLET_BROKER names your broker.")
     return "\n".join(lines)
