@@ -14,7 +14,7 @@ from sublet.transfers import PARALLEL, upload_inputs
 from sublet_contracts.tree import CHUNK_BYTES
 from tests.sdk.market import SmallMarket
 
-CHUNKS = 16
+CHUNKS = 64
 SENT_FIRST = PARALLEL + 2
 LIMIT_S = 60.0
 IN_SMALL_PACKS = """
