@@ -100,7 +100,7 @@ demo: $(READY) ## the whole story with real parts: a fine-tuning job survives ki
 # Files are handed out in their order, the long suites first (tests/conftest.py).
 PYTEST := $(PY) -m pytest --dist loadfile --no-loadscope-reorder
 
-test: $(READY) ## every promise once, 8 to 10 min; choose with PYTEST_ARGS="tests/market -k ledger -x"
+test: $(READY) ## every promise once, 8 to 9 min; choose with PYTEST_ARGS="tests/market -k ledger -x"
 	@$(call timed,make test,$(PYTEST) -n $(TEST_PROCESSES) -m 'not slow' $(PYTEST_ARGS))
 
 # One after the other, whatever -j says: each has both cores.
