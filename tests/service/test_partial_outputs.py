@@ -12,9 +12,21 @@ from sublet_contracts.api import NextStep
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import JobState
 from sublet_contracts.tree import parse_index
-from tests.service.world import RenterDouble, World
+from tests.service.world import AgentDouble, RenterDouble, RunDouble, World
 
 KIND = "partial-outputs"
+
+
+def running(
+    for_ms: int = 10_000, *, outputs: str = "/out"
+) -> tuple[World, AgentDouble, RenterDouble, str, RunDouble]:
+    """Return a market, its one agent and renter, and a job that has run for so long."""
+    world = World()
+    agent, renter = world.agent("alice"), world.renter()
+    job = renter.run(outputs=outputs)
+    run = agent.the_run
+    world.pass_ms(for_ms)
+    return world, agent, renter, job, run
 
 
 def content_of(world: World, renter: RenterDouble, job: str) -> dict[str, bytes]:
@@ -29,11 +41,7 @@ def content_of(world: World, renter: RenterDouble, job: str) -> dict[str, bytes]
 
 
 def test_a_failed_job_has_what_it_had_written() -> None:
-    world = World()
-    agent, renter = world.agent("alice"), world.renter()
-    job = renter.run(outputs="/out")
-    run = agent.the_run
-    world.pass_ms(10_000)
+    world, agent, renter, job, run = running()
     agent.durable(run, 0, kind=KIND, content={"metrics.csv": b"1,2"})
     assert renter.view(job).state is JobState.RUNNING
     agent.exit(run, Reason.JOB_FAILED, 1)
@@ -47,11 +55,7 @@ def test_a_failed_job_has_what_it_had_written() -> None:
 
 
 def test_they_are_no_progress_and_nothing_is_paid_for_them() -> None:
-    world = World()
-    agent, renter = world.agent("alice"), world.renter()
-    job = renter.run(outputs="/out")
-    run = agent.the_run
-    world.pass_ms(60_000)
+    world, agent, renter, job, run = running(60_000)
     signed = agent.durable(run, 10**6, kind=KIND)
     assert renter.view(job).durable_step == 0
     run.durable = (signed.id, 10**6, signed.document.cum_device_ms)
@@ -116,11 +120,7 @@ def test_whoever_has_lost_the_job_writes_none() -> None:
 
 
 def test_they_count_though_their_lease_was_closed_before_they_were_verified() -> None:
-    world = World()
-    agent, renter = world.agent("alice"), world.renter()
-    job = renter.run(outputs="/out")
-    run = agent.the_run
-    world.pass_ms(10_000)
+    world, agent, renter, job, run = running()
     agent.checkpoint(run, 0, kind=KIND, content={"metrics.csv": b"1,2"})
     agent.exit(run, Reason.JOB_FAILED, 1)
     assert renter.view(job).state is JobState.FAILED, "nobody waits for the verifier"
@@ -132,11 +132,7 @@ def test_they_count_though_their_lease_was_closed_before_they_were_verified() ->
 
 
 def test_so_do_the_outputs_of_a_finished_run_that_nobody_asked_for() -> None:
-    world = World()
-    agent, renter = world.agent("alice"), world.renter()
-    job = renter.run(outputs="")
-    run = agent.the_run
-    world.pass_ms(10_000)
+    world, agent, renter, job, run = running(outputs="")
     signed = agent.checkpoint(run, 0, kind="outputs", content={"model.bin": b"weights"})
     agent.exit(run, Reason.SUCCEEDED, 0)
     view = renter.view(job)
@@ -149,11 +145,7 @@ def test_so_do_the_outputs_of_a_finished_run_that_nobody_asked_for() -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_outputs_of_a_run_that_did_not_finish_are_nobodys(late: bool) -> None:
-    world = World()
-    agent, renter = world.agent("alice"), world.renter()
-    job = renter.run(outputs="/out")
-    run = agent.the_run
-    world.pass_ms(10_000)
+    world, agent, renter, job, run = running()
     agent.checkpoint(run, 0, kind="outputs", content={"model.bin": b"noise"})
     if not late:
         world.settle_down()
@@ -165,11 +157,7 @@ def test_outputs_of_a_run_that_did_not_finish_are_nobodys(late: bool) -> None:
 
 
 def test_who_uploads_outputs_midway_is_paid_nothing_for_them_and_they_save_no_later_run() -> None:
-    world = World()
-    agent, renter = world.agent("alice"), world.renter()
-    job = renter.run(outputs="/out")
-    run = agent.the_run
-    world.pass_ms(60_000)
+    world, agent, renter, job, run = running(60_000)
     signed = agent.durable(run, 0, kind="outputs", content={"model.bin": b"noise"})
     assert renter.view(job).outputs is None
     with world.broker.context.read() as snapshot:
