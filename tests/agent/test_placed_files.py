@@ -55,6 +55,28 @@ def test_what_was_written_over_before_anybody_read_it_was_not_opened(run: Path) 
     assert files.opened() is False
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_what_was_read_and_replaced_before_anybody_looked_was_opened(run: Path, anew: bool) -> None:
+    files = placed(run, "ckpt.pt")
+    (run / "out" / "ckpt.pt").read_bytes()
+    new = run / "out" / "ckpt.pt.tmp"
+    new.write_bytes(b"the next one")
+    os.replace(new, run / "out" / "ckpt.pt")
+    assert (PlacedFiles(run) if anew else files).opened() is True
+    assert not list((run / "placed").iterdir()), "no more room than needed"
+
+
+def test_what_was_replaced_unread_takes_up_room_until_it_was_seen(run: Path) -> None:
+    files = placed(run, "ckpt.pt", "other.pt")
+    (run / "out" / "other.pt").unlink()
+    assert files.opened() is False
+    assert [link.name for link in (run / "placed").iterdir()] == ["1"], "ckpt.pt is still there"
+    assert files.opened() is False
+    (run / "out" / "ckpt.pt").read_bytes()
+    assert files.opened() is True
+    assert not list((run / "placed").iterdir())
+
+
 def test_the_largest_files_count_not_the_many_small_ones(run: Path) -> None:
     names = [f"{number:02}" for number in range(placed_files.WATCHED + 4)]
     files = placed(run, *names)
@@ -66,9 +88,10 @@ def test_the_largest_files_count_not_the_many_small_ones(run: Path) -> None:
 
 def test_links_and_folders_that_the_job_makes_of_them_are_not_followed(run: Path) -> None:
     files = placed(run, "model.pt")
-    os.rename(run / "out" / "model.pt", run / "model.pt")
-    (run / "model.pt").read_bytes()
-    (run / "out" / "model.pt").symlink_to(run / "model.pt")
+    (run / "out" / "model.pt").unlink()
+    (run / "elsewhere").write_bytes(b"read by others")
+    (run / "out" / "model.pt").symlink_to(run / "elsewhere")
+    (run / "out" / "model.pt").read_bytes()
     assert files.opened() is False
     (run / "out" / "model.pt").unlink()
     (run / "out" / "model.pt").mkdir()

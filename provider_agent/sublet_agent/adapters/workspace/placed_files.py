@@ -1,10 +1,13 @@
 """Whether a job has opened what it was restored from, by the access times of the files.
 
     runs/<lease>/placed.json    the largest of the files that were placed, as they were then
+    runs/<lease>/placed/N       a hard link to each, out of the job's reach
 
 A file that is placed gets its last change as its access time, so that Linux notes the first read
 (relatime). Where the filesystem keeps no access times that is seen once, with a file of ours,
-and nothing is said of the job then. Nothing here reads what it watches, and who else does reads it
+and nothing is said of the job then. A script may load a file and put the next one in its place
+before anybody looks: so a link keeps the one that was placed until that was seen once, and no
+longer, for it takes up room. Nothing here reads what it watches, and who else does reads it
 unnoticed (outputs_search.py). A container that sees a file through a read-only mount leaves no
 trace: such files are not to be watched.
 """
@@ -23,6 +26,7 @@ from sublet_agent.adapters.workspace.outputs_search import descend
 WATCHED = 8
 """the largest: models are; what a script opens for other reasons (itself, its settings) is not"""
 _RECORD = "placed.json"
+_LINKS = "placed"
 _MAX_RECORD_BYTES = 256 * 1024
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DAY_NS = 86_400 * 10**9
@@ -62,7 +66,13 @@ class PlacedFiles:
                 found.append((-info.st_size, file.parts, file))
         largest = [file for _, _, file in sorted(found, key=lambda entry: entry[:2])[:WATCHED]]
         keeps = bool(largest) and keeps_access_times(self._root)
-        infos = [(file, _stat(file, unread=True)) for file in largest] if keeps else []
+        self._let_go()
+        if keeps:
+            (self._root / _LINKS).mkdir(exist_ok=True)
+        infos = [
+            (file, _stat(file, unread=True, link=self._link(number)))
+            for number, file in enumerate(largest if keeps else ())
+        ]
         self._watched = tuple(
             _Seen(file, info.st_dev, info.st_ino, info.st_atime_ns)
             for file, info in infos
@@ -79,8 +89,28 @@ class PlacedFiles:
         """
         watched = self._read()
         if not self._opened and watched:
-            self._opened = any(_was_read(seen) for seen in watched)
+            looks = [self._was_read(number, seen) for number, seen in enumerate(watched)]
+            self._opened = any(looks)
+            if self._opened:
+                self._let_go()
         return self._opened
+
+    def _was_read(self, number: int, seen: _Seen) -> bool:
+        info = _stat(seen.file)
+        if not _is_same(info, seen):
+            # Replaced: what was placed will not be read any more, and only the link knows it.
+            link = self._link(number)
+            with contextlib.suppress(FileNotFoundError):
+                info = os.stat(link, follow_symlinks=False)
+                link.unlink()
+        return info is not None and _is_same(info, seen) and info.st_atime_ns != seen.read_ns
+
+    def _link(self, number: int) -> Path:
+        return self._root / _LINKS / str(number)
+
+    def _let_go(self) -> None:
+        for number in range(WATCHED):
+            self._link(number).unlink(missing_ok=True)
 
     def _read(self) -> Sequence[_Seen]:
         if self._watched is None:
@@ -105,18 +135,15 @@ def keeps_access_times(folder: Path) -> bool:
         probe.unlink()
 
 
-def _was_read(seen: _Seen) -> bool:
-    info = _stat(seen.file)
-    return (
-        info is not None
-        and (info.st_dev, info.st_ino) == (seen.device, seen.inode)
-        and info.st_atime_ns != seen.read_ns
-    )
+def _is_same(info: os.stat_result | None, seen: _Seen) -> bool:
+    return info is not None and (info.st_dev, info.st_ino) == (seen.device, seen.inode)
 
 
-def _stat(file: PlacedFile, *, unread: bool = False) -> os.stat_result | None:
+def _stat(
+    file: PlacedFile, *, unread: bool = False, link: Path | None = None
+) -> os.stat_result | None:
     """Look at a file without following a link; None: it is no file (any more). `unread`: first set
-    its access time back to its last change."""
+    its access time back to its last change. `link`: where to link it to, if the filesystem can."""
     try:
         top = os.open(file.root, _FOLDER)
     except OSError:
@@ -134,6 +161,9 @@ def _stat(file: PlacedFile, *, unread: bool = False) -> os.stat_result | None:
             times = (info.st_mtime_ns, info.st_mtime_ns)
             os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
             info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if link is not None and stat.S_ISREG(info.st_mode):
+            with contextlib.suppress(OSError):  # another filesystem: then the path alone tells
+                os.link(name, link, src_dir_fd=folder, follow_symlinks=False)
     except OSError:
         return None
     finally:
