@@ -23,9 +23,9 @@ With the Trainer of Hugging Face:
 
 `save` takes what it is given and returns; bytes are written beside the loop. At most one save is
 under way: the next one waits for it, and so do `exit_preempted()` and the end of the interpreter.
-If it fails, the next call of `save`, `should_stop`, `restore` or `exit_preempted` raises that, and
-if there is none, it is printed at the end. What it costs in memory: `bytes` are kept until they are
-written, and not copied; a bytearray or memoryview is copied, so that it may change at once.
+If it fails, the next call of `save`, `should_stop` or `restore` raises that; if there is none, it
+is printed at the end, and by `exit_preempted`. What it costs in memory: `bytes` are kept until they
+are written, and not copied; a bytearray or memoryview is copied, so that it may change at once.
 
 The protocol: write into $SUBLET_CHECKPOINT_DIR/out/step-N.tmp/, then DONE in it (the step, each
 file's path and size, `meta`), and rename it to out/step-N. So a checkpoint that can be seen is a
@@ -630,9 +630,13 @@ def should_save() -> bool:
 
 
 def exit_preempted() -> None:
-    """Leave with exit code 75: stopped when asked, resumable. Waits for the save under way, and
-    raises CheckpointError if that fails."""
-    _settle()
+    """Leave with exit code 75: stopped when asked, resumable. Waits for the save under way.
+
+    If that fails it is printed, and the job goes on elsewhere from the checkpoint before: any other
+    exit code would say that the job itself has failed.
+    """
+    _say_failed()
+    _state.beside = None
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(EXIT_PREEMPTED)

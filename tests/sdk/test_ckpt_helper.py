@@ -394,7 +394,6 @@ def test_the_stall_is_told_from_the_call_to_its_return(
     "call",
     [
         ckpt_helper.should_stop,
-        ckpt_helper.exit_preempted,
         ckpt_helper.restore,
         lambda: ckpt_helper.save(2, {"state": b"x"}),
         lambda: ckpt_helper.save(2, lambda folder: None),
@@ -416,6 +415,22 @@ def test_a_save_that_fails_beside_the_loop_is_told_at_the_next_call(
     assert not ckpt.should_stop(), "it is told once"
     ckpt.save(1, {"state": b"x"}, wait=True)
     assert names(ckpt.checkpoint_dir() / "out") == ["step-1"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_preempted_job_whose_last_save_fails_stays_resumable_and_says_why(
+    ckpt: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ckpt_helper, "_write", full)
+        ckpt.save(1, {"state": b"x"})
+        with pytest.raises(SystemExit) as left:
+            ckpt.exit_preempted()
+    assert left.value.code == ckpt.EXIT_PREEMPTED
+    assert "sublet: step 1 was not saved: " in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("ckpt")
@@ -532,13 +547,18 @@ def test_a_step_that_a_trainer_writes_again_is_taken_anew(
 
 @pytest.mark.usefixtures("ckpt")
 def test_what_a_trainer_writes_over_before_it_was_copied_is_told(
-    folder: Path, tmp_path: Path, trainer: Callable[[str], None], held_copies: threading.Event
+    folder: Path,
+    tmp_path: Path,
+    trainer: Callable[[str], None],
+    held_copies: threading.Event,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     trainer("weights")
     (tmp_path / "trainer" / "checkpoint-4" / "model.safetensors").write_text("others!")
     held_copies.set()
-    with pytest.raises(ckpt_helper.CheckpointError, match="changed while it was being copied"):
+    with pytest.raises(SystemExit):
         ckpt_helper.exit_preempted()
+    assert "changed while it was being copied" in capsys.readouterr().err
     assert names(folder / "out") == []
 
 
