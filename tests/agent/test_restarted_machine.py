@@ -1,10 +1,13 @@
 """A machine that was started anew: what nobody had made durable on its disk is used no more."""
 
+import pytest
+
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.checkpoints import Stall
 from sublet_agent.core.records import RunRecord, Saved
 from sublet_agent.core.run_phases import RunPhase
+from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import CheckpointUploaded, CheckpointVerdict, Heartbeat, RunStall
 from tests.agent.test_core import PROVIDER, World, only, said, terms, wanted
 
@@ -90,6 +93,71 @@ def test_what_the_broker_refuses_then_is_not_read_again() -> None:
         durable=False,
     )
     assert uploads(world.do(events.MessageArrived(verdict))) == []
+
+
+def finished(world: World) -> str:
+    """Let a job that named its outputs exit with 0; return its lease."""
+    lease_id = world.running(outputs="/out")
+    world.ran(lease_id, 3_000, running=False, exit_code=0)
+    return lease_id
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_outputs_that_were_not_off_the_machine_are_not_taken_for_whole(scanned: bool) -> None:
+    world = World()
+    lease_id = finished(world)
+    if scanned:
+        assert kinds(world.do(events.FolderScanned(lease_id, ()))) == ["outputs"]
+    step = started_again(world, boot="another")
+    assert kinds(step) == []
+    if not scanned:
+        step = world.do(events.FolderScanned(lease_id, ()))
+        assert kinds(step) == ["partial-outputs"]
+    world.now += 60_000
+    world.do(events.Tick())
+    record = the_record(world)
+    assert record.reason is Reason.RUN_VANISHED
+    assert record.phase is RunPhase.ENDED
+    assert record.detail == "the machine was started anew before the job's outputs were off it"
+
+
+def test_what_a_job_left_without_naming_it_is_partial_then() -> None:
+    world = World()
+    lease_id = world.running()
+    world.ran(lease_id, 3_000, running=False, exit_code=0)
+    started_again(world, boot="another")
+    assert kinds(world.do(events.FolderScanned(lease_id, ()))) == ["partial-outputs"]
+    assert the_record(world).reason is Reason.SUCCEEDED
+
+
+def test_outputs_that_were_off_it_are_the_jobs_and_are_not_read_again_if_refused() -> None:
+    world = World()
+    lease_id = finished(world)
+    world.do(events.FolderScanned(lease_id, ()))
+    sent = world.do(events.Uploaded(lease_id, "outputs", 0, "a" * 64, 10))
+    started_again(world, boot="another")
+    assert the_record(world).reason is Reason.SUCCEEDED
+    verdict = CheckpointVerdict(
+        lease=lease_id,
+        epoch=1,
+        checkpoint=only(sent, CheckpointUploaded).checkpoint.id,
+        kind="outputs",
+        step=0,
+        durable=False,
+    )
+    assert kinds(world.do(events.MessageArrived(verdict))) == []
+
+
+def test_outputs_are_read_again_by_an_agent_that_was_started_anew_alone() -> None:
+    world = World()
+    lease_id = finished(world)
+    world.do(events.FolderScanned(lease_id, ()))
+    assert kinds(started_again(world, boot="")) == ["outputs"]
+    assert the_record(world).reason is Reason.SUCCEEDED
+
+
+def kinds(step: effects.Step) -> list[str]:
+    return [upload.kind for upload in wanted(step, effects.Upload)]
 
 
 def test_a_run_that_had_not_started_yet_is_placed_once_more_and_saves_as_ever() -> None:

@@ -396,24 +396,33 @@ class Auditor:
         never(state != right, f"a checkpoint counts whose file is torn, at step {step}")
 
     def _survived(self, document: dict[str, Any]) -> None:
-        """What a job saved by the protocol is on no disk for sure. So of a machine that lost its
-        power nothing counts that isn't the state that the job was in."""
-        run = self.runs.get(document["lease"])
-        if document["kind"] != "checkpoint" or run is None or run.folder or not run.lost_power:
+        """What a job saved by the protocol is on no disk for sure, nor are its outputs. So of a
+        machine that lost its power nothing counts that isn't the state that the job was in."""
+        run, kind = self.runs.get(document["lease"]), document["kind"]
+        if run is None or not run.lost_power or kind == "partial-outputs":
             return
         agent = self.market.agents_by_party[document["provider"]]
         if not agent.honest or self._lacking(document):
+            return
+        if kind == "outputs":
+            result = self._file(document, "result.txt").decode()
+            never(result != run.state[1], "outputs count that a power cut has torn")
+            return
+        if run.folder:
             return
         step, state = self._content(document)
         right = state_at(self.jobs[document["job"]].document["nonce"], step)
         never(state != right, f"a checkpoint counts that a power cut has torn, at step {step}")
 
     def _content(self, document: dict[str, Any]) -> tuple[int, str]:
+        said = json.loads(self._file(document, "state.json"))
+        return int(said["step"]), str(said["state"])
+
+    def _file(self, document: dict[str, Any], path: str) -> bytes:
         blobs = self.market.broker.blobs
         index = json.loads(blobs.whole(document["index_sha256"]) or b"")
-        listed = next(file for file in index["files"] if file["path"] == "state.json")
-        said = json.loads(b"".join(blobs.whole(c["sha256"]) or b"" for c in listed["chunks"]))
-        return int(said["step"]), str(said["state"])
+        listed = next(file for file in index["files"] if file["path"] == path)
+        return b"".join(blobs.whole(c["sha256"]) or b"" for c in listed["chunks"])
 
     def _handed_over(self, document: dict[str, Any]) -> None:
         """What an honest machine hands over as outputs, its run has finished; as partial outputs,

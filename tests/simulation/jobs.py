@@ -125,6 +125,8 @@ class Container:
     """It hangs, since it had run for so long."""
     lost_power: bool = False
     """Its machine was started anew: what it had saved by the protocol may be torn."""
+    lost_outputs: bool = False
+    """They hold something else since then."""
     folder: SavedFolder | None = None
     """Where it saves, if it doesn't by the protocol."""
 
@@ -291,8 +293,10 @@ class Container:
             self.hangs_ms = self.ran_ms()
 
     def loses_power(self) -> None:
-        """What it saved by the protocol is as long as it was, and may hold something else."""
+        """What it saved by the protocol, and its outputs, are as long as they were, and may hold
+        something else."""
         self.lost_power = True
+        self.lost_outputs = self.lost_outputs or self.engine.happens(0.5)
         for step, state in self.steps.items() if self.folder is None else ():
             if state is not None and self.engine.happens(0.5):
                 kept = self.engine.draw_ms(0, len(state) - 1)
@@ -329,4 +333,5 @@ class Container:
     @property
     def outputs(self) -> dict[str, bytes]:
         """What it hands over."""
-        return {"result.txt": self.state[1].encode()}
+        result = self.state[1].encode()
+        return {"result.txt": b"0" * len(result) if self.lost_outputs else result}

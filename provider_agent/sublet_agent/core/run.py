@@ -386,6 +386,9 @@ class Run:
         lease_id = record.lease_id
         if record.boot != self.boot:
             self._let_go_of_torn()
+            unsent = record.outputs_to_upload or not record.folder_scanned
+            if record.phase is RunPhase.FINISHING and unsent:
+                self._let_go_of_outputs()
         if record.phase in LIVE:
             self._renew_deadline()
         ask = _ASKED_ON_ENTRY.get(record.phase)
@@ -425,6 +428,22 @@ class Run:
                 "off it yet, may be torn and is not used"
             )
             self.effects.append(do.AddLogLine(record.lease_id, says))
+
+    def _let_go_of_outputs(self) -> None:
+        """The machine was started anew: the outputs of a job that had finished may be torn, where
+        they were not off it yet. Where the job named them it has not finished, then, and goes on
+        from what is durable."""
+        record = self.record
+        if record.reason is not Reason.SUCCEEDED:
+            return
+        if record.job.outputs:
+            record.reason = Reason.RUN_VANISHED
+            record.detail = "the machine was started anew before the job's outputs were off it"
+        if record.uploading is not None and record.uploading.kind == "outputs":
+            record.uploading = None
+        if record.folder_scanned:
+            self._plan_outputs()
+        self.changed = True
 
     def discard(self) -> None:
         """The lease has gone elsewhere: kill and forget, say nothing."""
@@ -564,8 +583,9 @@ class Run:
         """Say what is to be brought back of what it has written, now that its end is known."""
         record = self.record
         finished = record.reason is Reason.SUCCEEDED
-        record.outputs_to_upload = "outputs" if finished else "partial-outputs"
-        waited_for = finished and bool(record.job.outputs)
+        whole = finished and record.boot == self.boot
+        record.outputs_to_upload = "outputs" if whole else "partial-outputs"
+        waited_for = whole and bool(record.job.outputs)
         record.outputs_until_ms = 0 if waited_for else partial_outputs.until_ms(record)
 
     def _undo_success(self) -> None:
@@ -723,6 +743,9 @@ class Run:
             return
         if kind != "checkpoint":
             if record.outputs_until_ms:
+                return
+            if record.boot != self.boot:
+                self._let_go_of_outputs()
                 return
             record.uploading = Uploading(
                 kind="outputs",
