@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from sublet_agent.adapters.machine.facts import Machine
-from sublet_agent.adapters.machine.terms import choose_runner, make_terms, trusted
+from sublet_agent.adapters.machine.terms import cache_cap_bytes, choose_runner, make_terms, trusted
 from sublet_agent.adapters.machine.watch import Watch
 from sublet_agent.adapters.options import Options, UsageError, read_options, read_owner_command
 from sublet_agent.adapters.owner.commands import run_owner_command
@@ -29,6 +29,7 @@ from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.shell import THREAD_NAME, Shell, put_the_loop_first
 from sublet_agent.adapters.watchdog.deadline_files import boot_id
 from sublet_agent.adapters.watchdog.watchdog import WatchdogKeeper
+from sublet_agent.adapters.workspace.input_cache import InputCache
 from sublet_agent.adapters.workspace.renter_caches import RenterCaches
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core import events
@@ -104,7 +105,8 @@ async def _provide(options: Options, output: OwnerOutput) -> int:
         key = SigningKey.load_or_create(options.state / "key")
         runner = choose_runner(options, journal.state_id, say)
         accepts = trusted(options, runner, say)
-        machine = Machine(options, runner)
+        inputs = InputCache(options.state, cache_cap_bytes(options), links=runner.name == "docker")
+        machine = Machine(options, runner, inputs.held_bytes)
         stack.callback(machine.close)
         facts = machine.first(say)
         terms = make_terms(options, runner, accepts, facts, clock.now_ms())
@@ -128,6 +130,7 @@ async def _provide(options: Options, output: OwnerOutput) -> int:
             say=say,
             watchdog=watchdog,
             caches=RenterCaches(options.state, options.renter_caches_bytes),
+            inputs=inputs,
         )
         stack.callback(shell.close)
         link = Link(

@@ -11,6 +11,7 @@ import pytest
 
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.adapters.workspace.folder_reader import FolderReader
+from sublet_agent.adapters.workspace.input_cache import InputCache
 from sublet_agent.adapters.workspace.layout_file import LAYOUT, write_layout
 from sublet_agent.adapters.workspace.transfer import Transfer
 from sublet_agent.adapters.workspace.workspace import CheckpointLost, Workspace
@@ -312,5 +313,10 @@ def test_a_step_after_which_none_can_be_told_is_not_restored(
     met = Workspace(workspace.state, record.model_copy(update={"checkpoint": document}))
     nobody = Transfer("http://nowhere", PROVIDER, lambda: BROKER.party, lambda: NOW)
     with pytest.raises(CheckpointLost, match=f"step {step}: nothing that is saved after it"):
-        met.restore(nobody, threading.Event(), lambda: Layout(work_path="/w", home_path="/h"))
+        met.restore(
+            nobody,
+            InputCache(workspace.state, 0, links=False),
+            threading.Event(),
+            lambda: Layout(work_path="/w", home_path="/h"),
+        )
     nobody.close()

@@ -53,6 +53,8 @@ class Options:
     allow_egress: bool
     allow_user: bool
     renter_caches_bytes: int
+    cache_bytes: int | None
+    """None: a share of the disk"""
     memory_bytes: int
     disk_bytes: int
     json: bool
@@ -174,6 +176,14 @@ def read_options(argv: Sequence[str]) -> Options:
         help="keep each renter's own caches (pip, hub, Triton) between his runs here, of all of "
         "them so much at the most (default: none are kept)",
     )
+    add(
+        "--cache",
+        type=_size,
+        default=None,
+        metavar="SIZE",
+        help="keep what runs have fetched as inputs for the same renter's next runs, within --disk "
+        "and for a week at the most; 0: keep nothing (default: a tenth of --disk)",
+    )
     add("--memory", type=_size, default="0", metavar="SIZE", help="main memory offered, in all")
     add(
         "--disk",
@@ -213,6 +223,7 @@ def read_options(argv: Sequence[str]) -> Options:
         allow_egress=found.allow_egress,
         allow_user=found.allow_user,
         renter_caches_bytes=found.renter_caches,
+        cache_bytes=found.cache,
         memory_bytes=found.memory,
         disk_bytes=found.disk,
         json=found.json,
@@ -240,7 +251,7 @@ def read_owner_command(argv: Sequence[str]) -> OwnerCommand:
         "drain": "checkpoint and hand back all runs, then stop the agent",
         "reclaim": "take the devices back now; the agent stays, offering nothing until `offer`",
         "offer": "put the devices back on the market after a reclaim",
-        "forget-caches": "delete the renters' caches that no run uses (--renter-caches)",
+        "forget-caches": "delete what is kept for renters' next runs (--cache, --renter-caches)",
         "earnings": "what this machine has earned, by the broker's books",
     }
     for name, text in texts.items():

@@ -36,9 +36,10 @@ from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.watchdog.deadline_files import DeadlineFiles
 from sublet_agent.adapters.watchdog.watchdog import WatchdogKeeper
 from sublet_agent.adapters.workspace import quarantine
-from sublet_agent.adapters.workspace.disk_space import check_room, fault_of
+from sublet_agent.adapters.workspace.disk_space import fault_of, make_room
 from sublet_agent.adapters.workspace.folder_reader import FolderReader
 from sublet_agent.adapters.workspace.folders import ask, delete
+from sublet_agent.adapters.workspace.input_cache import InputCache
 from sublet_agent.adapters.workspace.renter_caches import RenterCaches
 from sublet_agent.adapters.workspace.transfer import (
     Cancelled,
@@ -57,6 +58,7 @@ from sublet_agent.adapters.workspace.workspace import (
 from sublet_agent.core import effects, events
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.deadlines import Over
+from sublet_agent.core.kept_images import RESERVED_BYTES
 from sublet_agent.core.layout import Layout
 from sublet_agent.core.records import RunRecord, UploadKind
 from sublet_agent.core.run_phases import LIVE, RunPhase
@@ -130,6 +132,7 @@ class Shell:
         say: Callable[[str], None],
         watchdog: WatchdogKeeper | None = None,
         caches: RenterCaches | None = None,
+        inputs: InputCache | None = None,
     ) -> None:
         self.state = state
         self.core = core
@@ -142,6 +145,7 @@ class Shell:
         self.deadlines = DeadlineFiles(state)
         self.watchdog = watchdog
         self.caches = caches or RenterCaches(state, 0)
+        self.inputs = inputs or InputCache(state, 0, links=False)
         self.now_ms = now_ms
         self.say = say
         self.link: Link | None = None
@@ -611,22 +615,35 @@ class Shell:
         return [run.record.job.renter for run in runs if not run.record.is_over]
 
     def forget_caches(self) -> None:
-        """Delete the renters' caches that no run uses."""
+        """Delete what is kept for renters' next runs, and their caches that no run uses."""
         self._spawn("caches", "", self._forget_caches())
 
     async def _forget_caches(self) -> None:
         count, held = await self.blocking(self.caches.forget, self._renters_here)
         what = "renter's cache" if count == 1 else "renters' caches"
         self.say(f"deleted {count} {what} ({format_bytes(held)}); those of runs here stay")
+        count, held = await self.blocking(self.inputs.forget)
+        what = "input" if count == 1 else "inputs"
+        self.say(f"deleted {count} {what} that were kept ({format_bytes(held)})")
 
     async def _tidy_caches(self) -> None:
         for line in await self.blocking(self.caches.tidy, self._renters_here):
             self.say(line)
+        short = self._unwritten_bytes() + RESERVED_BYTES - shutil.disk_usage(self.state).free
+        for line in await self.blocking(self.inputs.tidy, max(0, short)):
+            self.say(line)
+
+    def _reserved_bytes(self) -> int:
+        runs = self.core.runs.values()
+        return sum(r.record.job.resources.disk_bytes for r in runs if not r.record.is_over)
+
+    def _unwritten_bytes(self) -> int:
+        """What runs may still write of what they asked for."""
+        return max(0, self._reserved_bytes() - sum(self.core.disk_used.values()))
 
     async def _tidy_images(self) -> None:
         """Let go of renters' images that nothing needs, where room is short."""
         records = [run.record for run in self.core.runs.values() if not run.record.is_over]
-        reserved = sum(record.job.resources.disk_bytes for record in records)
         needs = ImageNeeds(
             in_use=frozenset(
                 [
@@ -636,8 +653,8 @@ class Shell:
                 ]
             ),
             offered_bytes=self.core.terms.asked_disk_bytes,
-            reserved_bytes=reserved,
-            unwritten_bytes=max(0, reserved - sum(self.core.disk_used.values())),
+            reserved_bytes=self._reserved_bytes(),
+            unwritten_bytes=self._unwritten_bytes(),
         )
         try:
             for line in await self.blocking(self.runner.tidy_images, needs):
@@ -659,7 +676,7 @@ class Shell:
         record = workspace.record
         try:
             if not Prepared(self.state, record.job_id).root.is_dir():
-                check_room(self.state, record.job, record.checkpoint)
+                await self._make_room(record.job, record.checkpoint)
             image = await self._image_of(lease_id)
             spec = workspace.spec(image, self.helper)
             cache = await self.blocking(self.caches.folder_of, record.job.renter)
@@ -669,7 +686,7 @@ class Shell:
                 return self.caches.noted(self.runner.furnish(spec, cancel), cache)
 
             restore = functools.partial(workspace.restore, reads_show=self.runner.name == "process")
-            await self.moving(restore, self.transfer, cancel, furnish)
+            await self.moving(restore, self.transfer, self.inputs, cancel, furnish)
         except (Cancelled, PullCancelled):
             return
         except ImageTrouble as error:
@@ -692,6 +709,9 @@ class Shell:
             for note in workspace.layout.notes:
                 self.log_line(lease_id, note)
             self.post(events.Restored(lease_id))
+
+    async def _make_room(self, job: Job, checkpoint: Checkpoint | None) -> None:
+        await self.blocking(make_room, self.state, job, checkpoint, self.inputs.tidy)
 
     async def _image_of(self, lease_id: str) -> ResolvedImage:
         """Return the image of a lease, which is here already; unless the agent was started anew."""
@@ -897,10 +917,11 @@ class Shell:
                 raise DocumentRefused("the checkpoint is another job's", "checkpoint.job")
             if image and not can_mean(job.image, image):
                 raise DocumentRefused(f"{image} is not what the job can have meant", "image")
-            check_room(self.state, job, found)
+            await self._make_room(job, found)
             await self._ensure_image(job_id, image or job.image)
             prepared = Prepared(self.state, job_id)
-            await self.moving(prepared.fetch, self.transfer, job_id, job, found, cancel)
+            fetch = functools.partial(prepared.fetch, self.transfer, self.inputs)
+            await self.moving(fetch, job_id, job, found, cancel)
         except (Cancelled, PullCancelled):
             return
         except (

@@ -109,8 +109,12 @@ def _is_called(gpu: Gpu, name: str) -> bool:
 class Machine:
     """This machine, as the owner offers it. `first`, then `look`, by one thread at a time."""
 
-    def __init__(self, options: Options, runner: Runner) -> None:
+    def __init__(
+        self, options: Options, runner: Runner, kept_bytes: Callable[[], int] = lambda: 0
+    ) -> None:
+        """`kept_bytes`: what is kept for nobody yet, and let go when there is need."""
         self._options = options
+        self._kept_bytes = kept_bytes
         self._runner = runner
         self._chosen = Chosen(options.devices)
         self._helper = GpuHelper()
@@ -130,7 +134,7 @@ class Machine:
             )
         with contextlib.suppress(RunnerError):  # that it is silent is seen by the next look
             self._images_bytes = self._runner.images_hold_bytes(options.state)
-        disk_bytes = host.disk_free_bytes + self._images_bytes
+        disk_bytes = host.disk_free_bytes + self._images_bytes + self._kept_bytes()
         if options.disk_bytes > disk_bytes:
             # What our own runs hold of it is there as well.
             folders = [options.state / "runs", options.state / "prepared"]
@@ -200,7 +204,7 @@ class Machine:
             cpu_millis=host.cpu_count * 1000,
             memory_bytes=host.memory_bytes,
             memory_free_bytes=host.memory_free_bytes,
-            disk_free_bytes=host.disk_free_bytes + self._images_bytes,
+            disk_free_bytes=host.disk_free_bytes + self._images_bytes + self._kept_bytes(),
             engine=engine,
         )
         if self._options.devices == ("none",):

@@ -9,6 +9,7 @@ from typing import Protocol
 import platformdirs
 
 from sublet_agent.adapters.options import Options, UsageError
+from sublet_agent.core.kept_inputs import DEFAULT_SHARE
 from sublet_agent.core.offers import Terms
 from sublet_agent.core.runner_port import Runner, RunnerUnavailable
 from sublet_agent.core.supply import Facts, Supply
@@ -76,6 +77,15 @@ def _image_cap_bytes(options: Options) -> int:
     """Return the most that one image may have: half of the disk, unless the owner says it."""
     disk = options.disk_bytes or shutil.disk_usage(options.state).free
     return options.image_cap_bytes or disk // 2
+
+
+def cache_cap_bytes(options: Options) -> int:
+    """Return the most that may be kept of renters' inputs: a share of the disk, unless the owner
+    says it."""
+    if options.cache_bytes is not None:
+        return options.cache_bytes
+    disk = options.disk_bytes or shutil.disk_usage(options.state).free
+    return disk // DEFAULT_SHARE
 
 
 def trusted(options: Options, runner: Runner, say: Callable[[str], None]) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from sublet_agent.adapters.workspace.folder_snapshots import (
     NoRoom,
 )
 from sublet_agent.adapters.workspace.folder_watch import Wish
+from sublet_agent.adapters.workspace.input_cache import InputCache
 from sublet_agent.adapters.workspace.layout_file import LAYOUT, read_layout, write_layout
 from sublet_agent.adapters.workspace.placed_files import PlacedFile, PlacedFiles
 from sublet_agent.adapters.workspace.reader import DONE, Look, Progress
@@ -208,6 +209,7 @@ class Workspace:
     def restore(
         self,
         transfer: Transfer,
+        kept: InputCache,
         cancel: threading.Event,
         furnish: Callable[[], Layout],
         *,
@@ -229,7 +231,7 @@ class Workspace:
             os.rmdir(self.inputs)
             os.rename(prepared.inputs, self.inputs)
         else:
-            fetch_inputs(transfer, record.job_id, epoch, record.job, self.inputs, cancel)
+            fetch_inputs(transfer, kept, record.job_id, epoch, record.job, self.inputs, cancel)
         self._layout = furnish()
         write_layout(self.root / LAYOUT, self._layout)
         for folder in self._saved_folders():
@@ -555,6 +557,7 @@ class Prepared:
     def fetch(
         self,
         transfer: Transfer,
+        kept: InputCache,
         job_id: str,
         job: Job,
         checkpoint: Checkpoint | None,
@@ -566,7 +569,7 @@ class Prepared:
             aside = self.root / "inputs.tmp"
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            fetch_inputs(transfer, job_id, None, job, aside, cancel)
+            fetch_inputs(transfer, kept, job_id, None, job, aside, cancel)
             os.rename(aside, self.inputs)
         if checkpoint is not None and not self.checkpoint(checkpoint).is_dir():
             aside = self.root / "checkpoint.tmp"
@@ -607,25 +610,29 @@ def input_paths(job: Job, inputs: Path) -> list[Path]:
 
 def fetch_inputs(
     transfer: Transfer,
+    kept: InputCache,
     job_id: str,
     epoch: int | None,
     job: Job,
     inputs: Path,
     cancel: threading.Event,
 ) -> None:
-    """Fetch all inputs of a job. Raises InputLost and what Transfer raises."""
+    """Fetch a job's inputs that aren't kept here. Raises InputLost and what Transfer raises."""
     for item, path in zip(job.inputs, input_paths(job, inputs), strict=True):
         try:
-            index = transfer.index(job_id, epoch, item.index_sha256, cancel)
-            if item.kind == "folder":
-                transfer.download(job_id, epoch, index, path, cancel)
-                continue
-            if len(index.files) != 1:
+            # Asked of the broker also for what is kept: its word is that the job may have it.
+            digest = item.index_sha256
+            index = transfer.index(job_id, epoch, digest, cancel)
+            is_folder = item.kind == "folder"
+            if not is_folder and len(index.files) != 1:
                 raise TreeRefused(f"its index lists {len(index.files)} files instead of one")
-            aside = path.with_name(f".{path.name}.tmp")
-            transfer.download(job_id, epoch, index, aside, cancel)
-            os.rename(aside / index.files[0].path, path)
-            shutil.rmtree(aside)
+            tree = path if is_folder else path.with_name(f".{path.name}.tmp")
+            if not kept.place(job.renter, digest, index, tree):
+                transfer.download(job_id, epoch, index, tree, cancel)
+                kept.keep(job.renter, digest, index, tree)
+            if not is_folder:
+                os.rename(tree / index.files[0].path, path)
+                shutil.rmtree(tree)
         except TreeRefused as error:
             raise InputLost(f"input {item.destination}: {error}") from error
 
