@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import pytest
 
 from tests.chaos import namespaces, postgres, strace
+from tests.stores import s3_servers
 
 Service = Literal[
     "docker",
@@ -28,6 +29,7 @@ Service = Literal[
     "strace",
     "namespaces",
     "promtool",
+    "s3rver",
 ]
 """postgres: one that is there; postgres-server: the programs of one, to start it anew."""
 
@@ -81,6 +83,8 @@ def _missing(service: Service) -> str | None:
         case "promtool":
             found = shutil.which("promtool")
             return None if found else "no promtool: apt-get install prometheus"
+        case "s3rver":
+            return s3_servers.missing_s3rver()
         case "atheris":
             there = importlib.util.find_spec("atheris")
             return None if there else "no atheris (Linux on x86-64): pip install 'sublet[dev]'"

@@ -22,6 +22,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from sublet_broker.adapters import log_format as logs
 from sublet_broker.adapters.blobs.file_blobs import FileBlobs
+from sublet_broker.adapters.blobs.opening import open_s3
+from sublet_broker.adapters.blobs.s3_place import PlaceRefused
 from sublet_broker.adapters.clock import SteadyClock, SystemEntropy
 from sublet_broker.adapters.data_folder import DataFolder, FolderInUse
 from sublet_broker.adapters.http.edge import Probe
@@ -40,7 +42,7 @@ from sublet_broker.adapters.sql.migrations import NewerData, migrate, release
 from sublet_broker.adapters.sql.store import SqlStore
 from sublet_broker.market.facts import CounterFact
 from sublet_broker.service.broker import Broker, Ports, Settings
-from sublet_broker.service.ports import StorageFull
+from sublet_broker.service.ports import BlobStore, StorageFull
 from sublet_contracts.keys import KeyRefused, SigningKey
 
 log = logging.getLogger("sublet.broker")
@@ -90,6 +92,13 @@ def main(argv: list[str] | None = None) -> int:
         help="postgresql://USER@HOST/NAME; by default SQLite in the data folder",
     )
     parser.add_argument(
+        "--blobs",
+        metavar="s3://BUCKET/PREFIX",
+        default=None,
+        help="where content lies; its key and address come from AWS_* variables, see "
+        "deploy/blob-stores.md; by default the data folder",
+    )
+    parser.add_argument(
         "--ray",
         default="local",
         metavar="local|off|ADDRESS",
@@ -137,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         listen=args.listen,
         data_dir=args.data,
         database=args.database,
+        blobs=args.blobs,
         ray=args.ray,
         log_format=args.log_format,
         fee_bps=args.fee_bps,
@@ -157,6 +167,7 @@ def run_broker(
     listen: str = "127.0.0.1:8470",
     data_dir: Path | None = None,
     database: str | None = None,
+    blobs: str | None = None,
     ray: str = "local",
     log_format: Literal["text", "json"] = "text",
     fee_bps: int = 500,
@@ -183,7 +194,7 @@ def run_broker(
             (root / LISTEN_FILE).unlink(missing_ok=True)
             sock = bind(*_listen(listen))
             try:
-                _run(folder, sock, database, ray, settings)
+                _run(folder, sock, database, blobs or "", ray, settings)
             finally:
                 sock.close()
         finally:
@@ -203,7 +214,12 @@ def _complain(why: str) -> int:
 
 
 def _run(
-    folder: DataFolder, sock: socket.socket, database: str | None, ray: str, settings: Settings
+    folder: DataFolder,
+    sock: socket.socket,
+    database: str | None,
+    s3: str,
+    ray: str,
+    settings: Settings,
 ) -> None:
     _raise_file_limit()
     sys.setswitchinterval(SWITCH_S)
@@ -216,12 +232,8 @@ def _run(
         raise CannotStart(_unwritable(folder.root, error)) from error
     url = database or folder.database_url
     claim, store = _open_database(url)
-    blobs = FileBlobs(folder.blobs_root)
     try:
-        try:
-            blobs.prepare()
-        except OSError as error:
-            raise CannotStart(_unwritable(folder.blobs_root, error)) from error
+        blobs, look_at_blobs = _open_blobs(folder, s3)
         clock = SteadyClock.resume(store)
         if clock.ahead_of_wall_ms() > 1_000:
             log.warning(
@@ -229,7 +241,7 @@ def _run(
                 "broker goes on from there. Set the clock: timedatectl set-ntp true",
                 clock.ahead_of_wall_ms() // 1000,
             )
-        engine = EngineConfig(database_url=url, blobs_root=folder.blobs_root, address=ray)
+        engine = EngineConfig(database_url=url, blobs_root=folder.blobs_root, address=ray, s3=s3)
         market = RayPorts.over(engine, store, blobs)
         ports = Ports(
             store=store,
@@ -243,7 +255,7 @@ def _run(
         )
         probes = (
             Probe("database", lambda: claim.trouble() or _check_database(store)),
-            Probe("blobs", lambda: _check_blobs(folder.blobs_root)),
+            Probe("blobs", look_at_blobs),
             Probe(
                 "matcher",
                 lambda: (
@@ -327,6 +339,24 @@ def _unwritable(path: Path, error: OSError) -> str:
         f"can't write to {path}: {error.strerror}; make it writable for this user, "
         "free some space, or name another folder with --data"
     )
+
+
+def _open_blobs(folder: DataFolder, s3: str) -> tuple[BlobStore, Callable[[], str]]:
+    """Return the store, which works, and what says whether it still does."""
+    if s3:
+        try:
+            there = open_s3(s3, os.environ)
+            there.prepare()
+        except PlaceRefused as error:
+            raise CannotStart(str(error)) from error
+        return there, there.trouble
+    root = folder.blobs_root
+    here = FileBlobs(root)
+    try:
+        here.prepare()
+    except OSError as error:
+        raise CannotStart(_unwritable(root, error)) from error
+    return here, lambda: _check_blobs(root)
 
 
 def _open_database(url: str) -> tuple[Claim, SqlStore]:

@@ -70,6 +70,7 @@ class ProblemCode(StrEnum):
     BUSY = "busy"
     MATCHER_AWAY = "matcher_away"
     DATABASE_AWAY = "database_away"
+    BLOBS_AWAY = "blobs_away"
     STORAGE_FULL = "storage_full"
     STORAGE_FAILING = "storage_failing"
     INTERNAL = "internal"
@@ -138,6 +139,7 @@ PROBLEMS: dict[ProblemCode, ProblemKind] = {
     ProblemCode.BUSY: _kind("Busy", waiting=int),
     ProblemCode.MATCHER_AWAY: _kind("Matching waits"),
     ProblemCode.DATABASE_AWAY: _kind("The broker's database is away"),
+    ProblemCode.BLOBS_AWAY: _kind("The broker's blob store is away"),
     ProblemCode.STORAGE_FULL: _kind("The broker's disk is full"),
     ProblemCode.STORAGE_FAILING: _kind("The broker's disk can't be written"),
     ProblemCode.INTERNAL: _kind("Our mistake", incident=str),

@@ -111,7 +111,7 @@ def test_a_host_that_never_gets_done_starting_ends_with_its_broker(tmp_path: Pat
                 {
                     "address": "local",
                     "database_url": folder.database_url,
-                    "blobs_root": str(folder.blobs_root),
+                    "blobs": str(folder.blobs_root),
                     "shards": 1,
                     "cpus": 1,
                     "temp_dir": f"{temp}/r",

@@ -46,6 +46,7 @@ TROUBLES = {
     ProblemCode.BUSY,
     ProblemCode.MATCHER_AWAY,
     ProblemCode.DATABASE_AWAY,
+    ProblemCode.BLOBS_AWAY,
     ProblemCode.STORAGE_FULL,
     ProblemCode.STORAGE_FAILING,
 }

@@ -16,6 +16,7 @@ __all__ = [
     "AlreadyThere",
     "BlobMissing",
     "BlobStore",
+    "BlobsAway",
     "BookEntry",
     "Clock",
     "Entropy",
@@ -151,11 +152,18 @@ class BlobMissing(Exception):
         """Which one, where many were asked for."""
 
 
+class BlobsAway(OSError):
+    """The blob store doesn't answer, or refuses to: nothing is known of what lies there. What was
+    asked for may have been done, and is asked for again."""
+
+
 class BlobStore(Protocol):
     """Content-addressed bytes, each a file of its own; and packs, which hold many pieces each.
 
     A pack has an id that nobody else has used or will use, and is written once. What lies where in
     it the database knows: here nothing of a pack is checked.
+
+    Where it is reached over a network, each of these may raise BlobsAway.
     """
 
     def put(self, sha256: str, data: bytes) -> None:

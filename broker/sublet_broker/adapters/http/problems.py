@@ -18,7 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sublet_broker.adapters.http.metrics import Metrics
 from sublet_broker.service.errors import Refusal
-from sublet_broker.service.ports import MatcherAway, StorageFailing, StorageFull, StoreAway
+from sublet_broker.service.ports import (
+    BlobsAway,
+    MatcherAway,
+    StorageFailing,
+    StorageFull,
+    StoreAway,
+)
 from sublet_contracts.api import Problem
 from sublet_contracts.auth import RequestRefused
 from sublet_contracts.documents import DocumentRefused
@@ -72,6 +78,7 @@ STATUS: dict[ProblemCode, int] = {
     ProblemCode.BUSY: 503,
     ProblemCode.MATCHER_AWAY: 503,
     ProblemCode.DATABASE_AWAY: 503,
+    ProblemCode.BLOBS_AWAY: 503,
     ProblemCode.STORAGE_FULL: 507,
     ProblemCode.STORAGE_FAILING: 507,
     ProblemCode.INTERNAL: 500,
@@ -170,6 +177,12 @@ def as_refusal(error: Exception) -> Refusal | None:
                 ProblemCode.DATABASE_AWAY,
                 "it does not answer; nothing that was stored before is lost",
             )
+        case BlobsAway():
+            return Refusal(
+                ProblemCode.BLOBS_AWAY,
+                "it does not answer; nothing that was stored before is lost, and whether this was "
+                "stored is not known",
+            )
         case MatcherAway():
             return Refusal(ProblemCode.MATCHER_AWAY, "the match engine does not answer")
         case _:
@@ -186,7 +199,15 @@ def install(app: FastAPI) -> None:
         answer = answer_to(refusal)
         return _Unread(answer) if isinstance(refusal, BodyTooLarge) else answer
 
-    for kind in (Refusal, RequestRefused, DocumentRefused, StorageFull, StoreAway, MatcherAway):
+    for kind in (
+        Refusal,
+        RequestRefused,
+        DocumentRefused,
+        StorageFull,
+        StoreAway,
+        BlobsAway,
+        MatcherAway,
+    ):
         app.add_exception_handler(kind, expected)
 
     @app.exception_handler(Exception)

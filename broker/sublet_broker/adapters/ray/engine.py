@@ -55,6 +55,13 @@ class EngineConfig:
     address: str = "local"
     shards: int = 1
     cpus: int = max(1, min(4, os.cpu_count() or 1))
+    s3: str = ""
+    """s3://..., where the blobs lie there and not in the folder."""
+
+    @property
+    def blobs(self) -> str:
+        """Where they lie, as opening.open_blobs has it."""
+        return self.s3 or str(self.blobs_root)
 
 
 class RayEngine:
@@ -245,7 +252,7 @@ class _HostProcess:
             {
                 "address": config.address,
                 "database_url": config.database_url,
-                "blobs_root": str(config.blobs_root),
+                "blobs": config.blobs,
                 "shards": config.shards,
                 "cpus": config.cpus,
                 # Ray opens its folder to everybody; the one around it is ours alone.

@@ -39,7 +39,7 @@ class HostConfig:
 
     address: str
     database_url: str
-    blobs_root: str
+    blobs: str
     shards: int
     cpus: int
     temp_dir: str
@@ -139,7 +139,7 @@ class Host:
 
     def verify(self, task: Any) -> Any:
         """Check one checkpoint in a task; a worker that is killed is replaced."""
-        return ray.get(self._verify.remote(task, self._config.blobs_root))
+        return ray.get(self._verify.remote(task, self._config.blobs))
 
     def settle(self, batch: Any) -> Any:
         """Decide a batch of settlements in a task."""

@@ -1,22 +1,23 @@
 """What runs in Ray's workers: a match shard's actor, and the tasks. Nothing here knows Ray.
 
-A worker is handed ids, facts and paths, never a stranger's bytes; what strangers sent lies in blob
-files, which are hashed and not interpreted.
+A worker is handed ids, facts and places, never a stranger's bytes; what strangers sent lies in the
+blob store, and is hashed and not interpreted. The key to a store that has one comes from the
+worker's own environment.
 """
 
+import functools
 import json
 import logging
 import os
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
 
-from sublet_broker.adapters.blobs.file_blobs import FileBlobs
+from sublet_broker.adapters.blobs.opening import open_blobs
 from sublet_broker.adapters.blobs.verifying import check_checkpoint
 from sublet_broker.adapters.ray.shards import Shard
 from sublet_broker.adapters.sql.store import SqlStore
 from sublet_broker.market.settling import SettlementCase, SettlementDecision, decide
-from sublet_broker.service.ports import VerifyResult, VerifyTask
+from sublet_broker.service.ports import BlobStore, VerifyResult, VerifyTask
 
 log = logging.getLogger("sublet.ray.work")
 
@@ -39,9 +40,14 @@ class ShardActor(Shard):
         return os.getpid()
 
 
-def verify(task: VerifyTask, blobs_root: str) -> VerifyResult:
-    """Check a checkpoint's content in the folder of the blobs."""
-    return check_checkpoint(task, FileBlobs(Path(blobs_root)))
+def verify(task: VerifyTask, blobs: str) -> VerifyResult:
+    """Check a checkpoint's content where the blobs lie."""
+    return check_checkpoint(task, _opened(blobs))
+
+
+@functools.cache
+def _opened(blobs: str) -> BlobStore:
+    return open_blobs(blobs, os.environ)
 
 
 def settle_batch(cases: Sequence[SettlementCase]) -> list[SettlementDecision]:

@@ -30,7 +30,7 @@ from sublet_broker.service.leases.closing import close, give_up, release_if_ende
 from sublet_broker.service.leases.open_offers import OpenOffers
 from sublet_broker.service.leases.orders import give_order
 from sublet_broker.service.leases.standby import prepare_successor
-from sublet_broker.service.ports import MatcherAway, VerifyResult
+from sublet_broker.service.ports import BlobsAway, MatcherAway, VerifyResult
 from sublet_broker.service.providers.checkpoints import Checkpoints
 from sublet_broker.service.providers.offers import Offers
 from sublet_broker.service.unit_of_work.context import Context
@@ -313,7 +313,10 @@ class Supervision:
             del self._unjudged[result.checkpoint]
             judged += 1
             if job is not None:
-                self._retention.prune(job)
+                try:
+                    self._retention.prune(job)
+                except BlobsAway as error:
+                    failed = error  # It is pruned with its next one.
         if failed is not None:
             raise failed
         return judged
