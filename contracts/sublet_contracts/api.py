@@ -7,7 +7,7 @@
     POST /v1/keys             SignedRequest(key)      -> PartyView       introduces a party
     GET  /v1/offers?kind=&region=                     -> OffersPage
     POST /v1/offers/match     MatchRequest            -> MatchView       what would this job get?
-    PUT  /v1/blobs/{sha256}   bytes                   -> 204             the renter's own inputs
+    PUT  /v1/blobs/{digest}   bytes                   -> 204             the renter's own inputs
     PUT  /v1/packs/{pack}     bytes (packs.py)        -> 204             many chunks of them
     POST /v1/blobs/missing    MissingRequest          -> MissingView
     POST /v1/jobs             SignedRequest(job)      -> JobView         201; holds the budget
@@ -23,9 +23,9 @@
     GET  /v1/jobs/{job}/export                        -> Export (export.py)
     GET  /v1/jobs/{job}/receipts?unsigned=true        -> ReceiptsPage    to countersign
     POST /v1/receipts/{receipt}/signature SignedRequest(receipt) -> 204
-    PUT  /v1/jobs/{job}/blobs/{sha256} bytes          -> 204             renter, or lease holder
+    PUT  /v1/jobs/{job}/blobs/{digest} bytes          -> 204             renter, or lease holder
     PUT  /v1/jobs/{job}/packs/{pack}   bytes          -> 204             likewise
-    GET  /v1/jobs/{job}/blobs/{sha256}                -> bytes           and its successor
+    GET  /v1/jobs/{job}/blobs/{digest}                -> bytes           and its successor
     GET  /v1/jobs/{job}/chunks/{hashes}               -> bytes           many, one after another
     POST /v1/jobs/{job}/blobs/missing MissingRequest  -> MissingView     holder: header Sublet-Epoch
     GET  /v1/balance                                  -> BalanceView
@@ -46,6 +46,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sublet_contracts.documents import Device, Resources
 from sublet_contracts.envelope import Envelope
+from sublet_contracts.fields import Digest
 from sublet_contracts.problems import FactValue
 from sublet_contracts.reasons import Fault, Reason
 from sublet_contracts.requirements import Shortfall
@@ -161,7 +162,7 @@ class MatchView(View):
 class MissingRequest(Body):
     """Chunks one would like to upload."""
 
-    sha256: tuple[str, ...] = Field(max_length=10_000)
+    digests: tuple[Digest, ...] = Field(max_length=10_000)
 
 
 class MissingView(View):
@@ -369,13 +370,13 @@ class JobView(View):
     recoveries: int
     lost_device_ms: int
     outputs: str | None = Field(description="document id of the outputs, once they are durable")
-    outputs_index_sha256: str | None
+    outputs_index_digest: str | None
     partial_outputs: str | None = Field(
         default=None,
         description="document id of what a run had written that ended without finishing, the "
         "newest that is kept",
     )
-    partial_outputs_index_sha256: str | None = None
+    partial_outputs_index_digest: str | None = None
     kept_until_ms: int | None = Field(
         default=None,
         description="when outputs and checkpoints are let go; null: not before the job has ended",
@@ -439,7 +440,7 @@ class CheckpointView(View):
     provider: str = Field(description="whose machine that run was on")
     provider_name: str
     state: CheckpointState
-    index_sha256: str
+    index_digest: str
     total_bytes: int
     sent_bytes: int = Field(
         description="what was sent for it, by the agent's word: the rest was here already"

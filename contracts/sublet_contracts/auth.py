@@ -21,7 +21,14 @@ from sublet_contracts.keys import KeyRefused, SigningKey, verify
 
 REQUEST_TYPE = "application/vnd.sublet.request.v1+json"
 MAX_REQUEST_SKEW_MS = 300_000
-EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+
+
+def body_digest_of(body: bytes) -> str:
+    """Return what stands for a body in the signature."""
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+EMPTY_DIGEST = body_digest_of(b"")
 
 
 class RequestRefused(ValueError):
@@ -47,13 +54,13 @@ def _message(
     party: str,
     method: str,
     target: str,
-    body_sha256: str,
+    body_digest: str,
     time_ms: int,
     nonce: str,
     idempotency_key: str,
 ) -> bytes:
     statement = {
-        "body_sha256": body_sha256,
+        "body_digest": body_digest,
         "broker": broker,
         "idempotency_key": idempotency_key,
         "method": method.upper(),
@@ -75,16 +82,16 @@ def sign_request(
     time_ms: int,
     nonce: str,
     idempotency_key: str = "",
-    body_sha256: str = "",
+    body_digest: str = "",
 ) -> dict[str, str]:
     """Return the headers that authenticate a request. `target` is path and query as sent.
-    `body_sha256`: instead of the body, where a hash in the target stands for it."""
+    `body_digest`: instead of the body's own, where a digest in the target stands for it."""
     message = _message(
         broker=broker,
         party=key.party,
         method=method,
         target=target,
-        body_sha256=body_sha256 or hashlib.sha256(body).hexdigest(),
+        body_digest=body_digest or body_digest_of(body),
         time_ms=time_ms,
         nonce=nonce,
         idempotency_key=idempotency_key,
@@ -106,7 +113,7 @@ def authenticate(
     broker: str,
     method: str,
     target: str,
-    body_sha256: str,
+    body_digest: str,
     now_ms: int,
 ) -> Caller:
     """Return who signed the request. `headers` must look names up without regard to case.
@@ -145,7 +152,7 @@ def authenticate(
         party=party,
         method=method,
         target=target,
-        body_sha256=body_sha256,
+        body_digest=body_digest,
         time_ms=time_ms,
         nonce=nonce,
         idempotency_key=idempotency_key,

@@ -42,7 +42,7 @@ from sublet_contracts.checkpoint_layouts import (
     find_checkpoints,
 )
 from sublet_contracts.documents import MAX_CHECKPOINT_FOLDERS
-from sublet_contracts.fields import Count, Sha256
+from sublet_contracts.fields import Count, Digest
 from sublet_contracts.tree import MAX_FILES, RelativePath
 
 PACKED = "checkpoint-folders"
@@ -80,7 +80,7 @@ class SavedFile(BaseModel):
     path: RelativePath = Field(description="relative to that folder, with '/'")
     size_bytes: Count = Field(description="of the file")
     mtime_ms: Count = Field(description="when it was last written, by the machine's clock")
-    content: Sha256 = Field(description="its content's name (TreeFile.content)")
+    content: Digest = Field(description="its content's name (TreeFile.content)")
     written: bool = Field(
         default=True, description="whether the job wrote it: else the image has it"
     )

@@ -73,6 +73,7 @@ _PARTS: Mapping[type[BaseModel], tuple[type[BaseModel], ...]] = {
 _TEXT_BY_PATTERN = {
     PARTY_PATTERN: "party id",
     r"^[0-9a-f]{64}$": "SHA-256, 64 hex digits",
+    r"^blake3:[0-9a-f]{64}$": "`blake3:` and 64 hex digits",
     r"^[0-9a-f]{16,64}$": "16 to 64 hex digits",
     r"^[A-Za-z0-9][A-Za-z0-9._ /:@+-]*$": "plain name",
     r"^[a-z0-9][a-z0-9.-]*$": "label",
@@ -253,8 +254,8 @@ def _trees() -> Iterator[str]:
     yield ""
     yield (
         "A folder (checkpoint, input, outputs) is listed by a *tree index*, a blob of JSON that"
-        " documents name by its SHA-256. Files are cut into chunks of at most"
-        f" {_grouped(CHUNK_BYTES)} bytes, named by their SHA-256, so what is unchanged moves"
+        " documents name by its digest. Files are cut into chunks of at most"
+        f" {_grouped(CHUNK_BYTES)} bytes, named by their digest, so what is unchanged moves"
         f" once. At most {_grouped(MAX_FILES)} files and {_grouped(MAX_INDEX_BYTES)} bytes of"
         " index. Paths are relative and plain: no link, no `..`, nothing absolute."
     )
@@ -278,7 +279,12 @@ def _requests() -> Iterator[str]:
     yield from _table(
         ("field", "where it travels", "meaning"),
         (
-            ("`body_sha256`", "the body itself", "SHA-256 of the body, also of an empty one"),
+            (
+                "`body_digest`",
+                "the body itself",
+                "`sha256:` and the hash of the body, also of an empty one; where the address names"
+                " what is sent by its digest, that digest",
+            ),
             ("`broker`", "nowhere", "the party id of the one broker that it is meant for"),
             ("`idempotency_key`", "`Idempotency-Key`", "empty where there is none"),
             ("`method`", "the request line", "in capitals"),

@@ -18,6 +18,7 @@ from sublet_contracts.fields import (
     Broker,
     Count,
     DeviceId,
+    Digest,
     DocumentId,
     Epoch,
     Issued,
@@ -176,7 +177,7 @@ class Input(BaseModel):
 
     destination: str = Field(max_length=512, description="path in the container")
     kind: Literal["file", "folder"] = Field(description="a file's index lists just that file")
-    index_sha256: Sha256 = Field(description="of the tree index that lists its files and chunks")
+    index_digest: Digest = Field(description="of the tree index that lists its files and chunks")
     total_bytes: Count = Field(description="bytes of all its files")
 
     @field_validator("destination")
@@ -385,7 +386,7 @@ class Checkpoint(Document):
         "written that ended otherwise"
     )
     step: Count = Field(description="the job's own count of its progress")
-    index_sha256: Sha256 = Field(description="of the tree index that lists files and chunks")
+    index_digest: Digest = Field(description="of the tree index that lists files and chunks")
     total_bytes: Count = Field(description="bytes of all its files")
     cum_device_ms: Count = Field(description="the lease's device time when the job finished it")
     image: PinnedImage = Field(

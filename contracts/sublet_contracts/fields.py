@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sublet_contracts.digests import PATTERN as DIGEST_PATTERN
 from sublet_contracts.encoding import MAX_INTEGER
 from sublet_contracts.keys import PARTY_PATTERN
 
@@ -16,7 +17,10 @@ DocumentId = Annotated[
         json_schema_extra={"format": "document-id"},
     ),
 ]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of content")]
+Digest = Annotated[
+    str, Field(pattern=rf"^{DIGEST_PATTERN}$", description="names content by algorithm and hash")
+]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of what it says")]
 Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$", description="random hex digits")]
 Text = Annotated[str, Field(max_length=256)]

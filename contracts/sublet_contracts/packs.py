@@ -2,21 +2,21 @@
 
 A pack is a table and the bytes of its chunks in the table's order:
 
-    "sublet-pack-1\\n"   count: 4 bytes, big-endian
-    count times          SHA-256: 32 bytes, size in bytes: 4 bytes, big-endian
+    "sublet-pack-1 blake3\\n"   count: 4 bytes, big-endian
+    count times          BLAKE3: 32 bytes, size in bytes: 4 bytes, big-endian
     the chunks, one after another
 
-A pack is named by its table's SHA-256. The name stands in the address, so a signature over the
+A pack is named by its table's digest. The name stands in the address, so a signature over the
 address covers all that follows: who receives checks the table against the name before anything
 else, and each chunk against the table as it comes. No chunk stands in a table twice.
 """
 
-import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from sublet_contracts.digests import ALGORITHM, Hasher, digest_of, from_raw, raw_of, shortened
 from sublet_contracts.tree import CHUNK_BYTES, Chunk
 
 PACK_BYTES = 16 * 1024 * 1024
@@ -29,7 +29,7 @@ MAX_READ_CHUNKS = 64
 READ_BYTES = 4 * 1024 * 1024
 """How much a reader asks for at once."""
 
-_MAGIC = b"sublet-pack-1\n"
+_MAGIC = b"sublet-pack-1 " + ALGORITHM.encode() + b"\n"
 _COUNT = struct.Struct(">I")
 _ENTRY = struct.Struct(">32sI")
 _HEAD_BYTES = len(_MAGIC) + _COUNT.size
@@ -44,26 +44,26 @@ class PackRefused(ValueError):
 class ChunkDiffers(PackRefused):
     """A chunk is not what the table says: it changed while it was read, or on its way."""
 
-    def __init__(self, sha256: str) -> None:
-        super().__init__(f"chunk {sha256[:10]} does not match its SHA-256")
-        self.sha256 = sha256
+    def __init__(self, digest: str) -> None:
+        super().__init__(f"chunk {shortened(digest)} does not match its digest")
+        self.digest = digest
 
 
 @dataclass(frozen=True)
 class PackTable:
-    """Which chunks are in a pack, in order: SHA-256 and size in bytes."""
+    """Which chunks are in a pack, in order: digest and size in bytes."""
 
     chunks: tuple[tuple[str, int], ...]
 
     def to_bytes(self) -> bytes:
         """Return the table as it is sent."""
-        entries = (_ENTRY.pack(bytes.fromhex(sha256), size) for sha256, size in self.chunks)
+        entries = (_ENTRY.pack(raw_of(digest), size) for digest, size in self.chunks)
         return _MAGIC + _COUNT.pack(len(self.chunks)) + b"".join(entries)
 
     @property
     def name(self) -> str:
-        """The pack's name: its table's SHA-256."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        """The pack's name: its table's digest."""
+        return digest_of(self.to_bytes())
 
     @property
     def chunk_bytes(self) -> int:
@@ -78,7 +78,7 @@ class PackTable:
     def offsets(self) -> dict[str, int]:
         """Return where each chunk begins, counted from the first one."""
         starts = accumulate((size for _, size in self.chunks), initial=0)
-        return {sha256: at for (sha256, _), at in zip(self.chunks, starts, strict=False)}
+        return {digest: at for (digest, _), at in zip(self.chunks, starts, strict=False)}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class PackReader:
         """The number of the chunk that is coming."""
         self._left = 0
         """How many bytes of it are to come."""
-        self._hash = hashlib.sha256()
+        self._hash = Hasher()
         self._parts: list[bytes] = []
 
     def feed(self, data: bytes) -> None:
@@ -146,10 +146,10 @@ class PackReader:
             data = data[len(piece) :]
             if self._left:
                 return
-            sha256, _ = table.chunks[self._chunk]
-            if self._hash.hexdigest() != sha256:
-                raise ChunkDiffers(sha256)
-            self._hash = hashlib.sha256()
+            digest, _ = table.chunks[self._chunk]
+            if self._hash.digest() != digest:
+                raise ChunkDiffers(digest)
+            self._hash = Hasher()
             self._chunk += 1
             if self._chunk < len(table.chunks):
                 self._left = table.chunks[self._chunk][1]
@@ -157,13 +157,13 @@ class PackReader:
 
 def parse_table(data: bytes, name: str) -> PackTable:
     """Return the table that `data`, which begins as one does, is. Raises PackRefused."""
-    if hashlib.sha256(data).hexdigest() != name:
+    if digest_of(data) != name:
         raise PackRefused("its table does not match the pack's name; send it again")
     entries = memoryview(data)[_HEAD_BYTES:]
-    chunks = tuple((digest.hex(), size) for digest, size in _ENTRY.iter_unpack(entries))
+    chunks = tuple((from_raw(raw), size) for raw, size in _ENTRY.iter_unpack(entries))
     if any(not 1 <= size <= CHUNK_BYTES for _, size in chunks):
         raise PackRefused(f"a chunk has 1 to {CHUNK_BYTES} bytes")
-    if len({sha256 for sha256, _ in chunks}) != len(chunks):
+    if len({digest for digest, _ in chunks}) != len(chunks):
         raise PackRefused("a chunk stands in its table twice")
     table = PackTable(chunks)
     if table.chunk_bytes > MAX_PACK_BYTES:
@@ -193,8 +193,8 @@ def cut_read(data: bytes, chunks: Sequence[Chunk]) -> list[bytes]:
     at = 0
     for chunk in chunks:
         piece = data[at : at + chunk.size_bytes]
-        if len(piece) != chunk.size_bytes or hashlib.sha256(piece).hexdigest() != chunk.sha256:
-            raise ChunkDiffers(chunk.sha256)
+        if len(piece) != chunk.size_bytes or digest_of(piece) != chunk.digest:
+            raise ChunkDiffers(chunk.digest)
         found.append(piece)
         at += chunk.size_bytes
     if at != len(data):
@@ -211,12 +211,12 @@ def in_packs(
     tables: list[PackTable] = []
     now: list[tuple[str, int]] = []
     full = 0
-    for sha256 in dict.fromkeys(wanted):
-        size = sizes[sha256]
+    for digest in dict.fromkeys(wanted):
+        size = sizes[digest]
         if now and (full + size > most or len(now) == MAX_PACK_CHUNKS):
             tables.append(PackTable(tuple(now)))
             now, full = [], 0
-        now.append((sha256, size))
+        now.append((digest, size))
         full += size
     if now:
         tables.append(PackTable(tuple(now)))

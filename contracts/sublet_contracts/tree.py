@@ -1,7 +1,7 @@
 """Tree indexes: how a folder (checkpoint, input, outputs) is cut into content-addressed chunks.
 
 The index is itself a blob: JSON that lists files, and for each its chunks in order. Chunks are at
-most CHUNK_BYTES long and are named by their SHA-256, so what is unchanged moves once. A path is
+most CHUNK_BYTES long and are named by their digest, so what is unchanged moves once. A path is
 relative and plain: no '..', no link, no absolute path can be written from one. What could not be
 carried (outputs only: see outputs_tree.py) is listed beside it, each entry with its reason.
 
@@ -10,7 +10,6 @@ moment: everything below the root is therefore opened from its folder's descript
 """
 
 import errno
-import hashlib
 import itertools
 import os
 import stat
@@ -32,9 +31,10 @@ from pydantic import (
     model_validator,
 )
 
+from sublet_contracts.digests import Hasher, digest_of, raw_of
 from sublet_contracts.documents import refused_by_validation
 from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
-from sublet_contracts.fields import Count, Sha256
+from sublet_contracts.fields import Count, Digest
 
 CHUNK_BYTES = 1024 * 1024
 MAX_INDEX_BYTES = 16 * 1024 * 1024
@@ -59,7 +59,7 @@ class Chunk(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    sha256: Sha256
+    digest: Digest
     size_bytes: Size = Field(description="1 byte at least")
 
 
@@ -76,8 +76,8 @@ class TreeFile(BaseModel):
     @property
     def content(self) -> str:
         """A name of its content, made of its chunks': FileContent gives the same."""
-        digests = b"".join(bytes.fromhex(chunk.sha256) for chunk in self.chunks)
-        return hashlib.sha256(digests).hexdigest()
+        digests = b"".join(raw_of(chunk.digest) for chunk in self.chunks)
+        return digest_of(digests)
 
     @field_validator("path")
     @classmethod
@@ -95,8 +95,8 @@ class FileContent:
     """Names the content of a file that passes by piece by piece, as TreeFile.content does."""
 
     def __init__(self) -> None:
-        self._digests = hashlib.sha256()
-        self._chunk = hashlib.sha256()
+        self._digests = Hasher()
+        self._chunk = Hasher()
         self._left = CHUNK_BYTES
 
     def update(self, data: bytes) -> None:
@@ -114,11 +114,11 @@ class FileContent:
         """Return the name of all that has passed; nothing more may come."""
         if self._left < CHUNK_BYTES:
             self._end_chunk()
-        return self._digests.hexdigest()
+        return self._digests.digest()
 
     def _end_chunk(self) -> None:
-        self._digests.update(self._chunk.digest())
-        self._chunk, self._left = hashlib.sha256(), CHUNK_BYTES
+        self._digests.update(raw_of(self._chunk.digest()))
+        self._chunk, self._left = Hasher(), CHUNK_BYTES
 
 
 class WhyLeftOut(StrEnum):
@@ -208,7 +208,7 @@ class TreeIndex(BaseModel):
         sizes: dict[str, int] = {}
         for file in self.files:
             for chunk in file.chunks:
-                if sizes.setdefault(chunk.sha256, chunk.size_bytes) != chunk.size_bytes:
+                if sizes.setdefault(chunk.digest, chunk.size_bytes) != chunk.size_bytes:
                     raise ValueError(f"{file.path}: one chunk can't have two sizes")
         return self
 
@@ -222,8 +222,8 @@ class TreeIndex(BaseModel):
         return canonical_json(self.model_dump(mode="json"))
 
     def chunks(self) -> dict[str, int]:
-        """Return each distinct chunk's sha256 with its size in bytes."""
-        return {c.sha256: c.size_bytes for file in self.files for c in file.chunks}
+        """Return each distinct chunk's digest with its size in bytes."""
+        return {c.digest: c.size_bytes for file in self.files for c in file.chunks}
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class ScannedTree:
 
     index: TreeIndex
     sources: dict[str, tuple[Path, int, int]]
-    """chunk sha256 -> (file, offset in bytes, size in bytes)"""
+    """chunk digest -> (file, offset in bytes, size in bytes)"""
 
     def without(self, lost: Mapping[str, WhyLeftOut]) -> "ScannedTree":
         """Return the tree without the files that need one of these chunks, which are listed as left
@@ -241,7 +241,7 @@ class ScannedTree:
         left_out = list(self.index.left_out)
         total = self.index.left_out_total
         for file in self.index.files:
-            why = next((lost[c.sha256] for c in file.chunks if c.sha256 in lost), None)
+            why = next((lost[c.digest] for c in file.chunks if c.digest in lost), None)
             if why is None:
                 kept.append(file)
                 continue
@@ -252,17 +252,17 @@ class ScannedTree:
         needed = index.chunks()
         return ScannedTree(index, {k: v for k, v in self.sources.items() if k in needed})
 
-    def read_chunk(self, sha256: str) -> bytes:
+    def read_chunk(self, digest: str) -> bytes:
         """Return a chunk. Raises TreeRefused if the file has changed since it was scanned."""
-        data = self.raw_chunk(sha256)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise TreeRefused(f"{self.sources[sha256][0]} changed while it was being read")
+        data = self.raw_chunk(digest)
+        if digest_of(data) != digest:
+            raise TreeRefused(f"{self.sources[digest][0]} changed while it was being read")
         return data
 
-    def raw_chunk(self, sha256: str) -> bytes:
+    def raw_chunk(self, digest: str) -> bytes:
         """Return what lies where the chunk was, for who receives it to hash. Raises TreeRefused if
         it is gone, or shorter."""
-        path, offset, size = self.sources[sha256]
+        path, offset, size = self.sources[digest]
         with os.fdopen(_open(path, path.name), "rb") as file:
             # Regular files only: a pipe in its place would keep us waiting.
             regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
@@ -381,8 +381,8 @@ def cut_file(
         size_bytes += length
         if size_bytes > max_bytes:
             return None
-        sha256 = hashlib.sha256(buffer[:length]).hexdigest()
-        chunks.append(Chunk(sha256=sha256, size_bytes=length))
+        digest = digest_of(buffer[:length])
+        chunks.append(Chunk(digest=digest, size_bytes=length))
         if on_bytes:
             on_bytes(length)
     return TreeFile(
@@ -405,7 +405,7 @@ def note_sources(sources: dict[str, tuple[Path, int, int]], file: TreeFile, path
     """Add where each of a file's chunks lies, `path` being where the file does."""
     offset = 0
     for chunk in file.chunks:
-        sources.setdefault(chunk.sha256, (path, offset, chunk.size_bytes))
+        sources.setdefault(chunk.digest, (path, offset, chunk.size_bytes))
         offset += chunk.size_bytes
 
 
@@ -422,8 +422,8 @@ def write_tree(index: TreeIndex, root: Path, read_chunk: Callable[[str], bytes])
         descriptor = os.open(target, flags, 0o755 if entry.executable else 0o644)
         with os.fdopen(descriptor, "wb") as file:
             for chunk in entry.chunks:
-                data = read_chunk(chunk.sha256)
-                if hashlib.sha256(data).hexdigest() != chunk.sha256:
+                data = read_chunk(chunk.digest)
+                if digest_of(data) != chunk.digest:
                     raise TreeRefused(f"{entry.path}: a chunk does not match its hash")
                 # Its hash may be right and its size a lie: limits were checked against the size.
                 if len(data) != chunk.size_bytes:

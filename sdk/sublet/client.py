@@ -525,10 +525,10 @@ class Job:
         """Return what lay in its outputs folder and could not be carried (at most 1,000 entries),
         of its outputs or else its partial outputs, and how much that is in all."""
         view = self.view()
-        sha256 = view.outputs_index_sha256 or view.partial_outputs_index_sha256
-        if sha256 is None:
+        digest = view.outputs_index_digest or view.partial_outputs_index_digest
+        if digest is None:
             return (), 0
-        index = read_index(self._client.link, self.id, sha256)
+        index = read_index(self._client.link, self.id, digest)
         return index.left_out, index.left_out_total
 
     def _content(self, file: TreeFile) -> bytes:
@@ -538,7 +538,7 @@ class Job:
         self, view: JobView, checkpoints: Sequence[CheckpointView], chosen: Chosen, wish: Wish
     ) -> tuple[TreeIndex, tuple[str, ...]]:
         """Return the index of what is wanted, and the folders in it that are: none: all of it."""
-        index = read_index(self._client.link, self.id, chosen.index_sha256)
+        index = read_index(self._client.link, self.id, chosen.index_digest)
         if wish.checkpoint != "best":
             return index, ()
         folders = best_folders(index, self._content)

@@ -66,7 +66,7 @@ class Chosen:
     """outputs, partial-outputs, checkpoint"""
     step: int
     epoch: int
-    index_sha256: str
+    index_digest: str
     total_bytes: int
 
     @property
@@ -236,7 +236,7 @@ def _kept(checkpoints: Iterable[CheckpointView], kind: str) -> list[CheckpointVi
 
 
 def _chosen(found: CheckpointView) -> Chosen:
-    return Chosen(found.kind, found.step, found.epoch, found.index_sha256, found.total_bytes)
+    return Chosen(found.kind, found.step, found.epoch, found.index_digest, found.total_bytes)
 
 
 def _checkpoint(view: JobView, checkpoints: Sequence[CheckpointView], wanted: str) -> Chosen:

@@ -67,18 +67,17 @@ class Link:
         *,
         query: Mapping[str, object] | None = None,
         data: bytes = b"",
-        content_type: str = "application/json",
-        signed_sha256: str = "",
+        signed_digest: str = "",
     ) -> httpx.Response:
-        """Send a request until it's answered. `signed_sha256`: of bytes, what is signed instead of
+        """Send a request until it's answered. `signed_digest`: of bytes, what is signed instead of
         their own hash. Raises SubletError on any answer but success."""
         target = _target(path, query)
         idempotency_key = os.urandom(16).hex() if method == "POST" else ""
 
         def attempt() -> httpx.Response:
-            headers = self._signed(method, target, data, idempotency_key, signed_sha256)
+            headers = self._signed(method, target, data, idempotency_key, signed_digest)
             if data:
-                headers["Content-Type"] = BYTES if signed_sha256 else content_type
+                headers["Content-Type"] = BYTES if signed_digest else "application/json"
             return self._http.request(method, target, content=data or None, headers=headers)
 
         response = self._until_answered(attempt)
@@ -99,7 +98,7 @@ class Link:
             yield (json.loads(line) for line in response.iter_lines() if line.strip())
 
     def _signed(
-        self, method: str, target: str, data: bytes, key: str, data_sha256: str = ""
+        self, method: str, target: str, data: bytes, key: str, data_digest: str = ""
     ) -> dict[str, str]:
         if self._broker is None:
             self._broker = self.broker_info().broker
@@ -112,7 +111,7 @@ class Link:
             time_ms=time.time_ns() // 1_000_000,
             nonce=os.urandom(16).hex(),
             idempotency_key=key,
-            body_sha256=data_sha256,
+            body_digest=data_digest,
         )
 
     def _until_answered(self, attempt: Any) -> httpx.Response:

@@ -1,6 +1,5 @@
 """Moving content: inputs to the broker before a job is signed, outputs back from it."""
 
-import hashlib
 import os
 import shutil
 from collections import deque
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from sublet.errors import SubletError
-from sublet.http import BYTES, Link
+from sublet.http import Link
 from sublet_contracts.amounts import format_bytes
 from sublet_contracts.api import MissingRequest, MissingView
+from sublet_contracts.digests import digest_of, hex_of
 from sublet_contracts.documents import Input
 from sublet_contracts.packs import PackRefused, PackTable, cut_read, in_packs, in_reads
 from sublet_contracts.problems import ProblemCode
@@ -80,7 +80,7 @@ def _described(source: Path, destination: str, scanned: ScannedTree) -> Input:
     return Input(
         destination=destination,
         kind="file" if source.is_file() else "folder",
-        index_sha256=hashlib.sha256(scanned.index.to_bytes()).hexdigest(),
+        index_digest=digest_of(scanned.index.to_bytes()),
         total_bytes=scanned.index.total_bytes,
     )
 
@@ -90,20 +90,20 @@ def _upload(
 ) -> Input:
     scanned = _scanned(source)
     index = scanned.index.to_bytes()
-    index_sha256 = hashlib.sha256(index).hexdigest()
-    missing = _missing(link, "/v1/blobs/missing", [*scanned.index.chunks(), index_sha256])
+    index_digest = digest_of(index)
+    missing = _missing(link, "/v1/blobs/missing", [*scanned.index.chunks(), index_digest])
     sizes = scanned.index.chunks()
     advance = announce(source.name, sum(sizes.get(name, 0) for name in missing))
 
     def send(table: PackTable) -> None:
         changed = InputError(f"input {source} changed while it was sent; submit again")
         try:
-            chunks = [scanned.raw_chunk(sha256) for sha256, _ in table.chunks]
+            chunks = [scanned.raw_chunk(digest) for digest, _ in table.chunks]
         except (TreeRefused, FileNotFoundError) as error:
             raise changed from error
         data = b"".join((table.to_bytes(), *chunks))
         try:
-            link.send("PUT", f"/v1/packs/{table.name}", data=data, signed_sha256=table.name)
+            link.send("PUT", f"/v1/packs/{table.name}", data=data, signed_digest=table.name)
         except SubletError as error:
             if error.problem.code == ProblemCode.HASH_MISMATCH:
                 raise changed from error
@@ -112,16 +112,16 @@ def _upload(
             advance(len(chunk))
 
     # The index goes last: what it names is then there.
-    _in_parallel(send, in_packs((name for name in missing if name != index_sha256), sizes))
-    if index_sha256 in missing:
-        link.send("PUT", f"/v1/blobs/{index_sha256}", data=index, content_type=BYTES)
+    _in_parallel(send, in_packs((name for name in missing if name != index_digest), sizes))
+    if index_digest in missing:
+        link.send("PUT", f"/v1/blobs/{index_digest}", data=index, signed_digest=index_digest)
     return _described(source, destination, scanned)
 
 
-def read_index(link: Link, job: str, index_sha256: str) -> TreeIndex:
+def read_index(link: Link, job: str, index_digest: str) -> TreeIndex:
     """Return the index of a tree of a job. Raises TreeRefused, SubletError."""
-    data = link.send("GET", f"/v1/jobs/{job}/blobs/{index_sha256}").content
-    if len(data) > MAX_INDEX_BYTES or hashlib.sha256(data).hexdigest() != index_sha256:
+    data = link.send("GET", f"/v1/jobs/{job}/blobs/{index_digest}").content
+    if len(data) > MAX_INDEX_BYTES or digest_of(data) != index_digest:
         raise TreeRefused("the broker gave an index that does not match its hash")
     return parse_index(data)
 
@@ -161,7 +161,7 @@ def download_files(
 
     def fetch(chunks: tuple[Chunk, ...]) -> None:
         for chunk, data in zip(chunks, _chunks(link, job, chunks), strict=True):
-            for path, offset in places[chunk.sha256]:
+            for path, offset in places[chunk.digest]:
                 descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
                 try:
                     _write_all(descriptor, data, offset)
@@ -214,7 +214,7 @@ def _make_parent(place: Path, target: Path) -> None:
 def _name_of(files: Mapping[str, TreeFile]) -> str:
     """The same files are downloaded into the same folder, whenever that is asked for."""
     listed = "\0".join(f"{name}\0{file.content}" for name, file in sorted(files.items()))
-    return hashlib.sha256(listed.encode()).hexdigest()[:12]
+    return hex_of(digest_of(listed.encode()))[:12]
 
 
 def _is_there(path: Path, file: TreeFile) -> bool:
@@ -224,8 +224,7 @@ def _is_there(path: Path, file: TreeFile) -> bool:
             return False
         with path.open("rb") as opened:
             return all(
-                hashlib.sha256(opened.read(chunk.size_bytes)).hexdigest() == chunk.sha256
-                for chunk in file.chunks
+                digest_of(opened.read(chunk.size_bytes)) == chunk.digest for chunk in file.chunks
             )
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return False
@@ -251,9 +250,9 @@ def _pieces_missing(
                 if offset + chunk.size_bytes <= begun:
                     opened.seek(offset)
                     data = opened.read(chunk.size_bytes)
-                if hashlib.sha256(data).hexdigest() != chunk.sha256:
-                    pieces[chunk.sha256] = chunk
-                    places.setdefault(chunk.sha256, []).append((path, offset))
+                if digest_of(data) != chunk.digest:
+                    pieces[chunk.digest] = chunk
+                    places.setdefault(chunk.digest, []).append((path, offset))
                 offset += chunk.size_bytes
     return pieces, places
 
@@ -266,7 +265,7 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
 
 
 def _chunks(link: Link, job: str, chunks: tuple[Chunk, ...]) -> list[bytes]:
-    names = ",".join(chunk.sha256 for chunk in chunks)
+    names = ",".join(chunk.digest for chunk in chunks)
     data = link.send("GET", f"/v1/jobs/{job}/chunks/{names}").content
     try:
         return cut_read(data, chunks)
@@ -279,7 +278,7 @@ def _chunks(link: Link, job: str, chunks: tuple[Chunk, ...]) -> list[bytes]:
 def _missing(link: Link, path: str, names: list[str]) -> list[str]:
     found: list[str] = []
     for start in range(0, len(names), BATCH):
-        body = MissingRequest(sha256=tuple(names[start : start + BATCH]))
+        body = MissingRequest(digests=tuple(names[start : start + BATCH]))
         found += link.call("POST", path, MissingView, body=body).missing
     return found
 

@@ -1,6 +1,5 @@
 """A renter in fifty lines, for tests of the agent: signs, uploads, submits, looks."""
 
-import hashlib
 import os
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ import httpx
 
 from sublet_contracts.api import JobView, MissingRequest, SignedRequest
 from sublet_contracts.auth import sign_request
+from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import Deposit, Job, KeyDocument, sign_document
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import SigningKey
@@ -40,6 +40,7 @@ class Renter:
             body=body,
             time_ms=now_ms(),
             nonce=os.urandom(16).hex(),
+            body_digest=target.rpartition("/")[2] if method == "PUT" else "",
         )
         kind = "application/octet-stream" if method == "PUT" else "application/json"
         if body:
@@ -70,15 +71,15 @@ class Renter:
     def upload(self, path: Path) -> tuple[str, int]:
         tree = scan_tree(path, max_bytes=2**30)
         index = tree.index.to_bytes()
-        wanted = MissingRequest(sha256=tuple(tree.index.chunks())).model_dump_json().encode()
-        for sha256 in self.call("POST", "/v1/blobs/missing", wanted).json()["missing"]:
-            self.call("PUT", f"/v1/blobs/{sha256}", tree.read_chunk(sha256))
-        sha256 = hashlib.sha256(index).hexdigest()
-        self.call("PUT", f"/v1/blobs/{sha256}", index)
-        return sha256, tree.index.total_bytes
+        wanted = MissingRequest(digests=tuple(tree.index.chunks())).model_dump_json().encode()
+        for digest in self.call("POST", "/v1/blobs/missing", wanted).json()["missing"]:
+            self.call("PUT", f"/v1/blobs/{digest}", tree.read_chunk(digest))
+        digest = digest_of(index)
+        self.call("PUT", f"/v1/blobs/{digest}", index)
+        return digest, tree.index.total_bytes
 
     def submit(self, script: Path, *arguments: str, **changes: Any) -> str:
-        sha256, size = self.upload(script)
+        digest, size = self.upload(script)
         where = f"/job/{script.name}"
         document = {
             "renter": self.key.party,
@@ -100,7 +101,7 @@ class Renter:
             "patience_ms": 10_000,
             "stop_grace_ms": 5_000,
             "inputs": (
-                {"destination": where, "kind": "file", "index_sha256": sha256, "total_bytes": size},
+                {"destination": where, "kind": "file", "index_digest": digest, "total_bytes": size},
             ),
             "outputs": "/out",
             "accept_receipts_up_to_ucr": 1_000_000,

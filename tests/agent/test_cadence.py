@@ -23,6 +23,7 @@ from sublet_contracts.wire import (
     RunCadence,
 )
 from tests.agent.test_core import PROVIDER, World, only, terms, wanted
+from tests.contracts.samples import INDEX
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -69,7 +70,7 @@ class Town(World):
         ran_ms = self.record.cum_device_ms + durable_after_ms
         self.ran(lease_id, ran_ms)
         self.do(events.StallTold(lease_id, Stall(step, stall_ms * step, stall_ms, stall_ms)))
-        uploaded = self.do(events.Uploaded(lease_id, "checkpoint", step, "a" * 64, 10))
+        uploaded = self.do(events.Uploaded(lease_id, "checkpoint", step, INDEX, 10))
         verdict = CheckpointVerdict(
             lease=lease_id,
             epoch=1,

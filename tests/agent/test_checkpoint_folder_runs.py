@@ -22,6 +22,7 @@ from sublet_agent.core.layout import WORK_PATH, Layout, RunFolders
 from sublet_agent.core.runner_port import RunRefused
 from sublet_contracts.wire import CheckpointUploaded
 from tests.agent.test_core import World, only, wanted
+from tests.contracts.samples import INDEX
 
 JOB = (65532, 65532)
 AT_ONCE_MS = 10**9
@@ -170,7 +171,7 @@ def test_a_snapshot_is_paid_up_to_its_newest_change(tmp_path: Path) -> None:
     run = Run(tmp_path / "state")
     run.world.ran(run.lease_id, 50_000)
     run.world.do(events.CheckpointFound(run.lease_id, 1, age_ms=30_000))
-    uploaded = run.world.do(events.Uploaded(run.lease_id, "checkpoint", 1, "a" * 64, 10))
+    uploaded = run.world.do(events.Uploaded(run.lease_id, "checkpoint", 1, INDEX, 10))
     assert wanted(uploaded, effects.Upload) == []
     assert only(uploaded, CheckpointUploaded)
     assert run.record.local_checkpoints == {1: 20_000}
@@ -206,7 +207,7 @@ def test_a_folder_lies_where_the_job_sees_it(tmp_path: Path) -> None:
         tmp_path / "state",
         checkpoints=("ckpts", "/out/best", "/state", "/tmp/spill", "/home/job/.cache/x"),
         outputs="/out",
-        inputs=({"destination": "/state/data", "kind": "folder", "index_sha256": "0" * 64,
+        inputs=({"destination": "/state/data", "kind": "folder", "index_digest": INDEX,
                  "total_bytes": 1},),
     )  # fmt: skip
     root = run.workspace.root
@@ -224,7 +225,7 @@ def test_the_working_folder_itself_is_named_without_what_is_mounted_in_it(tmp_pa
         tmp_path / "state",
         checkpoints=(".",),
         outputs=f"{WORK_PATH}/out",
-        inputs=({"destination": f"{WORK_PATH}/data.json", "kind": "file", "index_sha256": "0" * 64,
+        inputs=({"destination": f"{WORK_PATH}/data.json", "kind": "file", "index_digest": INDEX,
                  "total_bytes": 1},),
     )  # fmt: skip
     root = run.workspace.root
@@ -235,7 +236,7 @@ def test_a_folder_below_an_input_is_refused_with_the_fix(tmp_path: Path) -> None
     run = Run(
         tmp_path / "state",
         checkpoints=("data/ckpts",),
-        inputs=({"destination": f"{WORK_PATH}/data", "kind": "folder", "index_sha256": "0" * 64,
+        inputs=({"destination": f"{WORK_PATH}/data", "kind": "folder", "index_digest": INDEX,
                  "total_bytes": 1},),
     )  # fmt: skip
     with pytest.raises(RunRefused, match="--checkpoint data/ckpts: the command can't write there"):

@@ -40,6 +40,7 @@ from sublet_contracts.checkpoint_folders import (
     read_record,
 )
 from sublet_contracts.tree import ScannedTree, TreeRefused, write_tree
+from tests.contracts.samples import INDEX
 
 ROOM_BYTES = 1 << 30
 INTERVAL_MS = 120_000
@@ -677,7 +678,13 @@ def test_an_image_can_not_lead_what_is_placed_out_of_the_folder(root: Path, tmp_
 
 
 def test_a_record_is_read_as_a_strangers() -> None:
-    file = {"folder": 0, "path": "a", "size_bytes": 1, "mtime_ms": 1, "content": "0" * 64}
+    file = {
+        "folder": 0,
+        "path": "a",
+        "size_bytes": 1,
+        "mtime_ms": 1,
+        "content": INDEX,
+    }
     good = {"step": 1, "trained_step": 0, "total_steps": 0, "folders": ["a"], "files": [file]}
     assert read_record(json.dumps(good).encode()).step == 1
     lies: tuple[dict[str, object], ...] = (

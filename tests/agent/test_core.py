@@ -36,6 +36,7 @@ from sublet_contracts.wire import (
     RunChanged,
     Welcome,
 )
+from tests.contracts.samples import INDEX
 
 BROKER = SigningKey.from_seed(b"b" * 32)
 PROVIDER = SigningKey.from_seed(b"p" * 32)
@@ -176,7 +177,7 @@ class World:
 
     def durable(self, lease_id: str, step: int) -> Step:
         self.do(events.CheckpointFound(lease_id, step))
-        uploaded = self.do(events.Uploaded(lease_id, "checkpoint", step, "a" * 64, 10))
+        uploaded = self.do(events.Uploaded(lease_id, "checkpoint", step, INDEX, 10))
         message = only(uploaded, CheckpointUploaded)
         return self.do(
             events.MessageArrived(
@@ -400,7 +401,7 @@ def test_a_drain_waits_for_the_last_checkpoint_to_be_durable() -> None:
     world.ran(lease_id, 3_000, running=False, exit_code=75)
     step = world.do(events.FolderScanned(lease_id, (7,)))
     assert wanted(step, effects.Upload)
-    step = world.do(events.Uploaded(lease_id, "checkpoint", 7, "a" * 64, 10))
+    step = world.do(events.Uploaded(lease_id, "checkpoint", 7, INDEX, 10))
     assert not said(step, RunChanged)
     assert not said(world.wrote_nothing(step), RunChanged)
     verdict = CheckpointVerdict(

@@ -13,12 +13,13 @@ from sublet_agent.adapters.workspace.input_cache import InputCache
 from sublet_agent.adapters.workspace.transfer import Transfer
 from sublet_agent.adapters.workspace.workspace import fetch_inputs
 from sublet_agent.core.kept_inputs import UNUSED_MS
+from sublet_contracts.digests import hex_of
 from sublet_contracts.documents import Job
 from sublet_contracts.tree import ScannedTree, TreeIndex, scan_tree, write_tree
 from tests.agent.test_core import BROKER, NOW, PROVIDER, World
 
 FILES = {"model/weights.bin": b"w" * 3_000_000, "model/config.json": b"{}", "run.sh": b"echo"}
-DIGEST = "d" * 64
+A_DIGEST, B_DIGEST, C_DIGEST, DIGEST = ("blake3:" + digit * 64 for digit in "abcd")
 
 
 @pytest.fixture
@@ -89,15 +90,15 @@ def test_the_cap_holds_and_what_runs_have_stays_theirs(
 ) -> None:
     cap = 2 * index.total_bytes
     cache = cache_at(tmp_path, cap)
-    for ago_s, digest in ((20, "a" * 64), (10, "b" * 64)):
+    for ago_s, digest in ((20, A_DIGEST), (10, B_DIGEST)):
         cache.keep("renter", digest, index, fetched)
-        (entry,) = (tmp_path / "state").rglob(f"{digest}/bytes")
+        (entry,) = (tmp_path / "state").rglob(f"{hex_of(digest)}/bytes")
         then_s = entry.stat().st_mtime - ago_s
         os.utime(entry, (then_s, then_s))
-    assert cache.place("renter", "a" * 64, index, tmp_path / "a"), "used now, so the other one goes"
-    cache.keep("renter", "c" * 64, index, fetched)
+    assert cache.place("renter", A_DIGEST, index, tmp_path / "a"), "used now, so the other one goes"
+    cache.keep("renter", C_DIGEST, index, fetched)
     assert cache.held_bytes() == cap
-    assert not cache.place("renter", "b" * 64, index, tmp_path / "b")
+    assert not cache.place("renter", B_DIGEST, index, tmp_path / "b")
     assert cache.tidy(short_bytes=1) == ["let go of an input that was kept (3 MB)"]
     assert cache.forget() == (1, index.total_bytes)
     assert (tmp_path / "a" / "model" / "weights.bin").read_bytes() == FILES["model/weights.bin"]
@@ -120,7 +121,7 @@ def test_what_was_being_kept_when_the_agent_died_goes(
 ) -> None:
     cache = cache_at(tmp_path)
     cache.keep("renter", DIGEST, index, fetched)
-    (entry,) = (tmp_path / "state").rglob(DIGEST)
+    (entry,) = (tmp_path / "state").rglob(hex_of(DIGEST))
     (entry / "bytes").unlink()
     os.utime(entry, (1, 1))
     assert cache.tidy() == []
@@ -172,7 +173,7 @@ def test_a_resume_on_the_same_machine_fetches_no_input_again(
     item = {
         "destination": "/in/model",
         "kind": "folder",
-        "index_sha256": DIGEST,
+        "index_digest": DIGEST,
         "total_bytes": content.total_bytes,
     }
     job: Job = World().job(inputs=(item,)).document

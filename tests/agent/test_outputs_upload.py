@@ -41,8 +41,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: Store
 
     def do_POST(self) -> None:
-        asked = json.loads(self._body())["sha256"]
-        missing = [sha256 for sha256 in asked if sha256 not in self.server.blobs]
+        asked = json.loads(self._body())["digests"]
+        missing = [digest for digest in asked if digest not in self.server.blobs]
         self._answer(200, json.dumps({"missing": missing}).encode())
 
     def do_PUT(self) -> None:
@@ -59,11 +59,11 @@ class _Handler(BaseHTTPRequestHandler):
                 reader.feed(data)
                 pack = reader.close()
             except ChunkDiffers as error:
-                self._refuse(ProblemCode.HASH_MISMATCH, sha256=error.sha256)
+                self._refuse(ProblemCode.HASH_MISMATCH, digest=error.digest)
                 return
             chunks, at = b"".join(pack.parts), 0
-            for sha256, size in pack.table.chunks:
-                self.server.blobs[sha256] = chunks[at : at + size]
+            for digest, size in pack.table.chunks:
+                self.server.blobs[digest] = chunks[at : at + size]
                 at += size
         else:
             self.server.blobs[name] = data
@@ -134,9 +134,9 @@ def left_out(index: TreeIndex) -> dict[str, WhyLeftOut]:
 
 
 def test_all_of_it_arrives(store: Store, transfer: Transfer, tree: ScannedTree) -> None:
-    sha256, index = sent(transfer, tree)
+    digest, index = sent(transfer, tree)
     assert index == tree.index
-    assert parse_index(store.blobs[sha256]) == index
+    assert parse_index(store.blobs[digest]) == index
     assert set(index.chunks()) < store.blobs.keys()
 
 
@@ -164,20 +164,20 @@ def test_small_files_go_first_and_what_comes_too_late_is_listed(
     store.takes = lambda data: len(data) < 10 * KIB or released.wait(60)
     until_s = time.monotonic() + 3.0
     try:
-        sha256, index = sent(transfer, tree, lambda: until_s - time.monotonic())
+        digest, index = sent(transfer, tree, lambda: until_s - time.monotonic())
     finally:
         released.set()
     assert names(index) == ["1k", "2k"]
     assert left_out(index) == dict.fromkeys(("30k", "40k"), WhyLeftOut.NO_TIME)
-    assert parse_index(store.blobs[sha256]) == index
+    assert parse_index(store.blobs[digest]) == index
     assert set(index.chunks()) < store.blobs.keys()
 
 
 def test_when_there_was_no_time_at_all_nothing_is_sent(
     store: Store, transfer: Transfer, tree: ScannedTree
 ) -> None:
-    sha256, index = sent(transfer, tree, lambda: 0.0)
-    assert (sha256, names(index)) == ("", [])
+    digest, index = sent(transfer, tree, lambda: 0.0)
+    assert (digest, names(index)) == ("", [])
     assert len(left_out(index)) == 4
     assert not store.blobs
 
@@ -186,8 +186,8 @@ def test_what_the_broker_has_no_room_for_is_listed(
     store: Store, transfer: Transfer, tree: ScannedTree
 ) -> None:
     store.takes = lambda data: len(data) < 10 * KIB
-    sha256, index = sent(transfer, tree)
-    assert names(parse_index(store.blobs[sha256])) == ["1k", "2k"]
+    digest, index = sent(transfer, tree)
+    assert names(parse_index(store.blobs[digest])) == ["1k", "2k"]
     assert left_out(index) == {"30k": WhyLeftOut.NO_ROOM, "40k": WhyLeftOut.NO_ROOM}
 
 
@@ -206,8 +206,8 @@ def test_what_was_changed_meanwhile_is_listed(
     (outputs / "2k").unlink()
     (outputs / "30k").write_bytes(b"other")
     (outputs / "40k").write_bytes(b"?" * 40 * KIB)  # as long as before: the broker finds out
-    sha256, index = sent(transfer, tree)
-    assert names(parse_index(store.blobs[sha256])) == ["1k"]
+    digest, index = sent(transfer, tree)
+    assert names(parse_index(store.blobs[digest])) == ["1k"]
     assert left_out(index) == dict.fromkeys(("2k", "30k", "40k"), WhyLeftOut.CHANGED)
 
 

@@ -10,6 +10,7 @@ from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import HeldLease, LeaseAnswer, Welcome, Withdraw
 from tests.agent.test_core import BROKER, PROVIDER, World, only, said, terms, wanted
 from tests.agent.test_facts import announced
+from tests.contracts.samples import INDEX
 
 DRAIN = events.DrainAsked(Reason.PROVIDER_DRAINED, 20_000)
 RECLAIM = events.DrainAsked(Reason.RECLAIMED, 20_000, then_stop=False)
@@ -85,7 +86,7 @@ def test_a_drain_says_what_it_waits_for() -> None:
     assert world.core.waits_for() == (f"job {job}: it saves and stops",)
     world.moves(lease_id)
     assert world.core.waits_for() == (f"job {job}: its checkpoint of step 5 goes off",)
-    step = world.do(events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 10))
+    step = world.do(events.Uploaded(lease_id, "checkpoint", 5, INDEX, 10))
     assert world.core.waits_for() == (f"job {job}: its outputs go off",)
     world.wrote_nothing(step)
     assert world.core.waits_for() == (f"job {job}: what it has made is handed over",)
@@ -127,7 +128,7 @@ def test_a_broker_that_comes_back_gets_its_time() -> None:
     world.do(events.MessageArrived(Welcome(heartbeat_ms=3000, fee_bps=500, leases=held)))
     # As long as something goes off it may take its time.
     assert not wanted(world.waits(20 * WAIT_MS), effects.Done)
-    world.do(events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 10))
+    world.do(events.Uploaded(lease_id, "checkpoint", 5, INDEX, 10))
     # And one that settles nothing is not waited for for ever.
     assert wanted(world.waits(20_000 + 2 * WAIT_MS), effects.Done)
     assert world.core.runs[lease_id].record.is_over

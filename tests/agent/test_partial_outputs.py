@@ -14,6 +14,7 @@ from sublet_agent.core.run_phases import RunPhase
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import CheckpointUploaded, CheckpointVerdict, Order, RunChanged
 from tests.agent.test_core import PROVIDER, World, receipts_of, said, terms, wanted
+from tests.contracts.samples import INDEX
 
 GRACE_MS = 60_000
 
@@ -49,7 +50,7 @@ def test_a_failed_run_hands_over_what_it_had_written_before_its_end_is_told() ->
     lease_id = ended(world)
     (upload,) = wanted(scanned(world, lease_id), effects.Upload)
     assert (upload.kind, upload.until_ms) == ("partial-outputs", world.now + GRACE_MS)
-    step = world.do(events.Uploaded(lease_id, "partial-outputs", upload.step, "a" * 64, 10))
+    step = world.do(events.Uploaded(lease_id, "partial-outputs", upload.step, INDEX, 10))
     (message,) = said(step, CheckpointUploaded)
     assert not said(step, RunChanged)
     verdict = CheckpointVerdict(
@@ -68,7 +69,7 @@ def test_checkpoints_go_first() -> None:
     lease_id = ended(world)
     (upload,) = wanted(scanned(world, lease_id, 7), effects.Upload)
     assert (upload.kind, upload.step) == ("checkpoint", 7)
-    step = world.do(events.Uploaded(lease_id, "checkpoint", 7, "a" * 64, 10))
+    step = world.do(events.Uploaded(lease_id, "checkpoint", 7, INDEX, 10))
     assert [u.kind for u in wanted(step, effects.Upload)] == ["partial-outputs"]
 
 
@@ -123,7 +124,7 @@ def test_a_refused_one_is_not_sent_again() -> None:
     world = World()
     lease_id = ended(world)
     (upload,) = wanted(scanned(world, lease_id), effects.Upload)
-    step = world.do(events.Uploaded(lease_id, "partial-outputs", upload.step, "a" * 64, 10))
+    step = world.do(events.Uploaded(lease_id, "partial-outputs", upload.step, INDEX, 10))
     (message,) = said(step, CheckpointUploaded)
     verdict = CheckpointVerdict(
         lease=lease_id, epoch=1, checkpoint=message.checkpoint.id, kind="partial-outputs",
@@ -173,7 +174,7 @@ def test_what_a_job_wrote_that_named_no_folder_changes_nothing_about_its_end(com
         world.now += GRACE_MS + GIVE_UP_MS
         step = world.do(events.Tick())
     elif comes == "verdict":
-        step = world.do(events.Uploaded(lease_id, "outputs", upload.step, "a" * 64, 10))
+        step = world.do(events.Uploaded(lease_id, "outputs", upload.step, INDEX, 10))
         (message,) = said(step, CheckpointUploaded)
         assert not said(step, RunChanged)
         verdict = CheckpointVerdict(

@@ -10,6 +10,7 @@ from sublet_agent.core.run_phases import RunPhase
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import CheckpointUploaded, CheckpointVerdict, Heartbeat, RunStall
 from tests.agent.test_core import PROVIDER, World, only, said, terms, wanted
+from tests.contracts.samples import INDEX
 
 
 def found(lease_id: str, step: int) -> events.CheckpointFound:
@@ -67,7 +68,7 @@ def test_what_is_durable_off_the_machine_or_made_durable_on_it_counts() -> None:
     world = World()
     lease_id = world.running()
     uploaded = world.do(found(lease_id, 5))
-    uploaded = world.do(events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 10))
+    uploaded = world.do(events.Uploaded(lease_id, "checkpoint", 5, INDEX, 10))
     assert only(uploaded, CheckpointUploaded)
     world.do(events.CheckpointFound(lease_id, 6))  # noted after it was fsynced, or with hashes
     step = started_again(world, boot="another")
@@ -82,7 +83,7 @@ def test_what_the_broker_refuses_then_is_not_read_again() -> None:
     world = World()
     lease_id = world.running()
     world.do(found(lease_id, 5))
-    uploaded = world.do(events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 10))
+    uploaded = world.do(events.Uploaded(lease_id, "checkpoint", 5, INDEX, 10))
     started_again(world, boot="another")
     verdict = CheckpointVerdict(
         lease=lease_id,
@@ -134,7 +135,7 @@ def test_outputs_that_were_off_it_are_the_jobs_and_are_not_read_again_if_refused
     world = World()
     lease_id = finished(world)
     world.do(events.FolderScanned(lease_id, ()))
-    sent = world.do(events.Uploaded(lease_id, "outputs", 0, "a" * 64, 10))
+    sent = world.do(events.Uploaded(lease_id, "outputs", 0, INDEX, 10))
     started_again(world, boot="another")
     assert the_record(world).reason is Reason.SUCCEEDED
     verdict = CheckpointVerdict(

@@ -30,6 +30,7 @@ from sublet_contracts import states
 from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import CheckpointVerdict, Order
 from tests.agent.test_core import NOW, World, wanted
+from tests.contracts.samples import INDEX
 
 README = Path(__file__).parents[2] / "provider_agent" / "README.md"
 ORDER = list(RunPhase)
@@ -86,7 +87,7 @@ def event_of(trigger: Trigger, lease_id: str) -> events.Event:
         Trigger.QUARANTINED: events.Quarantined(lease_id, "ValueError: odd"),
         Trigger.FOLDER_SCANNED: events.FolderScanned(lease_id, ()),
         Trigger.UPLOAD_MOVED: events.UploadMoved(lease_id, "checkpoint", 5, Moved(10, 5, 5)),
-        Trigger.UPLOADED: events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 10),
+        Trigger.UPLOADED: events.Uploaded(lease_id, "checkpoint", 5, INDEX, 10),
         Trigger.UPLOAD_FAILED: events.UploadFailed(lease_id, "checkpoint", 5, "torn"),
         Trigger.VERDICT: events.MessageArrived(verdict),
         Trigger.STOP_ASKED: events.MessageArrived(stop),

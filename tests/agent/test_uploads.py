@@ -4,6 +4,7 @@ from sublet_agent.core import events
 from sublet_agent.core.uploads import MAX_LOOKS, SPEED_OVER_MS, Moved, UploadOfRun
 from sublet_contracts.wire import CheckpointUploaded, RunUpload
 from tests.agent.test_core import NOW, World, only
+from tests.contracts.samples import INDEX
 
 GB = 10**9
 
@@ -62,7 +63,7 @@ def test_a_heartbeat_tells_what_is_on_its_way_until_it_has_arrived() -> None:
     assert found is not None
     assert (found.kind, found.step, found.total_bytes) == ("checkpoint", 5, 4 * GB)
     assert (found.there_bytes, found.bytes_per_s) == (2 * GB, GB)
-    world.do(events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 4 * GB, GB))
+    world.do(events.Uploaded(lease_id, "checkpoint", 5, INDEX, 4 * GB, GB))
     assert told(world, lease_id) is None
     # One of another step is none of it.
     world.do(events.CheckpointFound(lease_id, 6))
@@ -79,12 +80,13 @@ def test_it_is_told_what_was_sent_and_how_long_it_took() -> None:
     # Found while the other is under way: its time begins now, not with its upload.
     world.do(events.CheckpointFound(lease_id, 6))
     world.now += 4_000
-    step = world.do(events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 4 * GB, GB, stall_ms=300))
+    step = world.do(events.Uploaded(lease_id, "checkpoint", 5, INDEX, 4 * GB, GB, stall_ms=300))
     message = only(step, CheckpointUploaded)
     assert (message.sent_bytes, message.took_ms, message.stall_ms) == (GB, 9_000, 300)
     world.now += 1_000
     message = only(
-        world.do(events.Uploaded(lease_id, "checkpoint", 6, "a" * 64, 10)), CheckpointUploaded
+        world.do(events.Uploaded(lease_id, "checkpoint", 6, INDEX, 10)),
+        CheckpointUploaded,
     )
     assert (message.sent_bytes, message.took_ms, message.stall_ms) == (0, 5_000, None)
 
@@ -94,7 +96,7 @@ def test_no_save_held_its_loop_for_longer_than_it_has_run() -> None:
     lease_id = world.running()
     world.ran(lease_id, 2_000)
     world.do(events.CheckpointFound(lease_id, 5))
-    step = world.do(events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 10, 10, 2**53 - 1))
+    step = world.do(events.Uploaded(lease_id, "checkpoint", 5, INDEX, 10, 10, 2**53 - 1))
     assert only(step, CheckpointUploaded).stall_ms == 2_000
 
 
@@ -103,7 +105,7 @@ def test_a_clock_that_is_set_back_meanwhile_makes_no_negative_time() -> None:
     lease_id = world.running()
     world.do(events.CheckpointFound(lease_id, 5))
     world.now -= 60_000
-    step = world.do(events.Uploaded(lease_id, "checkpoint", 5, "a" * 64, 10))
+    step = world.do(events.Uploaded(lease_id, "checkpoint", 5, INDEX, 10))
     assert only(step, CheckpointUploaded).took_ms == 0
 
 

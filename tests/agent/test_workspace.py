@@ -20,6 +20,7 @@ from sublet_agent.core.layout import Layout
 from sublet_contracts.documents import Checkpoint
 from sublet_contracts.tree import TreeRefused, WhyLeftOut
 from tests.agent.test_core import BROKER, NOW, PROVIDER, World
+from tests.contracts.samples import INDEX
 
 SECRET = b"root:x:0:0"
 
@@ -304,7 +305,7 @@ def test_a_step_after_which_none_can_be_told_is_not_restored(
         epoch=1,
         kind="checkpoint",
         step=step,
-        index_sha256="a" * 64,
+        index_digest=INDEX,
         total_bytes=10,
         cum_device_ms=1,
         image="",

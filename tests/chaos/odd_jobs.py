@@ -277,7 +277,7 @@ class Blobs(Transfer):
         *_above, kind, name = target.split("/")
         if name == "missing" and isinstance(body, bytes):
             asked = MissingRequest.model_validate_json(body)
-            return MissingView(missing=asked.sha256).model_dump_json().encode()
+            return MissingView(missing=asked.digests).model_dump_json().encode()
         assert method == "PUT", target
         if kind == "packs" and not isinstance(body, bytes):
             reader = PackReader(name)
@@ -287,7 +287,7 @@ class Blobs(Transfer):
                 reader.close()
             except ChunkDiffers as error:
                 code = ProblemCode.HASH_MISMATCH
-                raise TransferRefused(str(error), code, 422, error.sha256) from error
+                raise TransferRefused(str(error), code, 422, error.digest) from error
         return b""
 
 

@@ -81,7 +81,7 @@ def requests() -> Any:
             idempotency_key=case["key"],
         )  # fmt: skip
         statement = {
-            "body_sha256": hashlib.sha256(case["body"].encode()).hexdigest(),
+            "body_digest": "sha256:" + hashlib.sha256(case["body"].encode()).hexdigest(),
             "broker": BROKER,
             "idempotency_key": case["key"],
             "method": case["method"],

@@ -31,7 +31,8 @@ SEEDS = {name: bytes([number]) * 32 for number, name in enumerate(
 KEYS = {name: SigningKey.from_seed(seed) for name, seed in SEEDS.items()}
 BROKER, PROVIDER, RENTER = (KEYS[name].party for name in ("broker", "provider", "renter"))
 
-JOB_ID, OFFER_ID, LEASE_ID, CHECKPOINT_ID, RECEIPT_ID, INDEX = (digit * 64 for digit in "abcdef")
+JOB_ID, OFFER_ID, LEASE_ID, CHECKPOINT_ID, RECEIPT_ID, ROOT = (digit * 64 for digit in "abcdef")
+INDEX = "blake3:" + "f" * 64
 
 
 def samples() -> list[tuple[Document, tuple[str, ...]]]:
@@ -55,7 +56,7 @@ def samples() -> list[tuple[Document, tuple[str, ...]]]:
         (
             Checkpoint(
                 provider=PROVIDER, job=JOB_ID, lease=LEASE_ID, epoch=2, kind="checkpoint", step=50,
-                index_sha256=INDEX, total_bytes=91_000_000, cum_device_ms=600_000, issued_ms=NOW_MS,
+                index_digest=INDEX, total_bytes=91_000_000, cum_device_ms=600_000, issued_ms=NOW_MS,
             ),
             ("provider",),
         ),
@@ -84,7 +85,7 @@ def samples() -> list[tuple[Document, tuple[str, ...]]]:
                       accept_receipts_up_to_ucr=7_000_000, issued_ms=NOW_MS),
             ("renter",),
         ),
-        (TreeHead(broker=BROKER, size=3, root_sha256=INDEX, issued_ms=NOW_MS), ("broker",)),
+        (TreeHead(broker=BROKER, size=3, root_sha256=ROOT, issued_ms=NOW_MS), ("broker",)),
         (
             SessionProof(party=PROVIDER, broker=BROKER, nonce="ab" * 16, instance="cd" * 8,
                          agent_version="0.1.0", issued_ms=NOW_MS),
@@ -124,7 +125,7 @@ def job() -> Job:
         max_price_ucr_per_device_hour=500_000, budget_ucr=5_000_000,
         checkpoint_interval_ms=120_000, patience_ms=20_000,
         inputs=(
-            Input(destination="/data/data.csv", kind="file", index_sha256=INDEX, total_bytes=9),
+            Input(destination="/data/data.csv", kind="file", index_digest=INDEX, total_bytes=9),
         ),
         outputs="/out", checkpoints=("ckpts", "/state"), accept_receipts_up_to_ucr=5_000_000,
         issued_ms=NOW_MS, expires_ms=NOW_MS + 24 * HOUR_MS,

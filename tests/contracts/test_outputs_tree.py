@@ -92,7 +92,7 @@ def test_odd_entries_cost_only_themselves(outputs: Path) -> None:
     assert "latest: a link" in text
     assert "(to runs)" in text
     assert "/etc" not in text  # where an absolute link leads is the machine's own
-    assert tree.read_chunk(tree.index.files[0].chunks[0].sha256) == b"w" * 100
+    assert tree.read_chunk(tree.index.files[0].chunks[0].digest) == b"w" * 100
 
 
 def test_of_too_many_files_the_biggest_are_carried(outputs: Path) -> None:
@@ -226,7 +226,7 @@ def test_only_what_is_wanted_is_carried_or_listed(outputs: Path) -> None:
 def test_what_is_lost_on_the_way_is_listed_too(outputs: Path) -> None:
     (outputs / "b").write_bytes(b"b")
     tree = scan(outputs)
-    (lost,) = (file.chunks[0].sha256 for file in tree.index.files if file.path == "b")
+    (lost,) = (file.chunks[0].digest for file in tree.index.files if file.path == "b")
     rest = tree.without({lost: WhyLeftOut.NO_ROOM})
     assert names(rest) == ["model.bin"]
     assert left_out(rest) == {"b": WhyLeftOut.NO_ROOM}

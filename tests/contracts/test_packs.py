@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from itertools import pairwise
 
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sublet_contracts.digests import digest_of, raw_of
 from sublet_contracts.packs import (
     MAX_BODY_BYTES,
     MAX_PACK_BYTES,
@@ -29,7 +29,7 @@ from sublet_contracts.tree import CHUNK_BYTES, Chunk
 
 
 def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return digest_of(data)
 
 
 def table_of(*chunks: bytes) -> PackTable:
@@ -46,10 +46,10 @@ def received(name: str, *parts: bytes) -> Pack:
 def test_a_pack_byte_by_byte() -> None:
     table = table_of(b"abc", b"x")
     assert table.to_bytes() == (
-        b"sublet-pack-1\n\0\0\0\2"
-        + bytes.fromhex(sha(b"abc"))
+        b"sublet-pack-1 blake3\n\0\0\0\2"
+        + raw_of(sha(b"abc"))
         + b"\0\0\0\3"
-        + bytes.fromhex(sha(b"x"))
+        + raw_of(sha(b"x"))
         + b"\0\0\0\1"
     )
     assert table.name == sha(table.to_bytes())
@@ -86,7 +86,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(chunks: list[bytes], data: st.D
         received(table.name, bytes(body))
     if at >= len(table.to_bytes()):
         assert isinstance(caught.value, ChunkDiffers)
-        assert caught.value.sha256 in dict(table.chunks)
+        assert caught.value.digest in dict(table.chunks)
 
 
 def test_the_first_chunk_that_differs_ends_it() -> None:
@@ -95,7 +95,7 @@ def test_the_first_chunk_that_differs_ends_it() -> None:
     reader.feed(table.to_bytes() + b"first")
     with pytest.raises(ChunkDiffers) as caught:
         reader.feed(b"SECOND")
-    assert caught.value.sha256 == sha(b"second")
+    assert caught.value.digest == sha(b"second")
 
 
 def test_one_that_is_cut_short_or_goes_on_is_refused() -> None:
@@ -109,7 +109,7 @@ def test_one_that_is_cut_short_or_goes_on_is_refused() -> None:
 
 
 def raw_table(*entries: tuple[bytes, int], count: int | None = None) -> bytes:
-    head = b"sublet-pack-1\n" + struct.pack(">I", len(entries) if count is None else count)
+    head = b"sublet-pack-1 blake3\n" + struct.pack(">I", len(entries) if count is None else count)
     return head + b"".join(struct.pack(">32sI", digest, size) for digest, size in entries)
 
 
@@ -136,13 +136,13 @@ ONE, TWO = bytes(32), bytes([1]) * 32
 )
 def test_a_table_that_breaks_a_rule_is_refused(raw: bytes, says: str) -> None:
     with pytest.raises(PackRefused, match=says):
-        received(hashlib.sha256(raw).hexdigest(), raw)
+        received(digest_of(raw), raw)
 
 
 def test_a_table_of_another_name_is_refused() -> None:
     table = table_of(b"abc")
     with pytest.raises(PackRefused, match="name"):
-        received("0" * 64, table.to_bytes() + b"abc")
+        received("blake3:" + "0" * 64, table.to_bytes() + b"abc")
 
 
 def test_chunks_are_put_into_packs_in_their_order() -> None:
@@ -165,13 +165,13 @@ def test_what_senders_make_is_taken() -> None:
 
 
 def chunks_of(*pieces: bytes) -> list[Chunk]:
-    return [Chunk(sha256=sha(piece), size_bytes=len(piece)) for piece in pieces]
+    return [Chunk(digest=sha(piece), size_bytes=len(piece)) for piece in pieces]
 
 
 def test_chunks_are_read_in_groups_in_their_order() -> None:
-    large = [Chunk(sha256=sha(b"x"), size_bytes=CHUNK_BYTES)] * 9
+    large = [Chunk(digest=sha(b"x"), size_bytes=CHUNK_BYTES)] * 9
     assert [len(group) for group in in_reads(large)] == [4, 4, 1]
-    small = [Chunk(sha256=sha(b"x"), size_bytes=1)] * (MAX_READ_CHUNKS + 1)
+    small = [Chunk(digest=sha(b"x"), size_bytes=1)] * (MAX_READ_CHUNKS + 1)
     assert [len(group) for group in in_reads(small)] == [MAX_READ_CHUNKS, 1]
     assert in_reads([]) == []
 

@@ -1,6 +1,5 @@
 """Trees: there and back, and what a job or a stranger may put in the way."""
 
-import hashlib
 import json
 import os
 import stat
@@ -13,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sublet_contracts import tree
+from sublet_contracts.digests import digest_of
 from sublet_contracts.tree import (
     CHUNK_BYTES,
     Chunk,
@@ -31,7 +31,7 @@ MAX = 10**9
 
 
 def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return digest_of(data)
 
 
 def fill(folder: Path, files: dict[str, bytes]) -> Path:
@@ -51,7 +51,7 @@ def read_back(folder: Path) -> dict[str, bytes]:
 
 
 def one_file(data: bytes, *, path: str = "a", chunks: tuple[Chunk, ...] | None = None) -> TreeIndex:
-    pieces = (Chunk(sha256=sha(data), size_bytes=len(data)),) if chunks is None else chunks
+    pieces = (Chunk(digest=sha(data), size_bytes=len(data)),) if chunks is None else chunks
     size = sum(piece.size_bytes for piece in pieces)
     return TreeIndex(files=(TreeFile(path=path, size_bytes=size, chunks=pieces),))
 
@@ -228,7 +228,7 @@ def test_a_folder_swapped_after_it_was_opened_yields_its_own_files(
 
     swap_before_open(monkeypatch, "w", swap)
     index = scan_tree(tmp_path / "tree", max_bytes=MAX).index
-    assert [chunk.sha256 for file in index.files for chunk in file.chunks] == [sha(b"w")]
+    assert [chunk.digest for file in index.files for chunk in file.chunks] == [sha(b"w")]
 
 
 def test_a_file_that_vanishes_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,14 +389,14 @@ def test_a_path_that_could_leave_the_tree_is_refused(path: str) -> None:
         (index_with(executable=1), "valid boolean"),
         (index_with(mode=0o4755), "not permitted"),
         (index_with(target="/etc/passwd"), "not permitted"),
-        (index_with(chunks=[{"sha256": sha(b"abc"), "size_bytes": 0}]), "greater than or equal"),
-        (index_with(chunks=[{"sha256": sha(b"a"), "size_bytes": CHUNK_BYTES + 1}]), "less than"),
-        (index_with(chunks=[{"sha256": "../../etc", "size_bytes": 3}]), "pattern"),
+        (index_with(chunks=[{"digest": sha(b"abc"), "size_bytes": 0}]), "greater than or equal"),
+        (index_with(chunks=[{"digest": sha(b"a"), "size_bytes": CHUNK_BYTES + 1}]), "less than"),
+        (index_with(chunks=[{"digest": "../../etc", "size_bytes": 3}]), "pattern"),
         (
             index_with(
                 chunks=[
-                    {"sha256": "a" * 64, "size_bytes": 1},
-                    {"sha256": "a" * 64, "size_bytes": 2},
+                    {"digest": "blake3:" + "a" * 64, "size_bytes": 1},
+                    {"digest": "blake3:" + "a" * 64, "size_bytes": 2},
                 ]
             ),
             "two sizes",
@@ -429,7 +429,7 @@ def test_an_index_of_nothing_is_an_index(tmp_path: Path) -> None:
         (one_file(b"abc"), b"abd", "a: a chunk does not match its hash"),
         (one_file(b"abc"), b"", "a: a chunk does not match its hash"),
         (
-            one_file(b"abc", chunks=(Chunk(sha256=sha(b"abc"), size_bytes=1),)),
+            one_file(b"abc", chunks=(Chunk(digest=sha(b"abc"), size_bytes=1),)),
             b"abc",
             "a: a chunk is not as long as the index says",
         ),

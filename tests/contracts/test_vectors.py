@@ -303,7 +303,7 @@ def accept(request: Mapping[str, Any], **change: Any) -> Any:
         "broker": REQUESTS["broker"],
         "method": request["method"],
         "target": request["target"],
-        "body_sha256": hashlib.sha256(request["body"].encode()).hexdigest(),
+        "body_digest": "sha256:" + hashlib.sha256(request["body"].encode()).hexdigest(),
         "now_ms": REQUESTS["now_ms"],
     }
     headers = change.pop("headers", request["headers"])
@@ -343,7 +343,7 @@ SIGNATURE = REQUESTS["requests"][1]["headers"]["Sublet-Signature"]
         {"method": "PUT"},
         {"target": "/v1/jobs?x=1"},
         {"target": "/v1/job"},
-        {"body_sha256": hashlib.sha256(b"other").hexdigest()},
+        {"body_digest": "sha256:" + hashlib.sha256(b"other").hexdigest()},
         {"broker": KEYS["stranger"].party},
     ],
     ids=lambda c: str(next(iter(c))),

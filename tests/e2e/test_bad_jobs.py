@@ -24,6 +24,7 @@ import pytest
 
 from sublet.client import Job
 from sublet_contracts.api import JobView
+from sublet_contracts.digests import hex_of
 from tests.e2e import bad_jobs
 from tests.e2e.bad_market import BadMarket
 from tests.e2e.scenario import JOB_SCRIPT
@@ -223,13 +224,14 @@ def test_a_checkpoint_that_is_damaged_at_the_broker(
     played.until(job, lambda view: view.durable_step == 2, "step 2 to be durable")
     newest = next(c for c in job.checkpoints().checkpoints if c.step == 2)
     blobs = played.market.root / "broker" / "blobs"
-    index = blobs / newest.index_sha256[:2] / newest.index_sha256[2:4] / newest.index_sha256
+    digits = hex_of(newest.index_digest)
+    index = blobs / "blake3" / digits[:2] / digits[2:4] / digits
     if name == "cut":
         damaged = index
         damaged.write_bytes(index.read_bytes()[:-1])
     else:
-        sha256 = next(
-            chunk["sha256"]
+        digest = next(
+            chunk["digest"]
             for file in json.loads(index.read_bytes())["files"]
             if file["path"] == "state"
             for chunk in file["chunks"]
@@ -237,7 +239,7 @@ def test_a_checkpoint_that_is_damaged_at_the_broker(
         database = f"file:{played.market.root}/broker/sublet.sqlite?mode=ro"
         with closing(sqlite3.connect(database, uri=True)) as rows:
             pack, offset, size = rows.execute(
-                "SELECT pack, offset_bytes, size_bytes FROM content WHERE sha256 = ?", (sha256,)
+                "SELECT pack, offset_bytes, size_bytes FROM content WHERE digest = ?", (digest,)
             ).fetchone()
         damaged = blobs / "packs" / pack[:2] / pack
         content = bytearray(damaged.read_bytes())

@@ -17,6 +17,7 @@ import httpx
 from sublet_broker.adapters.http.app import build_app
 from sublet_broker.adapters.http.server import compose
 from sublet_contracts.auth import sign_request
+from sublet_contracts.digests import is_digest
 from sublet_contracts.keys import SigningKey
 from tests.service.world import World, key_named
 
@@ -67,6 +68,7 @@ class Door:
         self, key: SigningKey, method: str, target: str, body: bytes, again: str = ""
     ) -> dict[str, str]:
         """Return the headers with which `key` sends this request, as sdk/sublet/http.py does."""
+        named = target.rpartition("/")[2]
         return sign_request(
             key,
             broker=self.world.key.party,
@@ -76,6 +78,7 @@ class Door:
             time_ms=self.world.now_ms,
             nonce=f"{next(self._numbers):032x}",
             idempotency_key=again,
+            body_digest=named if method == "PUT" and is_digest(named) else "",
         )
 
     def ask(

@@ -7,7 +7,6 @@ is accepted is written again as bytes that read back the same, and those are wri
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -19,9 +18,10 @@ from sublet_agent.adapters.workspace.reader import MAX_PROGRESS_BYTES, read_prog
 from sublet_agent.adapters.workspace.workspace import check_done
 from sublet_agent.core.checkpoints import within
 from sublet_contracts.api import JobLogLine
-from sublet_contracts.auth import EMPTY_SHA256, RequestRefused, authenticate, sign_request
+from sublet_contracts.auth import EMPTY_DIGEST, RequestRefused, authenticate, sign_request
 from sublet_contracts.checkpoint_folders import read_record as read_folder_record
 from sublet_contracts.checkpoint_layouts import read_record, read_trainer_state
+from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import (
     DOCUMENTS,
     Document,
@@ -263,11 +263,11 @@ def _index(data: bytes) -> None:
 
 
 def _tree(content: dict[str, bytes]) -> tuple[TreeIndex, dict[str, bytes]]:
-    chunks = {hashlib.sha256(data).hexdigest(): data for data in content.values()}
+    chunks = {digest_of(data): data for data in content.values()}
     files = []
     for path, data in sorted(content.items()):
-        sha256 = hashlib.sha256(data).hexdigest()
-        parts = (Chunk(sha256=sha256, size_bytes=len(data)),) if data else ()
+        digest = digest_of(data)
+        parts = (Chunk(digest=digest, size_bytes=len(data)),) if data else ()
         files.append(TreeFile(path=path, size_bytes=len(data), chunks=parts))
     return TreeIndex(files=tuple(files)), chunks
 
@@ -286,8 +286,8 @@ class _ReadTree(ScannedTree):
         super().__init__(index, {})
         object.__setattr__(self, "content", chunks)
 
-    def read_chunk(self, sha256: str) -> bytes:
-        data: bytes = self.content[sha256]  # type: ignore[attr-defined]
+    def read_chunk(self, digest: str) -> bytes:
+        data: bytes = self.content[digest]  # type: ignore[attr-defined]
         return data
 
 
@@ -398,7 +398,7 @@ def _headers(data: bytes) -> None:
             broker=BROKER,
             method=method,
             target=target,
-            body_sha256=EMPTY_SHA256,
+            body_digest=EMPTY_DIGEST,
             now_ms=NOW_MS,
         )
     except RequestRefused as error:

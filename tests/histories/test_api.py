@@ -34,7 +34,7 @@ def test_every_call_answers_as_it_is_described(label: str, town_door: Door) -> N
     town = town_of(town_door)
     parts: dict[str, list[str]] = {
         "job": [town.anna_job, town.anna_job[:8], SECRET, town.ended, town.boris_job, ABSENT],
-        "sha256": [town.index, ABSENT],
+        "digest": [town.index, f"blake3:{ABSENT}"],
         "receipt": [town.receipt, ABSENT],
     }
 

@@ -38,7 +38,7 @@ def test_anothers_job_is_as_absent_as_one_that_never_was(label: str, town_door: 
     def holds(data: st.DataObject, who: str, twin: tuple[str, str]) -> None:
         case = data.draw(CALLS[label].as_strategy())
         case.query.pop("follow", None)
-        for named in {"sha256", "hashes"} & case.path_parameters.keys():
+        for named in {"digest", "hashes"} & case.path_parameters.keys():
             case.path_parameters[named] = town.index
         said = []
         for job in twin:
@@ -60,7 +60,7 @@ def test_a_plain_look_at_anothers_job_is_404(who: str, town_door: Door) -> None:
     looks = [label.removeprefix("GET ") for label in OF_JOBS if label.startswith("GET")]
     assert len(looks) > 5
     for look in looks:
-        path = look.replace("{sha256}", town.index).replace("{hashes}", town.index)
+        path = look.replace("{digest}", town.index).replace("{hashes}", town.index)
         for job in (town.anna_job, town.anna_job[:8], SECRET, town.ended):
             answer = town_door.ask(who, "GET", path.replace("{job}", job))
             assert answer.status == 404, (path, answer)
@@ -73,8 +73,8 @@ def test_nobody_asks_about_anothers_content_even_with_nothing_to_ask(
     who: str, town_door: Door
 ) -> None:
     target = f"/v1/jobs/{town_of(town_door).anna_job}/blobs/missing"
-    assert town_door.ask(who, "POST", target, b'{"sha256": []}').status == 404
-    assert town_door.ask("anna", "POST", target, b'{"sha256": []}').status == 200
+    assert town_door.ask(who, "POST", target, b'{"digests": []}').status == 404
+    assert town_door.ask("anna", "POST", target, b'{"digests": []}').status == 200
 
 
 @pytest.mark.parametrize("who", OTHERS)
@@ -92,6 +92,7 @@ def test_lists_and_hashes_tell_nothing_of_others(who: str, town_door: Door) -> N
         answer = town_door.ask(who, "GET", target)
         assert answer.status == 200
         assert not [s for s in town.secrets if s.encode() in answer.body]
-    asked = json.dumps({"sha256": [town.index, ABSENT]}).encode()
+    absent = f"blake3:{ABSENT}"
+    asked = json.dumps({"digests": [town.index, absent]}).encode()
     missing = town_door.ask(who, "POST", "/v1/blobs/missing", asked)
-    assert missing.status >= 400 or json.loads(missing.body)["missing"] == [town.index, ABSENT]
+    assert missing.status >= 400 or json.loads(missing.body)["missing"] == [town.index, absent]

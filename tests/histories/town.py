@@ -54,7 +54,7 @@ class Town(World):
         self.broker.jobs.cancel(self.anna.party, self.ended)
         self.boris_job = self.boris.submit(name="boris-job")
         page = self.broker.views.checkpoints(self.anna.party, self.anna_job)
-        self.index = page.checkpoints[0].index_sha256
+        self.index = page.checkpoints[0].index_digest
         rival = self.agent("rival")
         rival.withdraw()
         self.secrets = (SECRET, self.anna.party, self.anna_job, self.ended, self.receipt)

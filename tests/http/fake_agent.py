@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from typing import Any, Literal, Self, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import (
     Checkpoint,
     Job,
@@ -206,11 +206,11 @@ class Run:
 
     async def checkpoint(self, step: int, data: bytes, kind: Any = "checkpoint") -> Any:
         """Upload a checkpoint of one file; return the verdict."""
-        sha = hashlib.sha256(data).hexdigest()
-        chunk = Chunk(sha256=sha, size_bytes=len(data))
+        sha = digest_of(data)
+        chunk = Chunk(digest=sha, size_bytes=len(data))
         file = TreeFile(path="weights.bin", size_bytes=len(data), chunks=(chunk,))
         index = TreeIndex(files=(file,)).to_bytes()
-        index_sha = hashlib.sha256(index).hexdigest()
+        index_sha = digest_of(index)
         for name, content in ((sha, data), (index_sha, index)):
             answer = await self.put(name, content)
             assert answer.status_code == 204, answer.text
@@ -222,7 +222,7 @@ class Run:
             epoch=self.lease.epoch,
             kind=kind,
             step=step,
-            index_sha256=index_sha,
+            index_digest=index_sha,
             total_bytes=len(data),
             cum_device_ms=self.device_ms,
             issued_ms=self.agent.world.clock.now_ms(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 
 import pytest
@@ -11,6 +10,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from sublet_broker.adapters.http.agent_socket import MAX_QUEUED
+from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import sign_document
 from sublet_contracts.export import verify_export
 from sublet_contracts.reasons import Reason
@@ -65,9 +65,9 @@ async def test_a_job_from_submission_to_settlement(world: World) -> None:
         assert len(statement["charges"]) == 1
         assert statement["held_ucr"] == 0
         assert statement["charged_ucr"] == view["charged_ucr"]
-        index = view["outputs_index_sha256"]
+        index = view["outputs_index_digest"]
         content = await renter.get(f"/v1/jobs/{id}/blobs/{index}")
-        assert hashlib.sha256(content.content).hexdigest() == index
+        assert digest_of(content.content) == index
         log = await renter.get(f"/v1/jobs/{id}/logs?follow=true")
         assert [line["text"] for line in lines_of(log.text)] == ["step 1", "step 2"]
         export = await renter.get(f"/v1/jobs/{id}/export")
@@ -81,7 +81,7 @@ async def test_a_job_from_submission_to_settlement(world: World) -> None:
 async def test_a_stale_epoch_writes_nothing(world: World) -> None:
     async with FakeAgent(world, world.party()) as agent:
         _, job, run = await start(world, agent)
-        target = f"/v1/jobs/{job['id']}/blobs/" + hashlib.sha256(b"x").hexdigest()
+        target = f"/v1/jobs/{job['id']}/blobs/" + digest_of(b"x")
         epoch = run.lease.epoch
         for header, good in ((epoch, True), (epoch + 1, False)):
             answer = await agent.party.call("PUT", target, b"x", Sublet_Epoch=str(header))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import AsyncIterator
 
@@ -11,6 +10,7 @@ import httpx
 import pytest
 
 from sublet_broker.adapters.http.pack_room import PackRoom
+from sublet_contracts.digests import digest_of
 from sublet_contracts.packs import MAX_BODY_BYTES, PackTable
 from tests.http.world import Party, World
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.asyncio
 
 
 def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return digest_of(data)
 
 
 def table_of(*chunks: bytes) -> PackTable:
@@ -34,14 +34,14 @@ async def send(
     party: Party, body: bytes = BODY, *, name: str = TABLE.name, signed: str = "", **headers: str
 ) -> httpx.Response:
     target = f"/v1/packs/{name}"
-    sign = party.sign("PUT", target, body_sha256=signed or name)
+    sign = party.sign("PUT", target, body_digest=signed or name)
     return await party.world.http.put(
         party.world.url + target, content=body, headers=sign | headers
     )
 
 
 async def missing(party: Party, *chunks: bytes) -> list[str]:
-    body = json.dumps({"sha256": [sha(chunk) for chunk in chunks]}).encode()
+    body = json.dumps({"digests": [sha(chunk) for chunk in chunks]}).encode()
     found: list[str] = (await party.call("POST", "/v1/blobs/missing", body)).json()["missing"]
     return found
 
@@ -66,7 +66,7 @@ async def test_a_chunk_that_differs_is_named_and_nothing_is_kept(world: World) -
     answer = await send(party, BODY[:at] + b"TWO" + BODY[at + 3 :])
     assert answer.status_code == 422
     assert answer.json()["code"] == "hash_mismatch"
-    assert answer.json()["facts"] == {"sha256": sha(b"two")}
+    assert answer.json()["facts"] == {"digest": sha(b"two")}
     assert len(await missing(party, *CHUNKS)) == 3
     assert list(world.blobs.packs()) == []
 
@@ -109,7 +109,7 @@ async def test_who_has_no_right_is_refused_and_reads_why(world: World) -> None:
     assert answer.json()["code"] == "unknown_party"
     await stranger.introduce()
     target = f"/v1/jobs/{'0' * 64}/packs/{TABLE.name}"
-    headers = stranger.sign("PUT", target, body_sha256=TABLE.name)
+    headers = stranger.sign("PUT", target, body_digest=TABLE.name)
     refused = await world.http.put(world.url + target, content=BODY, headers=headers)
     assert refused.status_code == 404
 
@@ -130,7 +130,7 @@ async def test_one_that_does_not_say_how_long_it_is_is_refused(world: World) -> 
     async def in_pieces() -> AsyncIterator[bytes]:
         yield BODY
 
-    headers = party.sign("PUT", target, body_sha256=TABLE.name)
+    headers = party.sign("PUT", target, body_digest=TABLE.name)
     answer = await world.http.put(world.url + target, content=in_pieces(), headers=headers)
     assert answer.status_code == 400
     assert answer.json()["field"] == "Content-Length"
@@ -140,7 +140,7 @@ async def test_a_replayed_pack_is_refused(world: World) -> None:
     party = world.party()
     await party.introduce()
     target = f"/v1/packs/{TABLE.name}"
-    headers = party.sign("PUT", target, body_sha256=TABLE.name)
+    headers = party.sign("PUT", target, body_digest=TABLE.name)
     statuses = [
         (await world.http.put(world.url + target, content=BODY, headers=headers)).status_code
         for _ in range(2)

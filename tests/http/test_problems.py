@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from urllib.parse import urlsplit
 
@@ -13,8 +12,11 @@ from sublet_broker.adapters.http.edge import Probe
 from sublet_broker.adapters.http.problems import STATUS
 from sublet_broker.service.ports import StorageFull, StoreAway
 from sublet_contracts.api import Problem
+from sublet_contracts.digests import digest_of
 from sublet_contracts.problems import PROBLEMS, ProblemCode
 from tests.http.world import World, running, signed_body, until
+
+ABSENT = "blake3:" + "0" * 64
 
 
 async def test_unknown_address_and_method(world: World) -> None:
@@ -91,27 +93,27 @@ async def test_a_blob_that_differs_from_its_name(world: World) -> None:
     party = world.party()
     await party.introduce()
     data = b"as it was when it was read"
-    sha = hashlib.sha256(data).hexdigest()
+    sha = digest_of(data)
     target = f"/v1/blobs/{sha}"
     headers = party.sign("PUT", target, data)
     changed = await world.http.put(world.url + target, content=b"changed", headers=headers)
     assert changed.status_code == 422
     assert changed.json()["code"] == "hash_mismatch"
-    assert changed.json()["facts"] == {"sha256": sha}
+    assert changed.json()["facts"] == {"digest": sha}
     stored = await party.call("PUT", target, data)
     assert stored.status_code == 204
-    body = json.dumps({"sha256": [sha, "0" * 64]}).encode()
+    body = json.dumps({"digests": [sha, ABSENT]}).encode()
     missing = await party.call("POST", "/v1/blobs/missing", body)
-    assert missing.json() == {"missing": ["0" * 64]}
+    assert missing.json() == {"missing": [ABSENT]}
     # Nobody else learns that the broker has it.
     other = world.party()
     await other.introduce()
     theirs = await other.call("POST", "/v1/blobs/missing", body)
-    assert theirs.json() == {"missing": [sha, "0" * 64]}
+    assert theirs.json() == {"missing": [sha, ABSENT]}
 
 
 async def test_an_unsigned_upload_is_refused_before_its_body(world: World) -> None:
-    answer = await world.http.put(world.url + "/v1/blobs/" + "0" * 64, content=b"x" * 10_000_000)
+    answer = await world.http.put(world.url + "/v1/blobs/" + ABSENT, content=b"x" * 10_000_000)
     assert answer.status_code == 401
 
 
@@ -119,10 +121,10 @@ async def test_a_blob_over_the_limit(world: World) -> None:
     party = world.party()
     await party.introduce()
     data = b"\0" * (16 * 1024**2 + 1)
-    answer = await party.call("PUT", "/v1/blobs/" + hashlib.sha256(data).hexdigest(), data)
+    answer = await party.call("PUT", "/v1/blobs/" + digest_of(data), data)
     assert answer.status_code == 413
     data = data[:-1]
-    answer = await party.call("PUT", "/v1/blobs/" + hashlib.sha256(data).hexdigest(), data)
+    answer = await party.call("PUT", "/v1/blobs/" + digest_of(data), data)
     assert answer.status_code == 204
 
 
@@ -133,7 +135,7 @@ async def test_a_full_disk_loses_nothing(world: World, monkeypatch: pytest.Monke
     def full(_sha256: str, _data: bytes) -> None:
         raise StorageFull("full")
 
-    sha = hashlib.sha256(b"data").hexdigest()
+    sha = digest_of(b"data")
     with monkeypatch.context() as patch:
         patch.setattr(world.blobs, "put", full)
         answer = await party.call("PUT", f"/v1/blobs/{sha}", b"data")

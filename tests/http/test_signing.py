@@ -75,7 +75,7 @@ async def test_a_replay_is_refused(world: World, method: str) -> None:
     await party.introduce()
     target, body = "/v1/balance", b""
     if method == "POST":
-        target, body = "/v1/blobs/missing", b'{"sha256": []}'
+        target, body = "/v1/blobs/missing", b'{"digests": []}'
     headers = party.sign(method, target, body)
     statuses = []
     for _ in range(2):

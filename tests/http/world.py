@@ -22,6 +22,7 @@ from sublet_broker.adapters.memory.store import MemoryStore
 from sublet_broker.adapters.memory.verifier import InProcessVerifier
 from sublet_broker.service.broker import Broker, Ports, Settings
 from sublet_contracts.auth import sign_request
+from sublet_contracts.digests import is_digest
 from sublet_contracts.documents import (
     Deposit,
     Device,
@@ -154,6 +155,9 @@ class Party:
             "nonce": nonce(),
             "idempotency_key": key,
         }
+        named = target.rpartition("/")[2]
+        if method == "PUT" and is_digest(named):
+            parts["body_digest"] = named
         return sign_request(self.key, **(parts | changes))
 
     async def call(

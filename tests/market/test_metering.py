@@ -112,7 +112,7 @@ def checkpoint(**changes: Any) -> CheckpointFact:
         kind="checkpoint",
         step=50,
         state=CheckpointState.DURABLE,
-        index_sha256=INDEX,
+        index_digest=INDEX,
         total_bytes=1,
         cum_device_ms=600_000,
         created_ms=NOW_MS,

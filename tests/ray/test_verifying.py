@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 from dataclasses import replace
@@ -17,6 +16,7 @@ from sublet_broker.adapters.ray.engine import EngineConfig
 from sublet_broker.adapters.ray.ports import RayPorts
 from sublet_broker.market.settling import SettlementCase, decide
 from sublet_broker.service.ports import BlobStore, VerifyResult, VerifyTask
+from sublet_contracts.digests import digest_of, hex_of
 from sublet_contracts.reasons import Reason
 from sublet_contracts.tree import CHUNK_BYTES, Chunk, TreeFile, TreeIndex
 from tests.ray.conftest import RayMarket, eventually
@@ -26,7 +26,7 @@ FILES = {"DONE": b"{}", "empty": b"", "layer/model.bin": LARGE}
 
 
 def put(blobs: BlobStore, data: bytes) -> str:
-    name = hashlib.sha256(data).hexdigest()
+    name = digest_of(data)
     blobs.put(name, data)
     return name
 
@@ -38,8 +38,7 @@ def index_of(files: dict[str, bytes]) -> TreeIndex:
                 path=path,
                 size_bytes=len(data),
                 chunks=tuple(
-                    Chunk(sha256=hashlib.sha256(piece).hexdigest(), size_bytes=len(piece))
-                    for piece in pieces(data)
+                    Chunk(digest=digest_of(piece), size_bytes=len(piece)) for piece in pieces(data)
                 ),
             )
             for path, data in sorted(files.items())
@@ -125,9 +124,9 @@ def test_a_spoiled_index(ray_market: RayMarket, case: str) -> None:
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
 def test_a_damaged_index(ray_market: RayMarket, damage: str) -> None:
     task = upload(ray_market.blobs, damage)
-    name = task.index_sha256
+    name = hex_of(task.index_digest)
     root = ray_market.ports.engine.config.blobs_root
-    path = root / name[:2] / name[2:4] / name
+    path = root / "blake3" / name[:2] / name[2:4] / name
     match damage:
         case "flipped":
             path.write_bytes(b"[" + path.read_bytes()[1:])
@@ -145,7 +144,7 @@ def test_a_damaged_index(ray_market: RayMarket, damage: str) -> None:
 def test_one_chunk_in_place_of_another(ray_market: RayMarket) -> None:
     """Each chunk is sound by itself, and the index lies about its size."""
     *front, last = index_of(FILES).files[-1].chunks
-    lying = Chunk(sha256=hashlib.sha256(b"{}").hexdigest(), size_bytes=last.size_bytes)
+    lying = Chunk(digest=digest_of(b"{}"), size_bytes=last.size_bytes)
     task = upload(ray_market.blobs, "lying", spoiled(chunks=(*front, lying)))
     result = collect(ray_market, task)["lying"]
     assert not result.ok
@@ -155,7 +154,7 @@ def test_one_chunk_in_place_of_another(ray_market: RayMarket) -> None:
 def test_a_missing_index_and_one_too_large(ray_market: RayMarket) -> None:
     task = upload(ray_market.blobs, "large")
     small = replace(task, max_bytes=1000)
-    absent = VerifyTask("absent", "job", "0" * 64, 10**9)
+    absent = VerifyTask("absent", "job", "blake3:" + "0" * 64, 10**9)
     results = collect(ray_market, small, absent)
     assert not results["large"].ok
     assert "at most 1000" in results["large"].detail
@@ -187,12 +186,12 @@ def test_what_can_not_be_read_is_not_held_against_the_job(
     tmp_path: Path, ray_market: RayMarket
 ) -> None:
     class Broken(FileBlobs):
-        def get(self, sha256: str) -> bytes:
+        def get(self, digest: str) -> bytes:
             raise OSError("the disk is away")
 
     config = EngineConfig(database_url=ray_market.store.url, blobs_root=tmp_path)
     idle = RayPorts.over(config, ray_market.store, Broken(tmp_path))
-    task = VerifyTask("unread", "job", "0" * 64, 1)
+    task = VerifyTask("unread", "job", "blake3:" + "0" * 64, 1)
     result = collect(RayMarket(ray_market.store, Broken(tmp_path), idle), task)["unread"]
     assert not result.ok
     assert not result.permanent

@@ -16,6 +16,7 @@ from sublet.terminal.progress import announcing
 from sublet.terminal.uploads import short_size, upload_text
 from sublet_contracts.api import CheckpointsPage, CheckpointView, JobView, RunUploadView
 from sublet_contracts.states import CheckpointState, JobState
+from tests.contracts.samples import INDEX
 from tests.sdk.market import SCRIPT, SmallMarket
 from tests.sdk.test_follow import job, run
 
@@ -29,7 +30,7 @@ def saved(step: int, **changes: Any) -> CheckpointView:
     values: dict[str, Any] = {
         **{"id": f"{step:064d}", "kind": "checkpoint", "step": step, "epoch": 1},
         **{"provider": "ed25519-a", "provider_name": "alice", "state": CheckpointState.DURABLE},
-        **{"index_sha256": "0" * 64, "total_bytes": 4 * GB, "sent_bytes": 210 * MB},
+        **{"index_digest": INDEX, "total_bytes": 4 * GB, "sent_bytes": 210 * MB},
         **{"stall_ms": 300, "created_ms": NOW_MS - 120_000, "durable_ms": NOW_MS - 119_000},
         **{"durable_after_ms": 5_100, "detail": ""},
     }

@@ -35,7 +35,7 @@ def job(state: JobState, *runs: RunView, **changes: Any) -> JobView:
         **{"max_price_ucr_per_device_hour": 1, "held_ucr": 0, "charged_ucr": 0, "settled_ucr": 0},
         **{"submitted_ms": 1, "started_ms": None, "ended_ms": None, "step": 0, "total_steps": 60},
         **{"metrics": {}, "durable_step": 0, "recoveries": 0, "lost_device_ms": 0},
-        **{"outputs": None, "outputs_index_sha256": None, "document": ENVELOPE, "runs": runs},
+        **{"outputs": None, "outputs_index_digest": None, "document": ENVELOPE, "runs": runs},
     }
     return JobView.model_validate({**values, **changes})
 

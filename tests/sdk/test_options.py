@@ -22,6 +22,7 @@ from sublet.spec import JobSpec
 from sublet.units import UnitError
 from sublet_contracts.documents import Input, Resources
 from sublet_contracts.documents import Job as JobDocument
+from tests.contracts.samples import INDEX
 
 README = Path(__file__).resolve().parents[2] / "sdk" / "README.md"
 
@@ -65,7 +66,7 @@ def document(**options: Any) -> JobDocument:
     """Return the document of a job, with what changes each time left out."""
     spec = JobSpec(**{**LEAST, **options})
     inputs = tuple(
-        Input(destination=path, kind="file", index_sha256="0" * 64, total_bytes=1)
+        Input(destination=path, kind="file", index_digest=INDEX, total_bytes=1)
         for path in spec.inputs.values()
     )
     party = "ed25519-" + "0" * 64

@@ -3,14 +3,13 @@ damage is found."""
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 
 from sublet_broker.adapters.memory.blobs import MemoryBlobs
 from sublet_broker.service.broker import Settings
 from sublet_broker.service.errors import Refusal
 from sublet_broker.service.ports import BlobMissing, StorageFull, StoreAway
+from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import Input
 from sublet_contracts.packs import Pack, PackTable, in_packs
 from sublet_contracts.problems import ProblemCode
@@ -22,12 +21,8 @@ DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
 
 
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def pack_of(*chunks: bytes) -> Pack:
-    table = PackTable(tuple((digest(chunk), len(chunk)) for chunk in chunks))
+    table = PackTable(tuple((digest_of(chunk), len(chunk)) for chunk in chunks))
     return Pack(table, (b"".join(chunks),))
 
 
@@ -37,12 +32,12 @@ def put(party: RenterDouble, *chunks: bytes) -> None:
 
 def missing(party: RenterDouble, *chunks: bytes) -> list[bytes]:
     blobs = party.world.broker.blobs
-    named = {digest(chunk): chunk for chunk in chunks}
+    named = {digest_of(chunk): chunk for chunk in chunks}
     return [named[name] for name in blobs.missing(party.party, party.party, None, named).missing]
 
 
 def get(party: RenterDouble, chunk: bytes) -> bytes:
-    return party.world.broker.blobs.get(party.party, party.party, None, digest(chunk))
+    return party.world.broker.blobs.get(party.party, party.party, None, digest_of(chunk))
 
 
 def upload(agent: AgentDouble, run: RunDouble, content: dict[str, bytes]) -> None:
@@ -53,7 +48,7 @@ def upload(agent: AgentDouble, run: RunDouble, content: dict[str, bytes]) -> Non
     scope = (agent.party, run.job_id, run.lease.epoch)
     for table in in_packs(blobs.missing(*scope, chunks).missing, index.chunks()):
         blobs.put_pack(*scope, pack_of(*(chunks[name] for name, _ in table.chunks)))
-    blobs.put(*scope, digest(raw), raw)
+    blobs.put(*scope, digest_of(raw), raw)
 
 
 def save(agent: AgentDouble, run: RunDouble, step: int, content: dict[str, bytes]) -> None:
@@ -117,7 +112,7 @@ def test_a_job_runs_and_resumes_from_packs() -> None:
     run = alice.the_run
     assert run.lease.start_step == 2
     blobs = world.broker.blobs
-    assert blobs.get(alice.party, job, run.lease.epoch, digest(b"frozen")) == b"frozen"
+    assert blobs.get(alice.party, job, run.lease.epoch, digest_of(b"frozen")) == b"frozen"
     world.audit()
 
 
@@ -141,15 +136,15 @@ def test_many_are_read_at_once_in_the_order_asked_for() -> None:
     scope = (alice.party, job, run.lease.epoch)
     blobs = world.broker.blobs
     asked = [b"three", b"one", b"two", b"one"]
-    assert blobs.get_many(*scope, [digest(data) for data in asked]) == asked
+    assert blobs.get_many(*scope, [digest_of(data) for data in asked]) == asked
     damage(world, b"two")
     with pytest.raises(Refusal) as caught:
-        blobs.get_many(*scope, [digest(data) for data in asked])
+        blobs.get_many(*scope, [digest_of(data) for data in asked])
     assert caught.value.code is ProblemCode.DAMAGED
-    assert caught.value.facts == {"sha256": digest(b"two")}
-    assert blobs.get_many(*scope, [digest(b"three"), digest(b"one")]) == [b"three", b"one"]
+    assert caught.value.facts == {"digest": digest_of(b"two")}
+    assert blobs.get_many(*scope, [digest_of(b"three"), digest_of(b"one")]) == [b"three", b"one"]
     with pytest.raises(Refusal) as caught:
-        blobs.get_many(*scope, [digest(b"one"), digest(b"of somebody else")])
+        blobs.get_many(*scope, [digest_of(b"one"), digest_of(b"of somebody else")])
     assert caught.value.code is ProblemCode.NOT_FOUND
 
 
@@ -160,9 +155,9 @@ def test_so_much_is_read_at_once_and_no_more() -> None:
     scope = (alice.party, job, alice.the_run.lease.epoch)
     world.broker.blobs.put_pack(*scope, pack_of(b"five.", b"fife.", b"six..."))
     get_many = world.broker.blobs.get_many
-    assert get_many(*scope, [digest(b"five."), digest(b"fife.")]) == [b"five.", b"fife."]
+    assert get_many(*scope, [digest_of(b"five."), digest_of(b"fife.")]) == [b"five.", b"fife."]
     with pytest.raises(Refusal) as caught:
-        get_many(*scope, [digest(b"five."), digest(b"six...")])
+        get_many(*scope, [digest_of(b"five."), digest_of(b"six...")])
     assert caught.value.code is ProblemCode.TOO_LARGE
 
 
@@ -302,7 +297,7 @@ def test_a_half_dead_pack_is_written_anew_with_what_lives() -> None:
     assert b"model of step 1 " not in held
     assert held.count(b"model of step 6 ") == 10
     blobs = world.broker.blobs
-    assert blobs.get(alice.party, job, run.lease.epoch, digest(base)) == base
+    assert blobs.get(alice.party, job, run.lease.epoch, digest_of(base)) == base
     world.audit()
 
 
@@ -361,7 +356,7 @@ def test_damage_is_found_on_restore_and_the_one_before_is_used() -> None:
     assert run.lease.start_step == 3
     blobs = world.broker.blobs
     with pytest.raises(Refusal) as caught:
-        blobs.get(alice.party, job, run.lease.epoch, digest(b"model 3"))
+        blobs.get(alice.party, job, run.lease.epoch, digest_of(b"model 3"))
     assert caught.value.code is ProblemCode.DAMAGED
     alice.exit(run, Reason.RESTORE_FAILED)
     world.settle_down()
@@ -369,7 +364,7 @@ def test_damage_is_found_on_restore_and_the_one_before_is_used() -> None:
     assert states(world, renter, job)[3] is CheckpointState.QUARANTINED
     assert alice.the_run.lease.start_step == 2
     epoch = alice.the_run.lease.epoch
-    assert blobs.get(alice.party, job, epoch, digest(b"base")) == b"base"
+    assert blobs.get(alice.party, job, epoch, digest_of(b"base")) == b"base"
     world.audit()
 
 
@@ -398,10 +393,10 @@ def test_what_is_whole_moves_out_of_a_damaged_pack() -> None:
     assert {found[2], found[3]} == {CheckpointState.DURABLE}
     assert len(packs - set(world.blobs.packs())) == 1
     scope = (alice.party, job, alice.the_run.lease.epoch)
-    assert world.broker.blobs.get(*scope, digest(b"base")) == b"base"
+    assert world.broker.blobs.get(*scope, digest_of(b"base")) == b"base"
     # And what was lost is asked for again, and heals.
     upload(alice, alice.the_run, {"model": b"model 1", "base": b"base"})
-    assert world.broker.blobs.get(*scope, digest(b"model 1")) == b"model 1"
+    assert world.broker.blobs.get(*scope, digest_of(b"model 1")) == b"model 1"
 
 
 class AsideBlobs(MemoryBlobs):
@@ -453,7 +448,7 @@ def test_a_pack_whose_file_went_away_is_damage() -> None:
             world.blobs.delete_pack(pack)
     blobs = world.broker.blobs
     scope = (alice.party, job, alice.the_run.lease.epoch)
-    hashes = [digest(b"model 3"), digest(b"model 2")]
+    hashes = [digest_of(b"model 3"), digest_of(b"model 2")]
     assert blobs.missing(*scope, hashes).missing == (hashes[0],)
     world.clock.ms += world.settings.scrub_every_ms + HOUR_MS
     world.broker.packs.scrub()
@@ -471,11 +466,11 @@ def test_a_checkpoint_without_one_of_its_chunks_does_not_count() -> None:
     blobs = world.broker.blobs
     scope = (alice.party, run.job_id, run.lease.epoch)
     blobs.put_pack(*scope, pack_of(b"base"))
-    blobs.put(*scope, digest(index.to_bytes()), index.to_bytes())
+    blobs.put(*scope, digest_of(index.to_bytes()), index.to_bytes())
     alice.checkpoint(run, 1, content={"base": b"base", "model": b"model"}, upload=False)
     world.settle_down()
     assert states(world, renter, job) == {1: CheckpointState.REJECTED}
-    assert digest(b"model")[:10] in run.verdicts[-1].detail
+    assert digest_of(b"model")[:10] in run.verdicts[-1].detail
 
 
 def test_an_index_that_lies_about_a_size_does_not_count() -> None:
@@ -495,8 +490,8 @@ def test_an_index_that_lies_about_a_size_does_not_count() -> None:
     blobs = world.broker.blobs
     scope = (alice.party, run.job_id, run.lease.epoch)
     blobs.put_pack(*scope, pack_of(b"model" * 100))
-    blobs.put(*scope, digest(raw), raw)
-    alice.checkpoint(run, 1, uploaded=(digest(raw), 1))
+    blobs.put(*scope, digest_of(raw), raw)
+    alice.checkpoint(run, 1, uploaded=(digest_of(raw), 1))
     world.settle_down()
     assert states(world, renter, job) == {1: CheckpointState.REJECTED}
     assert "500 bytes" in run.verdicts[-1].detail
@@ -526,13 +521,16 @@ def test_an_input_comes_in_packs() -> None:
     index, chunks = tree_of({"a": b"rows a", "b": b"rows b"})
     raw = index.to_bytes()
     put(renter, *chunks.values())
-    world.broker.blobs.put(renter.party, renter.party, None, digest(raw), raw)
+    world.broker.blobs.put(renter.party, renter.party, None, digest_of(raw), raw)
     entry = Input(
-        destination="/data", kind="folder", index_sha256=digest(raw), total_bytes=index.total_bytes
+        destination="/data",
+        kind="folder",
+        index_digest=digest_of(raw),
+        total_bytes=index.total_bytes,
     )
     job = renter.run(inputs=(entry,))
     assert renter.view(job).state is JobState.RUNNING
-    assert world.broker.blobs.get(renter.party, job, None, digest(b"rows b")) == b"rows b"
+    assert world.broker.blobs.get(renter.party, job, None, digest_of(b"rows b")) == b"rows b"
 
 
 def test_a_doubtful_commit_keeps_the_pack() -> None:
@@ -564,4 +562,4 @@ def test_a_doubtful_commit_keeps_the_pack() -> None:
 def test_content_that_is_nowhere_is_missing() -> None:
     world = World()
     with pytest.raises(BlobMissing):
-        world.broker.packs.read("0" * 64)
+        world.broker.packs.read("blake3:" + "0" * 64)

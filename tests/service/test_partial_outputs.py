@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 
 from sublet_broker.market.facts import JobFact
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.api import NextStep
+from sublet_contracts.digests import digest_of
 from sublet_contracts.reasons import Reason
 from sublet_contracts.states import JobState
 from sublet_contracts.tree import parse_index
@@ -30,12 +29,12 @@ def running(
 
 
 def content_of(world: World, renter: RenterDouble, job: str) -> dict[str, bytes]:
-    sha256 = renter.view(job).partial_outputs_index_sha256
-    assert sha256 is not None
+    digest = renter.view(job).partial_outputs_index_digest
+    assert digest is not None
     blobs = world.broker.blobs
-    index = parse_index(blobs.get(renter.party, job, None, sha256))
+    index = parse_index(blobs.get(renter.party, job, None, digest))
     return {
-        file.path: b"".join(blobs.get(renter.party, job, None, c.sha256) for c in file.chunks)
+        file.path: b"".join(blobs.get(renter.party, job, None, c.digest) for c in file.chunks)
         for file in index.files
     }
 
@@ -48,7 +47,7 @@ def test_a_failed_job_has_what_it_had_written() -> None:
     world.settle_down()
     view = renter.view(job)
     assert (view.state, view.next_step) == (JobState.FAILED, NextStep.DOWNLOAD_PARTIAL_OUTPUTS)
-    assert (view.outputs, view.outputs_index_sha256) == (None, None)
+    assert (view.outputs, view.outputs_index_digest) == (None, None)
     assert content_of(world, renter, job) == {"metrics.csv": b"1,2"}
     assert view.kept_until_ms == (view.ended_ms or 0) + world.broker.context.settings.keep_ended_ms
     world.audit()
@@ -88,7 +87,7 @@ def test_the_newest_runs_are_kept_and_displace_no_checkpoint_nor_outputs() -> No
         world.pass_ms(120_000)
         world.settle_down()
     assert content_of(world, renter, job) == {"log": b"second"}
-    gone = hashlib.sha256(b"first").hexdigest()
+    gone = digest_of(b"first")
     assert gone not in world.blobs.names()
     agent.succeed(agent.the_run, b"weights")
     world.settle_down()

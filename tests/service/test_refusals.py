@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from sublet.shortfalls import relax_text
 from sublet_broker.service.errors import Refusal, StaleInstance
 from sublet_contracts.api import MatchRequest
 from sublet_contracts.auth import Caller
+from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import Input, Resources, sign_document
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.reasons import Reason
@@ -190,11 +190,11 @@ def test_inputs_must_be_here_before_the_job() -> None:
     renter = world.renter()
     index, chunks = tree_of({"data.csv": b"a,b\n1,2\n"})
     raw = index.to_bytes()
-    digest = hashlib.sha256(raw).hexdigest()
+    digest = digest_of(raw)
     entry = Input(
         destination="/data/data.csv",
         kind="file",
-        index_sha256=digest,
+        index_digest=digest,
         total_bytes=index.total_bytes,
     )
     assert refused(renter, inputs=(entry,)).code == "input_missing"
@@ -237,7 +237,7 @@ def test_others_see_nothing_of_a_job() -> None:
         with pytest.raises(Refusal) as caught:
             act(other.party, job)
         assert caught.value.code == "not_found"
-    index = views.checkpoints(renter.party, job).checkpoints[0].index_sha256
+    index = views.checkpoints(renter.party, job).checkpoints[0].index_digest
     with pytest.raises(Refusal) as caught:
         world.broker.blobs.get(other.party, job, None, index)
     assert caught.value.code == "not_found"
@@ -370,23 +370,21 @@ def test_three_checkpoints_are_kept_and_a_damaged_one_is_passed_over() -> None:
     for step in range(1, 6):
         world.pass_ms(3_000)
         agent.durable(run, step, content={"base": b"shared", "model": str(step).encode()})
-    shared = hashlib.sha256(b"shared").hexdigest()
-    kept = {hashlib.sha256(str(step).encode()).hexdigest() for step in (3, 4, 5)}
-    pruned = {hashlib.sha256(str(step).encode()).hexdigest() for step in (1, 2)}
+    shared = digest_of(b"shared")
+    kept = {digest_of(str(step).encode()) for step in (3, 4, 5)}
+    pruned = {digest_of(str(step).encode()) for step in (1, 2)}
     names = set(world.blobs.names())
     assert shared in names
     assert kept <= names
     assert not pruned & names
 
-    world.blobs.damage(hashlib.sha256(b"5").hexdigest())
+    world.blobs.damage(digest_of(b"5"))
     agent.exit(run, Reason.RECLAIMED, 75)
     world.settle_down()
     again = agent.the_run
     assert again.lease.start_step == 5
     with pytest.raises(Refusal, match="no longer readable"):
-        world.broker.blobs.get(
-            agent.party, job, again.lease.epoch, hashlib.sha256(b"5").hexdigest()
-        )
+        world.broker.blobs.get(agent.party, job, again.lease.epoch, digest_of(b"5"))
     agent.exit(again, Reason.RESTORE_FAILED)
     world.settle_down()
     world.pass_ms(5_000)

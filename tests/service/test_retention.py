@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 
 import pytest
@@ -13,6 +12,7 @@ from sublet_broker.service.errors import Refusal
 from sublet_broker.service.ports import StoreAway
 from sublet_broker.service.unit_of_work.pins import Pins
 from sublet_contracts.api import NextStep
+from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import Input
 from sublet_contracts.problems import ProblemCode
 from sublet_contracts.states import CheckpointState, JobState
@@ -21,20 +21,16 @@ from tests.service.world import AgentDouble, RenterDouble, World, tree_of
 DAY_MS = 86_400_000
 
 
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def upload_input(renter: RenterDouble, content: bytes) -> Input:
     index, chunks = tree_of({"data.csv": content})
     raw = index.to_bytes()
     blobs = renter.world.broker.blobs
-    for sha256, data in [*chunks.items(), (digest(raw), raw)]:
-        blobs.put(renter.party, renter.party, None, sha256, data)
+    for digest, data in [*chunks.items(), (digest_of(raw), raw)]:
+        blobs.put(renter.party, renter.party, None, digest, data)
     return Input(
         destination="/data.csv",
         kind="file",
-        index_sha256=digest(raw),
+        index_digest=digest_of(raw),
         total_bytes=index.total_bytes,
     )
 
@@ -61,12 +57,12 @@ class RacingBlobs(MemoryBlobs):
         while self._world.broker.retention.sweep_files():
             self.swept += 1
 
-    def put(self, sha256: str, data: bytes) -> None:
-        super().put(sha256, data)
+    def put(self, digest: str, data: bytes) -> None:
+        super().put(digest, data)
         self._sweep()
 
-    def has(self, sha256: str) -> bool:
-        found = super().has(sha256)
+    def has(self, digest: str) -> bool:
+        found = super().has(digest)
         self._sweep()
         return found
 
@@ -76,7 +72,7 @@ def test_an_upload_survives_the_deletion_of_the_same_content() -> None:
     world.blobs = racing = RacingBlobs(world)
     world.broker = world._compose()
     renter = world.renter()
-    blobs, same = world.broker.blobs, digest(b"same")
+    blobs, same = world.broker.blobs, digest_of(b"same")
     blobs.put(renter.party, renter.party, None, same, b"same")
     assert racing.swept
     assert blobs.get(renter.party, renter.party, None, same) == b"same"
@@ -127,10 +123,10 @@ def test_pruning_one_jobs_checkpoint_leaves_anothers_content() -> None:
     bob.durable(two, 1, content={"base": b"shared"})
     for step in range(2, 6):
         alice.durable(one, step)
-    assert world.blobs.get(digest(b"shared")) == b"shared"
+    assert world.blobs.get(digest_of(b"shared")) == b"shared"
     for step in range(2, 6):
         bob.durable(two, step)
-    assert digest(b"shared") not in world.blobs.names()
+    assert digest_of(b"shared") not in world.blobs.names()
 
 
 def test_what_an_upload_in_progress_counts_on_is_not_pruned() -> None:
@@ -145,7 +141,7 @@ def test_what_an_upload_in_progress_counts_on_is_not_pruned() -> None:
         alice.durable(run, step)
     # Step 5 holds again what step 1 held, and its upload is told that it is here.
     again, _ = tree_of({"model": b"first"})
-    hashes = [digest(b"first"), digest(again.to_bytes())]
+    hashes = [digest_of(b"first"), digest_of(again.to_bytes())]
     blobs = world.broker.blobs
     assert blobs.missing(alice.party, run.job_id, run.lease.epoch, hashes).missing == ()
     world.pass_ms(1_000)
@@ -174,7 +170,7 @@ def test_an_ended_job_keeps_its_outputs_and_checkpoints_for_a_week() -> None:
     let_days_pass(world, 6)
     blobs = world.broker.blobs
     for content in (b"weights", b"step 1", b"step 2", b"step 3"):
-        assert blobs.get(renter.party, job, None, digest(content)) == content
+        assert blobs.get(renter.party, job, None, digest_of(content)) == content
     assert renter.view(job).next_step is NextStep.DOWNLOAD_OUTPUTS
     week_ms = world.broker.context.settings.keep_ended_ms
     until_ms = (renter.view(job).ended_ms or 0) + week_ms
@@ -182,7 +178,7 @@ def test_an_ended_job_keeps_its_outputs_and_checkpoints_for_a_week() -> None:
     assert {(c.kept, c.kept_until_ms) for c in page.checkpoints} == {(True, until_ms)}
     let_days_pass(world, 2)
     with pytest.raises(Refusal) as caught:
-        blobs.get(renter.party, job, None, digest(b"weights"))
+        blobs.get(renter.party, job, None, digest_of(b"weights"))
     assert caught.value.code == "no_longer_kept"
     view = renter.view(job)
     assert view.says == "finished; its outputs are no longer kept"
@@ -201,7 +197,7 @@ def test_an_input_stays_while_a_live_job_uses_it() -> None:
     job = renter.submit(inputs=(entry,), expires_ms=world.now_ms + 100 * DAY_MS)
     let_days_pass(world, 30)
     blobs = world.broker.blobs
-    assert blobs.missing(renter.party, renter.party, None, [digest(b"rows")]).missing == ()
+    assert blobs.missing(renter.party, renter.party, None, [digest_of(b"rows")]).missing == ()
     world.broker.jobs.cancel(renter.party, job)
     let_days_pass(world, 8)
     let_days_pass(world, 1)
@@ -212,11 +208,11 @@ def test_a_file_that_nobody_has_a_right_to_is_swept() -> None:
     world = World()
     renter = world.renter()
     upload_input(renter, b"rows")
-    world.blobs.put(digest(b"orphan"), b"orphan")  # its upload was killed before its row
+    world.blobs.put(digest_of(b"orphan"), b"orphan")  # its upload was killed before its row
     while world.broker.retention.sweep_files():
         pass
-    assert digest(b"orphan") not in world.blobs.names()
-    assert digest(b"rows") in world.blobs.names()
+    assert digest_of(b"orphan") not in world.blobs.names()
+    assert digest_of(b"rows") in world.blobs.names()
 
 
 def test_a_renter_and_a_job_have_room_for_so_much() -> None:
@@ -227,19 +223,19 @@ def test_a_renter_and_a_job_have_room_for_so_much() -> None:
     blobs = world.broker.blobs
     for number in range(5):
         data = str(number).encode()
-        blobs.put(renter.party, renter.party, None, digest(data), data)
+        blobs.put(renter.party, renter.party, None, digest_of(data), data)
     with pytest.raises(Refusal) as caught:
-        blobs.put(renter.party, renter.party, None, digest(b"one more"), b"one more")
+        blobs.put(renter.party, renter.party, None, digest_of(b"one more"), b"one more")
     assert caught.value.code == "too_much_stored"
-    blobs.put(renter.party, renter.party, None, digest(b"0"), b"0")  # it is here already
+    blobs.put(renter.party, renter.party, None, digest_of(b"0"), b"0")  # it is here already
     let_days_pass(world, 8)
-    blobs.put(renter.party, renter.party, None, digest(b"one more"), b"one more")
+    blobs.put(renter.party, renter.party, None, digest_of(b"one more"), b"one more")
     alice.announce(expires_ms=world.now_ms + DAY_MS)
     job = renter.run()
     run = alice.the_run
     for number in range(5):
         data = str(number).encode()
-        blobs.put(alice.party, job, run.lease.epoch, digest(data), data)
+        blobs.put(alice.party, job, run.lease.epoch, digest_of(data), data)
     with pytest.raises(Refusal) as caught:
-        blobs.put(alice.party, job, run.lease.epoch, digest(b"more"), b"more")
+        blobs.put(alice.party, job, run.lease.epoch, digest_of(b"more"), b"more")
     assert caught.value.code == "too_much_stored"

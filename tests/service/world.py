@@ -19,6 +19,7 @@ from sublet_broker.service.broker import Broker, Ports, Settings
 from sublet_broker.service.errors import NotYet
 from sublet_broker.service.ports import Settler, Store
 from sublet_contracts.api import JobView
+from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import (
     Amendment,
     Checkpoint,
@@ -111,12 +112,12 @@ def gpu(id: str = "GPU-0", *, memory_bytes: int = 24 * 10**9, hardware: str = "r
 
 def tree_of(content: dict[str, bytes]) -> tuple[TreeIndex, dict[str, bytes]]:
     """Return the index of a folder with these files, and its chunks."""
-    chunks = {hashlib.sha256(data).hexdigest(): data for data in content.values()}
+    chunks = {digest_of(data): data for data in content.values()}
     files = tuple(
         TreeFile(
             path=path,
             size_bytes=len(data),
-            chunks=(Chunk(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)),),
+            chunks=(Chunk(digest=digest_of(data), size_bytes=len(data)),),
         )
         for path, data in sorted(content.items())
     )
@@ -556,12 +557,12 @@ class AgentDouble:
     def upload(self, run: RunDouble, content: dict[str, bytes]) -> tuple[str, int]:
         index, chunks = tree_of(content)
         raw = index.to_bytes()
-        digest = hashlib.sha256(raw).hexdigest()
+        digest = digest_of(raw)
         blobs = self.world.broker.blobs
         missing = blobs.missing(self.party, run.job_id, run.lease.epoch, [*chunks, digest]).missing
-        for sha256, data in [*chunks.items(), (digest, raw)]:
-            if sha256 in missing:
-                blobs.put(self.party, run.job_id, run.lease.epoch, sha256, data)
+        for name, data in [*chunks.items(), (digest, raw)]:
+            if name in missing:
+                blobs.put(self.party, run.job_id, run.lease.epoch, name, data)
         return digest, index.total_bytes
 
     def checkpoint(
@@ -585,7 +586,7 @@ class AgentDouble:
             digest, total = self.upload(run, content)
         else:
             index, _ = tree_of(content)
-            digest = hashlib.sha256(index.to_bytes()).hexdigest()
+            digest = digest_of(index.to_bytes())
             total = index.total_bytes
         cum = run.cum_ms(self.world.now_ms) if cum_device_ms is None else cum_device_ms
         signed = sign_document(
@@ -596,7 +597,7 @@ class AgentDouble:
                 epoch=run.lease.epoch,
                 kind=kind,
                 step=step,
-                index_sha256=digest,  # type: ignore[arg-type]
+                index_digest=digest,  # type: ignore[arg-type]
                 total_bytes=total,
                 cum_device_ms=cum,
                 image=run.image,

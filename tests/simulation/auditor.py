@@ -139,9 +139,9 @@ class Auditor:
     def power_was_cut(self) -> None:
         """The broker's disk has forgotten what it may: what anybody was told is there is there."""
         disk = self.market.broker.disk
-        for sha256, scopes in self.claims.items():
-            gone = scopes and disk.whole(sha256) is None and sha256 not in disk.damaged
-            never(bool(gone), f"content {sha256[:10]} did not survive a power cut")
+        for digest, scopes in self.claims.items():
+            gone = scopes and disk.whole(digest) is None and digest not in disk.damaged
+            never(bool(gone), f"content {digest[:17]} did not survive a power cut")
         for id, model in self.checkpoints.items():
             if model.kept and model.state == "durable":
                 lost = set(self._lacking(model.document)) - disk.damaged
@@ -252,24 +252,24 @@ class Auditor:
         """A scope may use content from now on, or no longer."""
         if new is None:
             if old is not None:  # or it came and went in one transaction
-                self.claims[old.sha256] -= 1
+                self.claims[old.digest] -= 1
             return
         if old is None:
-            self.claims[new.sha256] += 1
+            self.claims[new.digest] += 1
         disk = self.market.broker.disk
-        safe = disk.survives(new.sha256) or new.sha256 in disk.damaged
+        safe = disk.survives(new.digest) or new.digest in disk.damaged
         never(not safe, "content counts as kept that a power cut would take")
 
     def _content_lies(self, old: Any, new: Any) -> None:
         """Content lies somewhere from now on, elsewhere, or nowhere any more."""
         disk = self.market.broker.disk
         if new is None:
-            held = old is not None and self.claims[old.sha256]
-            lost = held and old.sha256 not in disk.damaged
+            held = old is not None and self.claims[old.digest]
+            lost = held and old.digest not in disk.damaged
             never(bool(lost), "content was forgotten that somebody has a claim to")
             return
-        never(not self.claims[new.sha256], "content lies here that nobody has a claim to")
-        safe = disk.survives(new.sha256) or new.sha256 in disk.damaged
+        never(not self.claims[new.digest], "content lies here that nobody has a claim to")
+        safe = disk.survives(new.digest) or new.digest in disk.damaged
         never(not safe, "content is said to lie where a power cut would take it")
 
     def _pack(self, old: Any, new: Any) -> None:
@@ -369,9 +369,9 @@ class Auditor:
         # for the database. What was damaged since is found when it is read.
         verified_ms = self.market.verified_ms.get(id, 0)
         disk = self.market.broker.disk
-        damaged, index = disk.damaged, document["index_sha256"]
+        damaged, index = disk.damaged, document["index_digest"]
         since = damaged if disk.damaged_ms.get(index, 0) > verified_ms else damaged - {index}
-        bad = [sha256 for sha256 in self._lacking(document) if sha256 not in since]
+        bad = [digest for digest in self._lacking(document) if digest not in since]
         never(bool(bad), "a checkpoint counts that can't be restored")
         self._folder_durable(id, document)
         self._survived(document)
@@ -420,9 +420,9 @@ class Auditor:
 
     def _file(self, document: dict[str, Any], path: str) -> bytes:
         blobs = self.market.broker.blobs
-        index = json.loads(blobs.whole(document["index_sha256"]) or b"")
+        index = json.loads(blobs.whole(document["index_digest"]) or b"")
         listed = next(file for file in index["files"] if file["path"] == path)
-        return b"".join(blobs.whole(c["sha256"]) or b"" for c in listed["chunks"])
+        return b"".join(blobs.whole(c["digest"]) or b"" for c in listed["chunks"])
 
     def _handed_over(self, document: dict[str, Any]) -> None:
         """What an honest machine hands over as outputs, its run has finished; as partial outputs,
@@ -443,14 +443,14 @@ class Auditor:
 
     def _lacking(self, document: dict[str, Any]) -> list[str]:
         whole = self.market.broker.blobs.whole
-        return sorted(sha256 for sha256 in self._named(document) if whole(sha256) is None)
+        return sorted(digest for digest in self._named(document) if whole(digest) is None)
 
     def _named(self, document: dict[str, Any]) -> set[str]:
         """Return what a checkpoint's content is made of: its index, and all that this names."""
-        index = self.market.broker.blobs.whole(document["index_sha256"])
+        index = self.market.broker.blobs.whole(document["index_digest"])
         files = [] if index is None else json.loads(index)["files"]
-        chunks = {chunk["sha256"] for file in files for chunk in file["chunks"]}
-        return {document["index_sha256"], *chunks}
+        chunks = {chunk["digest"] for file in files for chunk in file["chunks"]}
+        return {document["index_digest"], *chunks}
 
     def _quarantined(self, id: str, model: CheckpointModel) -> None:
         failed = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,6 +12,7 @@ from sublet_agent.core.offers import read_assign
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.run_phases import LIVE, RunPhase
 from sublet_broker.service.errors import Refusal
+from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import (
     Checkpoint,
     CheckpointKind,
@@ -415,7 +415,12 @@ class Chaos(Mishaps):
         blobs = self.market.broker.broker.blobs
         try:
             self.market.broker.call(
-                blobs.put, agent.party, lease.document["job"], epoch, "0" * 64, b"zombie"
+                blobs.put,
+                agent.party,
+                lease.document["job"],
+                epoch,
+                "blake3:" + "0" * 64,
+                b"zombie",
             )
         except Refusal as refusal:
             if refusal.code not in ("stale_epoch", "not_found"):
@@ -437,7 +442,7 @@ class Chaos(Mishaps):
         if self.engine.happens(0.3):
             # An index of its own, of which it keeps the chunks to itself.
             raw, _, total = tree({"state.json": self.engine.random.randbytes(40)})
-            index = hashlib.sha256(raw).hexdigest()
+            index = digest_of(raw)
             with suppress(BrokerAway, OSError, Refusal, *UNKEPT):
                 self.market.broker.call(
                     self.market.broker.broker.blobs.put, agent.party, job, epoch, index, raw
@@ -445,7 +450,7 @@ class Chaos(Mishaps):
         elif known and self.engine.happens(0.5):
             # Somebody's real content, which this job has no right to.
             found = self.market.auditor.checkpoints[self.engine.random.choice(known)]
-            index = found.document["index_sha256"]
+            index = found.document["index_digest"]
         document = Checkpoint(
             provider=agent.party,
             job=job,
@@ -453,7 +458,7 @@ class Chaos(Mishaps):
             epoch=epoch,
             kind="checkpoint",
             step=10**6,
-            index_sha256=index,
+            index_digest=index,
             total_bytes=total,
             cum_device_ms=1,
             # What else is wrong with it is to be found out.
@@ -492,8 +497,8 @@ class Chaos(Mishaps):
         scope, epoch = record.job_id, record.lease.epoch
         try:
             for data in (*chunks.values(), index):
-                sha256 = hashlib.sha256(data).hexdigest()
-                self.market.broker.call(blobs.put, agent.party, scope, epoch, sha256, data)
+                digest = digest_of(data)
+                self.market.broker.call(blobs.put, agent.party, scope, epoch, digest, data)
         except (BrokerAway, Refusal, OSError, *UNKEPT):
             return None
         document = Checkpoint(
@@ -503,7 +508,7 @@ class Chaos(Mishaps):
             epoch=epoch,
             kind=kind,
             step=step,
-            index_sha256=hashlib.sha256(index).hexdigest(),
+            index_digest=digest_of(index),
             total_bytes=total,
             cum_device_ms=record.cum_device_ms,
             image=self.market.auditor.images.of(record.lease_id),

@@ -9,12 +9,13 @@ fsync that fails tells once: what was to be written is lost, and the next one fi
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from blake3 import blake3
 
 from sublet_broker.adapters.blobs.file_blobs import FileBlobs
 from sublet_broker.market.facts import ContentFact, Fact
@@ -36,7 +37,7 @@ SHORT = 0.03
 class _File:
     """An inode: what the page cache has, and what the platters have."""
 
-    __slots__ = ("_hashed", "_pieces", "_sha256", "clean", "data", "kept")
+    __slots__ = ("_digest", "_hashed", "_pieces", "clean", "data", "kept")
     st_mode = stat.S_IFREG | 0o600
     fsync = "fsync of a blob"
 
@@ -46,7 +47,7 @@ class _File:
         self.clean = False
         """Nothing waits to be written: it was, or it was lost."""
         self._hashed: bytes | None = None
-        self._sha256 = ""
+        self._digest = ""
         self._pieces: dict[tuple[int, int], str] = {}
 
     @property
@@ -61,20 +62,20 @@ class _File:
     def lose(self) -> None:
         self.clean = True
 
-    def sha256(self) -> str:
+    def digest(self) -> str:
         """Hash the same bytes once."""
         if self._hashed is not self.data:
-            self._hashed, self._sha256 = self.data, hashlib.sha256(self.data).hexdigest()
+            self._hashed, self._digest = self.data, _digest_of(self.data)
             self._pieces.clear()
-        return self._sha256
+        return self._digest
 
-    def piece_sha256(self, content: ContentFact) -> str:
+    def piece_digest(self, content: ContentFact) -> str:
         """Likewise, a piece of it."""
-        self.sha256()
+        self.digest()
         place = (content.offset_bytes, content.size_bytes)
         known = self._pieces.get(place)
         if known is None:
-            known = self._pieces[place] = hashlib.sha256(self.piece(content)).hexdigest()
+            known = self._pieces[place] = _digest_of(self.piece(content))
         return known
 
     def piece(self, content: ContentFact) -> bytes:
@@ -194,33 +195,33 @@ class SimDisk:
             ways.append(data)
         return draw.choice(ways)
 
-    def flip(self, sha256: str) -> None:
+    def flip(self, digest: str) -> None:
         """Flip a bit of what lies there."""
-        content = self._place_of(sha256)
+        content = self._place_of(digest)
         pack, at = (content.pack, content.offset_bytes) if content else ("", 0)
-        file = self._file(_pack_path(pack) if pack else _path(sha256))
+        file = self._file(_pack_path(pack) if pack else _path(digest))
         assert file is not None
         data = file.data
         bad = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if data else b"\0"
         if file.kept is not None:
             file.kept = bad
         file.data = bad
-        self._damaged.add((pack, sha256))
-        self.damaged_ms[sha256] = self.engine.now_ms
+        self._damaged.add((pack, digest))
+        self.damaged_ms[digest] = self.engine.now_ms
 
-    def sent_again(self, sha256: str) -> None:
+    def sent_again(self, digest: str) -> None:
         """It lies in a file of its own that is new."""
-        self._damaged.discard(("", sha256))
+        self._damaged.discard(("", digest))
 
     @property
     def damaged(self) -> set[str]:
         """What a fault has damaged and nobody has sent again since: a piece that has come again
         lies in another pack."""
         found = set()
-        for pack, sha256 in self._damaged:
-            content = self._place_of(sha256)
+        for pack, digest in self._damaged:
+            content = self._place_of(digest)
             if content is None or content.pack == pack:
-                found.add(sha256)
+                found.add(digest)
         return found
 
     # -- what the auditor and the faults see --------------------------------------------------
@@ -234,7 +235,7 @@ class SimDisk:
             for name in folder.names
         }
         packed = {
-            content.sha256
+            content.digest
             for content in self._contents.values()
             if isinstance(content, ContentFact)
             and content.pack
@@ -242,29 +243,29 @@ class SimDisk:
         }
         return sorted(alone | packed)
 
-    def whole(self, sha256: str) -> bytes | None:
+    def whole(self, digest: str) -> bytes | None:
         """Return content if it is what its name says."""
-        content = self._place_of(sha256)
+        content = self._place_of(digest)
         if content is not None and content.pack:
             file = self._file(_pack_path(content.pack))
-            whole = file is not None and file.piece_sha256(content) == sha256
+            whole = file is not None and file.piece_digest(content) == digest
             return file.piece(content) if file is not None and whole else None
-        file = self._file(_path(sha256))
-        return file.data if file is not None and file.sha256() == sha256 else None
+        file = self._file(_path(digest))
+        return file.data if file is not None and file.digest() == digest else None
 
-    def survives(self, sha256: str) -> bool:
+    def survives(self, digest: str) -> bool:
         """Say whether content would be whole if the power were cut now."""
         node: _File | _Folder | None = self._top
-        content = self._place_of(sha256)
+        content = self._place_of(digest)
         packed = content is not None and content.pack
-        path = _pack_path(content.pack) if content and packed else _path(sha256)
+        path = _pack_path(content.pack) if content and packed else _path(digest)
         for name in path.removeprefix(f"{ABOVE}/").split("/"):
             if not isinstance(node, _Folder) or name in node.dirty:
                 return False
             node = node.kept.get(name)
         if not isinstance(node, _File) or node.kept is not node.data:
             return False
-        return (node.piece_sha256(content) if content and packed else node.sha256()) == sha256
+        return (node.piece_digest(content) if content and packed else node.digest()) == digest
 
     def has_pack(self, pack: str) -> bool:
         """Say whether a pack's file is there."""
@@ -274,8 +275,8 @@ class SimDisk:
     def _contents(self) -> Mapping[tuple[str | int, ...], Fact]:
         return self._store.committed(ContentFact)
 
-    def _place_of(self, sha256: str) -> ContentFact | None:
-        found = self._contents.get((sha256,))
+    def _place_of(self, digest: str) -> ContentFact | None:
+        found = self._contents.get((digest,))
         return found if isinstance(found, ContentFact) else None
 
     def _file(self, path: str) -> _File | None:
@@ -477,9 +478,9 @@ class SimBlobs(FileBlobs):
         """What a fault has damaged and nobody has sent again since."""
         return self._sim.damaged
 
-    def put(self, sha256: str, data: bytes) -> None:
-        super().put(sha256, data)
-        self._sim.sent_again(sha256)
+    def put(self, digest: str, data: bytes) -> None:
+        super().put(digest, data)
+        self._sim.sent_again(digest)
         self._meanwhile()
 
     def put_pack(self, pack: str, parts: Iterable[bytes]) -> None:
@@ -491,8 +492,8 @@ class SimBlobs(FileBlobs):
         self._meanwhile()
         return found
 
-    def has(self, sha256: str) -> bool:
-        found = super().has(sha256)
+    def has(self, digest: str) -> bool:
+        found = super().has(digest)
         self._meanwhile()
         return found
 
@@ -503,8 +504,13 @@ class SimBlobs(FileBlobs):
                 self.sweep()
 
 
-def _path(sha256: str) -> str:
-    return f"{ROOT}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+def _digest_of(data: bytes) -> str:
+    return f"blake3:{blake3(data).hexdigest()}"
+
+
+def _path(digest: str) -> str:
+    algorithm, _, digits = digest.partition(":")
+    return f"{ROOT}/{algorithm}/{digits[:2]}/{digits[2:4]}/{digits}"
 
 
 def _pack_path(pack: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from sublet_agent.core.checkpoints import Stall
 from sublet_agent.core.exit_reasons import ExitEvidence
+from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import Job
 from sublet_contracts.tree import Chunk, TreeFile, TreeIndex
 from tests.simulation.engine import Engine, Quartz
@@ -63,14 +64,13 @@ def state_at(nonce: str, steps: int, begin: tuple[int, str] | None = None) -> st
 def tree(files: dict[str, bytes]) -> tuple[bytes, dict[str, bytes], int]:
     """Return the index (as bytes), the chunks by hash, and the total size of a folder."""
     listed = tuple(_listed(path, files[path]) for path in sorted(files))
-    chunks = {file.chunks[0].sha256: files[file.path] for file in listed}
+    chunks = {file.chunks[0].digest: files[file.path] for file in listed}
     return _index(listed), chunks, sum(map(len, files.values()))
 
 
 @functools.lru_cache(1_024)
 def _listed(path: str, data: bytes) -> TreeFile:
-    sha256 = hashlib.sha256(data).hexdigest()
-    chunk = Chunk(sha256=sha256, size_bytes=len(data))
+    chunk = Chunk(digest=digest_of(data), size_bytes=len(data))
     return TreeFile(path=path, size_bytes=len(data), chunks=(chunk,))
 
 

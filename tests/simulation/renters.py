@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from sublet.log_head import head_of, proven_growth
 from sublet_broker.service.errors import Refusal
 from sublet_broker.service.renters.accounts import Accounts
 from sublet_broker.service.renters.jobs import Jobs
+from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import (
     Amendment,
     Deposit,
@@ -368,7 +368,7 @@ class RenterHost:
         for job, signed in self.jobs.items():
             view = views.job(self.party, job)
             if str(view.state) == "succeeded" and signed.document.outputs:
-                self._check_outputs(view.outputs_index_sha256, signed.document)
+                self._check_outputs(view.outputs_index_digest, signed.document)
             if job != chosen:
                 continue
             data = views.export(self.party, job).model_dump_json().encode()
@@ -380,13 +380,13 @@ class RenterHost:
             if verdict.lost_work_charged_ucr:
                 raise Violation(f"{signed.document.name} paid for lost work")
 
-    def _check_outputs(self, index_sha256: str | None, document: Job) -> None:
+    def _check_outputs(self, index_digest: str | None, document: Job) -> None:
         broker = self.market.broker
-        if index_sha256 is None:
+        if index_digest is None:
             raise Violation(f"{document.name} succeeded and its outputs aren't there")
-        if index_sha256 in broker.blobs.damaged:
+        if index_digest in broker.blobs.damaged:
             return  # What can't be read any more keeps nothing: its files went with the index.
         right = state_at(document.nonce, Program.of(document).steps).encode()
-        sha256 = hashlib.sha256(right).hexdigest()
-        if broker.blobs.whole(sha256) is None and sha256 not in broker.blobs.damaged:
+        digest = digest_of(right)
+        if broker.blobs.whole(digest) is None and digest not in broker.blobs.damaged:
             raise Violation(f"{document.name}: its outputs aren't those of an undisturbed run")

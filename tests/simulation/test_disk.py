@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, permutations
@@ -11,6 +10,7 @@ import pytest
 
 from sublet_broker.market.facts import ContentFact
 from sublet_broker.service.ports import BlobMissing, StorageFull
+from sublet_contracts.digests import digest_of, hex_of
 from tests.simulation.disk import SimBlobs, SimDisk
 from tests.simulation.engine import Crashed
 from tests.simulation.market import Market, Plan
@@ -21,12 +21,13 @@ def _named() -> dict[str, bytes]:
     seen: dict[str, bytes] = {}
     for number in count():
         data = f"content {number}".encode()
-        sha256 = hashlib.sha256(data).hexdigest()
-        twin = next((name for name in seen if name[:4] == sha256[:4]), None)
-        beside = next((n for n in seen if n[:2] == sha256[:2] and n[:4] != sha256[:4]), None)
+        digest = digest_of(data)
+        in_one = {name: hex_of(name) for name in seen if hex_of(name)[:2] == hex_of(digest)[:2]}
+        twin = next((n for n in in_one if in_one[n][:4] == hex_of(digest)[:4]), None)
+        beside = next((n for n in in_one if in_one[n][:4] != hex_of(digest)[:4]), None)
         if twin is not None and beside is not None:
-            return {name: seen[name] for name in (twin, beside)} | {sha256: data}
-        seen[sha256] = data
+            return {name: seen[name] for name in (twin, beside)} | {digest: data}
+        seen[digest] = data
     raise AssertionError
 
 
@@ -128,7 +129,8 @@ def test_the_disk_itself_forgets(market: Market) -> None:
         disk = SimDisk(market)
         blobs = started(disk)
         blobs.put(name, data)
-        file = disk._file(f"/data/blobs/{name[:2]}/{name[2:4]}/{name}")
+        digits = hex_of(name)
+        file = disk._file(f"/data/blobs/blake3/{digits[:2]}/{digits[2:4]}/{digits}")
         assert file is not None
         file.kept, file.clean = None, False
         assert not disk.survives(name)
@@ -159,7 +161,7 @@ def test_a_full_disk_keeps_nothing_and_breaks_nothing(market: Market) -> None:
 
 
 PACK = "ab" * 32
-CONTENT = ContentFact(hashlib.sha256(b"in it").hexdigest(), 5, PACK, 3)
+CONTENT = ContentFact(digest_of(b"in it"), 5, PACK, 3)
 
 
 def pack_deaths(market: Market) -> Iterator[SimDisk]:
@@ -207,10 +209,10 @@ def test_a_pack_that_was_taken_survives_a_power_cut(market: Market) -> None:
                     assert not blobs.has_pack(pack)
                     continue
                 taken.append(pack)
-                market.broker.store._tables[ContentFact].facts[(CONTENT.sha256,)] = replace(
+                market.broker.store._tables[ContentFact].facts[(CONTENT.digest,)] = replace(
                     CONTENT, pack=pack
                 )
-                assert disk.survives(CONTENT.sha256), (dead, fails_in)
+                assert disk.survives(CONTENT.digest), (dead, fails_in)
             disk.fsync_fails_in = 0
             disk.cut_power()
             blobs = started(disk)
@@ -225,12 +227,12 @@ def test_a_torn_pack_is_noticed(market: Market) -> None:
         disk = SimDisk(market)
         blobs = started(disk)
         blobs.put_pack(PACK, [b"abc", b"in it"])
-        market.broker.store._tables[ContentFact].facts[(CONTENT.sha256,)] = CONTENT
+        market.broker.store._tables[ContentFact].facts[(CONTENT.digest,)] = CONTENT
         file = disk._file(f"/data/blobs/packs/ab/{PACK}")
         assert file is not None
         file.kept, file.clean = None, False
-        assert not disk.survives(CONTENT.sha256)
+        assert not disk.survives(CONTENT.digest)
         disk.cut_power()
-        torn += disk.whole(CONTENT.sha256) is None
+        torn += disk.whole(CONTENT.digest) is None
         market.broker.store._tables[ContentFact].facts.clear()
     assert torn

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import os
 import secrets
 import shutil
@@ -16,6 +15,7 @@ import pytest
 
 from sublet_broker.adapters.memory.blobs import MemoryBlobs
 from sublet_broker.service.ports import BlobMissing
+from sublet_contracts.digests import digest_of
 from tests.simulation.faults import FAULTS, UnknownFault, parse_faults
 from tests.simulation.market import Market, Outcome, Plan, simulate
 from tests.simulation.models import Violation
@@ -91,14 +91,14 @@ def test_the_auditor_sees_a_micro_credit() -> None:
 
 def test_damaged_content_counts_as_missing_once_it_was_read() -> None:
     """Found by seed 11: a damaged chunk that checkpoints share was never sent again."""
-    blobs, sha256 = MemoryBlobs(), hashlib.sha256(b"base").hexdigest()
-    blobs.put(sha256, b"base")
-    blobs.damage(sha256)
+    blobs, digest = MemoryBlobs(), digest_of(b"base")
+    blobs.put(digest, b"base")
+    blobs.damage(digest)
     with pytest.raises(BlobMissing):
-        blobs.get(sha256)
-    assert not blobs.has(sha256)
-    blobs.put(sha256, b"base")
-    assert blobs.get(sha256) == b"base"
+        blobs.get(digest)
+    assert not blobs.has(digest)
+    blobs.put(digest, b"base")
+    assert blobs.get(digest) == b"base"
 
 
 @pytest.mark.parametrize("mutant", load_mutants(), ids=lambda mutant: mutant.name)

@@ -3,7 +3,6 @@ does over HTTP: what is not answered is asked for again later."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from sublet_agent.core import events
 from sublet_agent.core.run_phases import RunPhase
 from sublet_broker.service.errors import Refusal
+from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
 from sublet_contracts.packs import PackReader, in_packs
 from sublet_contracts.reasons import Reason
@@ -47,16 +47,16 @@ class Transfer:
     def _fetch(self, document: Checkpoint, epoch: int | None) -> tuple[int, str]:
         """Return the state in a checkpoint. Raises Refusal, TreeRefused, BrokerAway."""
         blobs = self.host.market.broker.broker.blobs
-        index = parse_index(blobs.get(self.host.party, document.job, epoch, document.index_sha256))
+        index = parse_index(blobs.get(self.host.party, document.job, epoch, document.index_digest))
         files = {
             f.path: b"".join(
-                blobs.get(self.host.party, document.job, epoch, c.sha256) for c in f.chunks
+                blobs.get(self.host.party, document.job, epoch, c.digest) for c in f.chunks
             )
             for f in index.files
         }
         for file in index.files:
             for chunk in file.chunks:
-                if hashlib.sha256(files[file.path]).hexdigest() != chunk.sha256:
+                if digest_of(files[file.path]) != chunk.digest:
                     raise TreeRefused(f"{file.path} is damaged")
         value = json.loads(files["state.json"])
         return int(value["step"]), str(value["state"])
@@ -122,8 +122,8 @@ class Transfer:
             return
         if kind == "checkpoint" and container.folder is None:
             self.host.post(events.StallTold(lease_id, container.stall()))
-        sha256 = hashlib.sha256(index).hexdigest()
-        self.host.post(events.Uploaded(lease_id, kind, step, sha256, total))  # type: ignore[arg-type]
+        digest = digest_of(index)
+        self.host.post(events.Uploaded(lease_id, kind, step, digest, total))  # type: ignore[arg-type]
 
     def _checkpoint_files(
         self, container: Container, nonce: str, step: int, content: bytes
@@ -137,13 +137,13 @@ class Transfer:
         blobs = self.host.market.broker.broker.blobs
         missing = blobs.missing(self.host.party, job, epoch, list(chunks)).missing
         # Small ones, so that some checkpoints come in several.
-        sizes = {sha256: len(data) for sha256, data in chunks.items()}
+        sizes = {digest: len(data) for digest, data in chunks.items()}
         for table in in_packs(missing, sizes, pack_bytes=self.host.engine.draw_ms(1, 200)):
-            parts = (table.to_bytes(), *(chunks[sha256] for sha256, _ in table.chunks))
+            parts = (table.to_bytes(), *(chunks[digest] for digest, _ in table.chunks))
             reader = PackReader(table.name)
             reader.feed(b"".join(parts))
             blobs.put_pack(self.host.party, job, epoch, reader.close())
-        blobs.put(self.host.party, job, epoch, hashlib.sha256(index).hexdigest(), index)
+        blobs.put(self.host.party, job, epoch, digest_of(index), index)
         return True
 
     def prepare(self, job: object, checkpoint: object) -> None:

@@ -23,6 +23,7 @@ from sublet_broker.adapters.blobs.s3_blobs import S3Blobs, blob_key, pack_key
 from sublet_broker.adapters.blobs.s3_place import S3Place
 from sublet_broker.adapters.memory.blobs import MemoryBlobs
 from sublet_broker.service.ports import BlobStore
+from sublet_contracts.digests import hex_of
 from tests import services
 from tests.stores import s3_servers
 from tests.stores.s3_front import Fault, Front, front
@@ -60,8 +61,9 @@ def open_files(folder: Path) -> BlobPlace:
     store = FileBlobs(root)
     store.prepare()
 
-    def damage(sha256: str) -> None:
-        path = root / sha256[:2] / sha256[2:4] / sha256
+    def damage(digest: str) -> None:
+        digits = hex_of(digest)
+        path = root / "blake3" / digits[:2] / digits[2:4] / digits
         data = path.read_bytes()
         path.write_bytes(bytes([data[0] ^ 1]) + data[1:] if data else b"\0")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import threading
 from collections.abc import Callable
@@ -23,13 +22,14 @@ from hypothesis.stateful import (
 )
 
 from sublet_broker.service.ports import BlobMissing, BlobStore, StorageFull
+from sublet_contracts.digests import digest_of, hex_of
 from tests.stores.blob_stores import CAN_BE_FULL, OPENERS, BlobPlace
 
 DATA = bytes(range(256)) * 5000  # 1.28 MB: more than one write or read of most stores
 
 
 def name_of(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return digest_of(data)
 
 
 NAME = name_of(DATA)
@@ -241,13 +241,14 @@ def test_a_pack_is_there_as_it_was(place: BlobPlace) -> None:
 
 
 def test_blobs_and_packs_are_apart(place: BlobPlace) -> None:
+    pack = hex_of(NAME)
     place.store.put(NAME, DATA)
-    place.store.put_pack(NAME, [OTHER])
-    assert (list(place.store.names()), list(place.store.packs())) == ([NAME], [NAME])
+    place.store.put_pack(pack, [OTHER])
+    assert (list(place.store.names()), list(place.store.packs())) == ([NAME], [pack])
     place.store.delete(NAME)
-    assert place.store.read_pack(NAME, 0, len(OTHER)) == OTHER
+    assert place.store.read_pack(pack, 0, len(OTHER)) == OTHER
     place.store.put(NAME, DATA)
-    place.store.delete_pack(NAME)
+    place.store.delete_pack(pack)
     assert place.store.get(NAME) == DATA
     assert list(place.other_client.packs()) == []
 

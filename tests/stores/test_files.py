@@ -6,7 +6,6 @@ What they share with every other blob store is in test_blobs.py.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import signal
 import stat
@@ -20,10 +19,13 @@ import pytest
 from sublet_broker.adapters.blobs.file_blobs import FileBlobs
 from sublet_broker.adapters.data_folder import DataFolder, FolderInUse
 from sublet_broker.service.ports import BlobMissing, StorageFull
+from sublet_contracts.digests import digest_of, hex_of
 
 DATA = b"weights" * 1000
-NAME = hashlib.sha256(DATA).hexdigest()
-NEVER = "0" * 64
+NAME = digest_of(DATA)
+DIGITS = hex_of(NAME)
+PLACE = Path("blake3", DIGITS[:2], DIGITS[2:4], DIGITS)
+NEVER = "blake3:" + "0" * 64
 
 
 @pytest.fixture
@@ -44,8 +46,8 @@ def test_put_and_get(blobs: FileBlobs, tmp_path: Path) -> None:
     assert blobs.has(NAME)
     assert blobs.get(NAME) == DATA
     assert list(blobs.names()) == [NAME]
-    assert files(tmp_path / "blobs") == [Path(NAME[:2], NAME[2:4], NAME)]
-    mode = (tmp_path / "blobs" / NAME[:2] / NAME[2:4] / NAME).stat().st_mode
+    assert files(tmp_path / "blobs") == [PLACE]
+    mode = (tmp_path / "blobs" / PLACE).stat().st_mode
     assert stat.S_IMODE(mode) == 0o600
     blobs.delete(NAME)
     blobs.delete(NAME)
@@ -55,12 +57,14 @@ def test_put_and_get(blobs: FileBlobs, tmp_path: Path) -> None:
 
 
 def test_content_that_does_not_match_is_refused(blobs: FileBlobs, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="SHA-256"):
+    with pytest.raises(ValueError, match="digest"):
         blobs.put(NAME, DATA + b"!")
     assert files(tmp_path / "blobs") == []
 
 
-@pytest.mark.parametrize("name", ["", "../" + "a" * 61, NAME.upper(), NAME + "\n", NAME[:-1], "/"])
+@pytest.mark.parametrize(
+    "name", ["", "blake3:../" + "a" * 61, DIGITS, NAME.upper(), NAME + "\n", NAME[:-1], "/"]
+)
 def test_a_name_that_is_not_a_hash_reaches_no_file(blobs: FileBlobs, name: str) -> None:
     for act in (blobs.get, blobs.has, blobs.delete):
         with pytest.raises(ValueError, match="hex"):
@@ -72,7 +76,7 @@ def test_a_damaged_blob_is_quarantined_and_can_be_sent_again(
     blobs: FileBlobs, tmp_path: Path, damage: str
 ) -> None:
     blobs.put(NAME, DATA)
-    path = tmp_path / "blobs" / NAME[:2] / NAME[2:4] / NAME
+    path = tmp_path / "blobs" / PLACE
     bad = {"flip": b"W" + DATA[1:], "truncate": DATA[:-1], "empty": b""}[damage]
     path.write_bytes(bad)
     with pytest.raises(BlobMissing, match="damaged"):
@@ -88,7 +92,7 @@ def test_sending_again_heals_damage_that_nobody_has_read_yet(
     blobs: FileBlobs, tmp_path: Path
 ) -> None:
     blobs.put(NAME, DATA)
-    (tmp_path / "blobs" / NAME[:2] / NAME[2:4] / NAME).write_bytes(b"W" + DATA[1:])
+    (tmp_path / "blobs" / PLACE).write_bytes(b"W" + DATA[1:])
     blobs.put(NAME, DATA)
     assert blobs.get(NAME) == DATA
 
@@ -150,7 +154,7 @@ class Disk:
         monkeypatch.setattr(os, "fsync", fsync)
 
 
-FIRST, SECOND = f"blobs/{NAME[:2]}", f"blobs/{NAME[:2]}/{NAME[2:4]}"
+FIRST, SECOND = f"blobs/blake3/{DIGITS[:2]}", f"blobs/blake3/{DIGITS[:2]}/{DIGITS[2:4]}"
 
 
 def test_no_name_counts_that_a_failed_fsync_has_lost(
@@ -176,7 +180,7 @@ def test_no_name_counts_that_a_failed_fsync_has_lost(
     assert disk.synced == ["blobs/tmp", SECOND]
 
 
-@pytest.mark.parametrize("failing", ["blobs", "blobs/tmp", FIRST, SECOND])
+@pytest.mark.parametrize("failing", ["blobs", "blobs/tmp", "blobs/blake3", FIRST, SECOND])
 def test_after_a_failed_fsync_it_is_written_anew(
     blobs: FileBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -203,7 +207,7 @@ def test_what_a_killed_broker_wrote_is_made_durable_before_it_counts(
     successor = FileBlobs(tmp_path / "blobs")
     successor.prepare()
     successor.put(NAME, DATA)
-    assert disk.synced == [".", "blobs", FIRST, SECOND]
+    assert disk.synced == [".", "blobs", "blobs/blake3", FIRST, SECOND]
     disk.synced.clear()
     successor.put(NAME, DATA)
     assert disk.synced == [SECOND]

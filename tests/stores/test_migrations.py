@@ -38,32 +38,13 @@ def test_migrating_again_keeps_everything(database_url: str) -> None:
     migrate(database_url)
     store = SqlStore(database_url)
     with store.transaction() as tx:
-        tx.add(BlobFact("s", "a" * 64, 1))
+        tx.add(BlobFact("s", "blake3:" + "a" * 64, 1))
     store.close()
     migrate(database_url)
     store = SqlStore(database_url)
     with store.snapshot() as tx:
-        assert tx.find(BlobFact) == [BlobFact("s", "a" * 64, 1)]
+        assert tx.find(BlobFact) == [BlobFact("s", "blake3:" + "a" * 64, 1)]
     store.close()
-
-
-def test_what_came_before_there_was_a_stopwatch_counts_by_the_clock(database_url: str) -> None:
-    engine = connect_engine(database_url)
-    with engine.begin() as connection:
-        config = alembic_config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        connection.execute(
-            text(
-                "INSERT INTO receipt (id, job, lease, sequence, received_ms, countersigned, "
-                "envelope) VALUES ('r', 'j', 'l', 1, 1700000000123, true, '{}')"
-            )
-        )
-    migrate(database_url)
-    with engine.connect() as connection:
-        (kept,) = connection.execute(text("SELECT received_stopwatch_ms FROM receipt")).scalars()
-    assert kept == 1700000000123
-    engine.dispose()
 
 
 def test_a_newer_database_is_refused_and_not_touched(database_url: str) -> None:

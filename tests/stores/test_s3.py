@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -19,12 +18,13 @@ from sublet_broker.adapters.blobs.s3_place import (
     place_of,
 )
 from sublet_broker.service.ports import BlobMissing, BlobsAway, StorageFull
+from sublet_contracts.digests import digest_of
 from tests import services
 from tests.stores import s3_servers
 from tests.stores.s3_front import Fault, Front, front
 
 DATA = bytes(range(256)) * 400
-NAME = hashlib.sha256(DATA).hexdigest()
+NAME = digest_of(DATA)
 PACK = "a" * 64
 SECRET = Credentials("VISIBLE-ID", "not-to-be-seen", "nor-this-token")
 

@@ -135,10 +135,10 @@ def test_counters_rise_by_one_each(store: Store) -> None:
 
 def test_delete(store: Store) -> None:
     with store.transaction() as tx:
-        tx.add(BlobFact("s", "a" * 64, 3))
-        tx.delete(BlobFact, "s", "a" * 64)
-        tx.delete(BlobFact, "s", "b" * 64)  # what isn't there may be deleted, too
-        assert tx.get(BlobFact, "s", "a" * 64) is None
+        tx.add(BlobFact("s", "blake3:" + "a" * 64, 3))
+        tx.delete(BlobFact, "s", "blake3:" + "a" * 64)
+        tx.delete(BlobFact, "s", "blake3:" + "b" * 64)  # what isn't there may be deleted, too
+        assert tx.get(BlobFact, "s", "blake3:" + "a" * 64) is None
 
 
 def test_many_at_once(store: Store) -> None:

@@ -140,12 +140,12 @@ def needed(
     usable = (CheckpointState.UPLOADED, CheckpointState.DURABLE)
     there = [c for c in checkpoints if c.kept and c.state in usable]
     if job.ended_ms is None:
-        inputs = [entry.index_sha256 for entry in document.inputs]
-        return there, [*inputs, *(c.index_sha256 for c in there)]
+        inputs = [entry.index_digest for entry in document.inputs]
+        return there, [*inputs, *(c.index_digest for c in there)]
     until_ms = kept_until_ms(job, keep_ended_ms=keep_ended_ms)
     if until_ms is not None and now_ms >= until_ms:
         return [], []
-    return there, [c.index_sha256 for c in there]
+    return there, [c.index_digest for c in there]
 
 
 def failed_twice(start: str, leases: Iterable[LeaseFact]) -> bool:

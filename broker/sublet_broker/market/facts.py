@@ -206,7 +206,7 @@ class CheckpointFact(Fact):
     kind: str
     step: int
     state: CheckpointState
-    index_sha256: str
+    index_digest: str
     total_bytes: int
     cum_device_ms: int
     created_ms: int
@@ -372,10 +372,10 @@ class OutboxFact(Fact):
 class BlobFact(Fact):
     """Content that a scope (a renter's party id, or a job's id) may use."""
 
-    KEY: ClassVar[tuple[str, ...]] = ("scope", "sha256")
+    KEY: ClassVar[tuple[str, ...]] = ("scope", "digest")
 
     scope: str
-    sha256: str
+    digest: str
     size_bytes: int
     claimed_ms: int = 0
     """When it was last uploaded, or its uploader was told that it is here already."""
@@ -387,9 +387,9 @@ class BlobFact(Fact):
 class ContentFact(Fact):
     """Where content lies that at least one scope may use; it was hashed when it came."""
 
-    KEY: ClassVar[tuple[str, ...]] = ("sha256",)
+    KEY: ClassVar[tuple[str, ...]] = ("digest",)
 
-    sha256: str
+    digest: str
     size_bytes: int
     pack: str = ""
     """The pack's id; "": a file of its own."""

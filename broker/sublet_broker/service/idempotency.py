@@ -50,7 +50,7 @@ class Idempotency:
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def begin(
-        self, caller: Caller, method: str, target: str, body_sha256: str, idempotency_key: str
+        self, caller: Caller, method: str, target: str, body_digest: str, idempotency_key: str
     ) -> Answer | None:
         """Admit an authentic request. Return its earlier answer, if it was answered before.
 
@@ -66,7 +66,7 @@ class Idempotency:
             known = work.get(AnswerFact, caller.party, idempotency_key)
             if known is None:
                 return None
-            if known.request_sha256 != _digest(method, target, body_sha256):
+            if known.request_sha256 != _digest(method, target, body_digest):
                 raise Refusal(
                     ProblemCode.IDEMPOTENCY_MISMATCH,
                     "this Idempotency-Key stands for another request",
@@ -100,7 +100,7 @@ class Idempotency:
         caller: Caller,
         method: str,
         target: str,
-        body_sha256: str,
+        body_digest: str,
         idempotency_key: str,
         status: int,
         body: str,
@@ -110,7 +110,7 @@ class Idempotency:
         if not idempotency_key:
             return
         with self._context.work() as work:
-            digest = _digest(method, target, body_sha256)
+            digest = _digest(method, target, body_digest)
             fact = AnswerFact(caller.party, idempotency_key, digest, status, body, work.now_ms)
             if work.get(AnswerFact, caller.party, idempotency_key) is None:
                 work.add(fact)
@@ -129,8 +129,8 @@ class Idempotency:
                 work.delete(answer)
 
 
-def _digest(method: str, target: str, body_sha256: str) -> str:
-    return hashlib.sha256(f"{method.upper()}\n{target}\n{body_sha256}".encode()).hexdigest()
+def _digest(method: str, target: str, body_digest: str) -> str:
+    return hashlib.sha256(f"{method.upper()}\n{target}\n{body_digest}".encode()).hexdigest()
 
 
 def _replayed() -> Refusal:

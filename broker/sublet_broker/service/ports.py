@@ -144,11 +144,11 @@ class Store(Protocol):
 
 
 class BlobMissing(Exception):
-    """No blob with that hash."""
+    """No blob of that name."""
 
-    def __init__(self, message: str, sha256: str = "") -> None:
+    def __init__(self, message: str, digest: str = "") -> None:
         super().__init__(message)
-        self.sha256 = sha256
+        self.digest = digest
         """Which one, where many were asked for."""
 
 
@@ -166,25 +166,25 @@ class BlobStore(Protocol):
     Where it is reached over a network, each of these may raise BlobsAway.
     """
 
-    def put(self, sha256: str, data: bytes) -> None:
+    def put(self, digest: str, data: bytes) -> None:
         """Keep `data` durably (fsynced, then renamed). Raises ValueError if the hash differs and
         StorageFull when the disk is full; then nothing is kept."""
         ...
 
-    def get(self, sha256: str) -> bytes:
+    def get(self, digest: str) -> bytes:
         """Return the bytes. Raises BlobMissing (also if what lies there has been damaged)."""
         ...
 
-    def has(self, sha256: str) -> bool:
+    def has(self, digest: str) -> bool:
         """Say whether a blob of that name lies there (its content isn't read)."""
         ...
 
-    def delete(self, sha256: str) -> None:
+    def delete(self, digest: str) -> None:
         """Remove the blob, if it is there."""
         ...
 
     def names(self) -> Iterable[str]:
-        """Return the hashes of all blobs."""
+        """Return the digests of all blobs."""
         ...
 
     def put_pack(self, pack: str, parts: Iterable[bytes]) -> None:
@@ -276,7 +276,7 @@ class VerifyTask:
 
     checkpoint: str
     job: str
-    index_sha256: str
+    index_digest: str
     max_bytes: int
 
 

@@ -848,7 +848,7 @@ class Shell:
 
         telling = asyncio.create_task(self._tell_moved(lease_id, kind, step, meter))
         try:
-            index_sha256, index = await self.moving(work)
+            index_digest, index = await self.moving(work)
         except Cancelled:
             return
         except StaleEpoch as error:
@@ -862,11 +862,11 @@ class Shell:
             self._logs.pump()
             if workspace.stall is not None:
                 self.post(events.StallTold(lease_id, workspace.stall))
-            if index_sha256:
+            if index_digest:
                 total, sent = index.total_bytes, meter.sent_bytes
                 stall_ms = workspace.stall.stall_ms if workspace.stall is not None else None
                 self.post(
-                    events.Uploaded(lease_id, kind, step, index_sha256, total, sent, stall_ms)
+                    events.Uploaded(lease_id, kind, step, index_digest, total, sent, stall_ms)
                 )
             else:
                 self.post(events.UploadFailed(lease_id, kind, step, "", nothing=True))

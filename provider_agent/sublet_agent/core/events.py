@@ -147,7 +147,7 @@ class Uploaded:
     lease_id: str
     kind: UploadKind
     step: int
-    index_sha256: str
+    index_digest: str
     total_bytes: int
     sent_bytes: int = 0
     """of its content, what was sent: the rest was there already"""

@@ -679,7 +679,7 @@ class Run:
             epoch=record.lease.epoch,
             kind=event.kind,
             step=event.step,
-            index_sha256=event.index_sha256,
+            index_digest=event.index_digest,
             total_bytes=event.total_bytes,
             cum_device_ms=uploading.cum_device_ms,
             image=record.image,

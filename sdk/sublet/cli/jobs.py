@@ -157,9 +157,9 @@ def inspect(argv: Sequence[str]) -> int:
     if left_out_total:
         lines += ["", f"Left out of its outputs, which could not be carried: {left_out_total}"]
         lines += left_out_lines(left_out, left_out_total)
-    if view.outputs_index_sha256:
+    if view.outputs_index_digest:
         lines += ["", f"Its outputs: sublet download {short(view.id)}"]
-    elif view.partial_outputs_index_sha256:
+    elif view.partial_outputs_index_digest:
         lines += ["", f"What a run had written: sublet download {short(view.id)}"]
     print("\n".join(lines))
     return SUCCEEDED

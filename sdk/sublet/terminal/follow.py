@@ -302,9 +302,9 @@ def _closing_notes(view: JobView) -> Iterator[str]:
     )
     if view.state is JobState.PAUSED:
         yield f"go on: sublet resume {ref} [--budget CREDITS]"
-    if view.outputs_index_sha256:
+    if view.outputs_index_digest:
         yield f"outputs: sublet download {ref}   bill: sublet statement {ref}"
-    elif view.partial_outputs_index_sha256:
+    elif view.partial_outputs_index_digest:
         yield f"what it had written: sublet download {ref}   bill: sublet statement {ref}"
 
 

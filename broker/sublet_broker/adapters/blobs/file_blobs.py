@@ -2,7 +2,7 @@
 
     lock         held (flock) by the one broker that uses the folder
     sublet.sqlite
-    blobs/ab/cd/abcd...   a blob, named by its SHA-256
+    blobs/blake3/ab/cd/abcd...   a blob, by its digest: the algorithm's folder, the hex digits
     blobs/packs/ab/abcd...   a pack of chunks, named by the id that the database gave it
     blobs/tmp/            what is being written; swept when the broker starts
     blobs/quarantine/     what was found damaged, kept for a person to look at
@@ -13,7 +13,6 @@ cut. A pack's id is new, so nothing lies there yet, and nobody counts on it befo
 """
 
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from sublet_broker.adapters.blobs.disk import Disk
 from sublet_broker.service.ports import BlobMissing, StorageFailing, StorageFull
+from sublet_contracts.digests import ALGORITHM, digest_of, from_hex, hex_of
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _TWO = re.compile(r"[0-9a-f]{2}")
@@ -42,6 +42,7 @@ class FileBlobs:
         self._disk = disk
         # Strings, for each blob that is read or written makes a path.
         self._root = str(root)
+        self._blobs = f"{root}/{ALGORITHM}"
         self._above = str(root.parent)
         self._tmp = str(root / "tmp")
         self._token = secrets.token_hex(16)
@@ -63,11 +64,11 @@ class FileBlobs:
         for left in self._disk.listdir(self._tmp):
             self._remove(f"{self._tmp}/{left}")
 
-    def put(self, sha256: str, data: bytes) -> None:
+    def put(self, digest: str, data: bytes) -> None:
         """See ports.BlobStore."""
-        target = self._path(sha256)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise ValueError("the content does not match its SHA-256; send it again")
+        target = self._path(digest)
+        if digest_of(data) != digest:
+            raise ValueError("the content does not match its digest; send it again")
         folder = _parent(target)
         with _told_in_our_words():
             if folder not in self._kept_folders:
@@ -167,26 +168,26 @@ class FileBlobs:
             self._make_folder(self._tmp)
             return self._disk.open(path, flags, 0o600)
 
-    def get(self, sha256: str) -> bytes:
+    def get(self, digest: str) -> bytes:
         """See ports.BlobStore. A damaged blob is moved to quarantine/ and counts as missing."""
-        path = self._path(sha256)
+        path = self._path(digest)
         try:
             data = self._read(path)
         except FileNotFoundError as error:
-            raise BlobMissing(f"no blob {sha256}") from error
+            raise BlobMissing(f"no blob {digest}") from error
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
             # The disk can't read it any more: that is damage, too.
             data = b""
-        if hashlib.sha256(data).hexdigest() != sha256:
+        if digest_of(data) != digest:
             self._quarantine(path)
-            raise BlobMissing(f"blob {sha256} has been damaged on disk; it is in quarantine")
+            raise BlobMissing(f"blob {digest} has been damaged on disk; it is in quarantine")
         return data
 
-    def has(self, sha256: str) -> bool:
+    def has(self, digest: str) -> bool:
         """See ports.BlobStore."""
-        return self._is_file(self._path(sha256))
+        return self._is_file(self._path(digest))
 
     def _is_file(self, path: str) -> bool:
         try:
@@ -194,22 +195,21 @@ class FileBlobs:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def delete(self, sha256: str) -> None:
+    def delete(self, digest: str) -> None:
         """See ports.BlobStore."""
-        self._remove(self._path(sha256))
+        self._remove(self._path(digest))
 
     def names(self) -> Iterator[str]:
         """See ports.BlobStore."""
-        for first in filter(_TWO.fullmatch, self._listed(self._root)):
-            for second in filter(_TWO.fullmatch, self._listed(f"{self._root}/{first}")):
-                for name in self._listed(f"{self._root}/{first}/{second}"):
+        for first in filter(_TWO.fullmatch, self._listed(self._blobs)):
+            for second in filter(_TWO.fullmatch, self._listed(f"{self._blobs}/{first}")):
+                for name in self._listed(f"{self._blobs}/{first}/{second}"):
                     if _NAME.fullmatch(name):
-                        yield name
+                        yield from_hex(name)
 
-    def _path(self, sha256: str) -> str:
-        if not _NAME.fullmatch(sha256):
-            raise ValueError("a blob's name is 64 lower-case hex digits")
-        return f"{self._root}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+    def _path(self, digest: str) -> str:
+        digits = hex_of(digest)
+        return f"{self._blobs}/{digits[:2]}/{digits[2:4]}/{digits}"
 
     def _pack_path(self, pack: str) -> str:
         if not _NAME.fullmatch(pack):

@@ -1,9 +1,9 @@
 """Content in an S3-compatible store.
 
-    PREFIX/blobs/abcd...       a blob, named by its digest
-    PREFIX/packs/abcd...       a pack of chunks, named by the id that the database gave it
-    PREFIX/quarantine/         what was found damaged, kept for a person to look at
-    PREFIX/probe/              what a start writes to see that all works, and deletes
+    PREFIX/blobs/blake3/abcd...  a blob, by its digest: the algorithm, the hex digits
+    PREFIX/packs/abcd...         a pack of chunks, named by the id that the database gave it
+    PREFIX/quarantine/           what was found damaged, kept for a person to look at
+    PREFIX/probe/                what a start writes to see that all works, and deletes
 
 An object is there whole or not at all, and durable once the store has said so. Which of these a
 store really keeps is its operator's to know; what it returns is hashed by whoever reads it.
@@ -16,7 +16,6 @@ Rules:
 - A pack is created, never replaced.
 """
 
-import hashlib
 import logging
 import re
 import secrets
@@ -33,6 +32,7 @@ from obstore.store import S3Store
 
 from sublet_broker.adapters.blobs.s3_place import Credentials, PlaceRefused, S3Place
 from sublet_broker.service.ports import BlobMissing, BlobsAway, StorageFull
+from sublet_contracts.digests import ALGORITHM, digest_of, from_hex, hex_of
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Credential
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sublet.blobs")
 
 _NAME = re.compile(r"[0-9a-f]{64}")
+_BLOBS = f"blobs/{ALGORITHM}"
 SMALL_S = 15.0
 """For a call that moves little."""
 LARGE_S = 60.0
@@ -79,17 +80,17 @@ class S3Blobs:
 
     # -- blobs -------------------------------------------------------------------------------------
 
-    def put(self, sha256: str, data: bytes) -> None:
+    def put(self, digest: str, data: bytes) -> None:
         """See ports.BlobStore."""
-        key = blob_key(sha256)
-        if _digest_of(data) != sha256:
+        key = blob_key(digest)
+        if digest_of(data) != digest:
             raise ValueError("the content does not match its digest; send it again")
         with self._asked():
             self._large.put(key, data, mode="overwrite", use_multipart=False)
 
-    def get(self, sha256: str) -> bytes:
+    def get(self, digest: str) -> bytes:
         """See ports.BlobStore. A damaged blob is moved to quarantine/ and counts as missing."""
-        key = blob_key(sha256)
+        key = blob_key(digest)
         e_tag = None
         for _ in range(READS):
             try:
@@ -97,24 +98,24 @@ class S3Blobs:
                     found = self._large.get(key)
                     data = bytes(found.bytes())
             except FileNotFoundError as error:
-                raise BlobMissing(f"no blob {sha256}") from error
-            if _digest_of(data) == sha256:
+                raise BlobMissing(f"no blob {digest}") from error
+            if digest_of(data) == digest:
                 return data
             e_tag = found.meta["e_tag"]
         self._set_aside(key, e_tag)
-        raise BlobMissing(f"blob {sha256} has been damaged in the store; it is in quarantine")
+        raise BlobMissing(f"blob {digest} has been damaged in the store; it is in quarantine")
 
-    def has(self, sha256: str) -> bool:
+    def has(self, digest: str) -> bool:
         """See ports.BlobStore."""
-        return self._size_of(blob_key(sha256)) is not None
+        return self._size_of(blob_key(digest)) is not None
 
-    def delete(self, sha256: str) -> None:
+    def delete(self, digest: str) -> None:
         """See ports.BlobStore."""
-        self._delete(blob_key(sha256))
+        self._delete(blob_key(digest))
 
     def names(self) -> Iterator[str]:
         """See ports.BlobStore."""
-        return self._listed("blobs")
+        return (from_hex(name) for name in self._listed(_BLOBS))
 
     # -- packs -------------------------------------------------------------------------------------
 
@@ -286,11 +287,9 @@ def pack_key(pack: str) -> str:
     return f"packs/{pack}"
 
 
-def blob_key(sha256: str) -> str:
+def blob_key(digest: str) -> str:
     """Return what a blob is called below the prefix. Raises ValueError."""
-    if not _NAME.fullmatch(sha256):
-        raise ValueError("a blob's name is 64 lower-case hex digits")
-    return f"blobs/{sha256}"
+    return f"{_BLOBS}/{hex_of(digest)}"
 
 
 def _what(error: Exception) -> tuple[int, str, str]:
@@ -363,7 +362,3 @@ def _client(place: S3Place, key: Callable[[], Credentials], timeout_s: float) ->
         retry_config=retry,
         credential_provider=now,
     )
-
-
-def _digest_of(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

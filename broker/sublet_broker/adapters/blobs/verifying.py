@@ -26,7 +26,7 @@ def check_checkpoint(task: VerifyTask, blobs: BlobStore) -> VerifyResult:
 
 def _open_index(task: VerifyTask, blobs: BlobStore) -> TreeIndex:
     try:
-        raw = blobs.get(task.index_sha256)
+        raw = blobs.get(task.index_digest)
     except BlobMissing as error:
         raise TreeRefused(f"its index: {error}; upload it again") from error
     if len(raw) > MAX_INDEX_BYTES:

@@ -1,4 +1,4 @@
-"""Content in and out: chunks named by their SHA-256, and packs of them.
+"""Content in and out: chunks named by their digest, and packs of them.
 
 The name of an upload is the hash of its body, or of the table that a pack begins with, so the
 signature is checked before the first byte of the body is read: a stranger can't make the broker
@@ -28,6 +28,7 @@ from sublet_broker.adapters.http.signed_calls import (
 )
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.api import MissingRequest, MissingView
+from sublet_contracts.digests import PATTERN
 from sublet_contracts.packs import (
     MAX_BODY_BYTES,
     MAX_READ_CHUNKS,
@@ -45,21 +46,23 @@ SLOWEST_BYTES_A_S = 128 * 1024
 """A pack may take as long as at this speed, and BODY_TIMEOUT_S more."""
 HASHED_AT_ONCE_BYTES = 1 << 20
 
-Sha = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the content")]
+ContentName = Annotated[
+    str, Path(pattern=f"^{PATTERN}$", description="digest of the content: blake3:...")
+]
 Hashes = Annotated[
     str,
     Path(
-        pattern=f"^[0-9a-f]{{64}}(,[0-9a-f]{{64}}){{0,{MAX_READ_CHUNKS - 1}}}$",
-        description=f"SHA-256 of up to {MAX_READ_CHUNKS} chunks, with commas",
+        pattern=f"^{PATTERN}(,{PATTERN}){{0,{MAX_READ_CHUNKS - 1}}}$",
+        description=f"digests of up to {MAX_READ_CHUNKS} chunks, with commas",
     ),
 ]
 PackName = Annotated[
     str,
-    Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the table that the pack begins with"),
+    Path(pattern=f"^{PATTERN}$", description="digest of the table that the pack begins with"),
 ]
 PACK_SAYS = (
-    "a table of at most 4,096 chunks (`sublet-pack-1`, their number, each one's SHA-256 and size), "
-    "then the chunks, at most 64 MiB"
+    "a table of at most 4,096 chunks (`sublet-pack-1 blake3`, their number, each one's digest "
+    "and size), then the chunks, at most 64 MiB"
 )
 Epoch = Annotated[
     int | None,
@@ -69,9 +72,9 @@ _uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
 _room = PackRoom()
 
 
-async def announced(request: Request, sha256: Sha) -> Call:
+async def announced(request: Request, digest: ContentName) -> Call:
     """Authenticate an upload by the hash that its address names."""
-    return check(request, b"", sha256)
+    return check(request, b"", digest)
 
 
 Upload = Annotated[Call, Depends(announced)]
@@ -132,7 +135,7 @@ async def _received(edge: Edge, reader: PackReader, body: AsyncIterator[bytes]) 
         return reader.close()
     except ChunkDiffers as error:
         raise Refusal(
-            ProblemCode.HASH_MISMATCH, str(error), field="body", sha256=error.sha256
+            ProblemCode.HASH_MISMATCH, str(error), field="body", digest=error.digest
         ) from error
     except PackRefused as error:
         raise Refusal(ProblemCode.MALFORMED, str(error), field="body") from error
@@ -153,16 +156,16 @@ async def _keep(request: Request, call: Call, scope: str, epoch: int | None, sha
 
 
 @router.put(
-    "/blobs/{sha256}",
+    "/blobs/{digest}",
     status_code=204,
     summary="Upload a chunk of an input",
     response_class=Response,
     responses={**WRITE, **problems(403)},
     openapi_extra=takes_bytes("a chunk of at most 1 MiB, or an index of at most 16 MiB"),
 )
-async def put_own(request: Request, call: Upload, sha256: Sha) -> Response:
+async def put_own(request: Request, call: Upload, digest: ContentName) -> Response:
     """It is yours alone until a job of yours names it. Sending it again changes nothing."""
-    return await _keep(request, call, call.party, None, sha256)
+    return await _keep(request, call, call.party, None, digest)
 
 
 @router.post(
@@ -174,7 +177,7 @@ async def put_own(request: Request, call: Upload, sha256: Sha) -> Response:
 )
 async def missing_own(call: Listing) -> Response:
     """Only your own uploads count: the answer tells nothing about anyone else's."""
-    hashes = call.parse(MissingRequest).sha256
+    hashes = call.parse(MissingRequest).digests
     blobs = call.edge.broker.blobs
     return await call.answer(lambda: blobs.missing(call.party, call.party, None, hashes))
 
@@ -209,7 +212,7 @@ async def put_job_pack(
 
 
 @router.put(
-    "/jobs/{job}/blobs/{sha256}",
+    "/jobs/{job}/blobs/{digest}",
     status_code=204,
     summary="Upload a chunk of a checkpoint",
     response_class=Response,
@@ -217,14 +220,14 @@ async def put_job_pack(
     openapi_extra=takes_bytes("a chunk of at most 1 MiB, or an index of at most 16 MiB"),
 )
 async def put_job(
-    request: Request, call: Upload, job: JobRef, sha256: Sha, epoch: Epoch = None
+    request: Request, call: Upload, job: JobRef, digest: ContentName, epoch: Epoch = None
 ) -> Response:
     """For the holder of the job's current epoch; an older one is refused (409 `stale_epoch`)."""
-    return await _keep(request, call, job, epoch, sha256)
+    return await _keep(request, call, job, epoch, digest)
 
 
 @router.get(
-    "/jobs/{job}/blobs/{sha256}",
+    "/jobs/{job}/blobs/{digest}",
     summary="Download a chunk",
     response_class=Response,
     responses={
@@ -234,12 +237,12 @@ async def put_job(
     },
     openapi_extra=SIGNED,
 )
-async def get_job(call: Reading, job: JobRef, sha256: Sha, epoch: Epoch = None) -> Response:
+async def get_job(call: Reading, job: JobRef, digest: ContentName, epoch: Epoch = None) -> Response:
     """For the renter, the holder of the current epoch, and a successor that prepares."""
 
     def read() -> bytes:
         call.admit()
-        return call.edge.broker.blobs.get(call.party, job, epoch, sha256)
+        return call.edge.broker.blobs.get(call.party, job, epoch, digest)
 
     data = await call.edge.call(read)
     return Response(data, media_type="application/octet-stream")
@@ -279,6 +282,6 @@ async def get_many(call: Reading, job: JobRef, hashes: Hashes, epoch: Epoch = No
 )
 async def missing_job(call: Listing, job: JobRef, epoch: Epoch = None) -> Response:
     """Chunks that the job has already (an unchanged base model, say) move once."""
-    hashes = call.parse(MissingRequest).sha256
+    hashes = call.parse(MissingRequest).digests
     blobs = call.edge.broker.blobs
     return await call.answer(lambda: blobs.missing(call.party, job, epoch, hashes))

@@ -27,7 +27,7 @@ Renters submit jobs and read their bills, providers move checkpoints. Agents tal
 websocket, `/v1/agent`, whose messages are in `sublet_contracts/wire.py`.
 
 **Signing.** There are no passwords. Each request carries the caller's Ed25519 signature over
-method, path and query, SHA-256 of the body, time, nonce, idempotency key and this broker's id:
+method, path and query, the body's digest, time, nonce, idempotency key and this broker's id:
 
 | header | value |
 |---|---|
@@ -85,7 +85,7 @@ _EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
         "budget_ucr": 5_000_000,
     },
     MissingRequest: {
-        "sha256": ["e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]
+        "digests": ["blake3:af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"]
     },
     ResumeRequest: {"amendment": None},
 }

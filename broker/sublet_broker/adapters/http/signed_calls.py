@@ -5,7 +5,6 @@ is it parsed. Nonce and idempotency key are the use-cases' business (service/ide
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -18,7 +17,7 @@ from starlette.responses import Response
 from sublet_broker.adapters.http.edge import Edge
 from sublet_broker.adapters.http.problems import BodyTooLarge
 from sublet_broker.service.errors import Refusal
-from sublet_contracts.auth import Caller, RequestRefused, authenticate
+from sublet_contracts.auth import Caller, RequestRefused, authenticate, body_digest_of
 from sublet_contracts.documents import refused_by_validation
 from sublet_contracts.encoding import EncodingError, parse_json
 from sublet_contracts.problems import ProblemCode
@@ -40,7 +39,7 @@ class Call:
     method: str
     target: str
     body: bytes
-    body_sha256: str
+    body_digest: str
     key: str
 
     @property
@@ -66,14 +65,14 @@ class Call:
 
         def once() -> tuple[int, str]:
             access = self.edge.broker.idempotency
-            said = access.begin(self.caller, self.method, self.target, self.body_sha256, self.key)
+            said = access.begin(self.caller, self.method, self.target, self.body_digest, self.key)
             if said is not None:
                 return said.status, said.body
             view = act()
             code, body = (204, "") if view is None else (status, view.model_dump_json())
             if self.key:
                 access.finish(
-                    self.caller, self.method, self.target, self.body_sha256, self.key, code, body
+                    self.caller, self.method, self.target, self.body_digest, self.key, code, body
                 )
             return code, body
 
@@ -85,7 +84,7 @@ class Call:
     def admit(self) -> None:
         """For calls that answer with something else than a view: refuse a replay. In a thread."""
         self.edge.broker.idempotency.begin(
-            self.caller, self.method, self.target, self.body_sha256, self.key
+            self.caller, self.method, self.target, self.body_digest, self.key
         )
 
 
@@ -111,7 +110,7 @@ def signed(max_bytes: int) -> Callable[[Request], Awaitable[Call]]:
     async def authentic(request: Request) -> Call:
         refuse_unsigned(request)
         body = await read_body(request, max_bytes)
-        return check(request, body, hashlib.sha256(body).hexdigest())
+        return check(request, body, body_digest_of(body))
 
     return authentic
 
@@ -123,7 +122,7 @@ def refuse_unsigned(request: Request) -> None:
             raise RequestRefused("the request is not signed; use the sublet client", header)
 
 
-def check(request: Request, body: bytes, body_sha256: str) -> Call:
+def check(request: Request, body: bytes, body_digest: str) -> Call:
     """Authenticate. Raises RequestRefused."""
     edge = edge_of(request)
     target = target_of(request)
@@ -135,11 +134,11 @@ def check(request: Request, body: bytes, body_sha256: str) -> Call:
         broker=edge.broker.party,
         method=request.method,
         target=target,
-        body_sha256=body_sha256,
+        body_digest=body_digest,
         now_ms=edge.now_ms(),
     )
     key = request.headers.get("Idempotency-Key", "")
-    return Call(edge, caller, request.method, target, body, body_sha256, key)
+    return Call(edge, caller, request.method, target, body, body_digest, key)
 
 
 def declared_bytes(request: Request, max_bytes: int) -> int:

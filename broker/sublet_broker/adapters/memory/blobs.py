@@ -1,11 +1,11 @@
 """Content in memory."""
 
-import hashlib
 from collections.abc import Iterable
 
 from sublet_broker.service.ports import (
     BlobMissing,
 )
+from sublet_contracts.digests import digest_of, shortened
 
 
 class MemoryBlobs:
@@ -15,30 +15,30 @@ class MemoryBlobs:
         self._blobs: dict[str, bytes] = {}
         self._packs: dict[str, bytes] = {}
 
-    def put(self, sha256: str, data: bytes) -> None:
+    def put(self, digest: str, data: bytes) -> None:
         """Keep data. Raises ValueError if it hasn't that hash."""
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise ValueError(f"the content is not that of {sha256[:10]}")
-        self._blobs[sha256] = data
+        if digest_of(data) != digest:
+            raise ValueError(f"the content is not that of {shortened(digest)}")
+        self._blobs[digest] = data
 
-    def get(self, sha256: str) -> bytes:
+    def get(self, digest: str) -> bytes:
         """Return the content. Raises BlobMissing, also for damaged content: that is dropped, as
         FileBlobs does it, so that it counts as missing and is sent again."""
-        data = self._blobs.get(sha256)
+        data = self._blobs.get(digest)
         if data is None:
-            raise BlobMissing(f"no content {sha256[:10]} here")
-        if hashlib.sha256(data).hexdigest() != sha256:
-            self.delete(sha256)
-            raise BlobMissing(f"content {sha256[:10]} was damaged")
+            raise BlobMissing(f"no content {shortened(digest)} here")
+        if digest_of(data) != digest:
+            self.delete(digest)
+            raise BlobMissing(f"content {shortened(digest)} was damaged")
         return data
 
-    def has(self, sha256: str) -> bool:
+    def has(self, digest: str) -> bool:
         """Say whether content of that name is there."""
-        return sha256 in self._blobs
+        return digest in self._blobs
 
-    def delete(self, sha256: str) -> None:
+    def delete(self, digest: str) -> None:
         """Forget the content."""
-        self._blobs.pop(sha256, None)
+        self._blobs.pop(digest, None)
 
     def names(self) -> list[str]:
         """Return the hashes of all content."""
@@ -77,7 +77,7 @@ class MemoryBlobs:
         data[offset_bytes] ^= 1
         self._packs[pack] = bytes(data)
 
-    def damage(self, sha256: str) -> None:
+    def damage(self, digest: str) -> None:
         """Flip a bit, as a bad disk would: for tests and the simulator."""
-        data = self._blobs[sha256]
-        self._blobs[sha256] = bytes([data[0] ^ 1]) + data[1:] if data else b"\0"
+        data = self._blobs[digest]
+        self._blobs[digest] = bytes([data[0] ^ 1]) + data[1:] if data else b"\0"

@@ -244,7 +244,7 @@ class CheckpointRow(Row, table=True):
     kind: Str
     step: Whole
     state: Str
-    index_sha256: Str
+    index_digest: Str
     total_bytes: Whole
     cum_device_ms: Whole
     created_ms: Whole
@@ -448,12 +448,12 @@ class BlobRow(Row, table=True):
     __tablename__ = "blob"
     __table_args__ = (
         CheckConstraint("size_bytes >= 0", name="size"),
-        Index(None, "sha256"),
+        Index(None, "digest"),
         Index(None, "look_ms"),
     )
 
     scope: Id
-    sha256: Id
+    digest: Id
     size_bytes: Whole
     claimed_ms: Whole
     look_ms: Whole
@@ -468,7 +468,7 @@ class ContentRow(Row, table=True):
         Index(None, "pack"),
     )
 
-    sha256: Id
+    digest: Id
     size_bytes: Whole
     pack: Str
     offset_bytes: Whole

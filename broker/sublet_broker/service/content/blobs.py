@@ -1,8 +1,8 @@
 """Blobs: content goes in and out, only for whom it concerns.
 
-Content is named by its hash but belongs to scopes: a renter's own, or a job's. A renter has his own
-scope and his jobs'. A provider has a job's scope while he holds its epoch; to read, also while he
-prepares to take it over. Whoever has no right to a blob learns nothing about it.
+Content is named by its digest but belongs to scopes: a renter's own, or a job's. A renter has his
+own scope and his jobs'. A provider has a job's scope while he holds its epoch; to read, also while
+he prepares to take it over. Whoever has no right to a blob learns nothing about it.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -25,6 +25,7 @@ from sublet_broker.service.unit_of_work.job_lookup import own_job
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
 from sublet_contracts.amounts import format_bytes, format_duration
 from sublet_contracts.api import MissingView
+from sublet_contracts.digests import shortened
 from sublet_contracts.packs import Pack
 from sublet_contracts.problems import ProblemCode
 
@@ -36,7 +37,7 @@ class Blobs:
         self._context = context
         self._packs = packs
 
-    def put(self, caller: str, scope: str, epoch: int | None, sha256: str, data: bytes) -> None:
+    def put(self, caller: str, scope: str, epoch: int | None, digest: str, data: bytes) -> None:
         """Keep content in a scope: the caller's party id, or a job (id, prefix, name)."""
         limit_bytes = self._context.settings.max_blob_bytes
         if len(data) > limit_bytes:
@@ -47,13 +48,13 @@ class Blobs:
             )
         with self._context.read() as snapshot:
             self._may_write(snapshot, caller, scope, epoch)
-        with self._context.pins.hold((sha256,)):
-            self._put_file(sha256, data)
+        with self._context.pins.hold((digest,)):
+            self._put_file(digest, data)
             with self._context.work() as work:
                 key = self._may_write(work, caller, scope, epoch)
-                before = work.get(ContentFact, sha256)
-                work.put(ContentFact(sha256, len(data)))
-                claim_all(self._context, work, key, {sha256: len(data)}, self._room(caller, key))
+                before = work.get(ContentFact, digest)
+                work.put(ContentFact(digest, len(data)))
+                claim_all(self._context, work, key, {digest: len(data)}, self._room(caller, key))
         if before is not None and before.pack:
             self._packs.let_go((before,))
 
@@ -89,18 +90,18 @@ class Blobs:
         settings = self._context.settings
         return settings.max_renter_bytes if key == caller else settings.max_job_bytes
 
-    def _put_file(self, sha256: str, data: bytes) -> None:
+    def _put_file(self, digest: str, data: bytes) -> None:
         try:
             with _refused_if_full():
-                self._context.ports.blobs.put(sha256, data)
+                self._context.ports.blobs.put(digest, data)
         except ValueError as error:
             raise Refusal(
-                ProblemCode.HASH_MISMATCH, str(error), field="sha256", sha256=sha256
+                ProblemCode.HASH_MISMATCH, str(error), field="digest", digest=digest
             ) from error
 
-    def get(self, caller: str, scope: str, epoch: int | None, sha256: str) -> bytes:
+    def get(self, caller: str, scope: str, epoch: int | None, digest: str) -> bytes:
         """Return content of a scope that the caller may read."""
-        (data,) = self.get_many(caller, scope, epoch, (sha256,))
+        (data,) = self.get_many(caller, scope, epoch, (digest,))
         return data
 
     def get_many(
@@ -110,7 +111,7 @@ class Blobs:
         with self._context.read() as snapshot:
             key = self._may_read(snapshot, caller, scope, epoch)
             known = claimed(snapshot, key, hashes)
-            unknown = next((sha256 for sha256 in hashes if sha256 not in known), None)
+            unknown = next((digest for digest in hashes if digest not in known), None)
             job = snapshot.get(JobFact, key) if unknown else None
             places = lies(snapshot, known)
         if unknown and job is not None and job.ended_ms is not None:
@@ -124,7 +125,7 @@ class Blobs:
         if unknown:
             raise not_found("blob", unknown)
         limit_bytes = self._context.settings.max_blob_bytes
-        size_bytes = sum(known[sha256].size_bytes for sha256 in hashes)
+        size_bytes = sum(known[digest].size_bytes for digest in hashes)
         if len(hashes) > 1 and size_bytes > limit_bytes:
             raise Refusal(
                 ProblemCode.TOO_LARGE,
@@ -132,14 +133,14 @@ class Blobs:
                 "read at once",
                 limit_bytes=limit_bytes,
             )
-        damaged = next((sha256 for sha256 in hashes if sha256 not in places), "")
+        damaged = next((digest for digest in hashes if digest not in places), "")
         if not damaged:
             try:
-                return self._packs.read_many([places[sha256] for sha256 in hashes])
+                return self._packs.read_many([places[digest] for digest in hashes])
             except BlobMissing as error:
-                damaged = error.sha256 or hashes[0]
+                damaged = error.digest or hashes[0]
         raise Refusal(
-            ProblemCode.DAMAGED, f"{damaged[:10]} is no longer readable here", sha256=damaged
+            ProblemCode.DAMAGED, f"{shortened(damaged)} is no longer readable here", digest=damaged
         )
 
     def missing(
@@ -157,7 +158,7 @@ class Blobs:
             with self._context.pins.hold(found):
                 here = self._packs.present(found.values())
                 have |= self._claim_again(caller, scope, epoch, here)
-        return MissingView(missing=tuple(sha256 for sha256 in asked if sha256 not in have))
+        return MissingView(missing=tuple(digest for digest in asked if digest not in have))
 
     def _claim_again(
         self, caller: str, scope: str, epoch: int | None, here: Collection[str]
@@ -167,7 +168,7 @@ class Blobs:
             return set()
         with self._context.work() as work:
             key = self._may_write(work, caller, scope, epoch)
-            sizes = {row.sha256: row.size_bytes for row in lies(work, here).values()}
+            sizes = {row.digest: row.size_bytes for row in lies(work, here).values()}
             sizes = {name: sizes[name] for name in claimed(work, key, sizes)}
             claim_all(self._context, work, key, sizes, limit=0)
         return set(sizes)

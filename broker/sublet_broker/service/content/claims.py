@@ -30,7 +30,7 @@ def lies(work: UnitOfWork, hashes: Collection[str]) -> dict[str, ContentFact]:
     found: dict[str, ContentFact] = {}
     rest = iter(hashes)
     while some := tuple(islice(rest, HASHES_AT_ONCE)):
-        found.update((row.sha256, row) for row in work.find(ContentFact, {"sha256": some}))
+        found.update((row.digest, row) for row in work.find(ContentFact, {"digest": some}))
     return found
 
 
@@ -39,8 +39,8 @@ def claimed(work: UnitOfWork, scope: str, hashes: Collection[str]) -> dict[str, 
     found: dict[str, BlobFact] = {}
     rest = iter(hashes)
     while some := tuple(islice(rest, HASHES_AT_ONCE)):
-        rows = work.find(BlobFact, {"scope": scope, "sha256": some})
-        found.update((row.sha256, row) for row in rows)
+        rows = work.find(BlobFact, {"scope": scope, "digest": some})
+        found.update((row.digest, row) for row in rows)
     return found
 
 
@@ -75,11 +75,11 @@ def release_all(work: UnitOfWork, claims: Sequence[BlobFact]) -> list[ContentFac
     """Take rights to content away. What nobody has a right to any more is forgotten: returns where
     it lay, for Packs.let_go once this is committed."""
     work.delete_all(claims)
-    names = dict.fromkeys(claim.sha256 for claim in claims)
+    names = dict.fromkeys(claim.digest for claim in claims)
     rest = iter(tuple(names))
     while some := tuple(islice(rest, HASHES_AT_ONCE)):
-        for other in work.find(BlobFact, {"sha256": some}):
-            names.pop(other.sha256, None)
+        for other in work.find(BlobFact, {"digest": some}):
+            names.pop(other.digest, None)
     gone = list(lies(work, names).values())
     work.delete_all(gone)
     return gone

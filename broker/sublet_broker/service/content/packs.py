@@ -16,7 +16,6 @@ Rules:
   out of it, and the pack is set aside. The checkpoints that need what was lost are verified again.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -24,6 +23,7 @@ from sublet_broker.market.facts import BlobFact, CheckpointFact, ContentFact, Pa
 from sublet_broker.service.ports import BlobMissing, StorageFull, VerifyTask
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
+from sublet_contracts.digests import digest_of
 from sublet_contracts.packs import in_packs
 from sublet_contracts.states import CheckpointState
 
@@ -47,11 +47,11 @@ class Packs:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def read(self, sha256: str) -> bytes:
+    def read(self, digest: str) -> bytes:
         """Return content. Raises BlobMissing, also for what was found damaged."""
         for _ in range(_READS):
             with self._context.read() as snapshot:
-                content = snapshot.get(ContentFact, sha256)
+                content = snapshot.get(ContentFact, digest)
             if content is None:
                 break
             if content.pack:
@@ -62,13 +62,13 @@ class Packs:
                 self._forget_lost([content])
                 continue
             try:
-                return self._blobs.get(sha256)
+                return self._blobs.get(digest)
             except BlobMissing:
-                with self._context.pins.deleting((sha256,)) as unpinned:
+                with self._context.pins.deleting((digest,)) as unpinned:
                     # Who sends it again at this moment has it pinned, or has it there already.
-                    if unpinned and not self._blobs.has(sha256):
+                    if unpinned and not self._blobs.has(digest):
                         self._forget_lost([content])
-        raise BlobMissing(f"{sha256} is not here, or was damaged", sha256)
+        raise BlobMissing(f"{digest} is not here, or was damaged", digest)
 
     def read_many(self, contents: Sequence[ContentFact]) -> list[bytes]:
         """Return content that was seen to lie there just now. Raises BlobMissing."""
@@ -77,7 +77,7 @@ class Packs:
             data = self._read(content) if content.pack else b""
             # What isn't as it should be may have moved since; else it is lost.
             whole = content.pack and _is_whole(content, data)
-            found.append(data if whole else self.read(content.sha256))
+            found.append(data if whole else self.read(content.digest))
         return found
 
     def present(self, contents: Iterable[ContentFact]) -> set[str]:
@@ -85,12 +85,12 @@ class Packs:
         files: dict[str, bool] = {}
         found: set[str] = set()
         for content in contents:
-            file = content.pack or content.sha256
+            file = content.pack or content.digest
             if file not in files:
                 look = self._blobs.has_pack if content.pack else self._blobs.has
                 files[file] = look(file)
             if files[file]:
-                found.add(content.sha256)
+                found.add(content.digest)
         return found
 
     # -- writing ----------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class Packs:
             if content.pack:
                 packs[content.pack] = None
             else:
-                alone.append(content.sha256)
+                alone.append(content.digest)
         self.delete_files(alone)
         self.tidy(packs)
 
@@ -135,14 +135,14 @@ class Packs:
             with self._context.pins.deleting(batch) as unpinned:
                 with self._context.read() as snapshot:
                     used = {
-                        row.sha256
+                        row.digest
                         for row in snapshot.find(
-                            ContentFact, {"sha256": tuple(unpinned), "pack": ""}
+                            ContentFact, {"digest": tuple(unpinned), "pack": ""}
                         )
                     }
-                for sha256 in unpinned:
-                    if sha256 not in used:
-                        self._blobs.delete(sha256)
+                for digest in unpinned:
+                    if digest not in used:
+                        self._blobs.delete(digest)
 
     def delete_unknown(self, packs: Iterable[str]) -> None:
         """Delete the files of packs that no row names, and that nobody is about to name."""
@@ -172,11 +172,11 @@ class Packs:
                 half.append(pack)
                 contents += rows
         self._forget_empty(empty)
-        where = {content.sha256: content for content in contents}
-        sizes = {content.sha256: content.size_bytes for content in contents}
+        where = {content.digest: content for content in contents}
+        sizes = {content.digest: content.size_bytes for content in contents}
         try:
             for table in in_packs(where, sizes):
-                self._move([where[sha256] for sha256, _ in table.chunks])
+                self._move([where[digest] for digest, _ in table.chunks])
         except StorageFull:
             return  # There is no room to make some: they stay as they are, and are found again.
         self._forget_empty(half)
@@ -209,7 +209,7 @@ class Packs:
             data = self._read(content)
             if _is_whole(content, data):
                 parts.append(data)
-                there = ContentFact(content.sha256, content.size_bytes, pack, at)
+                there = ContentFact(content.digest, content.size_bytes, pack, at)
                 moved.append((content, there))
                 at += content.size_bytes
             else:
@@ -270,20 +270,20 @@ class Packs:
     def _doubt(self, work: UnitOfWork, gone: Sequence[ContentFact]) -> None:
         verifier = self._context.ports.verifier
         most = self._context.settings.max_checkpoint_bytes
-        hashes = tuple(content.sha256 for content in gone)
-        claims = work.find(BlobFact, {"sha256": hashes}, limit=SCOPES_TOLD) if hashes else []
+        hashes = tuple(content.digest for content in gone)
+        claims = work.find(BlobFact, {"digest": hashes}, limit=SCOPES_TOLD) if hashes else []
         for scope in dict.fromkeys(claim.scope for claim in claims):
             # Of outputs the rest is worth having: who downloads them is told what is damaged.
             durable = {"job": scope, "kind": "checkpoint", "state": CheckpointState.DURABLE}
             for fact in work.find(CheckpointFact, durable):
-                task = VerifyTask(fact.id, fact.job, fact.index_sha256, most)
+                task = VerifyTask(fact.id, fact.job, fact.index_digest, most)
                 work.tx.after_commit(lambda task=task: verifier.submit(task))  # type: ignore[misc]
 
 
 def _stands(work: UnitOfWork, content: ContentFact) -> bool:
     """Whether the content still lies there, as far as the database says."""
-    return work.get(ContentFact, content.sha256) == content
+    return work.get(ContentFact, content.digest) == content
 
 
 def _is_whole(content: ContentFact, data: bytes) -> bool:
-    return len(data) == content.size_bytes and hashlib.sha256(data).hexdigest() == content.sha256
+    return len(data) == content.size_bytes and digest_of(data) == content.digest

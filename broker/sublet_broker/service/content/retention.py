@@ -68,14 +68,14 @@ class Retention:
         shared = self._content(trees)
         unneeded: dict[str, int] = {}
         for checkpoint in old:
-            for sha256 in self._content([checkpoint.index_sha256]) - shared:
-                unneeded[sha256] = max(checkpoint.created_ms, unneeded.get(sha256, 0))
+            for digest in self._content([checkpoint.index_digest]) - shared:
+                unneeded[digest] = max(checkpoint.created_ms, unneeded.get(digest, 0))
         with self._context.work() as work:
             for checkpoint in old:
                 work.put(replace(work.must(CheckpointFact, checkpoint.id), kept=False))
             known = claimed(work, job, sorted(unneeded))
             dropped = release_all(
-                work, [c for c in known.values() if c.claimed_ms <= unneeded[c.sha256]]
+                work, [c for c in known.values() if c.claimed_ms <= unneeded[c.digest]]
             )
         self._packs.let_go(dropped)
 
@@ -105,12 +105,12 @@ class Retention:
         unclaimed: list[BlobFact] = []
         with self._context.work() as work:
             for row in due:
-                blob = work.get(BlobFact, scope, row.sha256)
+                blob = work.get(BlobFact, scope, row.digest)
                 if blob is None or blob.look_ms > work.now_ms:
                     continue
                 if job is None:
                     until_ms = self._renter_needs_until_ms(work, blob)
-                elif blob.sha256 in shared:
+                elif blob.digest in shared:
                     until_ms = work.now_ms + LOOK_AGAIN_MS
                 else:
                     # A checkpoint that has come in since names what was claimed just now.
@@ -142,7 +142,7 @@ class Retention:
         until_ms = blob.claimed_ms + self._context.settings.keep_inputs_ms
         if until_ms > work.now_ms:
             return until_ms
-        for other in work.find(BlobFact, {"sha256": blob.sha256}):
+        for other in work.find(BlobFact, {"digest": blob.digest}):
             job = work.get(JobFact, other.scope)
             if job is not None and job.renter == blob.scope and job.ended_ms is None:
                 return work.now_ms + LOOK_AGAIN_MS
@@ -171,7 +171,7 @@ class Retention:
         alone = tuple(name for name, is_pack in names if not is_pack)
         packs = tuple(name for name, is_pack in names if is_pack)
         with self._context.read() as snapshot:
-            used = {c.sha256 for c in snapshot.find(ContentFact, {"sha256": alone, "pack": ""})}
+            used = {c.digest for c in snapshot.find(ContentFact, {"digest": alone, "pack": ""})}
             known = {pack.id for pack in snapshot.find(PackFact, {"id": packs})}
         self._packs.delete_files(name for name in alone if name not in used)
         self._packs.delete_unknown(pack for pack in packs if pack not in known)
@@ -181,10 +181,10 @@ class Retention:
     def _content(self, indexes: Iterable[str]) -> set[str]:
         """Return the hashes of these trees' indexes and of all their chunks."""
         found: set[str] = set()
-        for sha256 in indexes:
-            found.add(sha256)
+        for digest in indexes:
+            found.add(digest)
             try:
-                found.update(parse_index(self._packs.read(sha256)).chunks())
+                found.update(parse_index(self._packs.read(digest)).chunks())
             except (BlobMissing, TreeRefused):
                 continue  # What has no readable index can't be restored and keeps nothing alive.
         return found

@@ -30,5 +30,5 @@ def distrust_start(context: Context, work: UnitOfWork, lease: LeaseFact) -> None
     if failed_twice(fact.id, work.find(LeaseFact, {"job": lease.job})):
         quarantine(work, fact, "two leases in a row could not restore it")
         return
-    task = VerifyTask(fact.id, fact.job, fact.index_sha256, context.settings.max_checkpoint_bytes)
+    task = VerifyTask(fact.id, fact.job, fact.index_digest, context.settings.max_checkpoint_bytes)
     work.tx.after_commit(lambda: context.ports.verifier.submit(task))

@@ -19,6 +19,7 @@ from sublet_broker.service.ports import VerifyResult, VerifyTask
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.signed_input import receive_document
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
+from sublet_contracts.digests import shortened
 from sublet_contracts.documents import (
     Checkpoint,
     DocumentRefused,
@@ -74,7 +75,7 @@ class Checkpoints:
                 kind=document.kind,
                 step=document.step,
                 state=CheckpointState.UPLOADED,
-                index_sha256=document.index_sha256,
+                index_digest=document.index_digest,
                 total_bytes=document.total_bytes,
                 cum_device_ms=document.cum_device_ms,
                 created_ms=work.now_ms,
@@ -114,7 +115,7 @@ class Checkpoints:
 
     def _verify(self, work: UnitOfWork, fact: CheckpointFact) -> None:
         task = VerifyTask(
-            fact.id, fact.job, fact.index_sha256, self._context.settings.max_checkpoint_bytes
+            fact.id, fact.job, fact.index_digest, self._context.settings.max_checkpoint_bytes
         )
         work.tx.after_commit(lambda: self._context.ports.verifier.submit(task))
 
@@ -205,17 +206,18 @@ class Checkpoints:
         """Say what of the content isn't here, or the job has no right to: nobody gets a stranger's
         chunk by naming its hash. What is here was hashed when it came (packs.py)."""
         sizes = result.chunk_sizes or {}
-        wanted = sorted({fact.index_sha256, *sizes})
+        wanted = sorted({fact.index_digest, *sizes})
         mine = claimed(work, fact.job, wanted)
         here = lies(work, wanted)
-        for sha256 in wanted:
-            if sha256 not in mine:
-                return f"chunk {sha256[:10]} was not uploaded for this job; upload it"
-            if sha256 not in here:
-                return f"chunk {sha256[:10]} was damaged here; upload it again"
-            size_bytes = here[sha256].size_bytes
-            if sizes.get(sha256, size_bytes) != size_bytes:
-                return f"chunk {sha256[:10]} has {size_bytes} bytes; its index says {sizes[sha256]}"
+        for digest in wanted:
+            if digest not in mine:
+                return f"chunk {shortened(digest)} was not uploaded for this job; upload it"
+            if digest not in here:
+                return f"chunk {shortened(digest)} was damaged here; upload it again"
+            size_bytes = here[digest].size_bytes
+            if sizes.get(digest, size_bytes) != size_bytes:
+                said = sizes[digest]
+                return f"chunk {shortened(digest)} has {size_bytes} bytes; its index says {said}"
         if result.total_bytes != fact.total_bytes:
             return f"it says {fact.total_bytes} bytes, its index lists {result.total_bytes}"
         return ""

@@ -79,7 +79,7 @@ def _view(
         provider=provider,
         provider_name=provider_name,
         state=fact.state,
-        index_sha256=fact.index_sha256,
+        index_digest=fact.index_digest,
         total_bytes=fact.total_bytes,
         sent_bytes=fact.sent_bytes,
         stall_ms=fact.stall_ms,

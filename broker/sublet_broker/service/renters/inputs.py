@@ -43,20 +43,20 @@ class Inputs:
         with ExitStack() as held:
             for position, entry in enumerate(document.inputs):
                 field = f"inputs.{position}"
-                held.enter_context(pins.hold((entry.index_sha256,)))
-                found = self._rows(document.renter, (entry.index_sha256,))
+                held.enter_context(pins.hold((entry.index_digest,)))
+                found = self._rows(document.renter, (entry.index_digest,))
                 if not found:
                     raise _missing(field, entry)
                 chunks = self._index(field, entry).chunks()
                 held.enter_context(pins.hold(chunks))
                 found |= self._rows(document.renter, chunks)
-                for sha256 in chunks:
-                    if sha256 not in found:
+                for digest in chunks:
+                    if digest not in found:
                         raise _missing(field, entry)
                 if not chunks.keys() <= self._present(chunks):
                     raise _missing(field, entry)
                 linked |= found
-            yield [linked[sha256] for sha256 in sorted(linked)]
+            yield [linked[digest] for digest in sorted(linked)]
 
     def _rows(self, renter: str, hashes: Collection[str]) -> dict[str, BlobFact]:
         with self._context.read() as snapshot:
@@ -69,7 +69,7 @@ class Inputs:
 
     def _index(self, field: str, entry: Input) -> TreeIndex:
         try:
-            index = parse_index(self._packs.read(entry.index_sha256))
+            index = parse_index(self._packs.read(entry.index_digest))
         except BlobMissing as error:
             raise _missing(field, entry) from error
         except TreeRefused as error:

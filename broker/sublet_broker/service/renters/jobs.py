@@ -97,7 +97,7 @@ class Jobs:
             job = self._admit(work, signed)
             self._hold(work, job.renter, job.id, job.budget_ucr, signed.id, "hold")
             work.add_job(job)
-            sizes = {blob.sha256: blob.size_bytes for blob in blobs}
+            sizes = {blob.digest: blob.size_bytes for blob in blobs}
             if lies(work, sizes).keys() != sizes.keys():
                 entry = signed.document.inputs[0]
                 raise Refusal(

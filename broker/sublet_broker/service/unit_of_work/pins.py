@@ -50,15 +50,15 @@ class Pins:
     def _release(self, hashes: set[str]) -> None:
         with self._changed:
             self._pinned.subtract(hashes)
-            for sha256 in hashes:
-                if not self._pinned[sha256]:
-                    del self._pinned[sha256]
+            for digest in hashes:
+                if not self._pinned[digest]:
+                    del self._pinned[digest]
 
     @contextmanager
     def deleting(self, hashes: Iterable[str]) -> Iterator[Collection[str]]:
         """Take those of these that nobody has pinned: nobody can pin them before the block ends."""
         with self._changed:
-            mine = [sha256 for sha256 in hashes if sha256 not in self._pinned]
+            mine = [digest for digest in hashes if digest not in self._pinned]
             self._deleting.update(mine)
         try:
             yield mine

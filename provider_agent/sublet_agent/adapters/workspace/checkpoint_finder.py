@@ -103,8 +103,8 @@ class CheckpointFinder:
             name = RECORD if path is None else packed(path)
             files.append(part.index.files[0].model_copy(update={"path": name}))
             sizes[name] = part.index.total_bytes
-            for sha256, source in part.sources.items():
-                sources.setdefault(sha256, source)
+            for digest, source in part.sources.items():
+                sources.setdefault(digest, source)
         # Read one after the other, they must all have been there at one moment: this one.
         with self._open_outputs() as top:
             for file in snapshot.files:

@@ -1,6 +1,6 @@
 """Inputs that stay on this machine when their run is over, for the same renter's next one.
 
-    input-cache/<renter>/<digest>/tree/   as it was fetched; <digest> is its index's
+    input-cache/<renter>/<digest>/tree/   as it was fetched; <digest>: the hex digits of its index's
     input-cache/<renter>/<digest>/bytes   how large it is; its time is when it was last used
 
 Where a job can't write its inputs (a container has them read-only) a run gets hard links: neither
@@ -26,6 +26,7 @@ from pathlib import Path
 from sublet_agent.adapters.workspace import folders
 from sublet_agent.core.kept_inputs import KeptInput, inputs_to_evict, is_worth_keeping
 from sublet_contracts.amounts import format_bytes
+from sublet_contracts.digests import digest_of, hex_of
 from sublet_contracts.tree import TreeIndex
 
 FOLDER = "input-cache"
@@ -122,7 +123,7 @@ class InputCache:
             return sum(one.size_bytes for one in self._all())
 
     def _entry(self, renter: str, digest: str) -> Path:
-        return self._root / sha256(renter.encode()).hexdigest()[:32] / digest
+        return self._root / sha256(renter.encode()).hexdigest()[:32] / hex_of(digest)
 
     def _all(self) -> list[KeptInput]:
         return [found for found in map(self._look, self._entries()) if found is not None]
@@ -166,7 +167,7 @@ def _is_whole(index: TreeIndex, root: Path) -> bool:
     for listed in index.files:
         with (root / listed.path).open("rb") as file:
             for chunk in listed.chunks:
-                if sha256(file.read(chunk.size_bytes)).hexdigest() != chunk.sha256:
+                if digest_of(file.read(chunk.size_bytes)) != chunk.digest:
                     return False
             if file.read(1):
                 return False

@@ -5,7 +5,6 @@ uploaded before a disconnect isn't sent again: the broker is asked which chunks 
 read to be sent isn't hashed again: the broker does so, and says which chunk has changed since.
 """
 
-import hashlib
 import math
 import os
 import random
@@ -24,6 +23,7 @@ from sublet_agent.adapters.workspace.upload_meter import UploadMeter
 from sublet_agent.core.fixes import with_fix
 from sublet_contracts.api import MissingRequest, MissingView, Problem
 from sublet_contracts.auth import sign_request
+from sublet_contracts.digests import digest_of, shortened
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.packs import (
     ChunkDiffers,
@@ -58,11 +58,11 @@ _PIECE_BYTES = 128 * 1024
 class TransferRefused(Exception):
     """The broker says no, for good. `code` is its problem code."""
 
-    def __init__(self, message: str, code: str, status: int, sha256: str = "") -> None:
+    def __init__(self, message: str, code: str, status: int, digest: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.status = status
-        self.sha256 = sha256
+        self.digest = digest
         """The content that it is about, if the broker says so."""
 
 
@@ -102,10 +102,10 @@ class Transfer:
         cancel: threading.Event | None = None,
         max_bytes: int = MAX_INDEX_BYTES,
         attempts: int = 0,
-        body_sha256: str = "",
+        body_digest: str = "",
     ) -> bytes:
         """Send until there is an answer; return its body. `attempts` 0: until cancelled.
-        `body_sha256`: what is signed instead of the hash of a body that comes in parts.
+        `body_digest`: what is signed instead of the hash of a body that comes in parts.
 
         Raises TransferRefused, StaleEpoch, Cancelled, httpx.HTTPError (attempts used up).
         """
@@ -116,7 +116,7 @@ class Transfer:
             if cancel is not None and cancel.is_set():
                 raise Cancelled(target)
             try:
-                return self._once(method, target, body, epoch, max_bytes, body_sha256)
+                return self._once(method, target, body, epoch, max_bytes, body_digest)
             except httpx.HTTPError:
                 if attempts and attempt >= attempts:
                     raise
@@ -134,7 +134,7 @@ class Transfer:
         body: bytes | Sequence[bytes],
         epoch: int | None,
         max_bytes: int,
-        body_sha256: str,
+        body_digest: str,
     ) -> bytes:
         headers = sign_request(
             self._key,
@@ -144,7 +144,7 @@ class Transfer:
             body=body if isinstance(body, bytes) else b"",
             time_ms=self._now_ms(),
             nonce=os.urandom(16).hex(),
-            body_sha256=body_sha256,
+            body_digest=body_digest,
         )
         if epoch is not None:
             headers["Sublet-Epoch"] = str(epoch)
@@ -172,7 +172,7 @@ class Transfer:
         try:
             problem = Problem.model_validate_json(bytes(data))
             code, says = problem.code, with_fix(problem.code, problem.detail)
-            about = str(problem.facts.get("sha256", ""))
+            about = str(problem.facts.get("digest", ""))
         except ValidationError:
             code, says, about = "", f"HTTP {answer.status_code}", ""
         kind = StaleEpoch if code == ProblemCode.STALE_EPOCH else TransferRefused
@@ -189,7 +189,7 @@ class Transfer:
         meter: UploadMeter | None = None,
     ) -> tuple[str, TreeIndex]:
         """Move a tree to the broker: chunks that it misses, then the index. Returns the index with
-        its sha256. Raises as `request`, and TreeRefused if a file has changed."""
+        its digest. Raises as `request`, and TreeRefused if a file has changed."""
         sizes = tree.index.chunks()
         wanted = [*sizes]
         meter = meter or UploadMeter()
@@ -199,11 +199,11 @@ class Transfer:
             try:
                 self._put_pack(job_id, epoch, tree, table, cancel)
             except ChunkDiffers as error:
-                raise _changed(tree, error.sha256) from error
+                raise _changed(tree, error.digest) from error
             except TransferRefused as error:
-                if error.code != ProblemCode.HASH_MISMATCH or error.sha256 not in sizes:
+                if error.code != ProblemCode.HASH_MISMATCH or error.digest not in sizes:
                     raise
-                raise _changed(tree, error.sha256) from error
+                raise _changed(tree, error.digest) from error
             meter.sent(table.chunk_bytes)
 
         for start in range(0, len(wanted), _ASK_AT_ONCE):
@@ -224,7 +224,7 @@ class Transfer:
         meter: UploadMeter | None = None,
     ) -> tuple[str, TreeIndex]:
         """Move what can be moved of outputs, small files first, in the time that is left; the index
-        lists the rest as left out. Returns that index with its sha256; "": no file could be moved
+        lists the rest as left out. Returns that index with its digest; "": no file could be moved
         in time. Raises as `request`."""
         lost: dict[str, WhyLeftOut] = {}
         window: deque[tuple[PackTable, Future[dict[str, WhyLeftOut]]]] = deque()
@@ -242,10 +242,10 @@ class Transfer:
                 lost.update(future.result(None if math.isinf(seconds) else max(0.0, seconds)))
             except TimeoutError:
                 future.cancel()
-                lost.update((sha256, WhyLeftOut.NO_TIME) for sha256, _ in table.chunks)
+                lost.update((digest, WhyLeftOut.NO_TIME) for digest, _ in table.chunks)
 
         smallest_first = sorted(tree.index.files, key=lambda file: file.size_bytes)
-        wanted = list(dict.fromkeys(c.sha256 for file in smallest_first for c in file.chunks))
+        wanted = list(dict.fromkeys(c.digest for file in smallest_first for c in file.chunks))
         try:
             for start in range(0, len(wanted), _ASK_AT_ONCE):
                 part = wanted[start : start + _ASK_AT_ONCE]
@@ -253,9 +253,9 @@ class Transfer:
                 meter.found(sum(sizes[h] for h in part) - sum(sizes[h] for h in missing))
                 for table in in_packs(missing, sizes):
                     if left_s() <= 0:
-                        lost.update((sha256, WhyLeftOut.NO_TIME) for sha256, _ in table.chunks)
+                        lost.update((digest, WhyLeftOut.NO_TIME) for digest, _ in table.chunks)
                     elif WhyLeftOut.NO_ROOM in lost.values():
-                        lost.update((sha256, WhyLeftOut.NO_ROOM) for sha256, _ in table.chunks)
+                        lost.update((digest, WhyLeftOut.NO_ROOM) for digest, _ in table.chunks)
                     else:
                         window.append((table, self._pool.submit(put, table)))
                         if len(window) >= PACKS_AHEAD:
@@ -287,12 +287,12 @@ class Transfer:
             try:
                 self._put_pack(job_id, epoch, tree, now, cancel)
             except ChunkDiffers as error:
-                rest = _without(now, error.sha256)
-                lost[error.sha256] = WhyLeftOut.CHANGED
+                rest = _without(now, error.digest)
+                lost[error.digest] = WhyLeftOut.CHANGED
             except TransferRefused as error:
-                if error.code == ProblemCode.HASH_MISMATCH and error.sha256 in dict(now.chunks):
-                    rest = _without(now, error.sha256)
-                    lost[error.sha256] = WhyLeftOut.CHANGED
+                if error.code == ProblemCode.HASH_MISMATCH and error.digest in dict(now.chunks):
+                    rest = _without(now, error.digest)
+                    lost[error.digest] = WhyLeftOut.CHANGED
                 elif error.code == ProblemCode.TOO_MUCH_STORED:
                     rest = _halves(now)
                     if not rest:
@@ -315,13 +315,13 @@ class Transfer:
     ) -> None:
         """Raises as `request`, and ChunkDiffers: a chunk isn't there any more."""
         parts = [table.to_bytes()]
-        for sha256, _ in table.chunks:
+        for digest, _ in table.chunks:
             try:
-                parts.append(tree.raw_chunk(sha256))
+                parts.append(tree.raw_chunk(digest))
             except (TreeRefused, OSError) as error:
-                raise ChunkDiffers(sha256) from error
+                raise ChunkDiffers(digest) from error
         target = f"/v1/jobs/{job_id}/packs/{table.name}"
-        self.request("PUT", target, parts, epoch=epoch, cancel=cancel, body_sha256=table.name)
+        self.request("PUT", target, parts, epoch=epoch, cancel=cancel, body_digest=table.name)
 
     def _put_index(
         self, job_id: str, epoch: int, index: TreeIndex, cancel: threading.Event
@@ -329,32 +329,32 @@ class Transfer:
         data = index.to_bytes()
         if len(data) > MAX_INDEX_BYTES:
             raise TreeRefused(f"its index has {len(data)} bytes; at most {MAX_INDEX_BYTES} fit")
-        sha256 = hashlib.sha256(data).hexdigest()
-        self._put(job_id, epoch, sha256, data, cancel)
-        return sha256, index
+        digest = digest_of(data)
+        self._put(job_id, epoch, digest, data, cancel)
+        return digest, index
 
     def _missing(
         self, job_id: str, epoch: int, hashes: list[str], cancel: threading.Event
     ) -> list[str]:
-        body = MissingRequest(sha256=tuple(hashes)).model_dump_json().encode()
+        body = MissingRequest(digests=tuple(hashes)).model_dump_json().encode()
         target = f"/v1/jobs/{job_id}/blobs/missing"
         answer = self.request("POST", target, body, epoch=epoch, cancel=cancel)
         mine = set(hashes)
         return [h for h in MissingView.model_validate_json(answer).missing if h in mine]
 
     def _put(
-        self, job_id: str, epoch: int, sha256: str, data: bytes, cancel: threading.Event
+        self, job_id: str, epoch: int, digest: str, data: bytes, cancel: threading.Event
     ) -> None:
-        target = f"/v1/jobs/{job_id}/blobs/{sha256}"
-        self.request("PUT", target, data, epoch=epoch, cancel=cancel)
+        target = f"/v1/jobs/{job_id}/blobs/{digest}"
+        self.request("PUT", target, data, epoch=epoch, cancel=cancel, body_digest=digest)
 
     # -- down --------------------------------------------------------------------------------------
 
     def index(
-        self, job_id: str, epoch: int | None, sha256: str, cancel: threading.Event
+        self, job_id: str, epoch: int | None, digest: str, cancel: threading.Event
     ) -> TreeIndex:
         """Return a tree's index. Raises as `request`, and TreeRefused."""
-        data = self._get(job_id, epoch, sha256, MAX_INDEX_BYTES, cancel)
+        data = self._get(job_id, epoch, digest, MAX_INDEX_BYTES, cancel)
         return parse_index(data)
 
     def download(
@@ -367,18 +367,18 @@ class Transfer:
             write_tree(index, root, read_chunk)
 
     def _get(
-        self, job_id: str, epoch: int | None, sha256: str, limit: int, cancel: threading.Event
+        self, job_id: str, epoch: int | None, digest: str, limit: int, cancel: threading.Event
     ) -> bytes:
-        target = f"/v1/jobs/{job_id}/blobs/{sha256}"
+        target = f"/v1/jobs/{job_id}/blobs/{digest}"
         data = self.request("GET", target, epoch=epoch, cancel=cancel, max_bytes=limit)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise TreeRefused(f"{sha256[:10]} came from the broker with other content")
+        if digest_of(data) != digest:
+            raise TreeRefused(f"{shortened(digest)} came from the broker with other content")
         return data
 
     def _get_many(
         self, job_id: str, epoch: int | None, chunks: tuple[Chunk, ...], cancel: threading.Event
     ) -> list[bytes]:
-        names = ",".join(chunk.sha256 for chunk in chunks)
+        names = ",".join(chunk.digest for chunk in chunks)
         size_bytes = sum(chunk.size_bytes for chunk in chunks)
         target = f"/v1/jobs/{job_id}/chunks/{names}"
         limit = max(size_bytes, MAX_PROBLEM_BYTES)
@@ -405,14 +405,14 @@ class Transfer:
                 future = self._pool.submit(self._get_many, job_id, epoch, chunks, cancel)
                 window.append((chunks, future))
 
-        def read_chunk(sha256: str) -> bytes:
+        def read_chunk(digest: str) -> bytes:
             if not come:
                 fill()
                 chunks, future = window.popleft()
                 come.extend(zip(chunks, future.result(), strict=True))
                 fill()
             chunk, data = come.popleft()
-            if chunk.sha256 != sha256:
+            if chunk.digest != digest:
                 raise TreeRefused("chunks were asked for out of order")
             return data
 
@@ -445,13 +445,13 @@ def _in_pieces(parts: Sequence[bytes]) -> Iterator[bytes]:
             yield part[at : at + _PIECE_BYTES]
 
 
-def _changed(tree: ScannedTree, sha256: str) -> TreeRefused:
-    path, _, _ = tree.sources[sha256]
+def _changed(tree: ScannedTree, digest: str) -> TreeRefused:
+    path, _, _ = tree.sources[digest]
     return TreeRefused(f"{path} changed while it was being uploaded")
 
 
-def _without(table: PackTable, sha256: str) -> list[PackTable]:
-    rest = tuple(chunk for chunk in table.chunks if chunk[0] != sha256)
+def _without(table: PackTable, digest: str) -> list[PackTable]:
+    rest = tuple(chunk for chunk in table.chunks if chunk[0] != digest)
     return [PackTable(rest)] if rest else []
 
 

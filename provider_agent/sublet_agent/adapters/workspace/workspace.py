@@ -47,6 +47,7 @@ from sublet_agent.core.records import RunRecord
 from sublet_agent.core.runner_port import ResolvedImage, RunRefused, RunSpec
 from sublet_contracts.checkpoint_folders import FolderSnapshot, next_step
 from sublet_contracts.checkpoint_layouts import MAX_STEP, QUIET_MS, Snapshot
+from sublet_contracts.digests import hex_of
 from sublet_contracts.documents import Checkpoint, Job
 from sublet_contracts.outputs_tree import scan_outputs
 from sublet_contracts.tree import MAX_TREE_BYTES, ScannedTree, TreeRefused, scan_tree
@@ -552,7 +553,7 @@ class Prepared:
 
     def checkpoint(self, document: Checkpoint) -> Path:
         """Return where that checkpoint is, if it is prepared."""
-        return self.root / f"checkpoint-{document.index_sha256[:32]}"
+        return self.root / f"checkpoint-{hex_of(document.index_digest)[:32]}"
 
     def fetch(
         self,
@@ -621,7 +622,7 @@ def fetch_inputs(
     for item, path in zip(job.inputs, input_paths(job, inputs), strict=True):
         try:
             # Asked of the broker also for what is kept: its word is that the job may have it.
-            digest = item.index_sha256
+            digest = item.index_digest
             index = transfer.index(job_id, epoch, digest, cancel)
             is_folder = item.kind == "folder"
             if not is_folder and len(index.files) != 1:
@@ -650,7 +651,7 @@ def fetch_checkpoint(
     aside = target.with_name(target.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        index = transfer.index(job_id, epoch, document.index_sha256, cancel)
+        index = transfer.index(job_id, epoch, document.index_digest, cancel)
         transfer.download(job_id, epoch, index, aside, cancel)
     except TreeRefused as error:
         raise CheckpointLost(f"step {document.step}: {error}") from error
@@ -672,7 +673,7 @@ def check_done(tree: ScannedTree, step: int) -> Stall | None:
         raise TreeRefused("DONE is gone")
     if entry.size_bytes > MAX_DONE_BYTES:
         raise TreeRefused(f"DONE has more than {MAX_DONE_BYTES} bytes")
-    data = b"".join(tree.read_chunk(chunk.sha256) for chunk in entry.chunks)
+    data = b"".join(tree.read_chunk(chunk.digest) for chunk in entry.chunks)
     # Parsing holds up all threads: what can't be this tree's is not parsed.
     if (
         data.count(b"{") + data.count(b"[") > 2 * len(tree.index.files) + _DONE_MORE

@@ -89,6 +89,7 @@ TABLES = (
     "blob",
     "chain",
     "checkpoint",
+    "content",
     "counter",
     "deposit",
     "event",
@@ -99,6 +100,7 @@ TABLES = (
     "nonce",
     "offer",
     "outbox",
+    "pack",
     "party",
     "pending",
     "receipt",
@@ -167,15 +169,15 @@ def make_tables() -> None:
     op.create_table(
         "blob",
         text("scope"),
-        text("sha256"),
+        text("digest"),
         whole("size_bytes"),
         whole("claimed_ms"),
         whole("look_ms"),
         sa.CheckConstraint("size_bytes >= 0", name=op.f("ck_blob_size")),
-        sa.PrimaryKeyConstraint("scope", "sha256", name=op.f("pk_blob")),
+        sa.PrimaryKeyConstraint("scope", "digest", name=op.f("pk_blob")),
     )
     op.create_index(op.f("ix_blob_look_ms"), "blob", ["look_ms"])
-    op.create_index(op.f("ix_blob_sha256"), "blob", ["sha256"])
+    op.create_index(op.f("ix_blob_digest"), "blob", ["digest"])
     op.create_table(
         "chain",
         text("id"),
@@ -199,7 +201,7 @@ def make_tables() -> None:
         text("kind"),
         whole("step"),
         text("state"),
-        text("index_sha256"),
+        text("index_digest"),
         whole("total_bytes"),
         whole("cum_device_ms"),
         whole("created_ms"),
@@ -215,6 +217,16 @@ def make_tables() -> None:
     op.create_index(op.f("ix_checkpoint_job_kind_state"), "checkpoint", ["job", "kind", "state"])
     op.create_index(op.f("ix_checkpoint_lease"), "checkpoint", ["lease"])
     op.create_index(op.f("ix_checkpoint_state"), "checkpoint", ["state"])
+    op.create_table(
+        "content",
+        text("digest"),
+        whole("size_bytes"),
+        text("pack"),
+        whole("offset_bytes"),
+        sa.CheckConstraint("size_bytes >= 0 AND offset_bytes >= 0", name=op.f("ck_content_size")),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_content")),
+    )
+    op.create_index(op.f("ix_content_pack"), "content", ["pack"])
     op.create_table(
         "counter",
         text("id"),
@@ -301,6 +313,7 @@ def make_tables() -> None:
         text("start_checkpoint", nullable=True),
         whole("answer_by_ms"),
         whole("proposed_ms"),
+        whole("proposed_stopwatch_ms"),
         text("envelope"),
         whole("active_ms", nullable=True),
         whole("closed_ms", nullable=True),
@@ -376,6 +389,15 @@ def make_tables() -> None:
     )
     op.create_index(op.f("ix_outbox_recipient_order"), "outbox", ["recipient", "order"])
     op.create_table(
+        "pack",
+        text("id"),
+        whole("size_bytes"),
+        whole("scrub_ms"),
+        sa.CheckConstraint("size_bytes > 0", name=op.f("ck_pack_size")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_pack")),
+    )
+    op.create_index(op.f("ix_pack_scrub_ms"), "pack", ["scrub_ms"])
+    op.create_table(
         "party",
         text("id"),
         text("name"),
@@ -405,6 +427,7 @@ def make_tables() -> None:
         text("lease"),
         whole("sequence"),
         whole("received_ms"),
+        whole("received_stopwatch_ms"),
         sa.Column("countersigned", sa.Boolean(), nullable=False),
         text("envelope"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_receipt")),
