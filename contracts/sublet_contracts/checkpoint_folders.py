@@ -43,7 +43,8 @@ from sublet_contracts.checkpoint_layouts import (
 )
 from sublet_contracts.documents import MAX_CHECKPOINT_FOLDERS
 from sublet_contracts.fields import Count, Digest
-from sublet_contracts.tree import MAX_FILES, RelativePath
+from sublet_contracts.paths import RelativePath
+from sublet_contracts.tree import MAX_FILES
 
 PACKED = "checkpoint-folders"
 """First part of the path of every file in such a checkpoint."""

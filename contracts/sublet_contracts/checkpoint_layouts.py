@@ -36,7 +36,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sublet_contracts.fields import Count
-from sublet_contracts.tree import MAX_FILES, RelativePath
+from sublet_contracts.paths import RelativePath
+from sublet_contracts.tree import MAX_FILES
 
 PACKED = "outputs-layout"
 """First part of the path of every file in a checkpoint that was packed from the outputs folder."""

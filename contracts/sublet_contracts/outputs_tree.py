@@ -24,6 +24,7 @@ from itertools import groupby
 from pathlib import Path
 
 from sublet_contracts.amounts import format_bytes
+from sublet_contracts.paths import check_relative_path
 from sublet_contracts.tree import (
     LEFT_OUT_SAYS,
     MAX_FILES,
@@ -35,7 +36,6 @@ from sublet_contracts.tree import (
     TreeIndex,
     TreeRefused,
     WhyLeftOut,
-    check_relative_path,
     cut_file,
     note_sources,
     open_below,

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -35,11 +34,12 @@ from sublet_contracts.digests import Hasher, digest_of, raw_of
 from sublet_contracts.documents import refused_by_validation
 from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
 from sublet_contracts.fields import Count, Digest
+from sublet_contracts.paths import MAX_PATH_BYTES, check_relative_path
+from sublet_contracts.tree_links import MAX_LINKS, TreeLink, check_links
 
 CHUNK_BYTES = 1024 * 1024
 MAX_INDEX_BYTES = 16 * 1024 * 1024
 MAX_FILES = 20_000
-MAX_PATH_BYTES = 1024
 MAX_TREE_BYTES = 64 * 1024**3
 """of a checkpoint or outputs, in all"""
 MAX_LEFT_OUT = 1_000
@@ -181,6 +181,11 @@ class TreeIndex(BaseModel):
 
     version: int = Field(default=1, ge=1, le=1, description="of this format")
     files: tuple[TreeFile, ...] = Field(max_length=MAX_FILES, description="sorted by path")
+    links: tuple[TreeLink, ...] = Field(
+        default=(),
+        max_length=MAX_LINKS,
+        description="sorted by path; in a renter's inputs alone, never in what a job wrote",
+    )
     left_out: tuple[LeftOut, ...] = Field(
         default=(), max_length=MAX_LEFT_OUT, description="what lay there and is not carried"
     )
@@ -205,6 +210,7 @@ class TreeIndex(BaseModel):
             for depth in range(1, len(parents) + 1):
                 if "/".join(parents[:depth]) in taken:
                     raise ValueError(f"files: {path} lies below something that is a file")
+        check_links(self.links, taken)
         sizes: dict[str, int] = {}
         for file in self.files:
             for chunk in file.chunks:
@@ -270,27 +276,6 @@ class ScannedTree:
         if len(data) != size:
             raise TreeRefused(f"{path} changed while it was being uploaded; submit again")
         return data
-
-
-def check_relative_path(path: str) -> str:
-    """Return `path` if it is plain and relative. Raises ValueError."""
-    parts = path.split("/")
-    if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"{path!r} must be a plain relative path without '..'")
-    try:
-        encoded = path.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{path!r} is not UTF-8") from error
-    if len(encoded) > MAX_PATH_BYTES or any(len(part) > 255 for part in encoded.split(b"/")):
-        raise ValueError(
-            f"{path[:80]!r}... is too long: {MAX_PATH_BYTES} bytes, and 255 a part, are the most"
-        )
-    if any(ord(character) < 32 or character in "\\\x7f" for character in path):
-        raise ValueError(f"{path!r} holds a control character or a backslash")
-    return path
-
-
-RelativePath = Annotated[str, AfterValidator(check_relative_path)]
 
 
 def shown(text: str) -> str:
@@ -431,6 +416,10 @@ def write_tree(index: TreeIndex, root: Path, read_chunk: Callable[[str], bytes])
                 file.write(data)
             file.flush()
             os.fsync(file.fileno())
+    for link in index.links:
+        target = root / link.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(link.target, target)
 
 
 def open_root(root: Path, inside: Path | None) -> int:

@@ -185,6 +185,11 @@ class Client:
         """Send the inputs, sign the job, submit it. Raises as `run` does."""
         spec.document(renter=self.party, broker=self.broker, now_ms=_now_ms(), inputs=())
         inputs = upload_inputs(self.link, spec.inputs, announce)
+        if spec.code is not None:
+            from sublet.code_tree import send_code
+
+            code = send_code(self.link, spec.code, spec.code_destination, announce)
+            inputs = (*inputs, code)
         document = spec.document(
             renter=self.party, broker=self.broker, now_ms=_now_ms(), inputs=inputs
         )

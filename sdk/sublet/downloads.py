@@ -22,8 +22,9 @@ from sublet_contracts.amounts import format_bytes
 from sublet_contracts.api import CheckpointView, JobView, Problem
 from sublet_contracts.checkpoint_layouts import HF_STATE, MAX_STATE_BYTES, read_trainer_state
 from sublet_contracts.keys import short
+from sublet_contracts.paths import check_relative_path
 from sublet_contracts.states import JOB, CheckpointState, is_terminal
-from sublet_contracts.tree import LeftOut, TreeFile, TreeIndex, TreeRefused, check_relative_path
+from sublet_contracts.tree import LeftOut, TreeFile, TreeIndex, TreeRefused
 
 _STEP_FOLDER = re.compile(r"(?:(.*)/)?checkpoint-([0-9]{1,15})/" + re.escape(HF_STATE))
 

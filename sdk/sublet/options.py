@@ -308,6 +308,18 @@ class JobOptions(TypedDict, total=False):
             metavar="DIR",
         ),
     ]
+    code: Annotated[
+        str,
+        Option(
+            "folder of code to send: the command begins in a copy of it. What .gitignore, "
+            ".dockerignore and .subletignore leave out stays home, as do .git, virtual "
+            "environments, caches and .env",
+            "content",
+            default="",
+            default_help="none",
+            metavar="DIR",
+        ),
+    ]
     inputs: Annotated[
         Mapping[str, str] | None,
         Option(

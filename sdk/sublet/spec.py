@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, TypeVar, Unpack, cast
 
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from sublet_contracts.encoding import MAX_DOCUMENT_BYTES, canonical_json
 
 D = TypeVar("D", Resources, Job)
 
+CODE_PATH = "/work"
 DEFAULT_MEMORY = {"gpu": "8GB", "cpu": "1GB"}
 
 
@@ -33,6 +35,17 @@ class JobSpec:
     def inputs(self) -> Mapping[str, str]:
         """Local path -> path in the container."""
         return self.options["inputs"] or {}
+
+    @property
+    def code(self) -> Path | None:
+        """The folder of code that goes along."""
+        written = self.options["code"]
+        return Path(written).expanduser() if written else None
+
+    @property
+    def code_destination(self) -> str:
+        """Where the code is in the container: its command begins there."""
+        return self.options["workdir"] or CODE_PATH
 
     @property
     def max_price_ucr(self) -> int:
@@ -63,9 +76,12 @@ class JobSpec:
         accept_ucr = self.budget_ucr
         if self.options["accept_receipts"] is not None:
             accept_ucr = credits_to_ucr(self.options["accept_receipts"], "accept_receipts")
+        decided = self._converted(Job)
+        if self.code is not None:
+            decided["workdir"] = self.code_destination
         job = _checked(
             Job,
-            **self._converted(Job),
+            **decided,
             renter=renter,
             broker=broker,
             nonce=os.urandom(16).hex(),

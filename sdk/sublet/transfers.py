@@ -5,6 +5,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from sublet_contracts.api import MissingRequest, MissingView
 from sublet_contracts.digests import digest_of, hex_of
 from sublet_contracts.documents import Input
 from sublet_contracts.packs import PackRefused, PackTable, cut_read, in_packs, in_reads
+from sublet_contracts.paths import check_relative_path
 from sublet_contracts.problems import ProblemCode
 from sublet_contracts.tree import (
     MAX_INDEX_BYTES,
@@ -23,7 +25,6 @@ from sublet_contracts.tree import (
     TreeFile,
     TreeIndex,
     TreeRefused,
-    check_relative_path,
     parse_index,
     scan_tree,
 )
@@ -89,14 +90,23 @@ def _upload(
     link: Link, source: Path, destination: str, announce: Callable[[str, int], OnBytes]
 ) -> Input:
     scanned = _scanned(source)
+    send_tree(link, f"input {source}", scanned, partial(announce, source.name))
+    return _described(source, destination, scanned)
+
+
+def send_tree(
+    link: Link, what: str, scanned: ScannedTree, announce: Callable[[int], OnBytes]
+) -> None:
+    """Send what the broker lacks of a tree that was read. Raises InputError, which names `what`, if
+    it has changed since; SubletError."""
     index = scanned.index.to_bytes()
     index_digest = digest_of(index)
     missing = _missing(link, "/v1/blobs/missing", [*scanned.index.chunks(), index_digest])
     sizes = scanned.index.chunks()
-    advance = announce(source.name, sum(sizes.get(name, 0) for name in missing))
+    advance = announce(sum(sizes.get(name, 0) for name in missing))
 
     def send(table: PackTable) -> None:
-        changed = InputError(f"input {source} changed while it was sent; submit again")
+        changed = InputError(f"{what} changed while it was sent; submit again")
         try:
             chunks = [scanned.raw_chunk(digest) for digest, _ in table.chunks]
         except (TreeRefused, FileNotFoundError) as error:
@@ -115,7 +125,6 @@ def _upload(
     _in_parallel(send, in_packs((name for name in missing if name != index_digest), sizes))
     if index_digest in missing:
         link.send("PUT", f"/v1/blobs/{index_digest}", data=index, signed_digest=index_digest)
-    return _described(source, destination, scanned)
 
 
 def read_index(link: Link, job: str, index_digest: str) -> TreeIndex:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sublet_contracts import tree
 from sublet_contracts.digests import digest_of
+from sublet_contracts.paths import check_relative_path
 from sublet_contracts.tree import (
     CHUNK_BYTES,
     Chunk,
@@ -21,7 +22,6 @@ from sublet_contracts.tree import (
     TreeFile,
     TreeIndex,
     TreeRefused,
-    check_relative_path,
     parse_index,
     scan_tree,
     write_tree,

@@ -42,6 +42,7 @@ OTHER_VALUES: dict[str, tuple[Any, list[str]]] = {
     "user": ("1000:100", ["--user", "1000:100"]),
     "shm_size": ("2GB", ["--shm-size", "2GB"]),
     "workdir": ("/srv", ["--workdir", "/srv"]),
+    "code": ("src", ["--code", "src"]),
     "inputs": ({"data.csv": "/data/data.csv"}, ["--input", "data.csv:/data/data.csv"]),
     "outputs": ("/out", ["--outputs", "/out"]),
     "checkpoint": (["ckpts", "/state"], ["--checkpoint", "ckpts", "--checkpoint", "/state"]),
@@ -88,7 +89,11 @@ def test_every_option_decides_the_fields_that_it_says_and_no_others(name: str) -
         for field in kind.model_fields
         if getattr(before, field) != getattr(after, field)
     } - {"resources"}
-    derived = {"image": {"name"}, "budget": {"accept_receipts_up_to_ucr"}}.get(name, set())
+    derived = {
+        "image": {"name"},
+        "budget": {"accept_receipts_up_to_ucr"},
+        "code": {"workdir"},  # and one of the inputs, which is sent first
+    }.get(name, set())
     expected_fields = set(OPTIONS[name].fields) | derived
     # The one value for --gpus doesn't change all that --gpus decides.
     assert changed == expected_fields - ({"device_kind", "device_memory_bytes"} - changed)

@@ -59,6 +59,7 @@ def agreed(client: "Client", spec: "JobSpec", *, yes: bool) -> "Job":
     from sublet.terminal.progress import announcing
 
     _show_terms(client, spec)
+    _show_code(spec)
     _confirm(yes)
     with announcing("sent") as announce:
         return client.submit(spec, announce=announce)
@@ -131,11 +132,16 @@ def _pinned(image: str) -> str:
 def _dry_run(client: "Client", spec: "JobSpec") -> int:
     from sublet.transfers import describe_inputs
 
+    inputs = describe_inputs(spec.inputs)
+    if spec.code is not None:
+        from sublet.code_tree import describe_code
+
+        inputs = (*inputs, describe_code(spec.code, spec.code_destination))
     document = spec.document(
         renter=client.party,
         broker=client.broker,
         now_ms=time.time_ns() // 1_000_000,
-        inputs=describe_inputs(spec.inputs),
+        inputs=inputs,
     )
     print(json.dumps(document.model_dump(mode="json"), indent=2))
     print(paint("Nothing was signed or sent.", "dim", sys.stderr), file=sys.stderr)
@@ -166,6 +172,16 @@ def _show_terms(client: "Client", spec: "JobSpec") -> None:
         wish = f"; to be taken by what is there: {fix}" if fix and not busy_offers(found) else ""
         print(f"{says}{wish}\n{place(found)}", file=sys.stderr)
     print("\n" + _cost(spec, found), file=sys.stderr)
+
+
+def _show_code(spec: "JobSpec") -> None:
+    """Show on stderr what of a folder of code would be sent."""
+    if spec.code is None:
+        return
+    from sublet.code_tree import preview
+
+    for number, line in enumerate(preview(spec.code)):
+        print(f"{'code' if not number else '':8}{safe(line)}", file=sys.stderr)
 
 
 def no_match(found: "MatchView") -> str:

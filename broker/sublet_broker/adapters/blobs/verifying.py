@@ -32,6 +32,8 @@ def _open_index(task: VerifyTask, blobs: BlobStore) -> TreeIndex:
     if len(raw) > MAX_INDEX_BYTES:
         raise TreeRefused(f"its index has {len(raw)} bytes; at most {MAX_INDEX_BYTES} are taken")
     index = parse_index(raw)
+    if index.links:
+        raise TreeRefused(f"{index.links[0].path} is a link; a job's links are not carried")
     if index.total_bytes > task.max_bytes:
         raise TreeRefused(
             f"it holds {index.total_bytes} bytes; at most {task.max_bytes} are accepted: "

@@ -151,10 +151,10 @@ class InputCache:
     def _share(self, source: Path, target: Path) -> None:
         """Have the same files in both places. Raises OSError."""
         link_or_copy = _link if self._links else _copy
-        for folder, _, names in os.walk(source, onerror=_raise):
+        for folder, folders_here, names in os.walk(source, onerror=_raise):
             there = target / Path(folder).relative_to(source)
             there.mkdir()
-            for name in names:
+            for name in (*names, *(n for n in folders_here if os.path.islink(f"{folder}/{n}"))):
                 link_or_copy(os.path.join(folder, name), there / name)
 
 
@@ -163,7 +163,10 @@ def _raise(error: OSError) -> None:
 
 
 def _is_whole(index: TreeIndex, root: Path) -> bool:
-    """Hash all files of a tree. Raises OSError."""
+    """Look at all links and hash all files of a tree. Raises OSError."""
+    for link in index.links:
+        if os.readlink(root / link.path) != link.target:
+            return False
     for listed in index.files:
         with (root / listed.path).open("rb") as file:
             for chunk in listed.chunks:
@@ -184,6 +187,9 @@ def _link(source: str, target: Path) -> None:
 
 
 def _copy(source: str, target: Path) -> None:
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), target)
+        return
     with open(source, "rb") as old, open(target, "xb") as new:
         os.fchmod(new.fileno(), os.fstat(old.fileno()).st_mode & 0o777)
         try:

@@ -125,8 +125,8 @@ def is_empty_folder(begin: bytes) -> bool:
 
 
 def packed_folder(folder: Path) -> Iterator[bytes]:
-    """Return a folder's content as a tar archive: plain files and folders. For inputs, which the
-    agent has placed itself. Raises OSError."""
+    """Return a folder's content as a tar archive: plain files, folders, and links as they are. For
+    inputs, which the agent has placed itself. Raises OSError."""
     for above, folders, files in os.walk(folder):
         if len(Path(above).relative_to(folder).parts) >= MAX_DEPTH:
             folders.clear()
@@ -142,6 +142,9 @@ def packed_folder(folder: Path) -> Iterator[bytes]:
                 entry.size = info.st_size
                 yield entry.tobuf()
                 yield from _content(path, info.st_size)
+            elif stat.S_ISLNK(info.st_mode):
+                entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(path)
+                yield entry.tobuf()
     yield bytes(2 * _BLOCK_BYTES)
 
 

@@ -625,7 +625,7 @@ def fetch_inputs(
             digest = item.index_digest
             index = transfer.index(job_id, epoch, digest, cancel)
             is_folder = item.kind == "folder"
-            if not is_folder and len(index.files) != 1:
+            if not is_folder and (len(index.files) != 1 or index.links):
                 raise TreeRefused(f"its index lists {len(index.files)} files instead of one")
             tree = path if is_folder else path.with_name(f".{path.name}.tmp")
             if not kept.place(job.renter, digest, index, tree):
@@ -652,6 +652,8 @@ def fetch_checkpoint(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         index = transfer.index(job_id, epoch, document.index_digest, cancel)
+        if index.links:
+            raise TreeRefused(f"{index.links[0].path} is a link")
         transfer.download(job_id, epoch, index, aside, cancel)
     except TreeRefused as error:
         raise CheckpointLost(f"step {document.step}: {error}") from error
