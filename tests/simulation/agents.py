@@ -43,7 +43,6 @@ TICK_MS = 1_000
 CALM_TICK_MS = 3_000
 """Where nothing is about to end: heartbeats and receipts are due at their own intervals."""
 _CALM = (RunPhase.RUNNING, RunPhase.PULLING, RunPhase.RESTORING)
-REBOOT_MS = 120_000
 RESEND_MS = 5_000
 LOOK_MS = 2_000
 FACTS_MS = 3_000
@@ -84,8 +83,9 @@ class AgentHost:
         """It goes away for so long, with what it runs left alone, just when it is to end a run."""
         self.broken_until_ms = 0
         """So long it can start nothing,"""
-        self.breaks_by: Literal["start", "odd"] = "start"
-        """because its engine refuses, or because its agent can't handle what it is given."""
+        self.breaks_by: Literal["start", "flaky", "odd"] = "start"
+        """because its engine refuses, always or every other time; or because its agent can't handle
+        what it is given."""
         self.odd_runs: set[str] = set()
         self.watchdog = Watchdog(self)
         self.alive_since_ms: int | None = None
@@ -100,8 +100,9 @@ class AgentHost:
         self.past: list[Message] = []
         """Reliable messages that were sent once: what a liar or a bad line sends again."""
         self.boots = 1
-        self._reboots_until_ms = 0
-        """Until when it reboots as soon as a run of its has saved something."""
+        self.reboots_until_ms = 0
+        """Until when it reboots as soon as a run of its has saved something, unless another machine
+        was first."""
         self._offset_ms = 0
         self._wire: Wire | None = None
         self._door: Door | None = None
@@ -174,6 +175,8 @@ class AgentHost:
             return
         self.up = False
         self.alive_since_ms, self.died_ms = None, self.engine.now_ms
+        # Who was stopped is stopped no longer: the next process has never been.
+        self.hung_until_ms = min(self.hung_until_ms, self.engine.now_ms)
         self.doom.countdown = 0
         if self._wire is not None:
             self._wire.close(late=self.engine.happens(0.5))
@@ -526,13 +529,18 @@ class AgentHost:
         if lost:
             self.market.auditor.truth.asked(record.lease_id, "device_failed", "drain")
             return Reason.START_FAILED, f"could not select device {lost[0]}"
-        if self.broken_until_ms > now_ms and self.breaks_by == "start":
+        if self.breaks_by != "odd" and self._is_broken():
             return Reason.START_FAILED, "OCI runtime create failed"
         return None
 
+    def _is_broken(self) -> bool:
+        """Say whether it can't start what it is given now."""
+        breaks = self.breaks_by != "flaky" or self.engine.happens(0.5)
+        return breaks and self.broken_until_ms > self.engine.now_ms
+
     def _test_start(self) -> None:
         trouble = "the engine does not answer" if self.engine_is_away else ""
-        if self.broken_until_ms > self.engine.now_ms:
+        if self._is_broken():
             trouble = "OCI runtime create failed"
         self.post(events.StartTested(trouble))
 
@@ -664,10 +672,11 @@ class AgentHost:
         found = events.CheckpointFound(container.lease_id, step, age_ms=age_ms, unsynced=unsynced)
         self.market.cadences.found(container.lease_id, self._offset_ms)
         self.post(found)
-        if unsynced and self.engine.now_ms < self._reboots_until_ms:
-            self._reboots_until_ms = 0
-            away_ms = self.engine.draw_ms(5_000, 12_000)  # its leases are still its own then
-            self.engine.after(self.engine.draw_ms(0, 1_500), partial(self._reboot, away_ms))
+        if unsynced and self.engine.now_ms < self.reboots_until_ms:
+            for host in self.market.agents:
+                host.reboots_until_ms = 0
+            away_ms = self.engine.draw_ms(3_000, 10_000)  # its leases are still its own then
+            self.engine.after(self.engine.draw_ms(0, 1_500), partial(self.reboot, away_ms))
 
     def _scan(self, lease_id: str) -> None:
         container, record = self.containers.get(lease_id), self._record(lease_id)
@@ -699,14 +708,7 @@ class AgentHost:
 
     # -- faults -------------------------------------------------------------------------------
 
-    def reboot(self) -> None:
-        """The machine reboots: at once, or at the worst moment, when something was just saved."""
-        if self.engine.happens(0.5):
-            self._reboots_until_ms = self.engine.now_ms + REBOOT_MS
-        else:
-            self._reboot(self.engine.draw_ms(5_000, 90_000))
-
-    def _reboot(self, away_ms: int) -> None:
+    def reboot(self, away_ms: int) -> None:
         """The machine reboots: the process and every run are gone; the folders are there, and what
         nobody had fsynced in them may be torn."""
         self.boots += 1
@@ -714,6 +716,8 @@ class AgentHost:
         for container in self.containers.values():
             container.looked = _nobody
             container.loses_power()
+            if not container.running:
+                continue  # What its engine knows of an end it has on its disk.
             if forgets:
                 container.ends(None, "forgotten")
                 container.forgotten = True
@@ -812,6 +816,7 @@ class AgentHost:
         self.doom.lift()
         self.on_assign = None
         self.full_until_ms = self.wall_offset_ms = self.broken_until_ms = 0
+        self.reboots_until_ms = 0
         self.engine_away_until_ms = self.engine_stumbles_ms = 0
         self.lost_devices = {}
         self.hung_until_ms = self.engine.now_ms

@@ -21,7 +21,6 @@ from sublet_contracts.documents import (
     read_document,
     sign_document,
 )
-from sublet_contracts.reasons import Reason
 from sublet_contracts.wire import (
     Assign,
     CheckpointUploaded,
@@ -33,6 +32,7 @@ from sublet_contracts.wire import (
     RunReport,
 )
 from tests.simulation.broker import BrokerAway
+from tests.simulation.disk import FSYNCS
 from tests.simulation.jobs import tree
 from tests.simulation.mishaps import Mishaps
 from tests.simulation.store import UNKEPT
@@ -49,6 +49,8 @@ LAST_STEP = 10**15 - 1
 """what a checkpoint's folder can be called at most"""
 MOST = 2**53 - 1
 """what a document can hold at most"""
+
+REBOOT_MS, HOUR_MS = 120_000, 3_600_000
 
 COUNTED_LATER = frozenset({"two-leases"})
 """They come to nothing where the market gives them no opportunity."""
@@ -183,7 +185,10 @@ class Chaos(Mishaps):
             host.disk.died()
 
     def _bad_fsync(self) -> None:
-        self.market.broker.disk.fsync_fails_in = self.engine.draw_ms(1, 6)
+        """The next one, or one of those that come seldom."""
+        disk = self.market.broker.disk
+        disk.fsync_fails_of = self.engine.random.choice(("", *FSYNCS))
+        disk.fsync_fails_in = self.engine.draw_ms(1, 3)
 
     def _broker_full(self) -> None:
         span_ms = self.engine.draw_ms(1_000, 60_000)
@@ -296,7 +301,13 @@ class Chaos(Mishaps):
         doom.countdown = self.engine.draw_ms(1, 6 if doom.passes_common else 20)
 
     def _machine(self) -> None:
-        self._agent().reboot()
+        """A machine reboots: at once; or one does at the worst moment, when something was just
+        saved there."""
+        if self.engine.happens(0.5):
+            self._agent().reboot(self.engine.draw_ms(5_000, 90_000))
+            return
+        for agent in self.market.agents:
+            agent.reboots_until_ms = self.engine.now_ms + REBOOT_MS
 
     def _torn(self) -> None:
         agent = self._agent()
@@ -318,24 +329,27 @@ class Chaos(Mishaps):
         self._agent().hang(self._span_ms())
 
     def _agent_clock(self) -> None:
-        agent = self._agent()
-        span_ms = self.engine.random.choice((2_000, 60_000, 250_000, 3_600_000, 86_400_000))
-        agent.wall_offset_ms = self.engine.draw_ms(-span_ms, span_ms)
-        agent.die(self.engine.draw_ms(500, 5_000))
+        agent = self._busy_agent()
+        draw = self.engine.random
+        if self.engine.happens(0.5):
+            span_ms = draw.choice((2_000, 60_000, 250_000, 3_600_000, 86_400_000))
+            agent.wall_offset_ms = self.engine.draw_ms(-span_ms, span_ms)
+            away_ms, wrong_ms = (
+                self.engine.draw_ms(500, 5_000),
+                self.engine.draw_ms(10_000, 600_000),
+            )
+        else:
+            # Its own clock has local time, until a time server says better: in seconds, so that its
+            # leases are still its own.
+            agent.wall_offset_ms = draw.choice((-5, 1, 2, 8)) * HOUR_MS
+            away_ms = self.engine.draw_ms(500, 2_000)
+            wrong_ms = away_ms + self.engine.draw_ms(2_000, 8_000)
+        agent.die(away_ms)
 
         def set_right() -> None:
             agent.wall_offset_ms = 0
 
-        self.engine.after(self.engine.draw_ms(10_000, 600_000), set_right)
-
-    def _reclaim(self) -> None:
-        agent = self._agent()
-        if not agent.up:
-            return
-        reason = self.engine.random.choice((Reason.RECLAIMED, Reason.PROVIDER_DRAINED))
-        grace_ms = self.engine.random.choice((0, 5_000, 30_000, 60_000))
-        agent._later(1, lambda: agent.drain(reason, grace_ms))
-        agent._later(self.engine.draw_ms(30_000, 300_000), lambda: agent.post(events.OfferAgain()))
+        self.engine.after(wrong_ms, set_right)
 
     # -- liars --------------------------------------------------------------------------------
 

@@ -30,6 +30,10 @@ ABOVE = "/data"
 ROOT = f"{ABOVE}/blobs"
 SOME = 0.25
 """How often a full disk has no room for a name, or for what an fsync needs."""
+OF_A_BLOB, OF_ITS_NAME = "fsync of a blob", "fsync of a blob's name"
+OF_A_PACKS_NAME, OF_A_FOLDERS_NAME = "fsync of a pack's name", "fsync of a folder's name"
+FSYNCS = (OF_A_BLOB, OF_ITS_NAME, OF_A_PACKS_NAME, OF_A_FOLDERS_NAME)
+"""What an fsync is for, in the names of crash points."""
 SHORT = 0.03
 """How often a write takes only a part."""
 
@@ -39,7 +43,7 @@ class _File:
 
     __slots__ = ("_digest", "_hashed", "_pieces", "clean", "data", "kept")
     st_mode = stat.S_IFREG | 0o600
-    fsync = "fsync of a blob"
+    fsync = OF_A_BLOB
 
     def __init__(self) -> None:
         self.data = b""
@@ -91,7 +95,7 @@ class _Folder:
 
     def __init__(self, fsync: str) -> None:
         self.fsync = fsync
-        """What an fsync of it is for, in the names of crash points."""
+        """What an fsync of it is for."""
         self.names: dict[str, _File | _Folder] = {}
         self.kept: dict[str, _File | _Folder] = {}
         self.dirty: dict[str, None] = {}
@@ -131,11 +135,13 @@ class SimDisk:
         self._open: dict[int, _File | _Folder] = {}
         self._descriptors = 2
         self._store: SimStore
-        self._top = _Folder("fsync of a folder's name")
+        self._top = _Folder(OF_A_FOLDERS_NAME)
         self._folders[ABOVE] = self._top
         self.doom = Doom(market.points)
         self.fsync_fails_in = 0
         """So many fsyncs from now the platters can't be written; 0: they can."""
+        self.fsync_fails_of = ""
+        """Only those of this kind are counted; "": all are."""
         self.power_fails = False
         """When the process dies next it is because the power is cut."""
         self._damaged: set[tuple[str, str]] = set()
@@ -340,7 +346,7 @@ class SimDisk:
         code = 0
         if self._store.full_until_ms > self.engine.now_ms and self.engine.happens(SOME):
             code = errno.ENOSPC
-        if self.fsync_fails_in:
+        if self.fsync_fails_in and self.fsync_fails_of in ("", node.fsync):
             self.fsync_fails_in -= 1
             if not self.fsync_fails_in:
                 code = errno.EIO
@@ -375,9 +381,9 @@ class SimDisk:
         self._begin("mkdir of a folder")
         leaf = len(path) == len(ROOT) + len("/ab/cd") and not path.endswith("/packs")
         if _is_in_packs(path):
-            made = _Folder("fsync of a pack's name")
+            made = _Folder(OF_A_PACKS_NAME)
         else:
-            made = _Folder("fsync of a blob's name" if leaf else "fsync of a folder's name")
+            made = _Folder(OF_ITS_NAME if leaf else OF_A_FOLDERS_NAME)
         folder.names[name] = self._folders[path] = made
         folder.dirty[name] = None
         self._point("after mkdir of a folder")

@@ -14,7 +14,8 @@ FAULTS: dict[str, str] = {
     "bit-flip": "a blob or a pack in the broker's store is damaged",
     "sweeper": "the sweeper of unclaimed files comes between an upload's file or pack and its rows",
     "power-cut": "the broker's machine loses power: its disk forgets what was not fsynced",
-    "bad-fsync": "an fsync of the broker's fails, once: what it was to write is lost",
+    "bad-fsync": "an fsync of the broker's fails, once: what it was to write is lost; of any kind, "
+    "or of one that is drawn, so that those that come seldom fail, too",
     "blackout": "the broker is away for minutes",
     "shard": "a match shard dies, at once or before or after it replies",
     "shard-slow": "for some minutes shards are slow to hear or to answer now and then",
@@ -22,23 +23,26 @@ FAULTS: dict[str, str] = {
     "ray-host": "Ray dies with all its shards, or hangs, and comes back after a while",
     "verifier": "the verifier's worker dies: what it was checking must be checked again",
     "agent-crash": "an agent dies before or after one of its next commits or effects",
-    "machine": "a provider's machine reboots: its runs are gone, and what nobody fsynced is torn",
+    "machine": "a provider's machine reboots, at once or just when something was saved: its runs "
+    "are gone, and what nobody fsynced is torn",
     "run-killed": "somebody kills a run on the provider's machine, or a worker of it; some are "
     "seen doing it",
     "gpu-lost": "a device fails while a run is on it: it ends, hangs or goes on; back later",
     "engine": "a container engine stops a run, or restarts: with its runs, or without them",
     "registry": "a registry is busy, or knows nothing of an image, for one machine or for all; or "
-    "a tag is given to another image",
+    "a tag is given to another image; or an image is deleted that a job has run on, and its "
+    "machine is taken back",
     "slow-registry": "a registry is so slow that a pull takes a quarter of an hour",
     "worker-oom": "the kernel kills a worker for the memory that its job asked for",
     "self-kill": "a job sends itself KILL or TERM, or returns 137 or 143 by itself",
     "stall": "a job that is to be paused when it stalls stands still for good",
-    "start-fails": "a machine can start nothing for a while",
+    "start-fails": "a machine can start nothing for a while, or only every other run",
     "deadline": "an agent dies and comes back long after the deadlines of its runs",
     "torn": "a checkpoint is torn on the provider's disk",
     "agent-full": "a provider's disk is full",
     "pause": "an agent hangs for a while (SIGSTOP) and goes on",
-    "agent-clock": "a machine's wall clock jumps, up to a day, and an agent starts with it",
+    "agent-clock": "a machine's wall clock jumps, up to a day, or has local time for some seconds, "
+    "and an agent starts with it",
     "broker-clock": "the broker's wall clock is set back, with or without a restart, for a while",
     "upgrade": "the broker is stopped and comes back with other settings: fee, heartbeat, limits",
     "drift": "a machine's clock runs fast or slow from now on, by up to 500 ppm (NTP's most)",

@@ -6,6 +6,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from sublet_agent.core import events
+from sublet_agent.core.run_phases import RunPhase
+from sublet_contracts.reasons import Reason
 from tests.simulation.registry import EVERYBODY, TAGS
 
 if TYPE_CHECKING:
@@ -23,6 +26,11 @@ class Mishaps:
 
     def _agent(self) -> AgentHost:
         return self.engine.random.choice(self.market.agents)
+
+    def _busy_agent(self) -> AgentHost:
+        """Return mostly one that runs something."""
+        found = self._some_run() if self.engine.happens(0.8) else None
+        return found[0] if found else self._agent()
 
     def _some_run(self) -> tuple[AgentHost, Container] | None:
         """Return a run that is under way somewhere."""
@@ -106,18 +114,51 @@ class Mishaps:
             registry.is_busy(span_ms, whom)
         elif self.engine.happens(0.5):
             registry.push(self.engine.random.choice(TAGS))
-        else:
+        elif self.engine.happens(0.4):
             registry.lacks(self.engine.random.choice(registry.known()), span_ms, whom)
+        else:
+            self._image_deleted()
+
+    def _image_deleted(self) -> None:
+        """An image that is old by now is deleted, and a machine is taken back whose job had run on
+        it, and has something durable."""
+        found = [
+            (agent, run.record)
+            for agent in self.market.agents
+            for run in (agent.core.runs.values() if agent.up else ())
+            if run.record.phase is RunPhase.RUNNING
+            and (run.record.checkpoint is not None or run.record.durable_step)
+        ]
+        if found:
+            agent, record = self.engine.random.choice(found)
+            image = record.image or record.job.image
+            self.market.registry.lacks(image, self.engine.draw_ms(400_000, 1_200_000))
+            self._take_back(agent)
+
+    def _reclaim(self) -> None:
+        self._take_back(self._agent())
+
+    def _take_back(self, agent: AgentHost) -> None:
+        if not agent.up:
+            return
+        reason = self.engine.random.choice((Reason.RECLAIMED, Reason.PROVIDER_DRAINED))
+        grace_ms = self.engine.random.choice((0, 5_000, 30_000, 60_000))
+        agent._later(1, lambda: agent.drain(reason, grace_ms))
+        agent._later(self.engine.draw_ms(30_000, 300_000), lambda: agent.post(events.OfferAgain()))
 
     def _slow_registry(self) -> None:
         whom = EVERYBODY if self.engine.happens(0.6) else self._agent().name
         self.market.registry.is_slow(self.engine.draw_ms(60_000, 1_200_000), whom)
 
     def _start_fails(self) -> None:
-        agent = self._agent()
-        most_ms = self.engine.random.choice((60_000, 600_000, 3_600_000))
-        agent.broken_until_ms = self.engine.now_ms + self.engine.draw_ms(10_000, most_ms)
-        agent.breaks_by = self.engine.random.choice(("start", "start", "odd"))
+        agent = self._busy_agent()
+        agent.breaks_by = self.engine.random.choice(("start", "flaky", "flaky", "odd"))
+        if agent.breaks_by == "flaky":
+            span_ms = self.engine.draw_ms(600_000, 3_600_000)
+        else:
+            most_ms = self.engine.random.choice((60_000, 600_000, 3_600_000))
+            span_ms = self.engine.draw_ms(10_000, most_ms)
+        agent.broken_until_ms = self.engine.now_ms + span_ms
         if agent.breaks_by == "odd" and agent.up and agent.core.runs:
             lease_id = self.engine.random.choice(sorted(agent.core.runs))
             agent._later(self.engine.draw_ms(1, 20_000), partial(agent.quarantine, lease_id))
