@@ -181,6 +181,18 @@ def test_while_one_is_on_its_way_it_is_not_asked_for_the_next() -> None:
     assert town.told.rests_on == "most"
 
 
+def test_a_clock_that_is_set_asks_no_sooner() -> None:
+    """It was asked at each tick then, and nothing else was done by the run."""
+    town = Town()
+    lease_id = town.begin(checkpoint_interval_ms=60_000)
+    assert town.asked_by(lease_id, 100_000) == 60_000
+    town.now += HOUR_MS
+    town.do(events.CheckpointFound(lease_id, 1))
+    assert town.asked_by(lease_id, 200_000) == 120_000
+    town.do(events.CheckpointFound(lease_id, 2))
+    assert town.asked_by(lease_id, 200_000) == 180_000
+
+
 def test_a_job_that_says_it_stalls_for_ever_is_still_asked() -> None:
     town = Town()
     lease_id = town.begin()

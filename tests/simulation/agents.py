@@ -120,6 +120,8 @@ class AgentHost:
         self._tick_ms = 0
         """When the next tick is planned."""
         self._look_planned: set[str] = set()
+        self._looked_ms: dict[str, int] = {}
+        """When this process has looked at each run last."""
         self._facts_planned = False
 
     @property
@@ -143,6 +145,7 @@ class AgentHost:
         self._due_ms = {}
         self._rested_ms = {}
         self._look_planned = set()
+        self._looked_ms = {}
         self.engine.say(f"{self.name} starts (start {self.started})")
         self.doing = "its start"
         self.core = AgentCore(self.terms, self.key, self.journal.load(), boot=self.boot)
@@ -409,7 +412,7 @@ class AgentHost:
             case effects.Send(message):
                 for report in message.runs if isinstance(message, Heartbeat) else ():
                     record = self._record(report.lease)
-                    self.market.cadences.reported(self, record, report, self._offset_ms)
+                    self.market.cadences.reported(self, record, report)
                 self._send(message)
             case effects.Say(text):
                 self.engine.say(f"{self.name}: {text}")
@@ -434,7 +437,7 @@ class AgentHost:
                 self._later(draw(1, 50), lambda: self._tell_engine(lease_id, Container.stop))
             case effects.AskSave(lease_id):
                 held = self.containers.get(lease_id)
-                self.market.cadences.asked(self, self._record(lease_id), held, self._offset_ms)
+                self.market.cadences.asked(self, self._record(lease_id), held)
                 self._due_ms.setdefault(lease_id, self.engine.now_ms)
                 self._later(draw(1, 500), lambda: self._on_container(lease_id, Container.save))
             case effects.Kill(lease_id):
@@ -607,6 +610,9 @@ class AgentHost:
             return
         if not container.running and (over := self.watchdog.passed.get(lease_id)):
             self.post(events.DeadlinePassed(lease_id, over))
+        now_ms = self.engine.now_ms
+        self.market.cadences.looked(lease_id, now_ms - self._looked_ms.get(lease_id, 0))
+        self._looked_ms[lease_id] = now_ms
         self._take_folder(container, record)
         told = self._told.setdefault(lease_id, set())
         for step in sorted(container.steps.keys() - told):
@@ -670,7 +676,7 @@ class AgentHost:
             age_ms = until_ms - container.folder.copied[step][0]
         unsynced = container.folder is None
         found = events.CheckpointFound(container.lease_id, step, age_ms=age_ms, unsynced=unsynced)
-        self.market.cadences.found(container.lease_id, self._offset_ms)
+        self.market.cadences.found(container.lease_id)
         self.post(found)
         if unsynced and self.engine.now_ms < self.reboots_until_ms:
             for host in self.market.agents:

@@ -4,7 +4,6 @@ says how often machines were lost by then."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.models import never
@@ -27,29 +26,21 @@ _LOST = ("provider_lost", "run_killed", "run_vanished", "run_quarantined", "devi
 _LOST_TOO = ("engine_stopped", "provider_disk_full")
 
 
-@dataclass(frozen=True)
-class _Last:
-    """When a job was asked last, or its newest checkpoint found. True time."""
-
-    ms: int
-    offset_ms: int
-    """How far off its machine's clock was: one that was set since tells no lengths."""
-
-
 class Cadences:
     """Looks at each ask, and at each lease."""
 
     def __init__(self, market: Market) -> None:
         self._market = market
-        self._last: dict[str, _Last] = {}
+        self._last: dict[str, int] = {}
+        """When a job was asked last, or its newest checkpoint found. True time."""
+        self._late: set[str] = set()
+        """Runs that nobody had looked at for a while: what is found there now was saved before."""
         self._closed: set[str] = set()
         self._machine_ms = 0
         self._losses = 0
         self._expected: dict[str, int] = {}
         self._failed: set[str] = set()
         """Leases of which a checkpoint was left out: what lies between two then is no interval."""
-        self._seen: dict[str, int] = {}
-        """How far off a machine's clock was when a run was first reported."""
 
     # -- losses -------------------------------------------------------------------------------
 
@@ -80,9 +71,7 @@ class Cadences:
         """A checkpoint of this lease could not be uploaded, or was refused."""
         self._failed.add(lease_id)
 
-    def reported(
-        self, host: AgentHost, record: RunRecord | None, report: RunReport, offset_ms: int
-    ) -> None:
+    def reported(self, host: AgentHost, record: RunRecord | None, report: RunReport) -> None:
         """An honest agent says how a run stands, whose job saves when it is asked to: should the
         machine be lost now, no more is lost than it says."""
         container = host.containers.get(report.lease)
@@ -91,13 +80,11 @@ class Cadences:
         program, began_ms = container.program, container.started_ms
         answers = container.folder is None and container.hangs_ms is None
         answers = answers and program.ending != "deaf" and container.running
-        seen = self._seen.setdefault(report.lease, offset_ms)
         looked_after = (
             host.inflates == 1
             and host.alive_since_ms is not None
             and host.alive_since_ms <= began_ms
             and max(host.hung_until_ms, host.engine_away_until_ms) <= began_ms
-            and seen == offset_ms
         )
         steady = abs(self._market.engine.now_ms - began_ms - container.clocked_ms()) < SLACK_MS
         if not (answers and looked_after and steady) or report.lease in self._failed:
@@ -114,26 +101,32 @@ class Cadences:
 
     # -- asks ---------------------------------------------------------------------------------
 
-    def found(self, lease_id: str, offset_ms: int) -> None:
-        """An agent has found a checkpoint."""
-        self._last[lease_id] = _Last(self._market.engine.now_ms, offset_ms)
+    def looked(self, lease_id: str, after_ms: int) -> None:
+        """An agent looks at a run, so long after it did so before."""
+        (self._late.add if after_ms > SLACK_MS else self._late.discard)(lease_id)
 
-    def asked(
-        self, host: AgentHost, record: RunRecord | None, container: Container | None, offset_ms: int
-    ) -> None:
+    def found(self, lease_id: str) -> None:
+        """An agent has found a checkpoint."""
+        if lease_id in self._late:
+            self._last.pop(lease_id, None)
+        else:
+            self._last[lease_id] = self._market.engine.now_ms
+
+    def asked(self, host: AgentHost, record: RunRecord | None, container: Container | None) -> None:
         """A job is asked for a checkpoint."""
         if record is None or container is None:
             return
         now_ms = self._market.engine.now_ms
-        last = self._last.get(record.lease_id)
-        self._last[record.lease_id] = _Last(now_ms, offset_ms)
+        last_ms = self._last.get(record.lease_id)
+        self._last[record.lease_id] = now_ms
         steady = abs(now_ms - container.started_ms - container.clocked_ms()) < SLACK_MS
-        if record.job.checkpoint_interval_ms or not steady:
+        # A liar's run has a time of its own.
+        if record.job.checkpoint_interval_ms or not steady or not host.honest:
             return
         self._market.count("asked at an interval of the agent's")
-        if last is None or last.offset_ms != offset_ms:
+        if last_ms is None:
             return
-        waited_ms = now_ms - last.ms
+        waited_ms = now_ms - last_ms
         never(
             waited_ms < LEAST_MS - SLACK_MS,
             f"{host.name}: a job is asked for a checkpoint again after {waited_ms} ms",

@@ -8,7 +8,7 @@ never used once the machine was started anew; a power cut may have torn it, size
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from sublet_agent.core import cadence
+from sublet_agent.core import cadence, metering
 from sublet_agent.core.records import RunRecord
 
 KEEP_LOCAL = 3
@@ -96,9 +96,8 @@ def to_delete(record: RunRecord) -> tuple[int, ...]:
     return tuple(step for step in sorted(record.local_checkpoints) if step not in kept)
 
 
-def save_is_due(record: RunRecord, now_ms: int) -> bool:
+def save_is_due(record: RunRecord) -> bool:
     """Say whether the job should be asked for a checkpoint: none came for one interval."""
     if record.started_ms is None:
         return False
-    last = max(record.started_ms, record.interval_began_ms)
-    return now_ms - last >= cadence.interval(record).ms
+    return metering.ran_ms(record) - record.interval_began_ms >= cadence.interval(record).ms

@@ -39,6 +39,11 @@ def metered(record: RunRecord, ran_ms: int) -> int:
     return max(record.cum_device_ms, record.pull_device_ms + max(0, ran_ms) * record.devices)
 
 
+def ran_ms(record: RunRecord) -> int:
+    """Return for how long its command has run, as it was last seen: the run's own time."""
+    return (record.cum_device_ms - record.pull_device_ms) // record.devices
+
+
 def charge_ucr(record: RunRecord, cum_device_ms: int) -> int:
     """Return what the lease costs so far: by the rule, at most its hold."""
     price = record.lease.price_ucr_per_device_hour

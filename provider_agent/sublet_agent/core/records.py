@@ -123,7 +123,8 @@ class RunRecord(_Record):
     device_failed_ms: int = 0
     """when"""
     interval_began_ms: int = 0
-    """when the last checkpoint was found, or was asked for with SAVE"""
+    """for how long its command had run when the last checkpoint was found, or was asked for with
+    SAVE"""
     saves: SavesMeasured = Field(default_factory=SavesMeasured)
     loss_every_ms: int = 0
     """how long a machine lasts, as the broker said with the lease; 0: it did not"""

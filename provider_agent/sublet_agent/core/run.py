@@ -225,7 +225,7 @@ class Run:
             case FileSaved():
                 self.saved_file = event.path
             case StallTold():
-                self.stall = checkpoints.within(event.stall, self._ran_ms())
+                self.stall = checkpoints.within(event.stall, metering.ran_ms(self.record))
                 cadence.held(self.record, self.stall.saves, self.stall.stall_ms)
                 self.changed = True
             case Measured(measure=measure):
@@ -265,8 +265,8 @@ class Run:
                 self.stop("drain", Reason.DEVICE_FAILED, DEVICE_GRACE_MS, now_ms, says)
                 stop = record.stop
             if not stop and record.phase is RunPhase.RUNNING:
-                if checkpoints.save_is_due(record, now_ms):
-                    record.interval_began_ms = now_ms
+                if checkpoints.save_is_due(record):
+                    record.interval_began_ms = metering.ran_ms(record)
                     cadence.asked(record)
                     self.changed = True
                     self.effects.append(do.AskSave(record.lease_id))
@@ -623,17 +623,12 @@ class Run:
         cadence.found(record, record.local_checkpoints[step])
         if unsynced:
             record.unsynced_steps.append(step)
-        record.interval_began_ms = (record.started_ms or 0) + self._ran_ms()
+        record.interval_began_ms = metering.ran_ms(record)
         self.changed = True
         whole_ms = {**record.whole_ms, step: now_ms - age_ms}
         record.whole_ms = {s: whole_ms[s] for s in record.local_checkpoints if s in whole_ms}
         self._upload_next()
         self._delete_old_checkpoints()
-
-    def _ran_ms(self) -> int:
-        """For how long its command has run."""
-        record = self.record
-        return (record.cum_device_ms - record.pull_device_ms) // record.devices
 
     def _upload_next(self) -> bool:
         record = self.record
@@ -688,7 +683,11 @@ class Run:
         envelope = sign_document(document, self.key).envelope
         # A clock that was set back says nothing of how long it took.
         took_ms = max(0, now_ms - uploading.whole_ms) if uploading.whole_ms else 0
-        stall_ms = None if event.stall_ms is None else min(event.stall_ms, max(0, self._ran_ms()))
+        stall_ms = (
+            None
+            if event.stall_ms is None
+            else min(event.stall_ms, max(0, metering.ran_ms(self.record)))
+        )
         self.messages.append(
             CheckpointUploaded(
                 checkpoint=envelope,
