@@ -452,7 +452,7 @@ class Chaos(Mishaps):
 
     def _phantom_of(self, agent: AgentHost, lease: str, job: str, epoch: int) -> None:
         known = sorted(self.market.auditor.checkpoints)
-        index, total = self.engine.random.randbytes(32).hex(), 100
+        index, total = digest_of(self.engine.random.randbytes(32)), 100
         if self.engine.happens(0.3):
             # An index of its own, of which it keeps the chunks to itself.
             raw, _, total = tree({"state.json": self.engine.random.randbytes(40)})
