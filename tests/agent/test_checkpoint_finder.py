@@ -119,13 +119,13 @@ def test_nothing_is_taken_before_it_is_quiet_or_once_the_run_is_over(root: Path)
 
 
 def test_an_agent_that_starts_again_finds_the_same_step(root: Path) -> None:
-    torch_file(root / "outputs" / "last.ckpt", b"one")
+    torch_file(root / "outputs" / "last.ckpt", b"one, optimizer_states")
     age(root / "outputs" / "last.ckpt")
     assert step_of(newest(CheckpointFinder(root), 0)) == 1
     # Killed before it had noted what it found, or after that.
     assert step_of(newest(CheckpointFinder(root), 0)) == 1
     assert step_of(newest(CheckpointFinder(root), 1)) == 1
-    torch_file(root / "outputs" / "last.ckpt", b"two")
+    torch_file(root / "outputs" / "last.ckpt", b"two, optimizer_states")
     age(root / "outputs" / "last.ckpt", SECONDS_AGO / 2)
     assert step_of(newest(CheckpointFinder(root), 1)) == 2
 
@@ -199,6 +199,17 @@ def test_a_file_that_is_merely_called_ckpt_is_no_checkpoint(root: Path) -> None:
     for path in (root / "outputs").iterdir():
         age(path)
     assert newest(CheckpointFinder(root), 0) is None
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "state.pt", "epoch_4.pth.tar"])
+def test_weights_alone_are_no_checkpoint(root: Path, name: str) -> None:
+    """Nothing can be resumed from them: as torch.save writes them, without an optimizer's state."""
+    torch_file(root / "outputs" / name, b"layers.0.weight")
+    age(root / "outputs" / name)
+    assert newest(CheckpointFinder(root), 0) is None
+    torch_file(root / "outputs" / name, b"layers.0.weight, state, param_groups")
+    age(root / "outputs" / name)
+    assert newest(CheckpointFinder(root), 0) is not None
 
 
 def distributed(root: Path, name: str, by_s: float = SECONDS_AGO) -> Path:
@@ -303,10 +314,10 @@ def test_what_the_script_deletes_meanwhile_is_left_out(root: Path, deletes: str)
 
 
 def test_what_the_script_overwrites_meanwhile_is_left_out(root: Path) -> None:
-    torch_file(root / "outputs" / "last.ckpt", b"one")
+    torch_file(root / "outputs" / "last.ckpt", b"one, optimizer_states")
     age(root / "outputs" / "last.ckpt")
     assert step_of(newest(CheckpointFinder(root), 0)) == 1
-    torch_file(root / "outputs" / "last.ckpt", b"two")
+    torch_file(root / "outputs" / "last.ckpt", b"two, optimizer_states")
     with pytest.raises(TreeRefused, match="changed"):
         CheckpointFinder(root).scan(1, LIMIT_BYTES)
 

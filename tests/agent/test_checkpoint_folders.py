@@ -33,12 +33,12 @@ from sublet_contracts.checkpoint_folders import (
     QUIET_MS,
     UNKNOWN_QUIET_MS,
     FolderSnapshot,
-    in_the_making,
     is_log,
     next_step,
     quiet_needed_ms,
     read_record,
 )
+from sublet_contracts.framework_layouts import in_the_making
 from sublet_contracts.tree import ScannedTree, TreeRefused, write_tree
 from tests.contracts.samples import INDEX
 

@@ -5,16 +5,14 @@ import json
 import pytest
 
 from sublet_contracts.checkpoint_layouts import (
-    FoundCheckpoint,
-    ListedFile,
     Snapshot,
     TrainerState,
-    find_checkpoints,
     next_snapshot,
     placed,
     read_record,
     read_trainer_state,
 )
+from sublet_contracts.framework_layouts import FoundCheckpoint, ListedFile, find_checkpoints
 
 HF = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 

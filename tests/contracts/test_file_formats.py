@@ -9,7 +9,14 @@ from collections.abc import Callable
 
 import pytest
 
-from sublet_contracts.file_formats import MAX_READ_BYTES, UNKNOWN, WHOLE, Verdict, check_file
+from sublet_contracts.file_formats import (
+    MAX_READ_BYTES,
+    UNKNOWN,
+    WHOLE,
+    Verdict,
+    check_file,
+    holds_optimizer,
+)
 
 
 def judged(name: str, data: bytes) -> Verdict:
@@ -163,3 +170,25 @@ def test_however_large_a_file_is_little_is_read(name: str) -> None:
 
     check_file(name, 1 << 40, read)
     assert read_bytes <= MAX_READ_BYTES + (1 << 20)
+
+
+def test_a_manifest_of_orbax_has_as_many_bytes_as_it_says() -> None:
+    whole = b"\x0c\xdb\x3a\x2a" + (20).to_bytes(8, "little") + b"12345678"
+    assert judged("ckpts/1/default/manifest.ocdbt", whole).kind == "whole"
+    assert judged("manifest.ocdbt", whole[:-1]).kind == "torn"
+    assert judged("1/_CHECKPOINT_METADATA", b'{"item_handlers": {}').kind == "torn"
+    assert judged("1/_CHECKPOINT_METADATA", b'{"item_handlers": {}}').kind == "whole"
+    assert judged("other/_METADATA", b"plain text").kind == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("content", "holds"),
+    [(b"X\x0c\0\0\0param_groups", True), (b"optimizer_states", True), (b"layers.weight", False)],
+)
+def test_whether_a_file_of_torch_holds_an_optimizer(content: bytes, holds: bool) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        file.writestr("archive/data.pkl", content)
+    data = packed.getvalue()
+    assert holds_optimizer(len(data), lambda at, length: data[at : at + length]) is holds
+    assert not holds_optimizer(20, lambda at, length: b"param_groups, not a ZIP")

@@ -79,6 +79,7 @@ def main():
     state = {
         "global_step": 0,
         "best": None,
+        "optimizer_states": [],  # as Lightning writes it, unless it saves the weights alone
         "dice": dice,
         "inner": [[dice.gauss(0.0, 0.5) for _ in range(FEATURES)] for _ in range(HIDDEN)],
         "outer": [dice.gauss(0.0, 0.5) for _ in range(HIDDEN)],

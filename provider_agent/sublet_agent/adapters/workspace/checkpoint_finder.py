@@ -2,7 +2,7 @@
 
     runs/<lease>/layouts/step-N.json    which files each checkpoint is made of (ours, not the job's)
 
-What is recognised, and why it is whole, stands in `sublet_contracts.checkpoint_layouts`. The folder
+What is recognised, and why it is whole, stands in `sublet_contracts.framework_layouts`. The folder
 is the job's, which may put anything there at any moment: everything is opened from its folder's
 descriptor, no link is followed, and listing ends at a bound.
 
@@ -23,12 +23,12 @@ from sublet_agent.adapters.workspace.outputs_search import as_listed, descend, o
 from sublet_contracts.checkpoint_layouts import (
     MAX_RECORD_BYTES,
     RECORD,
-    ListedFile,
     Snapshot,
     packed,
     placed,
     read_record,
 )
+from sublet_contracts.framework_layouts import ListedFile
 from sublet_contracts.tree import (
     ScannedTree,
     TreeFile,

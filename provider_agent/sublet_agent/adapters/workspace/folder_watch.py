@@ -26,17 +26,16 @@ from sublet_contracts.checkpoint_folders import (
     MAX_LINKS,
     SavedFolder,
     SavedLink,
-    in_the_making,
     is_log,
     trained_steps,
 )
 from sublet_contracts.checkpoint_layouts import (
     MAX_STATE_BYTES,
-    ListedFile,
     TrainerState,
     read_trainer_state,
 )
 from sublet_contracts.file_formats import Verdict
+from sublet_contracts.framework_layouts import ListedFile, in_the_making
 from sublet_contracts.tree import TreeRefused
 
 MAX_ENTRIES = 40_000
@@ -145,7 +144,7 @@ class FolderWatch:
             waited_ms=wish.waited_ms,
             interval_ms=wish.interval_ms,
             ended=wish.ended,
-            in_the_making=lambda: _in_the_making(len(tops), counted),
+            in_the_making=lambda: _in_the_making(len(tops), counted, wish.ended),
             links_quiet_ms=(time.monotonic() - max(self._links.values(), default=0.0)) * 1000,
         )
         if state != "ready":
@@ -309,11 +308,13 @@ class FolderWatch:
         )
 
 
-def _in_the_making(folders: int, counted: list[_Known]) -> str:
+def _in_the_making(folders: int, counted: list[_Known], ended: Ended) -> str:
+    killed_ms = time.time_ns() // _NS_PER_MS if ended == "killed" else None
     for number in range(folders):
         files = [known.file for known in counted if known.file.folder == number]
         if says := in_the_making(
-            (file.path, file.size_bytes, file.mtime_ns // _NS_PER_MS) for file in files
+            ((file.path, file.size_bytes, file.mtime_ns // _NS_PER_MS) for file in files),
+            killed_ms,
         ):
             return says
     return ""

@@ -16,16 +16,15 @@ from pydantic import ValidationError
 from sublet_agent.adapters.workspace.open_writers import has_writer
 from sublet_contracts.checkpoint_layouts import (
     MAX_STATE_BYTES,
-    FoundCheckpoint,
-    ListedFile,
+    QUIET_MS,
     Snapshot,
     TrainerState,
-    find_checkpoints,
     next_snapshot,
     read_trainer_state,
 )
 from sublet_contracts.encoding import MAX_INTEGER
-from sublet_contracts.file_formats import Verdict, check_file
+from sublet_contracts.file_formats import Read, Verdict, check_file, holds_optimizer
+from sublet_contracts.framework_layouts import FoundCheckpoint, ListedFile, find_checkpoints
 from sublet_contracts.tree import MAX_FILES, TreeRefused
 
 MAX_ENTRIES = 2 * MAX_FILES
@@ -50,8 +49,14 @@ class OutputsSearch:
         Raises TreeRefused where there is too much to look through, or no step is left; OSError.
         """
         listing = _list(top)
-        before_ms = time.time_ns() // 1_000_000 - quiet_ms
-        found = [c for c in find_checkpoints(listing) if since_ms <= c.mtime_ms <= before_ms]
+        now_ms = time.time_ns() // 1_000_000
+        found = [
+            checkpoint
+            for checkpoint in find_checkpoints(listing)
+            if since_ms
+            <= checkpoint.mtime_ms
+            <= now_ms - (QUIET_MS if checkpoint.must_be_quiet else quiet_ms)
+        ]
         if not found or found[0].mtime_ms <= last_mtime_ms:
             return None
         if after_step >= MAX_INTEGER:
@@ -101,13 +106,18 @@ def _list(top: int) -> list[ListedFile]:
 
 
 def _examine(top: int, checkpoint: FoundCheckpoint) -> TrainerState | bool:
+    optimizer = not checkpoint.needs_optimizer
     for listed in checkpoint.files:
         with opened(top, listed.path) as file:
             verdict = None if file is None else judged(file, listed.path)
+            if file is not None and not optimizer:
+                optimizer = holds_optimizer(listed.size_bytes, _reading(file))
         if verdict is None or verdict.kind == "torn":
             return False
-        if checkpoint.must_be_known and verdict.kind != "whole":
+        if checkpoint.must_be_known(listed.path) and verdict.kind != "whole":
             return False
+    if not optimizer:
+        return False
     if checkpoint.state_path is None:
         return True
     with opened(top, checkpoint.state_path) as file:
@@ -117,11 +127,14 @@ def _examine(top: int, checkpoint: FoundCheckpoint) -> TrainerState | bool:
 
 def judged(file: int, path: str) -> Verdict:
     """Judge an open file by its format. Raises OSError."""
+    return check_file(path, os.fstat(file).st_size, _reading(file))
 
+
+def _reading(file: int) -> Read:
     def read(offset: int, length: int) -> bytes:
         return os.pread(file, length, offset)
 
-    return check_file(path, os.fstat(file).st_size, read)
+    return read
 
 
 def _is_open(top: int, path: str) -> bool:
