@@ -714,3 +714,18 @@ def test_what_lies_in_the_way_of_a_file_is_not_written_into(world: World) -> Non
     spec, _ = started(world, code + "time.sleep(600)")
     world.runner.stop(spec.run_id)
     assert world.ended(spec.run_id).exit_code == 0
+
+
+def test_a_job_that_kills_its_supervisor_at_once_has_started_and_nobody_knows_its_end(
+    world: World,
+) -> None:
+    """The machine has started it as it should: it isn't to be set aside for that."""
+    for _ in range(10):
+        spec = world.spec("", command=("sh", "-c", "kill -KILL $PPID; sleep 60"))
+        world.runner.start(spec)
+        status = world.ended(spec.run_id)
+        assert judged(status) is Reason.KILLED_UNATTRIBUTED
+        assert "supervisor was killed" in (status.error or "")
+        world.runner.start(spec)  # an agent that was started anew does it again: it is over
+        assert world.runner.status(spec.run_id).state == "exited"
+        world.runner.remove(spec.run_id)

@@ -33,7 +33,7 @@ from sublet_agent.adapters.process import exit_events, records, short_names
 from sublet_agent.adapters.process import logs as process_logs
 from sublet_agent.adapters.process import tree as process_tree
 from sublet_agent.adapters.process.files import open_plain, write_durably
-from sublet_agent.adapters.process.supervisor import NOW, STOP_ASKED
+from sublet_agent.adapters.process.supervisor import NOW, STARTING, STOP_ASKED
 from sublet_agent.adapters.workspace import folders, seeding
 from sublet_agent.adapters.workspace.start_test import start_and_end
 from sublet_agent.core import layout, runner_port
@@ -223,8 +223,11 @@ class ProcessRunner:
         """
         directory = self._directory(run_id)
         # In this order: running.json is there only while or after the lock is held, and exit.json
-        # is written before it is let go. Before running.json the lock is the supervisor's to take.
-        began = os.path.lexists(directory / "running.json")
+        # is written before it is let go. Before STARTING the lock is the supervisor's to take.
+        began = os.path.lexists(directory / "running.json") or (
+            # The job may be quicker than its supervisor, and kill it before that has noted it.
+            os.path.lexists(directory / STARTING) and not _is_held(directory / "lock")
+        )
         running = records.read_sound(directory / "running.json", records.RunningRecord)
         since = None if running is None else running.started_ms
         if began and _is_held(directory / "lock"):
@@ -255,7 +258,8 @@ class ProcessRunner:
         if began:
             if running is not None and running.boot != process_tree.boot_id():
                 return RunStatus("exited", started_ms=since, engine_stopped=_REBOOTED)
-            return RunStatus("exited", started_ms=since, error=_DIED if running else _ODD)
+            odd = running is None and os.path.lexists(directory / "running.json")
+            return RunStatus("exited", started_ms=since, error=_ODD if odd else _DIED)
         try:
             spec = records.read(directory / "spec.json", records.SpecRecord)
         except records.Damaged:

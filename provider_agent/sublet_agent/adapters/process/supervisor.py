@@ -48,6 +48,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _JOB = "job"
 STOP_ASKED = "stop.json"
 """Written before the agent asks the job to stop: by which process, so that it's known as ours."""
+STARTING = "starting"
+"""There before the job is, which may kill its supervisor before that has noted anything of it."""
 NOW = "now.json"
 """How the job stands: its unfinished lines, and what it uses. Not durable, and of no weight."""
 
@@ -88,6 +90,7 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 self._exits.listen()
                 self._exits.watch(_JOB, os.getpid())
+        (self._directory / STARTING).touch()
         try:
             job = self._start_job()
         except OSError as error:
