@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sublet_broker.adapters import log_format as logs
 from sublet_broker.adapters.blobs.file_blobs import FileBlobs
 from sublet_broker.adapters.blobs.opening import open_s3
+from sublet_broker.adapters.blobs.s3_addresses import S3Addresses
 from sublet_broker.adapters.blobs.s3_place import PlaceRefused
 from sublet_broker.adapters.clock import SteadyClock, SystemEntropy
 from sublet_broker.adapters.data_folder import DataFolder, FolderInUse
@@ -42,7 +44,7 @@ from sublet_broker.adapters.sql.migrations import NewerData, migrate, release
 from sublet_broker.adapters.sql.store import SqlStore
 from sublet_broker.market.facts import CounterFact
 from sublet_broker.service.broker import Broker, Ports, Settings
-from sublet_broker.service.ports import BlobStore, StorageFull
+from sublet_broker.service.ports import Addresses, BlobStore, StorageFull
 from sublet_contracts.keys import KeyRefused, SigningKey
 
 log = logging.getLogger("sublet.broker")
@@ -233,7 +235,7 @@ def _run(
     url = database or folder.database_url
     claim, store = _open_database(url)
     try:
-        blobs, look_at_blobs = _open_blobs(folder, s3)
+        blobs, addresses, look_at_blobs = _open_blobs(folder, s3)
         clock = SteadyClock.resume(store)
         if clock.ahead_of_wall_ms() > 1_000:
             log.warning(
@@ -251,6 +253,8 @@ def _run(
             matcher=market.matcher,
             verifier=market.verifier,
             settler=market.settler,
+            addresses=addresses,
+            pack_work=market.pack_work,
             key=key,
         )
         probes = (
@@ -341,22 +345,33 @@ def _unwritable(path: Path, error: OSError) -> str:
     )
 
 
-def _open_blobs(folder: DataFolder, s3: str) -> tuple[BlobStore, Callable[[], str]]:
-    """Return the store, which works, and what says whether it still does."""
+def _open_blobs(
+    folder: DataFolder, s3: str
+) -> tuple[BlobStore, Addresses | None, Callable[[], str]]:
+    """Return the store, which works, its addresses if content moves by them, and what says whether
+    it still works."""
     if s3:
         try:
             there = open_s3(s3, os.environ)
             there.prepare()
+            addresses = S3Addresses(there)
+            why_not = addresses.why_not(time.time_ns() // 1_000_000)
         except PlaceRefused as error:
             raise CannotStart(str(error)) from error
-        return there, there.trouble
+        if why_not:
+            log.warning(
+                "%s doesn't keep to what an address says (%s): content goes through this broker",
+                s3,
+                why_not,
+            )
+        return there, None if why_not else addresses, there.trouble
     root = folder.blobs_root
     here = FileBlobs(root)
     try:
         here.prepare()
     except OSError as error:
         raise CannotStart(_unwritable(root, error)) from error
-    return here, lambda: _check_blobs(root)
+    return here, None, lambda: _check_blobs(root)
 
 
 def _open_database(url: str) -> tuple[Claim, SqlStore]:

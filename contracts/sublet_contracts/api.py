@@ -9,6 +9,8 @@
     POST /v1/offers/match     MatchRequest            -> MatchView       what would this job get?
     PUT  /v1/blobs/{digest}   bytes                   -> 204             the renter's own inputs
     PUT  /v1/packs/{pack}     bytes (packs.py)        -> 204             many chunks of them
+    POST /v1/packs/{pack}/address AddressRequest      -> Envelope        where to (addresses.py)
+    POST /v1/packs/{pack}/commit  CommitRequest       -> 204             when they have been
     POST /v1/blobs/missing    MissingRequest          -> MissingView
     POST /v1/jobs             SignedRequest(job)      -> JobView         201; holds the budget
     GET  /v1/jobs?state=&name=&limit=                 -> JobsPage
@@ -27,6 +29,9 @@
     PUT  /v1/jobs/{job}/packs/{pack}   bytes          -> 204             likewise
     GET  /v1/jobs/{job}/blobs/{digest}                -> bytes           and its successor
     GET  /v1/jobs/{job}/chunks/{hashes}               -> bytes           many, one after another
+    POST /v1/jobs/{job}/packs/{pack}/address AddressRequest -> Envelope  renter, or lease holder
+    POST /v1/jobs/{job}/packs/{pack}/commit  CommitRequest  -> 204       likewise
+    GET  /v1/jobs/{job}/addresses/{hashes}            -> Envelope        where to read chunks
     POST /v1/jobs/{job}/blobs/missing MissingRequest  -> MissingView     holder: header Sublet-Epoch
     GET  /v1/balance                                  -> BalanceView
     GET  /v1/log?since=                               -> LogView         the log only ever grows
@@ -47,6 +52,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sublet_contracts.documents import Device, Resources
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.fields import Digest
+from sublet_contracts.packs import MAX_TABLE_BYTES
 from sublet_contracts.problems import FactValue
 from sublet_contracts.reasons import Fault, Reason
 from sublet_contracts.requirements import Shortfall
@@ -169,6 +175,24 @@ class MissingView(View):
     """Those that must be uploaded."""
 
     missing: tuple[str, ...]
+    by_address: bool = Field(
+        default=False, description="packs of them are put where /address says, and then committed"
+    )
+
+
+class AddressRequest(Body):
+    """A pack that is to be uploaded past the broker."""
+
+    table: str = Field(max_length=4 * (MAX_TABLE_BYTES + 2) // 3, description="base64")
+    body_sha256: str = Field(
+        pattern="^[0-9a-f]{64}$", description="SHA-256 of the chunks, one after another"
+    )
+
+
+class CommitRequest(Body):
+    """A pack that has been put where an address said."""
+
+    pack: str = Field(pattern="^[0-9a-f]{64}$", description="its id, as the address had it")
 
 
 class ResumeRequest(Body):

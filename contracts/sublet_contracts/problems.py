@@ -61,6 +61,7 @@ class ProblemCode(StrEnum):
     STALE_EPOCH = "stale_epoch"
     NO_LONGER_KEPT = "no_longer_kept"
     DAMAGED = "damaged"
+    BY_ADDRESS = "by_address"
     # How much of it.
     TOO_MANY = "too_many"
     TOO_MANY_JOBS = "too_many_jobs"
@@ -130,6 +131,7 @@ PROBLEMS: dict[ProblemCode, ProblemKind] = {
     ProblemCode.STALE_EPOCH: _kind("Stale epoch", epoch=int, current_epoch=int),
     ProblemCode.NO_LONGER_KEPT: _kind("No longer kept", kept_ms=int),
     ProblemCode.DAMAGED: _kind("Content damaged", digest=str),
+    ProblemCode.BY_ADDRESS: _kind("Moves by address"),
     ProblemCode.TOO_MANY: _kind("Too many", what=str, limit=int),
     ProblemCode.TOO_MANY_JOBS: _kind("Too many jobs", limit=int),
     ProblemCode.TOO_MANY_STREAMS: _kind("Too many streams", open_streams=int),

@@ -153,6 +153,7 @@ FIXES: dict[ProblemCode, Fix] = {
         "queued jobs are matched when it is back; nothing needs to be sent again"
     ),
     ProblemCode.DATABASE_AWAY: _always("try again later"),
+    ProblemCode.BY_ADDRESS: _always("ask for its address; the sublet client does so by itself"),
     ProblemCode.BLOBS_AWAY: _always("try again later; what has come already isn't sent again"),
     ProblemCode.STORAGE_FULL: _always(
         "try again later; the broker's operator must free some space"

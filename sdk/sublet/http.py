@@ -43,6 +43,13 @@ class Link:
         """Ask the broker who it is."""
         return _parsed(self._until_answered(lambda: self._http.get("/v1/broker")), BrokerInfo)
 
+    @property
+    def broker(self) -> str:
+        """The broker's party id."""
+        if self._broker is None:
+            self._broker = self.broker_info().broker
+        return self._broker
+
     def sign_for(self, broker: str) -> None:
         """Address every signature to this broker from now on."""
         self._broker = broker
@@ -100,11 +107,9 @@ class Link:
     def _signed(
         self, method: str, target: str, data: bytes, key: str, data_digest: str = ""
     ) -> dict[str, str]:
-        if self._broker is None:
-            self._broker = self.broker_info().broker
         return sign_request(
             self.key,
-            broker=self._broker,
+            broker=self.broker,
             method=method,
             target=target,
             body=data,

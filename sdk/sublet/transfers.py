@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from sublet import addressed
 from sublet.errors import SubletError
 from sublet.http import Link
 from sublet_contracts.amounts import format_bytes
@@ -101,7 +102,9 @@ def send_tree(
     it has changed since; SubletError."""
     index = scanned.index.to_bytes()
     index_digest = digest_of(index)
-    missing = _missing(link, "/v1/blobs/missing", [*scanned.index.chunks(), index_digest])
+    missing, by_address = _missing(
+        link, "/v1/blobs/missing", [*scanned.index.chunks(), index_digest]
+    )
     sizes = scanned.index.chunks()
     advance = announce(sum(sizes.get(name, 0) for name in missing))
 
@@ -111,13 +114,18 @@ def send_tree(
             chunks = [scanned.raw_chunk(digest) for digest, _ in table.chunks]
         except (TreeRefused, FileNotFoundError) as error:
             raise changed from error
-        data = b"".join((table.to_bytes(), *chunks))
         try:
-            link.send("PUT", f"/v1/packs/{table.name}", data=data, signed_digest=table.name)
+            if by_address:
+                addressed.send_pack(link, table, chunks)
+            else:
+                data = b"".join((table.to_bytes(), *chunks))
+                link.send("PUT", f"/v1/packs/{table.name}", data=data, signed_digest=table.name)
         except SubletError as error:
             if error.problem.code == ProblemCode.HASH_MISMATCH:
                 raise changed from error
             raise
+        except addressed.StoreRefused as error:
+            raise InputError(f"{what}: {error}; submit again later") from error
         for chunk in chunks:
             advance(len(chunk))
 
@@ -275,7 +283,12 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
 
 def _chunks(link: Link, job: str, chunks: tuple[Chunk, ...]) -> list[bytes]:
     names = ",".join(chunk.digest for chunk in chunks)
-    data = link.send("GET", f"/v1/jobs/{job}/chunks/{names}").content
+    try:
+        data = link.send("GET", f"/v1/jobs/{job}/chunks/{names}").content
+    except SubletError as error:
+        if error.problem.code != ProblemCode.BY_ADDRESS:
+            raise
+        return _by_address(link, job, chunks)
     try:
         return cut_read(data, chunks)
     except PackRefused as error:
@@ -284,12 +297,36 @@ def _chunks(link: Link, job: str, chunks: tuple[Chunk, ...]) -> list[bytes]:
         ) from error
 
 
-def _missing(link: Link, path: str, names: list[str]) -> list[str]:
+def _by_address(link: Link, job: str, chunks: tuple[Chunk, ...]) -> list[bytes]:
+    try:
+        return cut_read(addressed.read_chunks(link, job, chunks), chunks)
+    except SubletError as error:
+        if error.problem.code != ProblemCode.TOO_LARGE or len(chunks) == 1:
+            raise
+        half = len(chunks) // 2
+        parts = (chunks[:half], chunks[half:])
+        return [data for part in parts for data in _by_address(link, job, part)]
+    except (addressed.StoreRefused, PackRefused):
+        # The broker reads it itself, and finds out whether it is damaged.
+        return [
+            data
+            for chunk in chunks
+            for data in cut_read(
+                link.send("GET", f"/v1/jobs/{job}/blobs/{chunk.digest}").content, (chunk,)
+            )
+        ]
+
+
+def _missing(link: Link, path: str, names: list[str]) -> tuple[list[str], bool]:
+    """Return those that the broker lacks, and whether packs of them are sent by address."""
     found: list[str] = []
+    by_address = False
     for start in range(0, len(names), BATCH):
         body = MissingRequest(digests=tuple(names[start : start + BATCH]))
-        found += link.call("POST", path, MissingView, body=body).missing
-    return found
+        view = link.call("POST", path, MissingView, body=body)
+        found += view.missing
+        by_address = view.by_address
+    return found, by_address
 
 
 def _in_parallel(act: Callable[[T], None], names: Iterable[T]) -> None:

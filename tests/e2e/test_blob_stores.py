@@ -6,7 +6,6 @@ import hashlib
 import os
 import random
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from sublet.client import Client
 from sublet.demo.local import LocalMarket
 from tests import services
 from tests.stores import s3_servers
+from tests.stores.s3_front import front
 
 pytestmark = pytest.mark.slow
 
@@ -44,13 +44,31 @@ def expected() -> bytes:
     return data
 
 
-@pytest.mark.parametrize("server", [s3_servers.moto, s3_servers.s3rver], ids=["moto", "s3rver"])
+@pytest.mark.parametrize("server", ["by address", "moto", "s3rver"])
 def test_a_lost_job_goes_on_from_what_lies_in_s3(
-    server: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if server is s3_servers.s3rver:
+    if server == "s3rver":
         services.require("s3rver")
-    place = s3_servers.new_place(server())
+        play(s3_servers.s3rver(), tmp_path, monkeypatch)
+        return
+    with front(s3_servers.moto(), s3_servers.KEY if server == "by address" else None) as before:
+        play(before.endpoint, tmp_path, monkeypatch)
+        packs = [(method, path) for method, path in before.asked if "/packs/" in path]
+    signed = [(method, path) for method, path in packs if "X-Amz-Signature" in path]
+    moved = {method for method, _ in signed}
+    if server == "by address":
+        assert [
+            path for method, path in packs if method == "PUT" and (method, path) not in signed
+        ] == []
+        assert moved == {"PUT", "GET"}
+    else:
+        assert moved == set()
+
+
+def play(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the job, lose it after step 2, and see that it ends as an undisturbed one."""
+    place = s3_servers.new_place(endpoint)
     monkeypatch.setenv("AWS_ENDPOINT_URL", place.endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_servers.KEY.key_id)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_servers.KEY.secret)

@@ -104,12 +104,12 @@ async def test_a_blob_that_differs_from_its_name(world: World) -> None:
     assert stored.status_code == 204
     body = json.dumps({"digests": [sha, ABSENT]}).encode()
     missing = await party.call("POST", "/v1/blobs/missing", body)
-    assert missing.json() == {"missing": [ABSENT]}
+    assert missing.json() == {"missing": [ABSENT], "by_address": False}
     # Nobody else learns that the broker has it.
     other = world.party()
     await other.introduce()
     theirs = await other.call("POST", "/v1/blobs/missing", body)
-    assert theirs.json() == {"missing": [sha, ABSENT]}
+    assert theirs.json() == {"missing": [sha, ABSENT], "by_address": False}
 
 
 async def test_an_unsigned_upload_is_refused_before_its_body(world: World) -> None:

@@ -21,6 +21,7 @@ from sublet_broker.adapters.memory.matcher import InProcessMatcher
 from sublet_broker.adapters.memory.store import MemoryStore
 from sublet_broker.adapters.memory.verifier import InProcessVerifier
 from sublet_broker.service.broker import Broker, Ports, Settings
+from sublet_broker.service.ports import Addresses, BlobStore
 from sublet_contracts.auth import sign_request
 from sublet_contracts.digests import is_digest
 from sublet_contracts.documents import (
@@ -92,7 +93,7 @@ class World:
     hub: Hub
     url: str
     store: MemoryStore
-    blobs: MemoryBlobs
+    blobs: BlobStore
     clock: SystemClock
     http: httpx.AsyncClient
     stop: asyncio.Event
@@ -251,10 +252,14 @@ def signed_body(document: Document, key: SigningKey) -> bytes:
 
 @asynccontextmanager
 async def running(
-    probes: tuple[Probe, ...] = (), settings: Settings | None = None
+    probes: tuple[Probe, ...] = (),
+    settings: Settings | None = None,
+    blobs: BlobStore | None = None,
+    addresses: Addresses | None = None,
 ) -> AsyncIterator[World]:
     """Run a broker until the block ends."""
-    store, blobs, clock = MemoryStore(), MemoryBlobs(), SystemClock()
+    store, clock = MemoryStore(), SystemClock()
+    blobs = MemoryBlobs() if blobs is None else blobs
     operator = SigningKey.generate()
     ports = Ports(
         store=store,
@@ -264,6 +269,7 @@ async def running(
         matcher=InProcessMatcher(store, clock),
         verifier=InProcessVerifier(blobs),
         key=operator,
+        addresses=addresses,
     )
     broker = Broker(ports, settings or Settings())
     edge, hub = compose(broker, "test", probes)

@@ -65,6 +65,7 @@ from sublet_contracts.wire import (
     Unprepare,
     Withdraw,
 )
+from tests.service.store_by_address import StoreByAddress
 from tests.walls import Walls
 
 BEGIN_MS = 1_767_225_600_000
@@ -130,11 +131,19 @@ class World:
     new_store: ClassVar[Callable[[], Store]] = MemoryStore
     """test_on_databases.py runs stories on other stores."""
 
-    def __init__(self, settings: Settings | None = None, settler: Settler | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        settler: Settler | None = None,
+        *,
+        by_address: bool = False,
+    ) -> None:
         self.clock = TurnedClock()
         self.store = type(self).new_store()
         self.settler = settler
         self.blobs = MemoryBlobs()
+        self.store_by_address = StoreByAddress(self.blobs)
+        self._by_address = by_address
         self.key = key_named("broker")
         self.settings = settings or Settings()
         self.numbers = itertools.count(1)
@@ -152,6 +161,7 @@ class World:
             verifier=InProcessVerifier(self.blobs),
             key=self.key,
             settler=self.settler,
+            addresses=self.store_by_address if self._by_address else None,
         )
         return Broker(Walls().around(ports), self.settings)
 

@@ -15,6 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from sublet_broker.adapters.blobs.s3_place import Credentials
+from tests.stores.s3_rules import refusal
+
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "date", "server"}
 STALL_S = 30.0
 
@@ -34,6 +37,8 @@ class Fault:
     """Break the connection in the middle of the answer."""
     flip_sent: bool = False
     """Flip a bit of what is sent."""
+    flip_kept: bool = False
+    """Flip a bit of what is kept."""
     flip_received: bool = False
     """Flip a bit of what is received."""
     drop: tuple[str, ...] = ()
@@ -48,9 +53,10 @@ class Front(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, key: Credentials | None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target = target
+        self.key = key
         self.judge: Judge = lambda method, path: None
         self.asked: list[tuple[str, str]] = []
         """Method and path of each request that came."""
@@ -75,9 +81,9 @@ class Front(ThreadingHTTPServer):
 
 
 @contextmanager
-def front(target: str) -> Iterator[Front]:
-    """Stand before `target`."""
-    server = Front(target)
+def front(target: str, key: Credentials | None = None) -> Iterator[Front]:
+    """Stand before `target`. With a key it holds to what was signed with it, as S3 does."""
+    server = Front(target, key)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -105,7 +111,15 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.status and not fault.after:
             self._say(fault)
             return
-        status, headers, answer = self._forward(_flipped(body) if fault.flip_sent else body, fault)
+        if fault.flip_sent:
+            body = _flipped(body)
+        if server.key is not None:
+            url = f"http://{self.headers.get('Host')}{self.path}"
+            refused = refusal(server.key, self.command, url, self.headers, body)
+            if refused is not None:
+                self._say(Fault(*refused))
+                return
+        status, headers, answer = self._forward(_flipped(body) if fault.flip_kept else body, fault)
         if fault.status:
             self._say(fault)
             return

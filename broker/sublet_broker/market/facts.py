@@ -410,6 +410,24 @@ class PackFact(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class UploadFact(Fact):
+    """A pack on its way past the broker: it has an address, and nobody has committed it."""
+
+    KEY: ClassVar[tuple[str, ...]] = ("id",)
+
+    id: str
+    """The pack's."""
+    party: str
+    scope: str
+    name: str
+    body_sha256: str
+    table: str
+    """base64"""
+    size_bytes: int
+    expires_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class NonceFact(Fact):
     """A request's nonce that has been used. Forgotten when its time is too old to be accepted."""
 

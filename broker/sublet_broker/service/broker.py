@@ -4,7 +4,8 @@ Every use-case is synchronous, short, and one transaction, unless it says otherw
 party ids that have been authenticated. A refusal is errors.Refusal; nothing has changed then.
 
 Who calls what:
-- `jobs`, `accounts`, `countersigning`, `blobs`: renters and the operator, through the edge.
+- `jobs`, `accounts`, `countersigning`, `blobs`, `uploads`: renters and the operator, through the
+  edge.
 - `sessions`: the agents' connections: joined, left, receive. When `receive` returns, acknowledge
   the message's mid and send the list, unreliable answers. When it raises NotYet, don't acknowledge:
   the message comes again; StaleInstance or another Refusal: say so and close. Everything that an
@@ -12,7 +13,8 @@ Who calls what:
 - `outbox`: reliable messages in order (`pending`, `acked`), and `notices`, which may be lost.
 - `scheduling.tick`, `settling.settle_due`, `supervision.sweep`: each second, or when `stirred`
   names them; `supervision.verdicts` when the verifier has results; `idempotency.forget_old`,
-  `retention.sweep` and `sweep_files`: each minute; `packs.scrub`: every few seconds.
+  `retention.sweep` and `sweep_files`, `uploads.sweep`: each minute; `packs.scrub`: every few
+  seconds.
   `supervision.started`: once after a start, before agents join.
 - `views`, `market`, `money`, `metrics`, `ledger_audit`: whoever looks.
 - `idempotency.begin` and `finish`: around each signed request.
@@ -23,6 +25,7 @@ from collections.abc import Callable
 from sublet_broker.service.content.blobs import Blobs
 from sublet_broker.service.content.packs import Packs
 from sublet_broker.service.content.retention import Retention
+from sublet_broker.service.content.uploads import Uploads
 from sublet_broker.service.idempotency import Idempotency
 from sublet_broker.service.leases.open_offers import OpenOffers
 from sublet_broker.service.periodic.scheduling import Scheduling
@@ -70,6 +73,7 @@ class Broker:
         self.sessions = Sessions(context, self.offers, open_offers)
 
         self.blobs = Blobs(context, self.packs)
+        self.uploads = Uploads(context, self.blobs, self.packs)
         self.retention = Retention(context, self.packs)
         self.idempotency = Idempotency(context)
 

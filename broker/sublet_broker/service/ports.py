@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from sublet_broker.market.facts import Fact, JobFact
+from sublet_broker.market.facts import ContentFact, Fact, JobFact
 from sublet_broker.market.matching import BookEntry
 from sublet_broker.market.settling import SettlementCase, SettlementDecision
 
 __all__ = [
+    "Addresses",
     "AlreadyThere",
     "BlobMissing",
     "BlobStore",
@@ -22,6 +23,8 @@ __all__ = [
     "Entropy",
     "Matcher",
     "MatcherAway",
+    "PackVerdict",
+    "PackWork",
     "Proposal",
     "RuleBroken",
     "SettlementCase",
@@ -214,6 +217,26 @@ class BlobStore(Protocol):
         ...
 
 
+class Addresses(Protocol):
+    """Addresses in a blob store that is a service, by which content moves past the broker. Nobody
+    is asked for one: it is signed. Raises BlobsAway where the key to the store can't be read."""
+
+    def upload(
+        self, pack: str, size_bytes: int, sha256: str, now_ms: int
+    ) -> tuple[str, dict[str, str]]:
+        """Return where a new pack's content is to be put, and the headers with which. It takes
+        nothing but this content (SHA-256 as hex), and only while nothing lies there."""
+        ...
+
+    def read_pack(self, pack: str, now_ms: int) -> str:
+        """Return where a pack is read, whole or in parts."""
+        ...
+
+    def read_blob(self, digest: str, now_ms: int) -> str:
+        """Return where a blob is read."""
+        ...
+
+
 class StorageFull(Exception):
     """The disk is full: the request failed, nothing else did."""
 
@@ -301,6 +324,34 @@ class Verifier(Protocol):
 
     def collect(self) -> list[VerifyResult]:
         """Return what has been finished since the last call."""
+        ...
+
+
+@dataclass(frozen=True)
+class PackVerdict:
+    """What was found of a pack that its uploader has put into the store."""
+
+    there: bool
+    wrong: str = ""
+    """What is wrong with it, in a sentence."""
+    chunk: str = ""
+    """Which chunk is wrong, if it is one."""
+
+
+class PackWork(Protocol):
+    """Reads packs where they lie (Ray tasks, or in-process). Raises OSError: the store can't be
+    read, and nothing is known."""
+
+    def check(self, pack: str, name: str, table: bytes, size_bytes: int) -> PackVerdict:
+        """Hash a pack whose content nobody has seen, against its table."""
+        ...
+
+    def whole(self, contents: Sequence[ContentFact]) -> list[bool]:
+        """Say of each whether it lies where it should, as it should."""
+        ...
+
+    def move(self, contents: Sequence[ContentFact], to: str) -> list[bool]:
+        """Write those that are whole, in this order, into a new pack; say which those are."""
         ...
 
 

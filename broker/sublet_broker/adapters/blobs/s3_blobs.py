@@ -194,6 +194,13 @@ class S3Blobs:
             ) from error
         return keeps
 
+    def forget_probe(self, key: str) -> None:
+        """Delete what another trial has written. Raises PlaceRefused."""
+        try:
+            self._delete(key)
+        except (BlobsAway, StorageFull) as error:
+            raise PlaceRefused(f"{self.place.url} can't be used: {error}") from error
+
     def trouble(self) -> str:
         """Say what is wrong with the store now, or ''."""
         try:

@@ -27,8 +27,9 @@ from sublet_broker.adapters.http.signed_calls import (
     read_body,
 )
 from sublet_broker.service.errors import Refusal
-from sublet_contracts.api import MissingRequest, MissingView
+from sublet_contracts.api import AddressRequest, CommitRequest, MissingRequest, MissingView
 from sublet_contracts.digests import PATTERN
+from sublet_contracts.envelope import Envelope
 from sublet_contracts.packs import (
     MAX_BODY_BYTES,
     MAX_READ_CHUNKS,
@@ -42,6 +43,8 @@ from sublet_contracts.problems import ProblemCode
 router = APIRouter(prefix="/v1", tags=["content"])
 
 UPLOADS_AT_ONCE = 24
+COMMITS_AT_ONCE = 4
+"""Each waits until a pack was read."""
 SLOWEST_BYTES_A_S = 128 * 1024
 """A pack may take as long as at this speed, and BODY_TIMEOUT_S more."""
 HASHED_AT_ONCE_BYTES = 1 << 20
@@ -70,6 +73,7 @@ Epoch = Annotated[
 ]
 _uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
 _room = PackRoom()
+_commits = asyncio.Semaphore(COMMITS_AT_ONCE)
 
 
 async def announced(request: Request, digest: ContentName) -> Call:
@@ -258,19 +262,114 @@ async def get_job(call: Reading, job: JobRef, digest: ContentName, epoch: Epoch 
             "content": {"application/octet-stream": {}},
         },
         **READ,
-        **problems(403, 410, 413),
+        **problems(403, 409, 410, 413),
     },
     openapi_extra=SIGNED,
 )
 async def get_many(call: Reading, job: JobRef, hashes: Hashes, epoch: Epoch = None) -> Response:
-    """As one by one, in this order; together at most 16 MiB. How long each is the index says."""
+    """As one by one, in this order; together at most 16 MiB. How long each is the index says.
+    409 `by_address`: ask for their addresses."""
 
     def read() -> list[bytes]:
         call.admit()
+        call.edge.broker.uploads.refuse_bytes()
         return call.edge.broker.blobs.get_many(call.party, job, epoch, hashes.split(","))
 
     data = b"".join(await call.edge.call(read))
     return Response(data, media_type="application/octet-stream")
+
+
+@router.get(
+    "/jobs/{job}/addresses/{hashes}",
+    summary="Where to read many chunks",
+    response_model=Envelope,
+    responses={**READ, **problems(403, 410)},
+    openapi_extra=SIGNED,
+)
+async def addresses(call: Reading, job: JobRef, hashes: Hashes, epoch: Epoch = None) -> Response:
+    """Of a broker whose content lies in a store of its own; signed by it. 404 of any other."""
+    uploads = call.edge.broker.uploads
+
+    def read() -> bytes:
+        call.admit()
+        return uploads.read_addresses(call.party, job, epoch, hashes.split(","))
+
+    return Response(await call.edge.call(read), media_type="application/json")
+
+
+async def _address(call: Call, scope: str, epoch: int | None, name: str) -> Response:
+    asked = call.parse(AddressRequest)
+    uploads = call.edge.broker.uploads
+
+    def answer() -> bytes:
+        call.admit()
+        return uploads.address(call.party, scope, epoch, name, asked.table, asked.body_sha256)
+
+    return Response(await call.edge.call(answer), media_type="application/json")
+
+
+async def _commit(call: Call, scope: str, epoch: int | None, name: str) -> Response:
+    pack = call.parse(CommitRequest).pack
+    uploads = call.edge.broker.uploads
+
+    def act() -> None:
+        call.admit()
+        uploads.commit(call.party, scope, epoch, name, pack)
+
+    async with _commits:
+        await call.edge.call(act)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/packs/{pack}/address",
+    summary="Where to put many chunks of an input",
+    response_model=Envelope,
+    responses={**WRITE, **problems(403)},
+    openapi_extra=takes(AddressRequest, "the pack's table, and the hash of what follows it"),
+)
+async def address_own(call: Listing, pack: PackName) -> Response:
+    """An address that takes exactly this content, once, for some minutes; signed by the broker.
+    Asked for again, it is another address for the same upload. 404: send it to this broker."""
+    return await _address(call, call.party, None, pack)
+
+
+@router.post(
+    "/packs/{pack}/commit",
+    status_code=204,
+    summary="Many chunks of an input have been put",
+    response_class=Response,
+    responses={**WRITE, **problems(403)},
+    openapi_extra=takes(CommitRequest, "the pack's id, from its address"),
+)
+async def commit_own(call: Listing, pack: PackName) -> Response:
+    """What lies there is read and hashed, and counts from now on: all of it, or nothing."""
+    return await _commit(call, call.party, None, pack)
+
+
+@router.post(
+    "/jobs/{job}/packs/{pack}/address",
+    summary="Where to put many chunks of a checkpoint",
+    response_model=Envelope,
+    responses={**WRITE, **problems(403)},
+    openapi_extra=takes(AddressRequest, "the pack's table, and the hash of what follows it"),
+)
+async def address_job(call: Listing, job: JobRef, pack: PackName, epoch: Epoch = None) -> Response:
+    """For the holder of the job's current epoch; otherwise as for an input."""
+    return await _address(call, job, epoch, pack)
+
+
+@router.post(
+    "/jobs/{job}/packs/{pack}/commit",
+    status_code=204,
+    summary="Many chunks of a checkpoint have been put",
+    response_class=Response,
+    responses={**WRITE, **problems(403)},
+    openapi_extra=takes(CommitRequest, "the pack's id, from its address"),
+)
+async def commit_job(call: Listing, job: JobRef, pack: PackName, epoch: Epoch = None) -> Response:
+    """For the holder of the job's current epoch; an older one is refused (409 `stale_epoch`)."""
+    return await _commit(call, job, epoch, pack)
 
 
 @router.post(

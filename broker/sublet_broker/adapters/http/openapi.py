@@ -12,6 +12,8 @@ from pydantic import BaseModel
 
 from sublet_broker.adapters.http.problems import PROBLEM_JSON, STATUS
 from sublet_contracts.api import (
+    AddressRequest,
+    CommitRequest,
     MatchRequest,
     MissingRequest,
     Problem,
@@ -87,6 +89,11 @@ _EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
     MissingRequest: {
         "digests": ["blake3:af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"]
     },
+    AddressRequest: {
+        "table": "c3VibGV0LXBhY2stMSBibGFrZTMKAAAAAQ==",
+        "body_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    },
+    CommitRequest: {"pack": "ab" * 32},
     ResumeRequest: {"amendment": None},
 }
 

@@ -71,6 +71,7 @@ STATUS: dict[ProblemCode, int] = {
     ProblemCode.STALE_EPOCH: 409,
     ProblemCode.NO_LONGER_KEPT: 410,
     ProblemCode.DAMAGED: 410,
+    ProblemCode.BY_ADDRESS: 409,
     ProblemCode.TOO_MANY: 429,
     ProblemCode.TOO_MANY_JOBS: 429,
     ProblemCode.TOO_MANY_STREAMS: 429,

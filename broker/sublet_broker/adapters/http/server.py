@@ -213,6 +213,7 @@ def _loops(broker: Broker, metrics: Metrics, audits: Audits) -> list[Loop]:
         for _ in range(SWEEPS_A_ROUND):
             if broker.retention.sweep() < ROWS_AT_ONCE:
                 break
+        broker.uploads.sweep()
         broker.retention.sweep_files()
         return 0
 

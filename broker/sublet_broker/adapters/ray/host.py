@@ -24,7 +24,14 @@ from typing import Any
 import ray
 
 from sublet_broker.adapters.ray.shards import SHARD_ANSWER_S, ShardKeeper, ShardReply, Silence
-from sublet_broker.adapters.ray.tasks import ShardActor, settle_batch, verify
+from sublet_broker.adapters.ray.tasks import (
+    ShardActor,
+    check_pack,
+    move_packs,
+    settle_batch,
+    verify,
+    whole_in_packs,
+)
 
 log = logging.getLogger("sublet.ray")
 
@@ -58,6 +65,9 @@ class Host:
             "rebuild": self.rebuild,
             "verify": self.verify,
             "settle": self.settle,
+            "check_pack": self.check_pack,
+            "whole_in_packs": self.whole_in_packs,
+            "move_packs": self.move_packs,
             "shard_pids": self.shard_pids,
         }
 
@@ -97,6 +107,9 @@ class Host:
         retried = {"max_retries": _MAX_TASK_RETRIES, "scheduling_strategy": here}
         self._verify = ray.remote(verify).options(num_cpus=1, **retried)
         self._settle = ray.remote(settle_batch).options(num_cpus=1, **retried)
+        self._check_pack = ray.remote(check_pack).options(num_cpus=1, **retried)
+        self._whole = ray.remote(whole_in_packs).options(num_cpus=1, **retried)
+        self._move = ray.remote(move_packs).options(num_cpus=1, **retried)
 
     def warm(self) -> None:
         """Once the shards are up, let the workers load our code: the first checkpoint's verdict
@@ -144,6 +157,19 @@ class Host:
     def settle(self, batch: Any) -> Any:
         """Decide a batch of settlements in a task."""
         return ray.get(self._settle.remote(batch))
+
+    def check_pack(self, pack: str, name: str, table: bytes, size_bytes: int) -> Any:
+        """Hash one pack in a task."""
+        where = self._config.blobs
+        return ray.get(self._check_pack.remote(pack, name, table, size_bytes, where))
+
+    def whole_in_packs(self, contents: Any) -> Any:
+        """Hash what lies in packs in a task."""
+        return ray.get(self._whole.remote(contents, self._config.blobs))
+
+    def move_packs(self, contents: Any, to: str) -> Any:
+        """Write a new pack in a task."""
+        return ray.get(self._move.remote(contents, to, self._config.blobs))
 
     def shard_pids(self) -> list[int]:
         """Return the process ids of the shards, for tests and for people who look for them."""

@@ -17,13 +17,23 @@ from sublet_broker.adapters.ray.engine import EngineAway, EngineConfig, RayEngin
 from sublet_broker.adapters.ray.matcher import Asked, Changes, RayMatcher, Shards
 from sublet_broker.adapters.ray.shards import Shard
 from sublet_broker.adapters.ray.tasks import ShardActor, settle_batch
+from sublet_broker.market.facts import ContentFact
 from sublet_broker.market.settling import SettlementCase, SettlementDecision
-from sublet_broker.service.ports import BlobStore, Store, VerifyResult, VerifyTask
+from sublet_broker.service.content.pack_work import OwnPackWork
+from sublet_broker.service.ports import (
+    BlobStore,
+    PackVerdict,
+    PackWork,
+    Store,
+    VerifyResult,
+    VerifyTask,
+)
 
 log = logging.getLogger("sublet.ray")
 
 REBUILD_LIMIT_S = 10.0
 SETTLE_LIMIT_S = 10.0
+PACK_LIMIT_S = 120.0
 VERIFY_IN_FLIGHT = 4
 VERIFY_ATTEMPTS = 5
 
@@ -198,6 +208,52 @@ class RaySettler:
         return made
 
 
+class RayPackWork:
+    """ports.PackWork as tasks, for a store that every process reaches by itself."""
+
+    def __init__(self, engine: RayEngine, blobs: BlobStore) -> None:
+        self._engine = engine
+        self._own = OwnPackWork(blobs)
+
+    def check(self, pack: str, name: str, table: bytes, size_bytes: int) -> PackVerdict:
+        """See ports.PackWork."""
+        try:
+            found: PackVerdict = self._engine.call(
+                "check_pack", pack, name, table, size_bytes, timeout_s=PACK_LIMIT_S
+            )
+        except EngineAway as error:
+            self._tell(error)
+            return self._own.check(pack, name, table, size_bytes)
+        return found
+
+    def whole(self, contents: Sequence[ContentFact]) -> list[bool]:
+        """See ports.PackWork."""
+        try:
+            found: list[bool] = self._engine.call(
+                "whole_in_packs", list(contents), timeout_s=PACK_LIMIT_S
+            )
+        except EngineAway as error:
+            self._tell(error)
+            return self._own.whole(contents)
+        return found
+
+    def move(self, contents: Sequence[ContentFact], to: str) -> list[bool]:
+        """See ports.PackWork."""
+        try:
+            found: list[bool] = self._engine.call(
+                "move_packs", list(contents), to, timeout_s=PACK_LIMIT_S
+            )
+        except EngineAway as error:
+            # What a task may still write, it writes the same way, or not at all.
+            self._tell(error)
+            return self._own.move(contents, to)
+        return found
+
+    def _tell(self, error: EngineAway) -> None:
+        level = logging.DEBUG if self._engine.off else logging.INFO
+        log.log(level, "a pack is read in the broker's own process: %s", error)
+
+
 @dataclass(frozen=True)
 class RayPorts:
     """The engine with its three ports, for the composition root."""
@@ -206,6 +262,7 @@ class RayPorts:
     matcher: RayMatcher
     verifier: RayVerifier
     settler: RaySettler
+    pack_work: PackWork
 
     @classmethod
     def over(cls, config: EngineConfig, store: Store, blobs: BlobStore) -> Self:
@@ -214,7 +271,9 @@ class RayPorts:
         own = OwnShards(config.database_url)
         shards: Shards = own if engine.off else RayShards(engine)
         matcher = RayMatcher(shards, store)
-        return cls(engine, matcher, RayVerifier(engine, blobs), RaySettler(engine))
+        # A folder has one writer, and reading it costs no journey.
+        work = RayPackWork(engine, blobs) if config.s3 else OwnPackWork(blobs)
+        return cls(engine, matcher, RayVerifier(engine, blobs), RaySettler(engine), work)
 
     def start(self) -> None:
         """Begin to bring Ray up, and return at once."""

@@ -16,8 +16,10 @@ from sublet_broker.adapters.blobs.opening import open_blobs
 from sublet_broker.adapters.blobs.verifying import check_checkpoint
 from sublet_broker.adapters.ray.shards import Shard
 from sublet_broker.adapters.sql.store import SqlStore
+from sublet_broker.market.facts import ContentFact
 from sublet_broker.market.settling import SettlementCase, SettlementDecision, decide
-from sublet_broker.service.ports import BlobStore, VerifyResult, VerifyTask
+from sublet_broker.service.content.pack_work import OwnPackWork
+from sublet_broker.service.ports import BlobStore, PackVerdict, VerifyResult, VerifyTask
 
 log = logging.getLogger("sublet.ray.work")
 
@@ -43,6 +45,21 @@ class ShardActor(Shard):
 def verify(task: VerifyTask, blobs: str) -> VerifyResult:
     """Check a checkpoint's content where the blobs lie."""
     return check_checkpoint(task, _opened(blobs))
+
+
+def check_pack(pack: str, name: str, table: bytes, size_bytes: int, blobs: str) -> PackVerdict:
+    """Hash a pack that was put there by address."""
+    return OwnPackWork(_opened(blobs)).check(pack, name, table, size_bytes)
+
+
+def whole_in_packs(contents: Sequence[ContentFact], blobs: str) -> list[bool]:
+    """Hash what lies in packs."""
+    return OwnPackWork(_opened(blobs)).whole(contents)
+
+
+def move_packs(contents: Sequence[ContentFact], to: str, blobs: str) -> list[bool]:
+    """Write what is whole of these into a new pack."""
+    return OwnPackWork(_opened(blobs)).move(contents, to)
 
 
 @functools.cache

@@ -488,6 +488,27 @@ class PackRow(Row, table=True):
     scrub_ms: Whole
 
 
+class UploadRow(Row, table=True):
+    """facts.UploadFact."""
+
+    __tablename__ = "upload"
+    __table_args__ = (
+        CheckConstraint("size_bytes > 0", name="size"),
+        Index(None, "party"),
+        Index(None, "scope"),
+        Index(None, "expires_ms"),
+    )
+
+    id: Id
+    party: Str
+    scope: Str
+    name: Str
+    body_sha256: Str
+    table: Str
+    size_bytes: Whole
+    expires_ms: Whole
+
+
 class NonceRow(Row, table=True):
     """facts.NonceFact."""
 
@@ -563,6 +584,7 @@ ROWS: dict[type[facts.Fact], type[Row]] = {
     facts.BlobFact: BlobRow,
     facts.ContentFact: ContentRow,
     facts.PackFact: PackRow,
+    facts.UploadFact: UploadRow,
     facts.NonceFact: NonceRow,
     facts.AnswerFact: AnswerRow,
     facts.ShardFact: ShardRow,

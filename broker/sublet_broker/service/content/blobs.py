@@ -47,14 +47,14 @@ class Blobs:
                 limit_bytes=limit_bytes,
             )
         with self._context.read() as snapshot:
-            self._may_write(snapshot, caller, scope, epoch)
+            self.may_write(snapshot, caller, scope, epoch)
         with self._context.pins.hold((digest,)):
             self._put_file(digest, data)
             with self._context.work() as work:
-                key = self._may_write(work, caller, scope, epoch)
+                key = self.may_write(work, caller, scope, epoch)
                 before = work.get(ContentFact, digest)
                 work.put(ContentFact(digest, len(data)))
-                claim_all(self._context, work, key, {digest: len(data)}, self._room(caller, key))
+                claim_all(self._context, work, key, {digest: len(data)}, self.room(caller, key))
         if before is not None and before.pack:
             self._packs.let_go((before,))
 
@@ -62,7 +62,7 @@ class Blobs:
         """Raise Refusal where the caller may not write into the scope: asked before megabytes are
         received, and again when they have come."""
         with self._context.read() as snapshot:
-            self._may_write(snapshot, caller, scope, epoch)
+            self.may_write(snapshot, caller, scope, epoch)
 
     def put_pack(self, caller: str, scope: str, epoch: int | None, pack: Pack) -> None:
         """Keep a pack's chunks in a scope: one file and one transaction. They are written whether
@@ -77,16 +77,17 @@ class Blobs:
                 self._context.ports.blobs.put_pack(id, pack.parts)
             try:
                 with self._context.work() as work:
-                    key = self._may_write(work, caller, scope, epoch)
+                    key = self.may_write(work, caller, scope, epoch)
                     before = lies(work, sizes)
                     self._packs.note(work, id, pack.table.chunk_bytes, contents)
-                    claim_all(self._context, work, key, sizes, self._room(caller, key))
+                    claim_all(self._context, work, key, sizes, self.room(caller, key))
             except Refusal:
                 self._context.ports.blobs.delete_pack(id)
                 raise
         self._packs.let_go(before.values())
 
-    def _room(self, caller: str, key: str) -> int:
+    def room(self, caller: str, key: str) -> int:
+        """Return how many bytes a scope may have."""
         settings = self._context.settings
         return settings.max_renter_bytes if key == caller else settings.max_job_bytes
 
@@ -108,6 +109,25 @@ class Blobs:
         self, caller: str, scope: str, epoch: int | None, hashes: Sequence[str]
     ) -> list[bytes]:
         """Return contents of a scope that the caller may read, in this order."""
+        places = self.places(caller, scope, epoch, hashes)
+        limit_bytes = self._context.settings.max_blob_bytes
+        size_bytes = sum(content.size_bytes for content in places)
+        if len(hashes) > 1 and size_bytes > limit_bytes:
+            raise Refusal(
+                ProblemCode.TOO_LARGE,
+                f"they have {format_bytes(size_bytes)}; at most {format_bytes(limit_bytes)} are "
+                "read at once",
+                limit_bytes=limit_bytes,
+            )
+        try:
+            return self._packs.read_many(places)
+        except BlobMissing as error:
+            raise _damaged(error.digest or hashes[0]) from error
+
+    def places(
+        self, caller: str, scope: str, epoch: int | None, hashes: Sequence[str]
+    ) -> list[ContentFact]:
+        """Return where contents of a scope lie that the caller may read, in this order."""
         with self._context.read() as snapshot:
             key = self._may_read(snapshot, caller, scope, epoch)
             known = claimed(snapshot, key, hashes)
@@ -124,24 +144,10 @@ class Blobs:
             )
         if unknown:
             raise not_found("blob", unknown)
-        limit_bytes = self._context.settings.max_blob_bytes
-        size_bytes = sum(known[digest].size_bytes for digest in hashes)
-        if len(hashes) > 1 and size_bytes > limit_bytes:
-            raise Refusal(
-                ProblemCode.TOO_LARGE,
-                f"they have {format_bytes(size_bytes)}; at most {format_bytes(limit_bytes)} are "
-                "read at once",
-                limit_bytes=limit_bytes,
-            )
         damaged = next((digest for digest in hashes if digest not in places), "")
-        if not damaged:
-            try:
-                return self._packs.read_many([places[digest] for digest in hashes])
-            except BlobMissing as error:
-                damaged = error.digest or hashes[0]
-        raise Refusal(
-            ProblemCode.DAMAGED, f"{shortened(damaged)} is no longer readable here", digest=damaged
-        )
+        if damaged:
+            raise _damaged(damaged)
+        return [places[digest] for digest in hashes]
 
     def missing(
         self, caller: str, scope: str, epoch: int | None, hashes: Iterable[str]
@@ -153,12 +159,15 @@ class Blobs:
         for start in range(0, max(1, len(asked)), HASHES_AT_ONCE):
             some = tuple(asked[start : start + HASHES_AT_ONCE])
             with self._context.read() as snapshot:
-                key = self._may_write(snapshot, caller, scope, epoch)
+                key = self.may_write(snapshot, caller, scope, epoch)
                 found = lies(snapshot, claimed(snapshot, key, some))
             with self._context.pins.hold(found):
                 here = self._packs.present(found.values())
                 have |= self._claim_again(caller, scope, epoch, here)
-        return MissingView(missing=tuple(digest for digest in asked if digest not in have))
+        return MissingView(
+            missing=tuple(digest for digest in asked if digest not in have),
+            by_address=self._context.ports.addresses is not None,
+        )
 
     def _claim_again(
         self, caller: str, scope: str, epoch: int | None, here: Collection[str]
@@ -167,13 +176,13 @@ class Blobs:
         if not here:
             return set()
         with self._context.work() as work:
-            key = self._may_write(work, caller, scope, epoch)
+            key = self.may_write(work, caller, scope, epoch)
             sizes = {row.digest: row.size_bytes for row in lies(work, here).values()}
             sizes = {name: sizes[name] for name in claimed(work, key, sizes)}
             claim_all(self._context, work, key, sizes, limit=0)
         return set(sizes)
 
-    def _may_write(self, work: UnitOfWork, caller: str, scope: str, epoch: int | None) -> str:
+    def may_write(self, work: UnitOfWork, caller: str, scope: str, epoch: int | None) -> str:
         """Return the scope's key. Raises Refusal."""
         if scope == caller:
             if work.get(PartyFact, caller) is None:
@@ -186,7 +195,7 @@ class Blobs:
     def _may_read(self, work: UnitOfWork, caller: str, scope: str, epoch: int | None) -> str:
         if work.find(RunFact, {"job": scope, "successor": caller}, limit=1):
             return scope
-        return self._may_write(work, caller, scope, epoch)
+        return self.may_write(work, caller, scope, epoch)
 
     def _held_by(self, work: UnitOfWork, caller: str, scope: str, epoch: int) -> str:
         job = work.get(JobFact, scope)
@@ -202,6 +211,11 @@ class Blobs:
                 current_epoch=job.epoch,
             )
         return job.id
+
+
+def _damaged(digest: str) -> Refusal:
+    says = f"{shortened(digest)} is no longer readable here"
+    return Refusal(ProblemCode.DAMAGED, says, digest=digest)
 
 
 @contextmanager

@@ -56,19 +56,25 @@ def claim_all(
     look_ms = work.now_ms + stays_ms
     known = claimed(work, scope, sizes)
     new_bytes = sum(counted_bytes(size) for name, size in sizes.items() if name not in known)
-    if new_bytes:
-        stored = work.tally(STORED_BYTES, scope)
-        if stored + new_bytes > limit:
-            raise Refusal(
-                ProblemCode.TOO_MUCH_STORED,
-                f"{format_bytes(stored)} are kept for you here, and at most {format_bytes(limit)} "
-                f"are taken (a file counts as {format_bytes(COUNTED_BYTES)} at the least)",
-                stored_bytes=stored,
-                limit_bytes=limit,
-                unused_kept_ms=settings.keep_inputs_ms,
-            )
+    refuse_beyond(context, work, scope, new_bytes, limit)
     claims = [BlobFact(scope, name, size, work.now_ms, look_ms) for name, size in sizes.items()]
     work.put_all(claims, before=tuple(known.values()))
+
+
+def refuse_beyond(
+    context: Context, work: UnitOfWork, scope: str, new_bytes: int, limit: int
+) -> None:
+    """Raise Refusal (too_much_stored) where a scope would have more than `limit` bytes then."""
+    stored = work.tally(STORED_BYTES, scope) if new_bytes else 0
+    if new_bytes and stored + new_bytes > limit:
+        raise Refusal(
+            ProblemCode.TOO_MUCH_STORED,
+            f"{format_bytes(stored)} are kept for you here, and at most {format_bytes(limit)} "
+            f"are taken (a file counts as {format_bytes(COUNTED_BYTES)} at the least)",
+            stored_bytes=stored,
+            limit_bytes=limit,
+            unused_kept_ms=context.settings.keep_inputs_ms,
+        )
 
 
 def release_all(work: UnitOfWork, claims: Sequence[BlobFact]) -> list[ContentFact]:

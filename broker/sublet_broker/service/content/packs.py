@@ -19,11 +19,17 @@ Rules:
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from sublet_broker.market.facts import BlobFact, CheckpointFact, ContentFact, PackFact
-from sublet_broker.service.ports import BlobMissing, StorageFull, VerifyTask
+from sublet_broker.market.facts import (
+    BlobFact,
+    CheckpointFact,
+    ContentFact,
+    PackFact,
+    UploadFact,
+)
+from sublet_broker.service.content.pack_work import OwnPackWork
+from sublet_broker.service.ports import BlobMissing, PackWork, StorageFull, VerifyTask
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
-from sublet_contracts.digests import digest_of
 from sublet_contracts.packs import in_packs
 from sublet_contracts.states import CheckpointState
 
@@ -44,6 +50,8 @@ class Packs:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._blobs = context.ports.blobs
+        self._own = OwnPackWork(self._blobs)
+        self.work: PackWork = context.ports.pack_work or self._own
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -55,8 +63,8 @@ class Packs:
             if content is None:
                 break
             if content.pack:
-                data = self._read(content)
-                if _is_whole(content, data):
+                data = self._own.read(content)
+                if data is not None:
                     return data
                 # Or it has moved to another pack since: then the row is another one.
                 self._forget_lost([content])
@@ -74,10 +82,9 @@ class Packs:
         """Return content that was seen to lie there just now. Raises BlobMissing."""
         found: list[bytes] = []
         for content in contents:
-            data = self._read(content) if content.pack else b""
+            data = self._own.read(content) if content.pack else None
             # What isn't as it should be may have moved since; else it is lost.
-            whole = content.pack and _is_whole(content, data)
-            found.append(data if whole else self.read(content.digest))
+            found.append(data if data is not None else self.read(content.digest))
         return found
 
     def present(self, contents: Iterable[ContentFact]) -> set[str]:
@@ -106,13 +113,6 @@ class Packs:
         scrub_ms = work.now_ms + self._context.settings.scrub_every_ms
         work.put(PackFact(pack, size_bytes, scrub_ms))
         work.put_all(contents)
-
-    def _read(self, content: ContentFact) -> bytes:
-        """Return what lies in its pack in its place; nothing where the pack is gone."""
-        try:
-            return self._blobs.read_pack(content.pack, content.offset_bytes, content.size_bytes)
-        except BlobMissing:
-            return b""
 
     # -- making room ------------------------------------------------------------------------------
 
@@ -148,7 +148,9 @@ class Packs:
         """Delete the files of packs that no row names, and that nobody is about to name."""
         with self._context.pins.deleting(packs) as unpinned:
             with self._context.read() as snapshot:
-                known = {row.id for row in snapshot.find(PackFact, {"id": tuple(unpinned)})}
+                ids = tuple(unpinned)
+                known = {row.id for row in snapshot.find(PackFact, {"id": ids})}
+                known |= {row.id for row in snapshot.find(UploadFact, {"id": ids})}
             for pack in unpinned:
                 if pack not in known:
                     self._blobs.delete_pack(pack)
@@ -201,28 +203,23 @@ class Packs:
 
     def _move(self, contents: Sequence[ContentFact]) -> None:
         """Write these into a new pack, each that is whole; the others are lost."""
-        parts: list[bytes] = []
-        moved: list[tuple[ContentFact, ContentFact]] = []
-        lost: list[ContentFact] = []
         pack, at = self.new_id(), 0
-        for content in contents:
-            data = self._read(content)
-            if _is_whole(content, data):
-                parts.append(data)
+        with self._context.pins.hold((pack,)):
+            whole = self.work.move(contents, pack)
+            lost = [content for content, good in zip(contents, whole, strict=True) if not good]
+            moved: list[tuple[ContentFact, ContentFact]] = []
+            for content in (c for c, good in zip(contents, whole, strict=True) if good):
                 there = ContentFact(content.digest, content.size_bytes, pack, at)
                 moved.append((content, there))
                 at += content.size_bytes
-            else:
-                lost.append(content)
-        if parts:
-            with self._context.pins.hold((pack,)):
-                self._blobs.put_pack(pack, parts)
+            kept: list[ContentFact] = []
+            if moved:
                 with self._context.work() as work:
                     # What came anew meanwhile, or went, stays as it is.
                     kept = [to for was, to in moved if _stands(work, was)]
                     self.note(work, pack, at, kept)
-            if not kept:
-                self._forget_empty([pack])
+        if moved and not kept:
+            self._forget_empty([pack])
         self._forget_lost(lost)
 
     # -- damage -----------------------------------------------------------------------------------
@@ -243,7 +240,7 @@ class Packs:
     def _scrub(self, fact: PackFact) -> None:
         with self._context.read() as snapshot:
             rows = snapshot.find(ContentFact, {"pack": fact.id})
-        if fact.scrub_ms != DAMAGED and all(_is_whole(row, self._read(row)) for row in rows):
+        if fact.scrub_ms != DAMAGED and all(self.work.whole(rows)):
             with self._context.work() as work:
                 if work.get(PackFact, fact.id) is not None:
                     scrub_ms = work.now_ms + self._context.settings.scrub_every_ms
@@ -283,7 +280,3 @@ class Packs:
 def _stands(work: UnitOfWork, content: ContentFact) -> bool:
     """Whether the content still lies there, as far as the database says."""
     return work.get(ContentFact, content.digest) == content
-
-
-def _is_whole(content: ContentFact, data: bytes) -> bool:
-    return len(data) == content.size_bytes and digest_of(data) == content.digest

@@ -7,10 +7,12 @@ from functools import partial
 from types import TracebackType
 
 from sublet_broker.service.ports import (
+    Addresses,
     BlobStore,
     Clock,
     Entropy,
     Matcher,
+    PackWork,
     Settler,
     StorageFull,
     Store,
@@ -40,6 +42,10 @@ class Ports:
     verifier: Verifier
     key: SigningKey
     settler: Settler | None = None
+    addresses: Addresses | None = None
+    """None: content moves through the broker."""
+    pack_work: PackWork | None = None
+    """None: in this process."""
 
 
 class Context:

@@ -17,11 +17,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from sublet_agent.adapters.workspace.addressed import StoreClient, in_pieces
 from sublet_agent.adapters.workspace.upload_meter import UploadMeter
 from sublet_agent.core.fixes import with_fix
-from sublet_contracts.api import MissingRequest, MissingView, Problem
+from sublet_contracts import moves
+from sublet_contracts.addresses import (
+    AddressRefused,
+    Run,
+    UploadAddress,
+    read_runs,
+    read_upload,
+)
+from sublet_contracts.api import (
+    AddressRequest,
+    CommitRequest,
+    MissingRequest,
+    MissingView,
+    Problem,
+)
 from sublet_contracts.auth import sign_request
 from sublet_contracts.digests import digest_of, shortened
 from sublet_contracts.keys import SigningKey
@@ -52,7 +67,6 @@ PACKS_AHEAD = PARALLEL
 MAX_PROBLEM_BYTES = 64 * 1024
 """of a refusal, where less content was asked for"""
 _ASK_AT_ONCE = 5_000
-_PIECE_BYTES = 128 * 1024
 
 
 class TransferRefused(Exception):
@@ -85,12 +99,17 @@ class Transfer:
         self._now_ms = now_ms
         limits = httpx.Limits(max_connections=16, max_keepalive_connections=8)
         self._http = httpx.Client(base_url=base_url, timeout=30.0, limits=limits)
+        self._base_url = base_url
+        self._store = StoreClient()
+        self._by_address = False
+        """Whether this broker has its content in a store of its own; it said so last."""
         self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="chunk")
 
     def close(self) -> None:
         """Let go of connections and threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._http.close()
+        self._store.close()
 
     def request(
         self,
@@ -155,7 +174,7 @@ class Transfer:
         if isinstance(body, bytes):
             content = body
         else:
-            content = _in_pieces(body)
+            content = in_pieces(body)
             headers["Content-Length"] = str(sum(map(len, body)))
         with self._http.stream(method, target, content=content, headers=headers) as answer:
             data = bytearray()
@@ -320,8 +339,54 @@ class Transfer:
                 parts.append(tree.raw_chunk(digest))
             except (TreeRefused, OSError) as error:
                 raise ChunkDiffers(digest) from error
+        if self._by_address:
+            self._put_by_address(job_id, epoch, table, parts[1:], cancel)
+            return
         target = f"/v1/jobs/{job_id}/packs/{table.name}"
         self.request("PUT", target, parts, epoch=epoch, cancel=cancel, body_digest=table.name)
+
+    def _put_by_address(
+        self,
+        job_id: str,
+        epoch: int,
+        table: PackTable,
+        chunks: Sequence[bytes],
+        cancel: threading.Event,
+    ) -> None:
+        said = moves.announcement(table, chunks)
+        target = f"/v1/jobs/{job_id}/packs/{table.name}/address"
+
+        def post(target: str, body: BaseModel) -> bytes:
+            data = body.model_dump_json().encode()
+            return self.request("POST", target, data, epoch=epoch, cancel=cancel)
+
+        def ask() -> UploadAddress:
+            answer = post(target, AddressRequest(**said))
+            broker, url = self._broker(), self._base_url
+            return read_upload(answer, broker=broker, broker_url=url, name=table.name)
+
+        def commit(pack: str) -> bool:
+            try:
+                post(f"/v1/jobs/{job_id}/packs/{table.name}/commit", CommitRequest(pack=pack))
+            except TransferRefused as error:
+                anew = error.code == ProblemCode.NOT_FOUND or (
+                    error.code == ProblemCode.HASH_MISMATCH and moves.keeps_to(table, chunks)
+                )
+                if not anew:
+                    raise
+                return False
+            return True
+
+        try:
+            moves.upload(
+                ask,
+                lambda to: self._store.put(to, chunks),
+                commit,
+                _pause(cancel, target),
+                attempts=0,
+            )
+        except AddressRefused as error:
+            raise TransferRefused(f"{target}: {error}", "address_refused", 502) from error
 
     def _put_index(
         self, job_id: str, epoch: int, index: TreeIndex, cancel: threading.Event
@@ -340,7 +405,9 @@ class Transfer:
         target = f"/v1/jobs/{job_id}/blobs/missing"
         answer = self.request("POST", target, body, epoch=epoch, cancel=cancel)
         mine = set(hashes)
-        return [h for h in MissingView.model_validate_json(answer).missing if h in mine]
+        view = MissingView.model_validate_json(answer)
+        self._by_address = view.by_address
+        return [h for h in view.missing if h in mine]
 
     def _put(
         self, job_id: str, epoch: int, digest: str, data: bytes, cancel: threading.Event
@@ -378,15 +445,53 @@ class Transfer:
     def _get_many(
         self, job_id: str, epoch: int | None, chunks: tuple[Chunk, ...], cancel: threading.Event
     ) -> list[bytes]:
+        if self._by_address:
+            return self._get_by_address(job_id, epoch, chunks, cancel)
         names = ",".join(chunk.digest for chunk in chunks)
         size_bytes = sum(chunk.size_bytes for chunk in chunks)
         target = f"/v1/jobs/{job_id}/chunks/{names}"
         limit = max(size_bytes, MAX_PROBLEM_BYTES)
-        data = self.request("GET", target, epoch=epoch, cancel=cancel, max_bytes=limit)
+        try:
+            data = self.request("GET", target, epoch=epoch, cancel=cancel, max_bytes=limit)
+        except TransferRefused as error:
+            if error.code != ProblemCode.BY_ADDRESS:
+                raise
+            self._by_address = True
+            return self._get_by_address(job_id, epoch, chunks, cancel)
         try:
             return cut_read(data, chunks)
         except PackRefused as error:
             raise TreeRefused(f"the broker gave other content: {error}") from error
+
+    def _get_by_address(
+        self, job_id: str, epoch: int | None, chunks: tuple[Chunk, ...], cancel: threading.Event
+    ) -> list[bytes]:
+        target = f"/v1/jobs/{job_id}/addresses/{','.join(chunk.digest for chunk in chunks)}"
+        sizes = [chunk.size_bytes for chunk in chunks]
+
+        def ask() -> list[Run]:
+            answer = self.request("GET", target, epoch=epoch, cancel=cancel)
+            return read_runs(answer, broker=self._broker(), broker_url=self._base_url, sizes=sizes)
+
+        try:
+            data = moves.read(ask, self._store.get, _pause(cancel, target))
+            return cut_read(data, chunks)
+        except TransferRefused as error:
+            if error.code != ProblemCode.TOO_LARGE or len(chunks) == 1:
+                raise
+            half = len(chunks) // 2
+            return [
+                data
+                for part in (chunks[:half], chunks[half:])
+                for data in self._get_by_address(job_id, epoch, part, cancel)
+            ]
+        except (moves.NotMoved, AddressRefused, PackRefused):
+            # The broker reads it itself, and finds out whether it is damaged.
+            limits = [max(size, MAX_PROBLEM_BYTES) for size in sizes]
+            return [
+                self._get(job_id, epoch, chunk.digest, limit, cancel)
+                for chunk, limit in zip(chunks, limits, strict=True)
+            ]
 
     @contextmanager
     def _ahead(
@@ -438,11 +543,12 @@ class Transfer:
                 future.cancel()
 
 
-def _in_pieces(parts: Sequence[bytes]) -> Iterator[bytes]:
-    """Small ones: of what a socket doesn't take at once the rest is copied each time."""
-    for part in parts:
-        for at in range(0, len(part), _PIECE_BYTES):
-            yield part[at : at + _PIECE_BYTES]
+def _pause(cancel: threading.Event, target: str) -> Callable[[float], None]:
+    def pause(seconds: float) -> None:
+        if cancel.wait(seconds):
+            raise Cancelled(target)
+
+    return pause
 
 
 def _changed(tree: ScannedTree, digest: str) -> TreeRefused:

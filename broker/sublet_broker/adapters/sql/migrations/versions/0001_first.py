@@ -109,6 +109,7 @@ TABLES = (
     "shard",
     "tally",
     "transfer",
+    "upload",
 )
 
 
@@ -512,3 +513,18 @@ def make_tables() -> None:
     op.create_index(op.f("ix_transfer_cites"), "transfer", ["cites"])
     op.create_index(op.f("ix_transfer_credit"), "transfer", ["credit"])
     op.create_index(op.f("ix_transfer_debit"), "transfer", ["debit"])
+    op.create_table(
+        "upload",
+        text("id"),
+        text("party"),
+        text("scope"),
+        text("name"),
+        text("body_sha256"),
+        text("table"),
+        whole("size_bytes"),
+        whole("expires_ms"),
+        sa.CheckConstraint("size_bytes > 0", name=op.f("ck_upload_size")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_upload")),
+    )
+    for column in ("party", "scope", "expires_ms"):
+        op.create_index(op.f(f"ix_upload_{column}"), "upload", [column])
