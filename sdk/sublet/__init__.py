@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sublet.client import Job as Job
     from sublet.errors import SubletError as SubletError
     from sublet.finetuning import finetune as finetune
+    from sublet.job_file import read_job_file as read_job_file
     from sublet.running import run as run
 
 _HOMES = {
@@ -27,10 +28,11 @@ _HOMES = {
     "Job": "sublet.client",
     "SubletError": "sublet.errors",
     "finetune": "sublet.finetuning",
+    "read_job_file": "sublet.job_file",
     "run": "sublet.running",
 }
 
-__all__ = ["Client", "Job", "SubletError", "aio", "ckpt", "finetune", "run"]
+__all__ = ["Client", "Job", "SubletError", "aio", "ckpt", "finetune", "read_job_file", "run"]
 
 
 def __getattr__(name: str) -> Any:

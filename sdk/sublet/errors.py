@@ -84,3 +84,7 @@ def _wants_https(response: httpx.Response) -> bool:
 
 def _unexpected(status: int, detail: str) -> Problem:
     return Problem(title="Unexpected answer", status=status, code="unexpected", detail=detail)
+
+
+class JobFileError(ValueError):
+    """A job's file can't be used; the message names it, the line, and what to do."""

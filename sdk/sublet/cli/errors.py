@@ -65,7 +65,7 @@ def expected(error: Exception) -> CommandError | None:
     """Return an expected error in this shape; None for a fault of this program."""
     # Imported here: by now whatever raised it has been imported anyway.
     from sublet.config import ConfigError
-    from sublet.errors import SubletError
+    from sublet.errors import JobFileError, SubletError
     from sublet.options import OPTIONS
     from sublet.transfers import InputError, TargetError
     from sublet.units import UnitError
@@ -90,7 +90,14 @@ def expected(error: Exception) -> CommandError | None:
         code = USAGE if field in OPTIONS and OPTIONS[field].flag else ERROR
         return CommandError(_option(field) + colon + rest, fix, code)
     if isinstance(
-        error, InputError | TargetError | ConfigError | KeyRefused | TreeRefused | DocumentRefused
+        error,
+        InputError
+        | TargetError
+        | JobFileError
+        | ConfigError
+        | KeyRefused
+        | TreeRefused
+        | DocumentRefused,
     ):
         what, _, fix = str(error).rpartition("; ")
         return CommandError(what or fix, fix if what else "")

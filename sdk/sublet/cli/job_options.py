@@ -13,11 +13,15 @@ from sublet.options_docs import meaning, preset_option
 
 
 def add_job_options(
-    parser: Parser, preset: Mapping[str, object] = MappingProxyType({})
+    parser: Parser,
+    preset: Mapping[str, object] = MappingProxyType({}),
+    *,
+    or_in_a_file: bool = False,
 ) -> dict[str, Any]:
     """Add an argument for each option that isn't positional; return the groups that they are in.
 
-    `preset`: the command's own defaults for some of them, for the help.
+    `preset`: the command's own defaults for some of them, for the help. `or_in_a_file`: what is
+    required may stand elsewhere (`missing_option` says what doesn't).
     """
     groups: dict[str, Any] = {}
     for option in OPTIONS.values():
@@ -25,11 +29,12 @@ def add_job_options(
             continue
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
-        _add(groups[option.group], preset_option(option, preset))
+        required = option.required and not or_in_a_file
+        _add(groups[option.group], preset_option(option, preset), required)
     return groups
 
 
-def _add(group: Any, option: Option) -> None:
+def _add(group: Any, option: Option, required: bool) -> None:
     flags = [option.short_flag, option.flag] if option.short_flag else [option.flag]
     help_text = meaning(option).replace("%", "%%")
     common: dict[str, Any] = {"dest": option.name, "help": help_text, "default": None}
@@ -44,7 +49,7 @@ def _add(group: Any, option: Option) -> None:
         return
     if option.name in _PAIRS or option.name in _LISTS:
         common["action"] = "append"
-    group.add_argument(*flags, required=option.required, metavar=option.metavar, **common)
+    group.add_argument(*flags, required=required, metavar=option.metavar, **common)
 
 
 def given_options(arguments: argparse.Namespace) -> JobOptions:
@@ -58,6 +63,20 @@ def given_options(arguments: argparse.Namespace) -> JobOptions:
             value = dict(_PAIRS[name](pair, option.flag) for pair in value)
         given[name] = value
     return cast(JobOptions, given)
+
+
+def missing_option(given: Mapping[str, object]) -> CommandError | None:
+    """Return the error that something required isn't there; None: all of it is."""
+    missing = [
+        option.flag or option.metavar
+        for name, option in OPTIONS.items()
+        if option.required and name not in given
+    ]
+    if not missing:
+        return None
+    return CommandError(
+        f"{', '.join(missing)}: missing", "give it here, or in a file that -f names", USAGE
+    )
 
 
 def _input(pair: str, flag: str) -> tuple[str, str]:

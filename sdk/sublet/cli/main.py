@@ -8,6 +8,7 @@ from sublet.cli.errors import ERROR, USAGE, CommandError, guarded, say
 # name -> (module, function, what it does), in the order in which help tells them.
 RENTERS = {
     "run": ("sublet.cli.run", "run", "Run a container on somebody's GPU"),
+    "init": ("sublet.cli.init", "init", "Write a sublet.yaml for a folder"),
     "ps": ("sublet.cli.jobs", "ps", "List your jobs"),
     "logs": ("sublet.cli.logs", "logs", "Show a job's output; -f follows it"),
     "top": ("sublet.cli.top", "top", "Show what a job uses: GPU, memory, disk"),

@@ -6,10 +6,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sublet.cli.errors import SUCCEEDED, USAGE, CommandError, exit_code
-from sublet.cli.job_options import add_job_options, given_options
+from sublet.cli.job_options import add_job_options, given_options, missing_option
 from sublet.cli.parser import Parser, open_client, with_broker, with_json
 from sublet.options import OPTIONS
 from sublet.options_docs import meaning
@@ -81,13 +81,22 @@ def result(job: "Job", *, detach: bool, as_json: bool) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        "run", _SUMMARY, epilog=_EPILOG, usage="sublet run [OPTIONS] IMAGE [COMMAND...]"
-    )
+    usage = "sublet run [OPTIONS] IMAGE [COMMAND...]\n       sublet run -f FILE [OPTIONS]"
+    parser = Parser("run", _SUMMARY, epilog=_EPILOG, usage=usage)
     image, command = OPTIONS["image"], OPTIONS["command"]
-    parser.add_argument("image", metavar=image.metavar, help=meaning(image))
+    parser.add_argument("image", metavar=image.metavar, nargs="?", help=meaning(image))
     parser.add_argument("command", metavar=command.metavar, nargs="...", help=meaning(command))
-    course = add_job_options(parser)["course"]
+    from_file = parser.add_argument_group("from a file")
+    from_file.add_argument(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="what the job is, as `sublet init` writes it; options given here count more",
+    )
+    from_file.add_argument(
+        "--job-profile", default="", metavar="NAME", help="one of the file's profiles"
+    )
+    course = add_job_options(parser, or_in_a_file=True)["course"]
     course.add_argument("-d", "--detach", action="store_true", help="print the id and leave")
     course.add_argument("-y", "--yes", action="store_true", help="submit without asking")
     course.add_argument("--dry-run", action="store_true", help="show the document to be signed")
@@ -95,9 +104,38 @@ def _parser() -> Parser:
 
 
 def _spec(options: argparse.Namespace) -> "JobSpec":
+    given: dict[str, Any] = dict(given_options(options))
+    if options.image is not None:
+        given |= {"image": options.image, "command": options.command}
+    if options.file is None:
+        if options.job_profile:
+            raise CommandError("--job-profile is of a file", "name the file with -f", USAGE)
+        return _checked(given)
+    from sublet.job_file import load
+    from sublet.units import UnitError
+
+    file = load(Path(options.file).expanduser(), options.job_profile)
+    if options.image is not None and not options.command:
+        del given["command"]  # another image, and the file's command
+    try:
+        return _checked({**file.options, **given})
+    except UnitError as error:
+        located = error if str(error).partition(":")[0] in given else file.located(error)
+        raise located from error
+
+
+def _checked(given: dict[str, Any]) -> "JobSpec":
+    """Return the job, every option of which has been looked at. Raises CommandError, UnitError."""
     from sublet.spec import JobSpec
 
-    return JobSpec(image=_pinned(options.image), command=options.command, **given_options(options))
+    missing = missing_option(given)
+    if missing is not None:
+        raise missing
+    given["image"] = _pinned(given["image"])
+    spec = JobSpec(**given)
+    nobody = "ed25519-" + "0" * 64
+    spec.document(renter=nobody, broker=nobody, now_ms=0, inputs=())
+    return spec
 
 
 def _check_inputs(inputs: Mapping[str, str]) -> None:
