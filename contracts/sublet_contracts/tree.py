@@ -30,6 +30,8 @@ from pydantic import (
     model_validator,
 )
 
+from sublet_contracts.cuts import CHUNK_BYTES as CHUNK_BYTES
+from sublet_contracts.cuts import HEAD_BYTES, chunk_lengths
 from sublet_contracts.digests import Hasher, digest_of, raw_of
 from sublet_contracts.documents import refused_by_validation
 from sublet_contracts.encoding import EncodingError, canonical_json, parse_json
@@ -37,7 +39,6 @@ from sublet_contracts.fields import Count, Digest
 from sublet_contracts.paths import MAX_PATH_BYTES, check_relative_path
 from sublet_contracts.tree_links import MAX_LINKS, TreeLink, check_links
 
-CHUNK_BYTES = 1024 * 1024
 MAX_INDEX_BYTES = 16 * 1024 * 1024
 MAX_FILES = 20_000
 MAX_TREE_BYTES = 64 * 1024**3
@@ -97,11 +98,27 @@ class FileContent:
     def __init__(self) -> None:
         self._digests = Hasher()
         self._chunk = Hasher()
-        self._left = CHUNK_BYTES
+        self._head = bytearray()
+        self._lengths: Iterator[int] | None = None
+        """None: not enough of the beginning has come to know."""
+        self._wanted = self._left = 0
 
     def update(self, data: bytes) -> None:
         """Take the next piece."""
-        rest = memoryview(data)
+        if self._lengths is not None:
+            self._take(memoryview(data))
+            return
+        self._head += data
+        if len(self._head) >= HEAD_BYTES:
+            self._begin()
+
+    def _begin(self) -> None:
+        head, self._head = self._head, bytearray()
+        self._lengths = chunk_lengths(memoryview(head)[:HEAD_BYTES])
+        self._wanted = self._left = next(self._lengths)
+        self._take(memoryview(head))
+
+    def _take(self, rest: memoryview) -> None:
         while rest:
             piece = rest[: self._left]
             self._chunk.update(piece)
@@ -112,13 +129,17 @@ class FileContent:
 
     def name(self) -> str:
         """Return the name of all that has passed; nothing more may come."""
-        if self._left < CHUNK_BYTES:
+        if self._lengths is None:
+            self._begin()
+        if self._left < self._wanted:
             self._end_chunk()
         return self._digests.digest()
 
     def _end_chunk(self) -> None:
         self._digests.update(raw_of(self._chunk.digest()))
-        self._chunk, self._left = Hasher(), CHUNK_BYTES
+        self._chunk = Hasher()
+        if self._lengths is not None:
+            self._wanted = self._left = next(self._lengths)
 
 
 class WhyLeftOut(StrEnum):
@@ -361,15 +382,19 @@ def cut_file(
     chunks: list[Chunk] = []
     size_bytes = 0
     # One buffer for all: new memory for each piece costs more than to hash it.
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    while length := _fill(file, buffer):
-        size_bytes += length
-        if size_bytes > max_bytes:
+    buffer = memoryview(bytearray(HEAD_BYTES))
+    head = _fill(file, buffer, 0)
+    lengths = chunk_lengths(buffer[:head])
+    length = min(head, next(lengths))
+    while length:
+        if size_bytes + length > max_bytes:
             return None
-        digest = digest_of(buffer[:length])
-        chunks.append(Chunk(digest=digest, size_bytes=length))
+        chunk = Chunk(digest=digest_of(buffer[:length]), size_bytes=length)
+        chunks.append(chunk)
         if on_bytes:
             on_bytes(length)
+        size_bytes += length
+        length = _fill(file, buffer[: next(lengths)], size_bytes)
     return TreeFile(
         path=relative,
         size_bytes=size_bytes,
@@ -378,10 +403,12 @@ def cut_file(
     )
 
 
-def _fill(file: BufferedReader, buffer: memoryview) -> int:
+def _fill(file: BufferedReader, buffer: memoryview, offset: int) -> int:
     """Read until the buffer is full or the file at its end; return how much was read."""
     length = 0
-    while length < len(buffer) and (read := file.readinto(buffer[length:])):
+    while length < len(buffer) and (
+        read := os.preadv(file.fileno(), [buffer[length:]], offset + length)
+    ):
         length += read
     return length
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sublet_contracts import tree
+from sublet_contracts import cuts, tree
 from sublet_contracts.digests import digest_of
 from sublet_contracts.paths import check_relative_path
 from sublet_contracts.tree import (
@@ -125,7 +125,7 @@ def test_chunks_meet_at_every_boundary(
     }
     root = tmp_path_factory.mktemp("tree")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tree, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(cuts, "CHUNK_BYTES", chunk_bytes)
         source = fill(root / "source", files) if files else root
         scanned = scan_tree(source, max_bytes=MAX)
         for file in scanned.index.files:
