@@ -122,9 +122,9 @@ def _opening() -> Iterator[str]:
     yield ""
     yield (
         "What broker, agent and renter have agreed on: the signed documents, the messages between"
-        " broker and agent, and the rules that each side computes for itself. Only pydantic and"
-        " cryptography are needed here, and nothing of ours is imported, so anyone can check a"
-        " bill with this package alone."
+        " broker and agent, and the rules that each side computes for itself. Only pydantic,"
+        " cryptography and blake3 are needed here, and nothing of ours is imported, so anyone can"
+        " check a bill with this package alone."
     )
     yield ""
     yield "**Contents:** [modules](#modules) · [documents](#documents) ·"

@@ -14,6 +14,7 @@ import uvicorn
 from sublet_broker.adapters.http.agent_socket import Hub
 from sublet_broker.adapters.http.app import build_app
 from sublet_broker.adapters.http.edge import Edge, Probe
+from sublet_broker.adapters.http.large_bodies import LargeBodies, keep_freed_memory
 from sublet_broker.adapters.http.ledger_check import Audits
 from sublet_broker.adapters.http.loops import Loop, Loops
 from sublet_broker.adapters.http.metrics import (
@@ -149,6 +150,7 @@ async def serve(
 ) -> None:
     """Serve until `stop` is set, then end in order: no new connections, agents told to come back,
     streams ended, loops' rounds finished. `on_stop` runs in a thread while the loops end."""
+    keep_freed_memory()
     config = uvicorn.Config(
         build_app(edge, hub),
         lifespan="off",
@@ -156,6 +158,7 @@ async def serve(
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        http=LargeBodies,
         timeout_graceful_shutdown=GRACEFUL_S,
         ws="websockets-sansio",
         ws_max_size=MAX_FRAME_BYTES,
