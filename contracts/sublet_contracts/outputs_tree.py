@@ -30,6 +30,7 @@ from sublet_contracts.tree import (
     MAX_FILES,
     MAX_INDEX_BYTES,
     MAX_LEFT_OUT,
+    Chunk,
     LeftOut,
     ScannedTree,
     TreeFile,
@@ -266,9 +267,9 @@ class _Reading:
         if not self._has_time():
             raise _Unfit(WhyLeftOut.NO_TIME)
 
-        def on_bytes(size_bytes: int) -> None:
+        def on_chunk(chunk: Chunk, _offset: int) -> None:
             if self._on_bytes:
-                self._on_bytes(size_bytes)
+                self._on_bytes(chunk.size_bytes)
             if not self._has_time():
                 raise _Unfit(WhyLeftOut.NO_TIME)
 
@@ -276,7 +277,7 @@ class _Reading:
             status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise _Unfit(WhyLeftOut.CHANGED)
-            file = cut_file(opened, found.path, self._left_bytes, status.st_mode, on_bytes)
+            file = cut_file(opened, found.path, self._left_bytes, status.st_mode, on_chunk)
         if file is None:
             raise _Unfit(WhyLeftOut.TOO_BIG)
         listed = _FILE_BYTES + 6 * len(file.path) + _CHUNK_BYTES * len(file.chunks)

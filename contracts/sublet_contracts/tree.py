@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Self
@@ -49,6 +50,8 @@ MAX_SHOWN_CHARACTERS = 300
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Size = Annotated[int, Field(ge=1, le=CHUNK_BYTES)]
+Source = tuple[Path, int, int]
+"""where a chunk lies: file, offset and size in bytes"""
 
 
 class TreeRefused(ValueError):
@@ -62,6 +65,10 @@ class Chunk(BaseModel):
 
     digest: Digest
     size_bytes: Size = Field(description="1 byte at least")
+
+
+OnChunk = Callable[[Chunk, Path, int], None]
+"""is told of a chunk, its file, and where in it the chunk begins"""
 
 
 class TreeFile(BaseModel):
@@ -258,8 +265,8 @@ class ScannedTree:
     """A folder as it was read: its index, and where each chunk lies on disk."""
 
     index: TreeIndex
-    sources: dict[str, tuple[Path, int, int]]
-    """chunk digest -> (file, offset in bytes, size in bytes)"""
+    sources: dict[str, Source]
+    """by digest"""
 
     def without(self, lost: Mapping[str, WhyLeftOut]) -> "ScannedTree":
         """Return the tree without the files that need one of these chunks, which are listed as left
@@ -289,14 +296,25 @@ class ScannedTree:
     def raw_chunk(self, digest: str) -> bytes:
         """Return what lies where the chunk was, for who receives it to hash. Raises TreeRefused if
         it is gone, or shorter."""
-        path, offset, size = self.sources[digest]
-        with os.fdopen(_open(path, path.name), "rb") as file:
-            # Regular files only: a pipe in its place would keep us waiting.
-            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            data = os.pread(file.fileno(), size, offset) if regular else b""
-        if len(data) != size:
-            raise TreeRefused(f"{path} changed while it was being uploaded; submit again")
-        return data
+        source = self.sources[digest]
+        data = bytearray(source[2])
+        read_source(source, memoryview(data))
+        return bytes(data)
+
+
+def read_source(source: Source, buffer: memoryview) -> None:
+    """Fill the buffer with what lies where a chunk was, for who receives it to hash. Raises
+    TreeRefused if it is gone, or shorter; OSError."""
+    path, offset, size = source
+    descriptor = _open(path, path.name)
+    try:
+        # Regular files only: a pipe in its place would keep us waiting.
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        whole = regular and len(buffer) == size and _fill(descriptor, buffer, offset) == size
+    finally:
+        os.close(descriptor)
+    if not whole:
+        raise TreeRefused(f"{path} changed while it was being uploaded; submit again")
 
 
 def shown(text: str) -> str:
@@ -331,10 +349,11 @@ def scan_tree(
     *,
     max_bytes: int,
     skip: frozenset[str] = frozenset(),
-    on_bytes: Callable[[int], None] | None = None,
+    on_chunk: OnChunk | None = None,
     inside: Path | None = None,
 ) -> ScannedTree:
-    """Read a file or a folder into chunks. `skip` are top-level names that are left out.
+    """Read a file or a folder into chunks. `skip` are top-level names that are left out. `on_chunk`
+    is told of each, its file and where in it the chunk begins; what that raises ends it.
 
     `inside` is a folder above `root` that is ours, when what lies between the two may be a
     stranger's: from there on no link is followed. Raises TreeRefused on links, devices, odd names,
@@ -342,7 +361,7 @@ def scan_tree(
     `root` isn't there.
     """
     files: list[TreeFile] = []
-    sources: dict[str, tuple[Path, int, int]] = {}
+    sources: dict[str, Source] = {}
     total = 0
     top = open_root(root, inside)
     is_folder = stat.S_ISDIR(os.fstat(top).st_mode)
@@ -358,7 +377,8 @@ def scan_tree(
                     raise TreeRefused(f"{relative} is not a regular file")
                 path = root / relative if is_folder else root
                 left = max_bytes - total
-                found = cut_file(file, relative, left, status.st_mode, on_bytes)
+                told = partial(_told, on_chunk, path) if on_chunk else None
+                found = cut_file(file, relative, left, status.st_mode, told)
                 if found is None:
                     raise TreeRefused(f"{root.name} holds more than {max_bytes} bytes")
             total += found.size_bytes
@@ -375,15 +395,16 @@ def cut_file(
     relative: str,
     max_bytes: int,
     mode: int,
-    on_bytes: Callable[[int], None] | None = None,
+    on_chunk: Callable[[Chunk, int], None] | None = None,
 ) -> TreeFile | None:
     """Read an open file into chunks; None: it has more than `max_bytes`. `mode`: its st_mode.
-    Raises OSError, and what `on_bytes` raises, which is told of each piece."""
+    Raises OSError, and what `on_chunk` raises, which is told of each chunk and its offset."""
     chunks: list[Chunk] = []
     size_bytes = 0
     # One buffer for all: new memory for each piece costs more than to hash it.
     buffer = memoryview(bytearray(HEAD_BYTES))
-    head = _fill(file, buffer, 0)
+    descriptor = file.fileno()
+    head = _fill(descriptor, buffer, 0)
     lengths = chunk_lengths(buffer[:head])
     length = min(head, next(lengths))
     while length:
@@ -391,10 +412,10 @@ def cut_file(
             return None
         chunk = Chunk(digest=digest_of(buffer[:length]), size_bytes=length)
         chunks.append(chunk)
-        if on_bytes:
-            on_bytes(length)
+        if on_chunk:
+            on_chunk(chunk, size_bytes)
         size_bytes += length
-        length = _fill(file, buffer[: next(lengths)], size_bytes)
+        length = _fill(descriptor, buffer[: next(lengths)], size_bytes)
     return TreeFile(
         path=relative,
         size_bytes=size_bytes,
@@ -403,17 +424,21 @@ def cut_file(
     )
 
 
-def _fill(file: BufferedReader, buffer: memoryview, offset: int) -> int:
+def _fill(descriptor: int, buffer: memoryview, offset: int) -> int:
     """Read until the buffer is full or the file at its end; return how much was read."""
     length = 0
     while length < len(buffer) and (
-        read := os.preadv(file.fileno(), [buffer[length:]], offset + length)
+        read := os.preadv(descriptor, [buffer[length:]], offset + length)
     ):
         length += read
     return length
 
 
-def note_sources(sources: dict[str, tuple[Path, int, int]], file: TreeFile, path: Path) -> None:
+def _told(on_chunk: OnChunk, path: Path, chunk: Chunk, offset: int) -> None:
+    on_chunk(chunk, path, offset)
+
+
+def note_sources(sources: dict[str, Source], file: TreeFile, path: Path) -> None:
     """Add where each of a file's chunks lies, `path` being where the file does."""
     offset = 0
     for chunk in file.chunks:

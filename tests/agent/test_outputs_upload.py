@@ -21,7 +21,14 @@ from sublet_contracts.keys import SigningKey
 from sublet_contracts.outputs_tree import scan_outputs
 from sublet_contracts.packs import ChunkDiffers, PackReader
 from sublet_contracts.problems import ProblemCode
-from sublet_contracts.tree import ScannedTree, TreeIndex, TreeRefused, WhyLeftOut, parse_index
+from sublet_contracts.tree import (
+    ScannedTree,
+    TreeIndex,
+    TreeRefused,
+    WhyLeftOut,
+    parse_index,
+)
+from tests.trees import reading
 
 KIB = 1024
 
@@ -146,7 +153,7 @@ def test_what_was_sent_is_counted_and_what_was_there_is_not(
     for files, sent_bytes in ((tree, 73 * KIB), (tree, 0)):
         meter = UploadMeter()
         assert meter.moved is None
-        transfer.upload("j" * 64, 1, files, threading.Event(), meter)
+        transfer.upload("j" * 64, 1, reading(files), threading.Event(), meter)
         assert meter.moved == Moved(73 * KIB, 73 * KIB, sent_bytes)
         outputs = UploadMeter()
         transfer.upload_outputs(
@@ -216,4 +223,4 @@ def test_a_checkpoint_that_changed_meanwhile_is_refused_by_its_name(
 ) -> None:
     (tmp_path / "outputs" / "40k").write_bytes(b"?" * 40 * KIB)
     with pytest.raises(TreeRefused, match="40k changed"):
-        transfer.upload("j" * 64, 1, tree, threading.Event())
+        transfer.upload("j" * 64, 1, reading(tree), threading.Event())

@@ -31,7 +31,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +43,7 @@ from sublet_agent.adapters.session.journal import Journal
 from sublet_agent.adapters.session.log_spool import Spool
 from sublet_agent.adapters.shell import UNEXPECTED, Shell, put_the_loop_first
 from sublet_agent.adapters.workspace import folders
+from sublet_agent.adapters.workspace.pack_pipe import PackBody
 from sublet_agent.adapters.workspace.transfer import Transfer, TransferRefused
 from sublet_agent.core.agent import AgentCore
 from sublet_agent.core.runner_port import Runner
@@ -270,9 +271,7 @@ class Blobs(Transfer):
     def __init__(self) -> None:
         super().__init__("http://nowhere", PROVIDER, lambda: BROKER.party, lambda: 0)
 
-    def request(
-        self, method: str, target: str, body: bytes | Sequence[bytes] = b"", **_: Any
-    ) -> bytes:
+    def request(self, method: str, target: str, body: bytes | PackBody = b"", **_: Any) -> bytes:
         """See Transfer: everything is missing, and what comes is taken."""
         *_above, kind, name = target.split("/")
         if name == "missing" and isinstance(body, bytes):
@@ -282,8 +281,8 @@ class Blobs(Transfer):
         if kind == "packs" and not isinstance(body, bytes):
             reader = PackReader(name)
             try:
-                for part in body:
-                    reader.feed(part)
+                for part in body.pieces():
+                    reader.feed(bytes(part))
                 reader.close()
             except ChunkDiffers as error:
                 code = ProblemCode.HASH_MISMATCH

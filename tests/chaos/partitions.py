@@ -7,6 +7,7 @@ way: the same.
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from sublet.client import Job
 from sublet.demo.local import LocalMarket
 from sublet_agent.adapters.workspace.transfer import StaleEpoch, Transfer
 from sublet_contracts.keys import SigningKey
-from sublet_contracts.tree import scan_tree
+from sublet_contracts.tree import OnChunk, ScannedTree, scan_tree
 from tests.chaos.churn import Say
 from tests.chaos.namespaces import Networks, Way
 from tests.chaos.stage import Stage, Work
@@ -143,8 +144,8 @@ class Partitions(Stage):
             self.market.url, key, lambda: self.market.broker_id, lambda: time.time_ns() // 1_000_000
         )
         try:
-            tree = scan_tree(folder, max_bytes=1 << 20)
-            transfer.upload(job.id, 1, tree, threading.Event())
+            read = functools.partial(_read, folder)
+            transfer.upload(job.id, 1, read, threading.Event())
         except StaleEpoch:
             self.hit("zombies' writes refused")
         else:
@@ -158,3 +159,7 @@ class Partitions(Stage):
             super().stop()
         finally:
             self.networks.close()
+
+
+def _read(folder: Path, on_chunk: OnChunk) -> ScannedTree:
+    return scan_tree(folder, max_bytes=1 << 20, on_chunk=on_chunk)

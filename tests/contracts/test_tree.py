@@ -72,7 +72,12 @@ def test_a_folder_comes_back_as_it_was(tmp_path: Path) -> None:
     (source / "a-1").chmod(0o755)
     (source / "empty").mkdir()
     seen: list[int] = []
-    scanned = scan_tree(source, max_bytes=MAX, on_bytes=seen.append)
+
+    def on_chunk(chunk: tree.Chunk, path: Path, offset: int) -> None:
+        seen.append(chunk.size_bytes)
+        assert digest_of(path.read_bytes()[offset : offset + chunk.size_bytes]) == chunk.digest
+
+    scanned = scan_tree(source, max_bytes=MAX, on_chunk=on_chunk)
 
     assert [file.path for file in scanned.index.files] == sorted(files)
     assert scanned.index.total_bytes == sum(map(len, files.values())) == sum(seen)

@@ -25,6 +25,7 @@ from sublet_contracts.tree import ScannedTree, scan_tree
 from tests.http.world import Party, World, running
 from tests.stores import s3_servers
 from tests.stores.s3_front import Fault, Front, front
+from tests.trees import reading
 
 pytestmark = pytest.mark.asyncio
 
@@ -104,7 +105,7 @@ def up_and_down(market: Market, tree: ScannedTree, target: Path) -> None:
     """As the agent does."""
     cancel = threading.Event()
     with market.transfer() as moving:
-        digest, _ = moving.upload(market.job, None, tree, cancel)  # type: ignore[arg-type]
+        digest, _ = moving.upload(market.job, None, reading(tree), cancel)  # type: ignore[arg-type]
         index = moving.index(market.job, None, digest, cancel)
         target.mkdir()
         moving.download(market.job, None, index, target, cancel)
@@ -163,7 +164,7 @@ async def test_a_flipped_bit_in_the_store_is_found_on_the_way_down(
 
     def up() -> str:
         with market.transfer() as moving:
-            digest, _ = moving.upload(market.job, None, tree, cancel)  # type: ignore[arg-type]
+            digest, _ = moving.upload(market.job, None, reading(tree), cancel)  # type: ignore[arg-type]
             return digest
 
     def down(digest: str) -> None:
@@ -205,7 +206,7 @@ async def test_an_upload_to_a_store_that_takes_nothing_ends_when_it_is_no_longer
 
     def up() -> None:
         with market.transfer() as moving:
-            moving.upload(market.job, None, tree, cancel)  # type: ignore[arg-type]
+            moving.upload(market.job, None, reading(tree), cancel)  # type: ignore[arg-type]
 
     with market.store.does(judge), pytest.raises(Cancelled):
         await asyncio.to_thread(up)

@@ -837,8 +837,9 @@ class Shell:
 
         def work() -> tuple[str, TreeIndex]:
             if kind == "checkpoint":
-                tree = workspace.scan_checkpoint(step, on_bytes)
-                return self.transfer.upload(record.job_id, record.lease.epoch, tree, cancel, meter)
+                meter.begins(workspace.checkpoint_bytes(step))
+                read = functools.partial(workspace.scan_checkpoint, step)
+                return self.transfer.upload(record.job_id, record.lease.epoch, read, cancel, meter)
             tree = workspace.scan_outputs(on_bytes, left_s)
             if effect.until_ms and not tree.index.files:
                 return "", tree.index

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from sublet_agent.adapters.workspace.outputs_search import as_listed, descend, opened
@@ -30,7 +30,9 @@ from sublet_contracts.checkpoint_layouts import (
 )
 from sublet_contracts.framework_layouts import ListedFile
 from sublet_contracts.tree import (
+    OnChunk,
     ScannedTree,
+    Source,
     TreeFile,
     TreeIndex,
     TreeRefused,
@@ -82,19 +84,17 @@ class CheckpointFinder:
                     break
         return self._last
 
-    def scan(
-        self, step: int, limit_bytes: int, on_bytes: Callable[[int], None] | None = None
-    ) -> ScannedTree:
+    def scan(self, step: int, limit_bytes: int, on_chunk: OnChunk | None = None) -> ScannedTree:
         """Read a checkpoint that was found. Raises TreeRefused (the script has deleted or changed
         it meanwhile, too), OSError."""
         snapshot = self._read_record(step)
         files: list[TreeFile] = []
-        sources: dict[str, tuple[Path, int, int]] = {}
+        sources: dict[str, Source] = {}
         sizes: dict[str, int] = {}
         for path in [None, *(file.path for file in snapshot.files)]:
             at = self._record_path(step) if path is None else self._outputs / path
             try:
-                part = scan_tree(at, max_bytes=limit_bytes, inside=self._root, on_bytes=on_bytes)
+                part = scan_tree(at, max_bytes=limit_bytes, inside=self._root, on_chunk=on_chunk)
             except FileNotFoundError as error:
                 raise TreeRefused(f"{path} was deleted before it could be read") from error
             if [file.path for file in part.index.files] != [at.name]:

@@ -16,7 +16,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from sublet_contracts.checkpoint_folders import (
     packed,
     read_record,
 )
-from sublet_contracts.tree import FileContent, ScannedTree, TreeRefused, scan_tree
+from sublet_contracts.tree import FileContent, OnChunk, ScannedTree, TreeRefused, scan_tree
 
 _FICLONE = 0x40049409
 _NO_CLONE = (
@@ -194,13 +194,13 @@ class FolderSnapshots:
         )
 
     def scan(
-        self, step: int, limit_bytes: int, on_bytes: Callable[[int], None] | None = None
+        self, step: int, limit_bytes: int, on_chunk: OnChunk | None = None
     ) -> ScannedTree | None:
         """Read a snapshot; None: there is none of that step. Raises TreeRefused, OSError."""
         folder = self._path(step)
         if not folder.is_dir():
             return None
-        tree = scan_tree(folder, max_bytes=limit_bytes + MAX_RECORD_BYTES, on_bytes=on_bytes)
+        tree = scan_tree(folder, max_bytes=limit_bytes + MAX_RECORD_BYTES, on_chunk=on_chunk)
         try:
             snapshot = read_record((folder / RECORD).read_bytes())
         except (OSError, ValueError) as error:

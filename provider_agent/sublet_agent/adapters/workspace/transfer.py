@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from sublet_agent.adapters.workspace.addressed import StoreClient, in_pieces
+from sublet_agent.adapters.workspace.addressed import StoreClient
+from sublet_agent.adapters.workspace.pack_pipe import PackBody, PackPipe
 from sublet_agent.adapters.workspace.upload_meter import UploadMeter
 from sublet_agent.core.fixes import with_fix
 from sublet_contracts import moves
@@ -52,6 +54,7 @@ from sublet_contracts.problems import ProblemCode
 from sublet_contracts.tree import (
     MAX_INDEX_BYTES,
     Chunk,
+    OnChunk,
     ScannedTree,
     TreeIndex,
     TreeRefused,
@@ -63,7 +66,6 @@ from sublet_contracts.tree import (
 PARALLEL = 4
 AHEAD = 8
 PACKS_AHEAD = PARALLEL
-"""Packs that are read or sent at once: so many times PACK_BYTES are in memory."""
 MAX_PROBLEM_BYTES = 64 * 1024
 """of a refusal, where less content was asked for"""
 _ASK_AT_ONCE = 5_000
@@ -115,7 +117,7 @@ class Transfer:
         self,
         method: str,
         target: str,
-        body: bytes | Sequence[bytes] = b"",
+        body: bytes | PackBody = b"",
         *,
         epoch: int | None = None,
         cancel: threading.Event | None = None,
@@ -150,7 +152,7 @@ class Transfer:
         self,
         method: str,
         target: str,
-        body: bytes | Sequence[bytes],
+        body: bytes | PackBody,
         epoch: int | None,
         max_bytes: int,
         body_digest: str,
@@ -167,15 +169,16 @@ class Transfer:
         )
         if epoch is not None:
             headers["Sublet-Epoch"] = str(epoch)
-        if body:
+        if isinstance(body, PackBody) or body:
             is_blob = method == "PUT"
             headers["Content-Type"] = "application/octet-stream" if is_blob else "application/json"
         content: bytes | Iterator[bytes]
         if isinstance(body, bytes):
             content = body
         else:
-            content = in_pieces(body)
-            headers["Content-Length"] = str(sum(map(len, body)))
+            # A piece may be a memoryview, which httpx's types don't know.
+            content = cast(Iterator[bytes], body.pieces())
+            headers["Content-Length"] = str(body.size_bytes)
         with self._http.stream(method, target, content=content, headers=headers) as answer:
             data = bytearray()
             for piece in answer.iter_bytes():
@@ -203,34 +206,39 @@ class Transfer:
         self,
         job_id: str,
         epoch: int,
-        tree: ScannedTree,
+        read: Callable[[OnChunk], ScannedTree],
         cancel: threading.Event,
         meter: UploadMeter | None = None,
     ) -> tuple[str, TreeIndex]:
-        """Move a tree to the broker: chunks that it misses, then the index. Returns the index with
-        its digest. Raises as `request`, and TreeRefused if a file has changed."""
-        sizes = tree.index.chunks()
-        wanted = [*sizes]
+        """Move a tree to the broker while `read` reads it and tells of each chunk: those that it
+        misses, then the index. Returns the index with its digest. Raises as `request` and `read`,
+        and TreeRefused if a file has changed."""
         meter = meter or UploadMeter()
-        meter.begins(sum(sizes.values()))
 
-        def put(table: PackTable) -> None:
+        def missing(some: Sequence[str]) -> list[str]:
+            return self._missing(job_id, epoch, some, cancel)
+
+        def put(body: PackBody) -> None:
             try:
-                self._put_pack(job_id, epoch, tree, table, cancel)
+                self._put_pack(job_id, epoch, body, cancel)
             except ChunkDiffers as error:
-                raise _changed(tree, error.digest) from error
+                raise _changed(body, error.digest) from error
             except TransferRefused as error:
-                if error.code != ProblemCode.HASH_MISMATCH or error.digest not in sizes:
+                if error.code != ProblemCode.HASH_MISMATCH or error.digest not in body.sources:
                     raise
-                raise _changed(tree, error.digest) from error
-            meter.sent(table.chunk_bytes)
+                raise _changed(body, error.digest) from error
+            meter.sent(body.table.chunk_bytes)
 
-        for start in range(0, len(wanted), _ASK_AT_ONCE):
-            part = wanted[start : start + _ASK_AT_ONCE]
-            missing = self._missing(job_id, epoch, part, cancel)
-            meter.found(sum(sizes[h] for h in part) - sum(sizes[h] for h in missing))
-            for done in self._in_order(put, in_packs(missing, sizes)):
-                done.result()
+        with PackPipe(self._pool, missing, put, meter) as pipe:
+
+            def on_chunk(chunk: Chunk, path: Path, offset: int) -> None:
+                if cancel.is_set():
+                    raise Cancelled(f"reading {path.name}")
+                pipe.take(chunk, path, offset)
+
+            tree = read(on_chunk)
+            meter.begins(sum(tree.index.chunks().values()))
+            pipe.finish()
         return self._put_index(job_id, epoch, tree.index, cancel)
 
     def upload_outputs(
@@ -304,7 +312,7 @@ class Transfer:
         while todo:
             now = todo.pop()
             try:
-                self._put_pack(job_id, epoch, tree, now, cancel)
+                self._put_pack(job_id, epoch, PackBody(now, tree.sources), cancel)
             except ChunkDiffers as error:
                 rest = _without(now, error.digest)
                 lost[error.digest] = WhyLeftOut.CHANGED
@@ -324,26 +332,14 @@ class Transfer:
             todo += rest
         return lost
 
-    def _put_pack(
-        self,
-        job_id: str,
-        epoch: int,
-        tree: ScannedTree,
-        table: PackTable,
-        cancel: threading.Event,
-    ) -> None:
+    def _put_pack(self, job_id: str, epoch: int, body: PackBody, cancel: threading.Event) -> None:
         """Raises as `request`, and ChunkDiffers: a chunk isn't there any more."""
-        parts = [table.to_bytes()]
-        for digest, _ in table.chunks:
-            try:
-                parts.append(tree.raw_chunk(digest))
-            except (TreeRefused, OSError) as error:
-                raise ChunkDiffers(digest) from error
+        name = body.table.name
         if self._by_address:
-            self._put_by_address(job_id, epoch, table, parts[1:], cancel)
+            self._put_by_address(job_id, epoch, body.table, body.chunks(), cancel)
             return
-        target = f"/v1/jobs/{job_id}/packs/{table.name}"
-        self.request("PUT", target, parts, epoch=epoch, cancel=cancel, body_digest=table.name)
+        target = f"/v1/jobs/{job_id}/packs/{name}"
+        self.request("PUT", target, body, epoch=epoch, cancel=cancel, body_digest=name)
 
     def _put_by_address(
         self,
@@ -399,7 +395,7 @@ class Transfer:
         return digest, index
 
     def _missing(
-        self, job_id: str, epoch: int, hashes: list[str], cancel: threading.Event
+        self, job_id: str, epoch: int, hashes: Sequence[str], cancel: threading.Event
     ) -> list[str]:
         body = MissingRequest(digests=tuple(hashes)).model_dump_json().encode()
         target = f"/v1/jobs/{job_id}/blobs/missing"
@@ -527,21 +523,6 @@ class Transfer:
             for _, future in window:
                 future.cancel()
 
-    def _in_order(
-        self, act: Callable[[PackTable], None], items: list[PackTable]
-    ) -> Iterator["Future[None]"]:
-        window: deque[Future[None]] = deque()
-        try:
-            for item in items:
-                window.append(self._pool.submit(act, item))
-                if len(window) >= PACKS_AHEAD:
-                    yield window.popleft()
-            while window:
-                yield window.popleft()
-        finally:
-            for future in window:
-                future.cancel()
-
 
 def _pause(cancel: threading.Event, target: str) -> Callable[[float], None]:
     def pause(seconds: float) -> None:
@@ -551,8 +532,8 @@ def _pause(cancel: threading.Event, target: str) -> Callable[[float], None]:
     return pause
 
 
-def _changed(tree: ScannedTree, digest: str) -> TreeRefused:
-    path, _, _ = tree.sources[digest]
+def _changed(body: PackBody, digest: str) -> TreeRefused:
+    path, _, _ = body.sources[digest]
     return TreeRefused(f"{path} changed while it was being uploaded")
 
 

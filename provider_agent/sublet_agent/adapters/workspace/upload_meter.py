@@ -14,7 +14,7 @@ class UploadMeter:
         self._total_bytes = self._there_bytes = self._sent_bytes = 0
 
     def begins(self, total_bytes: int) -> None:
-        """It is known how much there is."""
+        """It is known how much there is, at first about, then exactly."""
         with self._lock:
             self._begun, self._total_bytes = True, total_bytes
 
@@ -41,4 +41,5 @@ class UploadMeter:
         with self._lock:
             if not self._begun:
                 return None
-            return Moved(self._total_bytes, self._there_bytes, self._sent_bytes)
+            there_bytes = min(self._there_bytes, self._total_bytes)
+            return Moved(self._total_bytes, there_bytes, self._sent_bytes)

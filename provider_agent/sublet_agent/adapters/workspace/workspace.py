@@ -50,7 +50,7 @@ from sublet_contracts.checkpoint_layouts import MAX_STEP, QUIET_MS, Snapshot
 from sublet_contracts.digests import hex_of
 from sublet_contracts.documents import Checkpoint, Job
 from sublet_contracts.outputs_tree import scan_outputs
-from sublet_contracts.tree import MAX_TREE_BYTES, ScannedTree, TreeRefused, scan_tree
+from sublet_contracts.tree import MAX_TREE_BYTES, OnChunk, ScannedTree, TreeRefused, scan_tree
 
 TRIES_AT_ONCE = 4
 """to copy a folder whose files are written anew all the time"""
@@ -387,20 +387,30 @@ class Workspace:
         age_ms = max(0, time.time_ns() - self._snapshots.since_ns()) // 1_000_000
         return FoldersSeen(last.step, age_ms, due=False)
 
-    def scan_checkpoint(self, step: int, on_bytes: OnBytes | None = None) -> ScannedTree:
+    def scan_checkpoint(self, step: int, on_chunk: OnChunk | None = None) -> ScannedTree:
         """Read a checkpoint, checking DONE against what is there. Raises TreeRefused, OSError, and
-        what `on_bytes` raises, which is told of each piece that was read."""
+        what `on_chunk` raises, which is told of each chunk once it was hashed."""
         limit = self.record.job.resources.disk_bytes
         folder = self.checkpoint / "out" / f"step-{step}"
         if not folder.is_symlink() and folder.is_dir():
             # `out` is the job's to replace by a link at any moment; the folder above it is ours.
-            tree = scan_tree(folder, max_bytes=limit, inside=self.checkpoint, on_bytes=on_bytes)
+            tree = scan_tree(folder, max_bytes=limit, inside=self.checkpoint, on_chunk=on_chunk)
             self.stall = check_done(tree, step)
             return tree
-        snapshot = self._snapshots.scan(step, limit, on_bytes)
+        snapshot = self._snapshots.scan(step, limit, on_chunk)
         if snapshot is not None:
             return snapshot
-        return self._finder.scan(step, limit, on_bytes)
+        return self._finder.scan(step, limit, on_chunk)
+
+    def checkpoint_bytes(self, step: int) -> int:
+        """Return about how much a checkpoint will be, to show how far its upload is."""
+        own = self.checkpoint / "out" / f"step-{step}"
+        if not own.is_dir():
+            own = self.root / "snapshots" / f"step-{step}"
+        if own.is_dir():
+            return folders.usage([own], MAX_TREE_BYTES)
+        found = self._finder.last()
+        return sum(file.size_bytes for file in found.files) if found is not None else 0
 
     def scan_outputs(
         self,
