@@ -101,8 +101,9 @@ class AgentHost:
         """Reliable messages that were sent once: what a liar or a bad line sends again."""
         self.boots = 1
         self.reboots_until_ms = 0
-        """Until when it reboots as soon as a run of its has saved something or finished, unless
-        another machine was first."""
+        """Until when it reboots at the worst moment, unless another machine was first:"""
+        self.reboots_when: Literal["saved", "finished"] = "saved"
+        """as soon as a run of its has saved something, or has exited with its work done."""
         self._offset_ms = 0
         self._wire: Wire | None = None
         self._door: Door | None = None
@@ -678,17 +679,17 @@ class AgentHost:
         found = events.CheckpointFound(container.lease_id, step, age_ms=age_ms, unsynced=unsynced)
         self.market.cadences.found(container.lease_id)
         self.post(found)
-        if unsynced:
-            self._reboot_if_due()
+        if unsynced and self.reboots_when == "saved":
+            self._reboot_if_due(self.engine.draw_ms(0, 1_500))
 
-    def _reboot_if_due(self) -> None:
+    def _reboot_if_due(self, in_ms: int) -> None:
         """It has something now that is on no disk for sure."""
         if self.engine.now_ms >= self.reboots_until_ms:
             return
         for host in self.market.agents:
             host.reboots_until_ms = 0
         away_ms = self.engine.draw_ms(3_000, 10_000)  # its leases are still its own then
-        self.engine.after(self.engine.draw_ms(0, 1_500), partial(self.reboot, away_ms))
+        self.engine.after(in_ms, partial(self.reboot, away_ms))
 
     def _scan(self, lease_id: str) -> None:
         container, record = self.containers.get(lease_id), self._record(lease_id)
@@ -701,8 +702,9 @@ class AgentHost:
                     self._tell_step(container, step)
             # Nothing in such a folder says that the work was done.
             steps, finished = (), False
-        if container is not None and container.truth == "finished":
-            self._reboot_if_due()
+        done = container is not None and container.truth == "finished"
+        if done and self.reboots_when == "finished":
+            self._reboot_if_due(self.engine.draw_ms(0, 300))
         self.post(events.FolderScanned(lease_id, steps, unsynced=steps, finished=finished))
 
     def _remove(self, lease_id: str) -> None:

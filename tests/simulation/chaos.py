@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sublet_agent.core import events
 from sublet_agent.core.offers import read_assign
@@ -306,7 +306,9 @@ class Chaos(Mishaps):
         if self.engine.happens(0.5):
             self._agent().reboot(self.engine.draw_ms(5_000, 90_000))
             return
+        when: Literal["saved", "finished"] = "saved" if self.engine.happens(0.6) else "finished"
         for agent in self.market.agents:
+            agent.reboots_when = when
             agent.reboots_until_ms = self.engine.now_ms + REBOOT_MS
 
     def _torn(self) -> None:
