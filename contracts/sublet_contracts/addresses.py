@@ -2,7 +2,8 @@
 
 A broker whose content lies in an S3-compatible store answers with addresses instead of bytes: each
 is good for one object, for some minutes, and for an upload only with exactly the content that was
-announced. The answer is an envelope that the broker has signed.
+announced, for a read only of the bytes that were asked for. The answer is an envelope that the
+broker has signed.
 
 **Whoever moves content talks to his broker, and to the hosts that his broker has named in an answer
 that it signed; to nobody else.** So a redirect is never followed, and an address is refused:
@@ -12,7 +13,7 @@ that it signed; to nobody else.** So a redirect is never followed, and an addres
 """
 
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -28,7 +29,7 @@ TYPE = "application/vnd.sublet.addresses.v1+json"
 """Of the payload, and of an answer that has addresses instead of bytes."""
 MAX_ANSWER_BYTES = 96 * 1024
 MAX_URL = 4096
-MAX_READ_URLS = 16
+MAX_READS = 16
 """in one answer: it is a document, and these have a limit"""
 _HEADERS = ("if-none-match", "content-length")
 _HEADER_PREFIX = "x-amz-"
@@ -51,19 +52,22 @@ class UploadAddress(_Said):
     headers: dict[str, str] = Field(max_length=16)
 
 
-class Piece(_Said):
-    """Where one of the chunks that were asked for lies."""
+class ReadAddress(_Said):
+    """Where some of the chunks that were asked for lie, one behind the other in one object.
 
-    object: int = Field(ge=0, description="which of the addresses, from 0")
+    It is good for these bytes alone, as Range has them (`range_of`): in the same object there may
+    be others, of other people.
+    """
+
+    url: str = Field(max_length=MAX_URL)
     offset_bytes: int = Field(ge=0, le=2**53 - 1)
-    size_bytes: int = Field(ge=0, le=2**53 - 1)
+    chunks: int = Field(ge=1, le=MAX_READ_CHUNKS, description="how many")
 
 
 class ReadAddresses(_Said):
-    """Where chunks are to be had: objects' addresses, and the chunks as they were asked for."""
+    """Where chunks are to be had, in the order in which they were asked for."""
 
-    urls: tuple[str, ...] = Field(max_length=MAX_READ_URLS)
-    pieces: tuple[Piece, ...] = Field(max_length=MAX_READ_CHUNKS)
+    reads: tuple[ReadAddress, ...] = Field(max_length=MAX_READS)
 
 
 S = TypeVar("S", UploadAddress, ReadAddresses)
@@ -82,7 +86,12 @@ class Run:
     @property
     def range_header(self) -> str:
         """As HTTP's Range has it."""
-        return f"bytes={self.offset_bytes}-{self.offset_bytes + self.size_bytes - 1}"
+        return range_of(self.offset_bytes, self.size_bytes)
+
+
+def range_of(offset_bytes: int, size_bytes: int) -> str:
+    """Return these bytes as HTTP's Range has them: a part of what an address is signed for."""
+    return f"bytes={offset_bytes}-{offset_bytes + size_bytes - 1}"
 
 
 def signed(said: UploadAddress | ReadAddresses, key: SigningKey) -> bytes:
@@ -107,27 +116,16 @@ def read_upload(data: bytes, *, broker: str, broker_url: str, name: str) -> Uplo
 def read_runs(data: bytes, *, broker: str, broker_url: str, sizes: Sequence[int]) -> list[Run]:
     """Return what to ask for, for chunks of these sizes. Raises AddressRefused."""
     said = _opened(data, broker, ReadAddresses)
-    if [piece.size_bytes for piece in said.pieces] != list(sizes):
+    if sum(read.chunks for read in said.reads) != len(sizes):
         raise AddressRefused("the addresses are for other chunks than were asked for")
-    if any(piece.object >= len(said.urls) for piece in said.pieces):
-        raise AddressRefused("a chunk has no address")
-    for url in said.urls:
-        check_url(url, broker_url)
-    return list(_runs(said))
-
-
-def _runs(said: ReadAddresses) -> Iterator[Run]:
-    start = 0
-    for now in range(1, len(said.pieces) + 1):
-        first, last = said.pieces[start], said.pieces[now - 1]
-        end_bytes = last.offset_bytes + last.size_bytes
-        if now < len(said.pieces):
-            following = said.pieces[now]
-            if (following.object, following.offset_bytes) == (first.object, end_bytes):
-                continue
-        url = said.urls[first.object]
-        yield Run(url, first.offset_bytes, end_bytes - first.offset_bytes, range(start, now))
-        start = now
+    runs, at = [], 0
+    for read in said.reads:
+        check_url(read.url, broker_url)
+        chunks = range(at, at + read.chunks)
+        size_bytes = sum(sizes[at : chunks.stop])
+        runs.append(Run(read.url, read.offset_bytes, size_bytes, chunks))
+        at = chunks.stop
+    return runs
 
 
 def check_url(url: str, broker_url: str) -> None:

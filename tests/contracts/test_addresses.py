@@ -9,7 +9,7 @@ import pytest
 from sublet_contracts.addresses import (
     TYPE,
     AddressRefused,
-    Piece,
+    ReadAddress,
     ReadAddresses,
     Run,
     UploadAddress,
@@ -31,14 +31,13 @@ UPLOAD = UploadAddress(
     url="https://store.example/bucket/packs/a?X=1",
     headers={"if-none-match": "*", "content-length": "5", "x-amz-checksum-sha256": "abc="},
 )
+ONE, TWO = "https://store.example/one", "https://store.example/two"
 READ = ReadAddresses(
-    urls=("https://store.example/one", "https://store.example/two"),
-    pieces=(
-        Piece(object=0, offset_bytes=10, size_bytes=5),
-        Piece(object=0, offset_bytes=15, size_bytes=1),
-        Piece(object=1, offset_bytes=16, size_bytes=2),
-        Piece(object=0, offset_bytes=16, size_bytes=2),
-        Piece(object=0, offset_bytes=16, size_bytes=2),
+    reads=(
+        ReadAddress(url=ONE, offset_bytes=10, chunks=2),
+        ReadAddress(url=TWO, offset_bytes=16, chunks=1),
+        ReadAddress(url=ONE, offset_bytes=16, chunks=1),
+        ReadAddress(url=ONE, offset_bytes=16, chunks=1),
     ),
 )
 
@@ -56,21 +55,15 @@ def test_what_lies_in_a_row_is_asked_for_at_once() -> None:
     data = signed(READ, BROKER)
     sizes = [5, 1, 2, 2, 2]
     assert read_runs(data, broker=BROKER.party, broker_url=HTTPS, sizes=sizes) == [
-        Run("https://store.example/one", 10, 6, range(2)),
-        Run("https://store.example/two", 16, 2, range(2, 3)),
-        Run("https://store.example/one", 16, 2, range(3, 4)),
-        Run("https://store.example/one", 16, 2, range(4, 5)),
+        Run(ONE, 10, 6, range(2)),
+        Run(TWO, 16, 2, range(2, 3)),
+        Run(ONE, 16, 2, range(3, 4)),
+        Run(ONE, 16, 2, range(4, 5)),
     ]
     assert Run("", 10, 6, range(2)).range_header == "bytes=10-15"
-    for wrong in ([], [5, 1, 2, 2], [5, 1, 2, 2, 3]):
+    for wrong in ([], [5, 1, 2, 2], [5, 1, 2, 2, 2, 2]):
         with pytest.raises(AddressRefused, match="other chunks"):
             read_runs(data, broker=BROKER.party, broker_url=HTTPS, sizes=wrong)
-
-
-def test_a_chunk_without_an_address_is_refused() -> None:
-    data = signed(ReadAddresses(urls=(), pieces=READ.pieces[:1]), BROKER)
-    with pytest.raises(AddressRefused, match="no address"):
-        read_runs(data, broker=BROKER.party, broker_url=HTTPS, sizes=[5])
 
 
 def test_only_this_brokers_own_signature_counts() -> None:

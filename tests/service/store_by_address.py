@@ -24,13 +24,13 @@ class StoreByAddress:
         until_ms = now_ms + EXPIRES_MS
         return PREFIX + json.dumps(["PUT", pack, size_bytes, sha256, until_ms]), {}
 
-    def read_pack(self, pack: str, now_ms: int) -> str:
+    def read_pack(self, pack: str, offset_bytes: int, size_bytes: int, now_ms: int) -> str:
         """See ports.Addresses."""
-        return PREFIX + json.dumps(["GET", pack, now_ms + EXPIRES_MS])
+        return PREFIX + json.dumps(["GET", pack, offset_bytes, size_bytes, now_ms + EXPIRES_MS])
 
-    def read_blob(self, digest: str, now_ms: int) -> str:
+    def read_blob(self, digest: str, size_bytes: int, now_ms: int) -> str:
         """See ports.Addresses."""
-        return PREFIX + json.dumps(["BLOB", digest, now_ms + EXPIRES_MS])
+        return PREFIX + json.dumps(["BLOB", digest, 0, size_bytes, now_ms + EXPIRES_MS])
 
     def put(self, url: str, data: bytes, now_ms: int) -> int:
         """Put this at an upload's address; return the status."""
@@ -46,8 +46,9 @@ class StoreByAddress:
 
     def get(self, url: str, offset_bytes: int, size_bytes: int, now_ms: int) -> bytes:
         """Return what is read at an address."""
-        method, name, until_ms = json.loads(url.removeprefix(PREFIX))
+        method, name, *signed_for, until_ms = json.loads(url.removeprefix(PREFIX))
         assert now_ms <= until_ms
+        assert [offset_bytes, size_bytes] == signed_for, "nothing else is read there"
         if method == "BLOB":
             return self._blobs.get(name)[offset_bytes : offset_bytes + size_bytes]
         return self._blobs.read_pack(name, offset_bytes, size_bytes)

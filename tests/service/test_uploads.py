@@ -227,6 +227,23 @@ def test_a_job_runs_and_resumes_by_address(world: World) -> None:
     world.audit()
 
 
+def test_an_address_is_good_for_ones_own_chunks_and_not_for_what_lies_beside_them(
+    world: World,
+) -> None:
+    renter, other = world.renter(), world.renter("other")
+    send(world, own(renter), b"shared")
+    # Where it came last it lies between what is nobody else's.
+    send(world, own(other), b"secret before", b"shared", b"secret behind")
+    names = [digest_of(b"shared")]
+    answer = world.broker.uploads.read_addresses(*own(renter), names)
+    (read,) = read_runs(answer, broker=world.broker.party, broker_url=URL, sizes=[6])
+    store, now_ms = world.store_by_address, world.clock.ms
+    assert store.get(read.url, read.offset_bytes, read.size_bytes, now_ms) == b"shared"
+    for offset_bytes, size_bytes in ((0, 32), (read.offset_bytes, 20), (0, read.size_bytes)):
+        with pytest.raises(AssertionError, match="nothing else"):
+            store.get(read.url, offset_bytes, size_bytes, now_ms)
+
+
 def test_who_may_not_read_gets_no_address(world: World) -> None:
     renter, other = world.renter(), world.renter("other")
     send(world, own(renter), *CHUNKS)

@@ -62,13 +62,18 @@ def test_an_address_brings_the_content_once_and_nothing_else(
     assert put() == 412
     assert blobs.read_pack(PACK, 0, len(DATA) + 1) == DATA
 
-    there = addresses.read_pack(PACK, now_ms())
-    assert httpx.get(there).content == DATA
-    part = httpx.get(there, headers={"range": "bytes=3-9"})
-    assert (part.status_code, part.content) == (206, DATA[3:10])
+    there = addresses.read_pack(PACK, 3, 7, now_ms())
+
+    def read(url: str = there, asked: str = "bytes=3-9") -> httpx.Response:
+        return httpx.get(url, headers={"range": asked} if asked else None)
+
+    assert (read().status_code, read().content) == (206, DATA[3:10])
+    # Others' content may lie beside it.
+    for asked in ("", "bytes=0-9", "bytes=3-10", "bytes=3-", "bytes=3-9,20-30"):
+        assert read(asked=asked).status_code == 403, asked
     assert httpx.put(there, content=DATA).status_code == 403
-    assert httpx.get(there.replace(PACK, "b" * 64)).status_code == 403
-    assert httpx.get(there.partition("?")[0]).status_code == 403
+    assert read(there.replace(PACK, "b" * 64)).status_code == 403
+    assert read(there.partition("?")[0]).status_code == 403
 
 
 def test_an_address_expires(strict: tuple[Front, S3Blobs]) -> None:
@@ -88,9 +93,10 @@ def test_s3rver_takes_an_address_until_it_expires() -> None:
     assert httpx.put(late, content=DATA, headers=headers).status_code == 403
     url, headers = addresses.upload(PACK, len(DATA), SHA256, now_ms())
     assert httpx.put(url, content=DATA, headers=headers).status_code == 200
-    there = addresses.read_pack(PACK, now_ms())
-    assert httpx.get(there, headers={"range": "bytes=3-9"}).content == DATA[3:10]
-    assert httpx.get(addresses.read_pack(PACK, late_ms)).status_code == 403
+    part = {"range": "bytes=3-9"}
+    there = addresses.read_pack(PACK, 3, 7, now_ms())
+    assert httpx.get(there, headers=part).content == DATA[3:10]
+    assert httpx.get(addresses.read_pack(PACK, 3, 7, late_ms), headers=part).status_code == 403
 
 
 def test_the_signature_of_amazons_own_example() -> None:

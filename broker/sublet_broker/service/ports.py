@@ -228,12 +228,13 @@ class Addresses(Protocol):
         nothing but this content (SHA-256 as hex), and only while nothing lies there."""
         ...
 
-    def read_pack(self, pack: str, now_ms: int) -> str:
-        """Return where a pack is read, whole or in parts."""
+    def read_pack(self, pack: str, offset_bytes: int, size_bytes: int, now_ms: int) -> str:
+        """Return where these bytes of a pack are read, and no others: they may be somebody else's.
+        Whoever reads asks for exactly them (contracts' `range_of`)."""
         ...
 
-    def read_blob(self, digest: str, now_ms: int) -> str:
-        """Return where a blob is read."""
+    def read_blob(self, digest: str, size_bytes: int, now_ms: int) -> str:
+        """Return where a blob of this size is read, in the same way."""
         ...
 
 

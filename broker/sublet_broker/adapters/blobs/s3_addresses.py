@@ -2,8 +2,9 @@
 
 An upload's address is bound to the object's key, its length, its SHA-256 and If-None-Match: *. So
 it brings exactly the content that was announced, and nothing that lies there is replaced, however
-often and by whomever it is used. Whether a store keeps to what is signed is tried at the start: on
-one that doesn't, content goes through the broker.
+often and by whomever it is used. A read's is bound to the bytes of the chunks that were asked for:
+in the same pack there may be other people's. Whether a store keeps to what is signed is tried at
+the start: on one that doesn't, content goes through the broker.
 """
 
 import base64
@@ -17,6 +18,7 @@ from sublet_broker.adapters.blobs.s3_blobs import SMALL_S, S3Blobs, blob_key, pa
 from sublet_broker.adapters.blobs.s3_place import PlaceRefused
 from sublet_broker.adapters.blobs.sigv4 import presigned
 from sublet_broker.service.ports import BlobsAway
+from sublet_contracts.addresses import range_of
 
 log = logging.getLogger("sublet.blobs")
 
@@ -39,13 +41,16 @@ class S3Addresses:
         """See ports.Addresses."""
         return self._put(pack_key(pack), size_bytes, sha256, now_ms)
 
-    def read_pack(self, pack: str, now_ms: int) -> str:
+    def read_pack(self, pack: str, offset_bytes: int, size_bytes: int, now_ms: int) -> str:
         """See ports.Addresses."""
-        return self._signed("GET", pack_key(pack), now_ms, {})
+        return self._get(pack_key(pack), offset_bytes, size_bytes, now_ms)
 
-    def read_blob(self, digest: str, now_ms: int) -> str:
+    def read_blob(self, digest: str, size_bytes: int, now_ms: int) -> str:
         """See ports.Addresses."""
-        return self._signed("GET", blob_key(digest), now_ms, {})
+        return self._get(blob_key(digest), 0, size_bytes, now_ms)
+
+    def _get(self, key: str, offset_bytes: int, size_bytes: int, now_ms: int) -> str:
+        return self._signed("GET", key, now_ms, {"range": range_of(offset_bytes, size_bytes)})
 
     def _put(
         self, key: str, size_bytes: int, sha256: str, now_ms: int
@@ -93,10 +98,13 @@ class S3Addresses:
                     return f"it refuses an upload to an address with {first.status_code}"
                 if http.put(url, content=said, headers=headers).status_code != 412:
                     return "it replaces what is there"
-                there = self._signed("GET", name, now_ms, {})
-                read = http.get(there, headers={"range": "bytes=1-3"})
+                there = self._get(name, 1, 3, now_ms)
+                read = http.get(there, headers={"range": range_of(1, 3)})
                 if read.status_code != 206 or read.content != said[1:4]:
                     return "it doesn't give parts of an object"
+                others = ({"range": range_of(0, 64)}, {"range": range_of(1, 4)}, None)
+                if any(http.get(there, headers=other).is_success for other in others):
+                    return "it gives other parts of an object than the address is for"
                 return ""
         except httpx.HTTPError as error:
             raise PlaceRefused(

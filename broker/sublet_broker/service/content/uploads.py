@@ -9,10 +9,13 @@ Rules:
   it is done once, whoever asks for it how often.
 - A row that nobody commits goes after `upload_grace_ms`, and then what lies there. What comes even
   later no row names: it is swept with other such files (retention.py).
+- A read's address is good for the chunks that were asked for and for no byte beside them: what lies
+  in the same pack may be another renter's, since what comes twice lies where it came last.
 """
 
 import base64
 import binascii
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from sublet_broker.market.facts import ContentFact, PackFact, UploadFact
@@ -24,7 +27,7 @@ from sublet_broker.service.ports import Addresses
 from sublet_broker.service.unit_of_work.context import Context
 from sublet_broker.service.unit_of_work.tallies import counted_bytes
 from sublet_broker.service.unit_of_work.unit_of_work import UnitOfWork
-from sublet_contracts.addresses import MAX_READ_URLS, Piece, ReadAddresses, UploadAddress, signed
+from sublet_contracts.addresses import MAX_READS, ReadAddress, ReadAddresses, UploadAddress, signed
 from sublet_contracts.packs import PackRefused, PackTable, parse_table
 from sublet_contracts.problems import ProblemCode
 
@@ -182,29 +185,28 @@ class Uploads:
         addresses = self._addresses()
         contents = self._blobs.places(caller, scope, epoch, hashes)
         now_ms = self._context.ports.clock.now_ms()
-        urls: dict[str, str] = {}
-        for content in contents:
-            file = content.pack or content.digest
-            if file not in urls:
-                there = addresses.read_pack if content.pack else addresses.read_blob
-                urls[file] = there(file, now_ms)
-            if len(urls) > MAX_READ_URLS:
-                raise Refusal(
-                    ProblemCode.TOO_LARGE,
-                    f"they lie in more than {MAX_READ_URLS} packs; ask for fewer at once",
-                    limit_bytes=0,
-                )
-        order = {file: number for number, file in enumerate(urls)}
-        pieces = tuple(
-            Piece(
-                object=order[content.pack or content.digest],
-                offset_bytes=content.offset_bytes,
-                size_bytes=content.size_bytes,
+        rows = list(_in_rows(contents))
+        if len(rows) > MAX_READS:
+            raise Refusal(
+                ProblemCode.TOO_LARGE,
+                f"they lie in {len(rows)} places; ask for fewer at once",
+                limit_bytes=0,
             )
-            for content in contents
-        )
-        said = ReadAddresses(urls=tuple(urls.values()), pieces=pieces)
-        return signed(said, self._context.ports.key)
+        reads = [
+            ReadAddress(
+                url=self._read_address(addresses, row, now_ms),
+                offset_bytes=row[0].offset_bytes,
+                chunks=len(row),
+            )
+            for row in rows
+        ]
+        return signed(ReadAddresses(reads=tuple(reads)), self._context.ports.key)
+
+    def _read_address(self, addresses: Addresses, row: list[ContentFact], now_ms: int) -> str:
+        first, size_bytes = row[0], sum(content.size_bytes for content in row)
+        if not first.pack:
+            return addresses.read_blob(first.digest, size_bytes, now_ms)
+        return addresses.read_pack(first.pack, first.offset_bytes, size_bytes, now_ms)
 
     def refuse_bytes(self) -> None:
         """Raise Refusal where chunks are read by address only."""
@@ -216,6 +218,24 @@ class Uploads:
         if addresses is None:
             raise Refusal(ProblemCode.NO_SUCH_ADDRESS, "content moves through this broker")
         return addresses
+
+
+def _in_rows(contents: Sequence[ContentFact]) -> Iterator[list[ContentFact]]:
+    """Cut content into what lies behind each other in the same pack, in the order given."""
+    row: list[ContentFact] = []
+    for content in contents:
+        last = row[-1] if row else None
+        follows = (
+            last is not None
+            and last.pack == content.pack != ""
+            and last.offset_bytes + last.size_bytes == content.offset_bytes
+        )
+        if row and not follows:
+            yield row
+            row = []
+        row.append(content)
+    if row:
+        yield row
 
 
 def _table_of(text: str, name: str) -> PackTable:
