@@ -221,7 +221,7 @@ def test_a_job_runs_and_resumes_by_address(world: World) -> None:
         world.store_by_address.get(r.url, r.offset_bytes, r.size_bytes, world.clock.ms)
         for r in runs
     ]
-    assert b"".join(read) == b"frozen2frozen"
+    assert read == [b"frozen", b"2", b"frozen"]
     with refused(ProblemCode.BY_ADDRESS):
         world.broker.uploads.refuse_bytes()
     world.audit()

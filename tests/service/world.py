@@ -65,7 +65,7 @@ from sublet_contracts.wire import (
     Unprepare,
     Withdraw,
 )
-from tests.service.store_by_address import StoreByAddress
+from tests.simulation.store_by_address import StoreByAddress
 from tests.walls import Walls
 
 BEGIN_MS = 1_767_225_600_000

@@ -277,6 +277,9 @@ class Auditor:
         if new is not None:
             never(not self.market.broker.disk.has_pack(new.id), "a pack counts that isn't there")
 
+    def _upload(self, old: Any, new: Any) -> None:
+        self.market.awaited.changed(old, new)
+
     def _checkpoint(self, old: Any, new: Any) -> None:
         never(new is None, "a checkpoint was deleted")
         model = self.checkpoints.get(new.id)
@@ -707,6 +710,7 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("BlobFact", Auditor._blob),
     ("ContentFact", Auditor._content_lies),
     ("PackFact", Auditor._pack),
+    ("UploadFact", Auditor._upload),
     ("ShardFact", Auditor._epoch),
     ("CheckpointFact", Auditor._checkpoint),
     ("ReceiptFact", lambda a, old, new: a.charges.receipt(old, new)),

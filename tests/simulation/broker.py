@@ -22,11 +22,13 @@ from sublet_contracts.documents import DocumentRefused
 from sublet_contracts.problems import ProblemCode
 from sublet_contracts.session import BrokerSession, SessionError
 from sublet_contracts.wire import Ack, Announce, Heartbeat, Join, Logs, Message
+from tests.simulation.by_address import Puts, chosen
 from tests.simulation.disk import SimBlobs, SimDisk
 from tests.simulation.engine import BEGIN_MS, Crashed, Quartz
 from tests.simulation.network import Wire
 from tests.simulation.shards import SimMatcher, SimRay
 from tests.simulation.store import UNKEPT, SimStore
+from tests.simulation.store_by_address import StoreByAddress
 from tests.walls import Walls
 
 if TYPE_CHECKING:
@@ -254,6 +256,8 @@ class BrokerHost:
         self.store = SimStore(market)
         self.disk = SimDisk(market)
         self.blobs = SimBlobs(self.disk)
+        self.addressed = StoreByAddress(self.blobs)
+        self.puts = Puts(market)
         self.entropy = SimEntropy(market)
         self.clock = Quartz(self.engine)
         self.wall_offset_ms = 0
@@ -286,6 +290,7 @@ class BrokerHost:
         self.store.failed_ms = 0
         self.disk.boot()
         self.blobs = SimBlobs(self.disk)
+        self.addressed = StoreByAddress(self.blobs)
         verifier = SimVerifier(self.market, self.blobs, lambda: self._wake_of(number, "verdicts"))
         self.broker = Broker(
             Walls().around(
@@ -297,6 +302,7 @@ class BrokerHost:
                     matcher=self.matcher,
                     verifier=verifier,
                     key=self.market.broker_key,
+                    addresses=self.addressed if chosen(self.market.seed) else None,
                 )
             ),
             self.market.settings,
@@ -323,6 +329,7 @@ class BrokerHost:
             "settling": (self.broker.settling.settle_due, 2_000, market),
             "tidying": (self.broker.idempotency.forget_old, 60_000, ()),
             "retention": (self.broker.retention.sweep, 60_000, ()),
+            "uploads": (self.broker.uploads.sweep, 60_000, ()),
             "scrub": (self.broker.packs.scrub, 60_000, ()),
         }
         self._due = {}

@@ -94,6 +94,7 @@ class Chaos(Mishaps):
         market.broker.store.full_until_ms = market.broker.store.away_until_ms = 0
         market.broker.store.breaks_in, market.broker.store.breaks_at = 0, None
         market.broker.disk.calm()
+        market.broker.puts.troubles = 0
         market.broker.wall_offset_ms = 0
         # A broker that lost time while its wall clock was wrong is restarted by its operator.
         market.broker.die(1_000)
@@ -105,6 +106,11 @@ class Chaos(Mishaps):
             renter.mute = False
             renter.generous = True
             renter.fund(200_000_000)
+
+    def _put(self) -> None:
+        self.market.broker.puts.troubles = self.engine.draw_ms(1, 6)
+        if self.engine.happens(0.5):
+            self._sweeper()
 
     def _sweeper(self) -> None:
         self.market.broker.blobs.sweeps_in = self.engine.draw_ms(1, 12)

@@ -493,6 +493,11 @@ class SimBlobs(FileBlobs):
         super().put_pack(pack, parts)
         self._meanwhile()
 
+    def read_pack(self, pack: str, offset_bytes: int, size_bytes: int) -> bytes:
+        found = super().read_pack(pack, offset_bytes, size_bytes)
+        self._meanwhile()
+        return found
+
     def has_pack(self, pack: str) -> bool:
         found = super().has_pack(pack)
         self._meanwhile()

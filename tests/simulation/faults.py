@@ -12,6 +12,8 @@ FAULTS: dict[str, str] = {
     "broker-full": "the broker's disk is full for a while: commits and uploads fail",
     "database": "the connection to the database breaks over a commit, made or not; or it is away",
     "bit-flip": "a blob or a pack in the broker's store is damaged",
+    "put": "content moves past the broker (in four markets of ten): what is put into the store is "
+    "lost, spoilt or not answered, comes late or twice, or is committed before it is there",
     "sweeper": "the sweeper of unclaimed files comes between an upload's file or pack and its rows",
     "power-cut": "the broker's machine loses power: its disk forgets what was not fsynced",
     "bad-fsync": "an fsync of the broker's fails, once: what it was to write is lost; of any kind, "

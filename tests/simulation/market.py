@@ -19,6 +19,7 @@ from tests.simulation import shortcuts
 from tests.simulation.agents import AgentHost
 from tests.simulation.auditor import Auditor
 from tests.simulation.broker import BrokerHost
+from tests.simulation.by_address import Awaited
 from tests.simulation.cadences import Cadences
 from tests.simulation.chaos import Chaos
 from tests.simulation.doom import CrashPoints
@@ -34,6 +35,7 @@ from tests.simulation.stalls import Stalls
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
 SCRUB_EVERY_MS = 20 * MINUTE_MS
+UPLOAD_OPEN_MS = 10 * MINUTE_MS
 CALM_MS = 6 * HOUR_MS
 """Every job must have ended so long after the last fault: the bound of liveness."""
 REGIONS = ("home", "lab", "attic")
@@ -91,7 +93,7 @@ class Market:
         self.engine = Engine(seed, trace=trace)
         self.counts: Counter[str] = Counter()
         self.points = CrashPoints()
-        self.settings = Settings(scrub_every_ms=SCRUB_EVERY_MS)
+        self.settings = Settings(scrub_every_ms=SCRUB_EVERY_MS, upload_open_ms=UPLOAD_OPEN_MS)
         self.broker_key = key_named("broker")
         self.names: dict[str, str] = {}
         self.verifier_dies = False
@@ -107,6 +109,7 @@ class Market:
         self.lifetimes = Lifetimes(self)
         self.stalls = Stalls(self)
         self.cadences = Cadences(self)
+        self.awaited = Awaited(self)
         self.broker = BrokerHost(self)
         self.agents = [self._agent(n) for n in range(plan.providers)]
         self.agents_by_party = {agent.party: agent for agent in self.agents}
@@ -218,6 +221,7 @@ class Market:
 
     def _look_from_outside(self) -> None:
         """What any party can check for itself at the end."""
+        self.awaited.at_the_end()
         found = self.broker.broker.ledger_audit.breaches()
         if found:
             raise Violation(f"the broker's own audit: {found[0]}")

@@ -12,10 +12,12 @@ from sublet_agent.core.run_phases import RunPhase
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import Checkpoint, DocumentRefused, Job, open_document
+from sublet_contracts.moves import NotMoved
 from sublet_contracts.packs import PackReader, in_packs
 from sublet_contracts.reasons import Reason
 from sublet_contracts.tree import TreeRefused, parse_index
 from tests.simulation.broker import TROUBLES, BrokerAway
+from tests.simulation.by_address import put_pack, read_chunks
 from tests.simulation.jobs import Container, checkpoint_files, tree
 from tests.simulation.saved_folders import unpacked
 from tests.simulation.store import UNKEPT
@@ -36,7 +38,7 @@ class Transfer:
             if not self.host.line.works(self.host.engine.now_ms):
                 raise BrokerAway
             return self.host.market.broker.call(act)
-        except (BrokerAway, OSError, *UNKEPT):
+        except (BrokerAway, NotMoved, OSError, *UNKEPT):
             self.host._later(self.host.engine.draw_ms(500, 8_000), again)
         except Refusal as refusal:
             if refusal.code not in TROUBLES:
@@ -48,12 +50,14 @@ class Transfer:
         """Return the state in a checkpoint. Raises Refusal, TreeRefused, BrokerAway."""
         blobs = self.host.market.broker.broker.blobs
         index = parse_index(blobs.get(self.host.party, document.job, epoch, document.index_digest))
-        files = {
-            f.path: b"".join(
-                blobs.get(self.host.party, document.job, epoch, c.digest) for c in f.chunks
-            )
-            for f in index.files
-        }
+        order = [chunk for file in index.files for chunk in file.chunks]
+        broker = self.host.market.broker
+        if broker.broker.uploads.by_address:
+            parts = iter(read_chunks(broker, self.host.party, document.job, epoch, order))
+        else:
+            mine = (self.host.party, document.job, epoch)
+            parts = (blobs.get(*mine, chunk.digest) for chunk in order)
+        files = {f.path: b"".join(next(parts) for _ in f.chunks) for f in index.files}
         for file in index.files:
             for chunk in file.chunks:
                 if digest_of(files[file.path]) != chunk.digest:
@@ -135,10 +139,15 @@ class Transfer:
 
     def _put_all(self, job: str, epoch: int, index: bytes, chunks: dict[str, bytes]) -> bool:
         blobs = self.host.market.broker.broker.blobs
-        missing = blobs.missing(self.host.party, job, epoch, list(chunks)).missing
+        view = blobs.missing(self.host.party, job, epoch, list(chunks))
+        missing = view.missing
         # Small ones, so that some checkpoints come in several.
         sizes = {digest: len(data) for digest, data in chunks.items()}
         for table in in_packs(missing, sizes, pack_bytes=self.host.engine.draw_ms(1, 200)):
+            if view.by_address:
+                content = [chunks[digest] for digest, _ in table.chunks]
+                put_pack(self.host.market.broker, self.host.party, job, epoch, table, content)
+                continue
             parts = (table.to_bytes(), *(chunks[digest] for digest, _ in table.chunks))
             reader = PackReader(table.name)
             reader.feed(b"".join(parts))

@@ -49,6 +49,8 @@ class Settings:
     """What a renter has uploaded is kept so long after it was last uploaded, asked for or used."""
     upload_grace_ms: int = 3_600_000
     """What has been uploaded, or was said to be here, must be named by a document within this."""
+    upload_open_ms: int = 3_600_000
+    """What was given an address must be committed within this after that was last asked for."""
     scrub_every_ms: int = 30 * 86_400_000
     """Each pack is read and hashed once in so long: a thirtieth of them a day."""
     max_renter_bytes: int = 256 * 1024**3

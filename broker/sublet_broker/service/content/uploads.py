@@ -7,7 +7,7 @@ Rules:
   the broker hasn't seen it. What is wrong goes, and the row with it.
 - The commit takes the row away, notes where each piece lies and claims it, in one transaction. So
   it is done once, whoever asks for it how often.
-- A row that nobody commits goes after `upload_grace_ms`, and then what lies there. What comes even
+- A row that nobody commits goes after `upload_open_ms`, and then what lies there. What comes even
   later no row names: it is swept with other such files (retention.py).
 - A read's address is good for the chunks that were asked for and for no byte beside them: what lies
   in the same pack may be another renter's, since what comes twice lies where it came last.
@@ -80,7 +80,7 @@ class Uploads:
                     size_bytes=table.chunk_bytes,
                     expires_ms=0,
                 )
-            expires_ms = work.now_ms + self._context.settings.upload_grace_ms
+            expires_ms = work.now_ms + self._context.settings.upload_open_ms
             work.put(replace(upload, expires_ms=expires_ms))
             now_ms = work.now_ms
         url, headers = addresses.upload(upload.id, upload.size_bytes, body_sha256, now_ms)

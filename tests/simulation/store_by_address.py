@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from sublet_broker.adapters.memory.blobs import MemoryBlobs
+from sublet_broker.service.ports import BlobMissing, BlobStore
 
 EXPIRES_MS = 900_000
 PREFIX = "https://store.example/"
@@ -14,7 +14,7 @@ PREFIX = "https://store.example/"
 class StoreByAddress:
     """ports.Addresses over blobs in memory, and what answers at them."""
 
-    def __init__(self, blobs: MemoryBlobs) -> None:
+    def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
 
     def upload(
@@ -34,21 +34,30 @@ class StoreByAddress:
 
     def put(self, url: str, data: bytes, now_ms: int) -> int:
         """Put this at an upload's address; return the status."""
-        method, pack, size_bytes, sha256, until_ms = json.loads(url.removeprefix(PREFIX))
+        method, _, size_bytes, sha256, until_ms = json.loads(url.removeprefix(PREFIX))
         if method != "PUT" or now_ms > until_ms or len(data) != size_bytes:
             return 403
         if hashlib.sha256(data).hexdigest() != sha256:
             return 400
+        return self.keep(url, data)
+
+    def keep(self, url: str, data: bytes) -> int:
+        """Keep this, whatever it is, if nothing lies there."""
+        pack: str = json.loads(url.removeprefix(PREFIX))[1]
         if self._blobs.has_pack(pack):
             return 412
         self._blobs.put_pack(pack, [data])
         return 200
 
-    def get(self, url: str, offset_bytes: int, size_bytes: int, now_ms: int) -> bytes:
-        """Return what is read at an address."""
+    def get(self, url: str, offset_bytes: int, size_bytes: int, now_ms: int) -> bytes | None:
+        """Return what is read at an address, if there is something."""
         method, name, *signed_for, until_ms = json.loads(url.removeprefix(PREFIX))
-        assert now_ms <= until_ms
         assert [offset_bytes, size_bytes] == signed_for, "nothing else is read there"
-        if method == "BLOB":
-            return self._blobs.get(name)[offset_bytes : offset_bytes + size_bytes]
-        return self._blobs.read_pack(name, offset_bytes, size_bytes)
+        if now_ms > until_ms:
+            return None
+        try:
+            if method == "BLOB":
+                return self._blobs.get(name)[offset_bytes : offset_bytes + size_bytes]
+            return self._blobs.read_pack(name, offset_bytes, size_bytes)
+        except BlobMissing:
+            return None
