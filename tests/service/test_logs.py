@@ -250,4 +250,6 @@ def test_for_how_long_saving_holds_a_run_is_shown_with_its_share_of_the_time() -
         assert stall.stall_share_ppm == 600 * 1_000_000 // report.cum_device_ms
     alice.exit(run, Reason.JOB_FAILED, 1)
     world.settle_down()
-    assert renter.view(job).runs[-1].stall is None
+    kept = renter.view(job).runs[-1].stall
+    assert kept is not None
+    assert (kept.saves, kept.all_stall_ms) == (4, 600)

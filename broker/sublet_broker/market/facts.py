@@ -184,6 +184,8 @@ class RunFact(Fact):
     preparing_ms: int = 0
     """For how long its heartbeats have said that it had not begun yet (metering)."""
     ended_ms: int | None = None
+    stall: dict[str, int] = field(default_factory=dict)
+    """For how long saving had held its loop when it ended (RunStall's figures); {}: not told."""
     successor: str = ""
     """Provider that prepares to take over while this run is unknown."""
     durable_step: int = 0

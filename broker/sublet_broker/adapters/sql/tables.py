@@ -220,6 +220,7 @@ class RunRow(Row, table=True):
     running_ms: OptionalWhole
     preparing_ms: Whole
     ended_ms: OptionalWhole
+    stall: Json
     successor: Str
     durable_step: Whole
     durable_ms: OptionalWhole

@@ -187,6 +187,10 @@ class RunReports:
                 work.now_ms,
                 at_edge=at_edge,
             )
+            stall = work.stall(lease.id)
+            if stall is not None:
+                # Heartbeats' figures go with the run; this one is still asked for afterwards.
+                ended = replace(ended, stall=stall.model_dump())
             work.put_run(run, ended)
             close_if_due(self._context, work, lease)
 

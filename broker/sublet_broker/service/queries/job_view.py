@@ -183,7 +183,7 @@ def _run_view(
         ended_ms=(run.ended_ms if run else None) or lease.closed_ms,
         upload=_upload_view(snapshot, lease.id),
         usage=_usage_view(snapshot, lease.id),
-        stall=_stall_view(snapshot.stall(lease.id), cum // len(lease.device_ids)),
+        stall=_stall_view(_stall_of(snapshot, lease.id, run), cum // len(lease.device_ids)),
         cadence=None if run is None else _cadence_view(snapshot, run, lease, job),
     )
 
@@ -205,6 +205,12 @@ def _usage_view(snapshot: UnitOfWork, lease: str) -> RunUsageView | None:
         return None
     measured_ms, usage = known
     return RunUsageView(measured_ms=measured_ms, **usage.model_dump(exclude={"age_ms"}))
+
+
+def _stall_of(snapshot: UnitOfWork, lease: str, run: RunFact | None) -> RunStall | None:
+    """What its newest heartbeat said, or, of a run that has ended, the last one."""
+    kept = RunStall(**run.stall) if run is not None and run.stall else None
+    return snapshot.stall(lease) or kept
 
 
 def _stall_view(stall: RunStall | None, took_ms: int) -> RunStallView | None:

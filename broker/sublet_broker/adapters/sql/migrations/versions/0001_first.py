@@ -457,6 +457,7 @@ def make_tables() -> None:
         whole("running_ms", nullable=True),
         whole("preparing_ms"),
         whole("ended_ms", nullable=True),
+        text("stall"),
         text("successor"),
         whole("durable_step"),
         whole("durable_ms", nullable=True),
