@@ -502,6 +502,7 @@ FACTS: tuple[type[Fact], ...] = (
     BlobFact,
     ContentFact,
     PackFact,
+    UploadFact,
     NonceFact,
     AnswerFact,
     ShardFact,
