@@ -1,7 +1,8 @@
 """Receiving many megabytes for little processor time.
 
 Rules:
-- While a large body comes, up to READ_BYTES of it are read at once.
+- While a large body comes, up to READ_BYTES of it are read at once, and handed on as they came:
+  uvicorn would copy them twice.
 - Memory that becomes free is kept for the next piece: asked of the system anew each time, the pages
   cost more than to receive, hash and write what comes into them.
 - What is said besides a body (request line, headers, the framing of a body in chunks) is bounded
@@ -10,6 +11,7 @@ Rules:
 
 import asyncio
 import ctypes
+from typing import Self
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -25,10 +27,31 @@ _MMAP_BYTES = 32 << 20
 """the most that glibc takes"""
 
 
+class _Pieces:
+    """What of a body has come and wasn't asked for yet: of a bytearray what uvicorn uses, without a
+    copy where it is one piece."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size_bytes = 0
+
+    def __iadd__(self, piece: bytes) -> Self:
+        self._pieces.append(piece)
+        self._size_bytes += len(piece)
+        return self
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+    def __bytes__(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+
 class LargeBodies(HttpToolsProtocol):
     """One connection."""
 
     _usual_bytes = _come_bytes = _body_bytes = 0
+    _is_large = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
@@ -52,18 +75,21 @@ class LargeBodies(HttpToolsProtocol):
         """Called by the parser."""
         super().on_headers_complete()
         length = next((value for name, value in self.headers if name == b"content-length"), b"")
-        if length.isdigit() and int(length[:20]) >= LARGE_BYTES:
-            self._read_at_once(READ_BYTES)
+        self._is_large = length.isdigit() and int(length[:20]) >= LARGE_BYTES
+        self._read_at_once(READ_BYTES if self._is_large else self._usual_bytes)
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
         self._body_bytes += len(body)
+        if self._is_large and not self.cycle.body:
+            self.cycle.body = _Pieces()  # type: ignore[assignment]
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
         super().on_message_complete()
         self._come_bytes = self._body_bytes = 0
+        self._is_large = False
         self._read_at_once(self._usual_bytes)
 
     def _read_at_once(self, size_bytes: int) -> None:
