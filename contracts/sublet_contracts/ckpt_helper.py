@@ -503,8 +503,9 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _write_all(target: io.FileIO, data: memoryview) -> None:
+    # A MiB at a time: a single write of a GiB takes several times as long.
     while data:
-        data = data[target.write(data) :]
+        data = data[target.write(data[:_COPY_BYTES]) :]
 
 
 def _in_folder(source: str, target: Path) -> list[tuple[str, Path]]:
