@@ -2,6 +2,8 @@
 begins with certain words: a fault that is to meet it there can't come too late.
 
     python hold.py WORDS SCRIPT ARGUMENTS...
+
+WORDS may be several, for its first run, its second, and so on: "step 7|step 12".
 """
 
 import builtins
@@ -10,14 +12,16 @@ import runpy
 import sys
 import time
 
-words, sys.argv = sys.argv[1] + " ", sys.argv[2:]
+held, sys.argv = sys.argv[1].split("|"), sys.argv[2:]
+epoch = int(os.environ["SUBLET_EPOCH"])
+words = held[epoch - 1] + " " if epoch <= len(held) else None
 plain_print = builtins.print
 
 
 def print_and_hold(*values, **options):
     plain_print(*values, **options)
     line = " ".join(map(str, values)) + " "
-    while line.startswith(words) and os.environ["SUBLET_EPOCH"] == "1":
+    while words is not None and line.startswith(words):
         time.sleep(0.05)
 
 

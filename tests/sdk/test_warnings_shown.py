@@ -96,6 +96,33 @@ def test_the_file_that_it_writes_names_the_folder() -> None:
     assert "\x1b" not in fix_of_warning(odd, view)
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/out/checkpoint-40/model.safetensors", "leave out save_only_model"),
+        ("/out/final/adapter_model.safetensors", "PEFT: an adapter alone"),
+        ("/out/unet/diffusion_pytorch_model.safetensors", "--resume_from_checkpoint latest"),
+        ("/out/epoch_3/model-00001-of-00002.safetensors", "accelerator.save_state(folder)"),
+        ("/out/epoch=1-step=20.ckpt", 'fit(ckpt_path="last")'),
+        ("/out/best.weights.h5", "keras.callbacks.BackupAndRestore(folder)"),
+        ("/out/7/default/manifest.ocdbt", "orbax.checkpoint.CheckpointManager(folder)"),
+        ("weights.pt", "optimizer.state_dict()"),
+    ],
+)
+def test_the_file_that_it_writes_says_what_its_framework_needs(path: str, words: str) -> None:
+    view = warned("nothing_saved")
+    fix = fix_of_warning(view.warnings[0].model_copy(update={"about": path}), view)
+    assert "run it with --checkpoint" in fix
+    assert words in fix
+    assert fix.count("\n") == 0
+
+
+def test_a_file_that_says_nothing_of_its_framework_gets_no_more_than_the_folder() -> None:
+    view = warned("nothing_saved")
+    about = view.warnings[0].model_copy(update={"about": "/out/state.pkl"})
+    assert fix_of_warning(about, view).endswith("is kept and put back")
+
+
 def test_a_warning_of_a_newer_broker_is_shown_as_it_says() -> None:
     view = warned("too_hot")
     assert list(warning_lines(view)) == ["too hot"]

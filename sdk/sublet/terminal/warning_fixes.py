@@ -9,6 +9,7 @@ import posixpath
 import shlex
 from collections.abc import Callable
 
+from sublet.terminal.framework_fixes import addition_for
 from sublet.terminal.text import safe
 from sublet_contracts.api import JobView, WarningView
 from sublet_contracts.documents import DocumentRefused, Job, read_document
@@ -45,10 +46,12 @@ def _nothing_saved(view: JobView, warning: WarningView) -> str:
         )
     if warning.about:
         folder = shlex.quote(posixpath.dirname(warning.about) or ".")
-        return (
+        text = (
             f"it writes {safe(warning.about)}: run it with --checkpoint {safe(folder)}, and what "
             "lies there is kept and put back"
         )
+        addition = addition_for(warning.about)
+        return f"{text}; {addition}" if addition else text
     outputs = job.outputs if job is not None else ""
     below = f"below {outputs}" if outputs else "in the folder that --outputs names"
     return (
@@ -60,7 +63,9 @@ def _nothing_saved(view: JobView, warning: WarningView) -> str:
 def _load(view: JobView, warning: WarningView) -> str:
     return (
         "let the script load at its start what it has saved (sublet.ckpt.restore(); the Trainer of "
-        "Hugging Face: train(resume_from_checkpoint=True)); "
+        "Hugging Face: train(resume_from_checkpoint=True); Accelerate: accelerator.load_state(); "
+        'Lightning: fit(ckpt_path="last"); Keras: BackupAndRestore; Orbax: '
+        "manager.restore(manager.latest_step())); "
         f"sublet pause {short(view.id)} stops it before it saves over that"
     )
 

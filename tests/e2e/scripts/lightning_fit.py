@@ -1,4 +1,4 @@
-"""Lightning's Trainer with a ModelCheckpoint that keeps the last, resumed by ckpt_path="last".
+"""Lightning's Trainer, saved now and then, resumed by ckpt_path="last".
 
 python lightning_fit.py OUT [STEPS] [PACE_S]
 """

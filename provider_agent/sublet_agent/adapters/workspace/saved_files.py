@@ -19,7 +19,7 @@ _MAX_DEPTH = 12
 _MAX_PATH = 160
 _STATES = (
     *(".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npz", ".npy", ".safetensors", ".bin"),
-    *(".h5", ".hdf5", ".keras", ".joblib", ".msgpack", ".orbax"),
+    *(".h5", ".hdf5", ".keras", ".joblib", ".msgpack", ".eqx", ".orbax"),
 )
 
 
