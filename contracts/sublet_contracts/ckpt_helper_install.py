@@ -2,8 +2,10 @@
 
 The agent calls `write_helper` and puts the folder on the job's PYTHONPATH. It holds:
 - `sublet_ckpt.py`: the helper itself, for `import sublet_ckpt as ckpt`.
-- `sublet/`: for `from sublet import ckpt`. PYTHONPATH comes before the image's own packages, so
-  this folder would hide an installed sublet; where there is one, it loads that in its own place.
+- `sublet_frameworks.py`: a line for each framework, for `import sublet_frameworks as frameworks`.
+- `sublet/`: for `from sublet import ckpt, frameworks`. PYTHONPATH comes before the image's own
+  packages, so this folder would hide an installed sublet; where there is one, it loads that in its
+  own place.
 """
 
 import hashlib
@@ -40,8 +42,10 @@ def _installed():
 _spec = _installed()
 if _spec is None:
     import sublet_ckpt as ckpt
+    import sublet_frameworks as frameworks
 
     sys.modules["sublet.ckpt"] = ckpt
+    sys.modules["sublet.frameworks"] = frameworks
 else:
     _module = importlib.util.module_from_spec(_spec)
     sys.modules["sublet"] = _module
@@ -52,6 +56,11 @@ else:
 def helper_source() -> bytes:
     """Return the helper's source."""
     return Path(ckpt_helper.__file__).read_bytes()
+
+
+def frameworks_source() -> bytes:
+    """Return the source of the lines for each framework: it isn't imported."""
+    return (Path(ckpt_helper.__file__).parent / "ckpt_frameworks.py").read_bytes()
 
 
 def helper_sha256() -> str:
@@ -69,6 +78,7 @@ def write_helper(directory: Path) -> Path:
     for folder in (directory, directory / "sublet"):
         folder.chmod(0o755)
     _write(directory / "sublet_ckpt.py", helper_source())
+    _write(directory / "sublet_frameworks.py", frameworks_source())
     _write(directory / "sublet" / "__init__.py", _STAND_IN.encode())
     return directory
 

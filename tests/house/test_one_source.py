@@ -93,7 +93,7 @@ def _files() -> list[str]:
     return listed.stdout.split()
 
 
-INSTALLED = ("sublet_ckpt.py",)
+INSTALLED = ("sublet_ckpt.py", "sublet_frameworks.py")
 """Files that exist only where a job runs."""
 
 

@@ -717,3 +717,5 @@ def test_the_sdk_and_the_container_have_the_same_helper(tmp_path: Path) -> None:
     written = write_helper(write_helper(tmp_path / "helper"))
     assert (written / "sublet_ckpt.py").read_bytes() == Path(ckpt_helper.__file__).read_bytes()
     assert from_sdk.save is ckpt_helper.save
+    of_frameworks = Path(ckpt_helper.__file__).with_name("ckpt_frameworks.py")
+    assert (written / "sublet_frameworks.py").read_bytes() == of_frameworks.read_bytes()
