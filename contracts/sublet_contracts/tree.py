@@ -446,34 +446,6 @@ def note_sources(sources: dict[str, Source], file: TreeFile, path: Path) -> None
         offset += chunk.size_bytes
 
 
-def write_tree(index: TreeIndex, root: Path, read_chunk: Callable[[str], bytes]) -> None:
-    """Write the tree below `root` (an empty or new folder), checking each chunk.
-
-    Raises TreeRefused if content does not match its hash or size. Every file is fsynced.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    for entry in index.files:
-        target = root / entry.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        descriptor = os.open(target, flags, 0o755 if entry.executable else 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            for chunk in entry.chunks:
-                data = read_chunk(chunk.digest)
-                if digest_of(data) != chunk.digest:
-                    raise TreeRefused(f"{entry.path}: a chunk does not match its hash")
-                # Its hash may be right and its size a lie: limits were checked against the size.
-                if len(data) != chunk.size_bytes:
-                    raise TreeRefused(f"{entry.path}: a chunk is not as long as the index says")
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    for link in index.links:
-        target = root / link.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.symlink(link.target, target)
-
-
 def open_root(root: Path, inside: Path | None) -> int:
     """Return a descriptor of the tree's root, a file or a folder. Raises TreeRefused, OSError."""
     if inside is None or root == inside:

@@ -16,7 +16,8 @@ from sublet_agent.adapters.workspace import outputs_search
 from sublet_agent.adapters.workspace.checkpoint_finder import CheckpointFinder
 from sublet_agent.adapters.workspace.outputs_search import OutputsSearch
 from sublet_contracts.checkpoint_layouts import QUIET_MS, Snapshot
-from sublet_contracts.tree import TreeRefused, write_tree
+from sublet_contracts.tree import TreeRefused
+from tests.trees import write_tree
 
 LIMIT_BYTES = 2**30
 SECONDS_AGO = 100.0

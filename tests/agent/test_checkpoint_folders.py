@@ -39,8 +39,9 @@ from sublet_contracts.checkpoint_folders import (
     read_record,
 )
 from sublet_contracts.framework_layouts import in_the_making
-from sublet_contracts.tree import ScannedTree, TreeRefused, write_tree
+from sublet_contracts.tree import ScannedTree, TreeRefused
 from tests.contracts.samples import INDEX
+from tests.trees import write_tree
 
 ROOM_BYTES = 1 << 30
 INTERVAL_MS = 120_000

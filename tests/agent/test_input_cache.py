@@ -15,8 +15,9 @@ from sublet_agent.adapters.workspace.workspace import fetch_inputs
 from sublet_agent.core.kept_inputs import UNUSED_MS
 from sublet_contracts.digests import hex_of
 from sublet_contracts.documents import Job
-from sublet_contracts.tree import ScannedTree, TreeIndex, scan_tree, write_tree
+from sublet_contracts.tree import ScannedTree, TreeIndex, scan_tree
 from tests.agent.test_core import BROKER, NOW, PROVIDER, World
+from tests.trees import write_tree
 
 FILES = {"model/weights.bin": b"w" * 3_000_000, "model/config.json": b"{}", "run.sh": b"echo"}
 A_DIGEST, B_DIGEST, C_DIGEST, DIGEST = ("blake3:" + digit * 64 for digit in "abcd")

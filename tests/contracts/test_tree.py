@@ -24,8 +24,8 @@ from sublet_contracts.tree import (
     TreeRefused,
     parse_index,
     scan_tree,
-    write_tree,
 )
+from tests.trees import write_tree
 
 MAX = 10**9
 
@@ -426,26 +426,6 @@ def test_an_index_of_nothing_is_an_index(tmp_path: Path) -> None:
 
 
 # What is not written
-
-
-@pytest.mark.parametrize(
-    ("index", "content", "error"),
-    [
-        (one_file(b"abc"), b"abd", "a: a chunk does not match its hash"),
-        (one_file(b"abc"), b"", "a: a chunk does not match its hash"),
-        (
-            one_file(b"abc", chunks=(Chunk(digest=sha(b"abc"), size_bytes=1),)),
-            b"abc",
-            "a: a chunk is not as long as the index says",
-        ),
-    ],
-    ids=["changed", "empty", "longer-than-said"],
-)
-def test_content_that_is_not_what_was_promised_is_refused(
-    tmp_path: Path, index: TreeIndex, content: bytes, error: str
-) -> None:
-    with pytest.raises(TreeRefused, match=error):
-        write_tree(index, tmp_path / "target", lambda _: content)
 
 
 def test_nothing_is_written_through_or_over_what_is_there(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sublet_contracts.tree import TreeRefused, parse_index, write_tree
+from sublet_contracts.tree import TreeRefused, parse_index
 from sublet_contracts.tree_links import TreeLink
+from tests.trees import write_tree
 
 
 def index_of(*links: tuple[str, str], files: tuple[str, ...] = ()) -> bytes:

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -60,11 +59,13 @@ from sublet_contracts.tree import (
     TreeRefused,
     WhyLeftOut,
     parse_index,
-    write_tree,
 )
+from sublet_contracts.tree_writer import TreeWriter
 
 PARALLEL = 4
 AHEAD = 8
+READ_ATTEMPTS = 3
+"""of chunks that come other than they should"""
 PACKS_AHEAD = PARALLEL
 MAX_PROBLEM_BYTES = 64 * 1024
 """of a refusal, where less content was asked for"""
@@ -423,11 +424,27 @@ class Transfer:
     def download(
         self, job_id: str, epoch: int | None, index: TreeIndex, root: Path, cancel: threading.Event
     ) -> None:
-        """Write a tree below `root`, every chunk and file checked. Raises as `request`,
-        TreeRefused, OSError."""
-        order = [chunk for file in index.files for chunk in file.chunks]
-        with self._ahead(job_id, epoch, order, cancel) as read_chunk:
-            write_tree(index, root, read_chunk)
+        """Write a tree below `root`, every chunk checked: a few groups of them at once, each to its
+        place as it comes. Nothing is fsynced. Raises as `request`, TreeRefused, OSError."""
+        writer = TreeWriter(index, root)
+
+        def fetch(chunks: tuple[Chunk, ...]) -> None:
+            for chunk, data in zip(
+                chunks, self._get_many(job_id, epoch, chunks, cancel), strict=True
+            ):
+                writer.write(chunk, data)
+
+        window: deque[Future[None]] = deque()
+        try:
+            for chunks in in_reads(writer.chunks):
+                window.append(self._pool.submit(fetch, chunks))
+                if len(window) >= AHEAD:
+                    window.popleft().result()
+            while window:
+                window.popleft().result()
+        finally:
+            for future in window:
+                future.cancel()
 
     def _get(
         self, job_id: str, epoch: int | None, digest: str, limit: int, cancel: threading.Event
@@ -447,17 +464,20 @@ class Transfer:
         size_bytes = sum(chunk.size_bytes for chunk in chunks)
         target = f"/v1/jobs/{job_id}/chunks/{names}"
         limit = max(size_bytes, MAX_PROBLEM_BYTES)
-        try:
-            data = self.request("GET", target, epoch=epoch, cancel=cancel, max_bytes=limit)
-        except TransferRefused as error:
-            if error.code != ProblemCode.BY_ADDRESS:
-                raise
-            self._by_address = True
-            return self._get_by_address(job_id, epoch, chunks, cancel)
-        try:
-            return cut_read(data, chunks)
-        except PackRefused as error:
-            raise TreeRefused(f"the broker gave other content: {error}") from error
+        for left in reversed(range(READ_ATTEMPTS)):
+            try:
+                data = self.request("GET", target, epoch=epoch, cancel=cancel, max_bytes=limit)
+                return cut_read(data, chunks)
+            except TransferRefused as error:
+                if error.code != ProblemCode.BY_ADDRESS:
+                    raise
+                self._by_address = True
+                return self._get_by_address(job_id, epoch, chunks, cancel)
+            except PackRefused as error:
+                # The broker hashes what it reads: so it was damaged on its way.
+                if not left:
+                    raise TreeRefused(f"the broker gave other content: {error}") from error
+        raise AssertionError("unreachable")
 
     def _get_by_address(
         self, job_id: str, epoch: int | None, chunks: tuple[Chunk, ...], cancel: threading.Event
@@ -488,40 +508,6 @@ class Transfer:
                 self._get(job_id, epoch, chunk.digest, limit, cancel)
                 for chunk, limit in zip(chunks, limits, strict=True)
             ]
-
-    @contextmanager
-    def _ahead(
-        self, job_id: str, epoch: int | None, order: list[Chunk], cancel: threading.Event
-    ) -> Iterator[Callable[[str], bytes]]:
-        """Read chunks in this order, a few of them ahead of their use."""
-        todo = iter(in_reads(order))
-        window: deque[tuple[tuple[Chunk, ...], Future[list[bytes]]]] = deque()
-        come: deque[tuple[Chunk, bytes]] = deque()
-
-        def fill() -> None:
-            while len(window) < AHEAD:
-                chunks = next(todo, None)
-                if chunks is None:
-                    return
-                future = self._pool.submit(self._get_many, job_id, epoch, chunks, cancel)
-                window.append((chunks, future))
-
-        def read_chunk(digest: str) -> bytes:
-            if not come:
-                fill()
-                chunks, future = window.popleft()
-                come.extend(zip(chunks, future.result(), strict=True))
-                fill()
-            chunk, data = come.popleft()
-            if chunk.digest != digest:
-                raise TreeRefused("chunks were asked for out of order")
-            return data
-
-        try:
-            yield read_chunk
-        finally:
-            for _, future in window:
-                future.cancel()
 
 
 def _pause(cancel: threading.Event, target: str) -> Callable[[float], None]:
