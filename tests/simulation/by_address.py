@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BROKER_URL = "https://broker.example"
 SOME = 0.4
 """Of the markets have their content in such a store."""
+MOODS = ("lost", "unanswered", "spoilt", "again", "expired", "swept")
 LATE_MS = 10_800_000
 OVERDUE_MS = 120_000
 
@@ -47,7 +48,7 @@ class Puts:
         mood = ""
         if self.troubles:
             self.troubles -= 1
-            mood = engine.random.choice(("lost", "unanswered", "spoilt", "again", "expired"))
+            mood = engine.random.choice(MOODS)
             engine.say(f"a put is {mood}")
         if mood == "lost":
             return engine.random.choice((0, 500, 503, 507))
@@ -61,6 +62,9 @@ class Puts:
             # Another one that began in time comes later: after the commit, or after the end of all.
             engine.after(engine.draw_ms(1, LATE_MS), lambda: self._late(store, address, data))
         status = store.put(address.url, data, now_ms)
+        if mood == "swept":
+            # The look at all files comes at the next one's look at a pack: while it is committed.
+            market.broker.blobs.sweeps_in = 1
         return 0 if mood == "unanswered" else status
 
     def _late(self, store: StoreByAddress, address: UploadAddress, data: bytes) -> None:

@@ -109,8 +109,6 @@ class Chaos(Mishaps):
 
     def _put(self) -> None:
         self.market.broker.puts.troubles = self.engine.draw_ms(1, 6)
-        if self.engine.happens(0.5):
-            self._sweeper()
 
     def _sweeper(self) -> None:
         self.market.broker.blobs.sweeps_in = self.engine.draw_ms(1, 12)

@@ -25,14 +25,15 @@ class OwnPackWork:
         reader = PackReader(name)
         try:
             reader.feed(table)
-            at, come = 0, -1
+            at = 0
             # One byte more than there should be: what comes then is too long.
-            while come and at <= size_bytes:
+            while at <= size_bytes:
                 asked = min(READ_BYTES, size_bytes + 1 - at)
                 data = self._blobs.read_pack(pack, at, asked)
                 reader.feed(data)
-                come = len(data)
-                at += come
+                at += len(data)
+                if len(data) < asked:
+                    break
             reader.close()
         except BlobMissing:
             return PackVerdict(there=False)
