@@ -25,6 +25,8 @@ class Draft:
     """What a folder looks like to somebody who reads it for a minute."""
 
     command: str
+    why_command: str
+    """"" where the folder leaves no doubt"""
     image: str
     why_image: str
     checkpoint: str = ""
@@ -41,7 +43,7 @@ class Draft:
         yield "# All options: sublet run --help. What the command line says counts more than this."
         yield ""
         yield f"image: {self.image}  # {self.why_image}"
-        yield f"command: {self.command}"
+        yield f"command: {self.command}" + (f"  # {self.why_command}" if self.why_command else "")
         yield "code: .  # without what .gitignore and .subletignore leave out"
         yield ""
         yield "max_price: 0.50  # credits for a GPU and hour, at the most"
@@ -72,7 +74,8 @@ def draft(folder: Path) -> Draft:
     saved = sorted(found, key=lambda name: not _CHECKPOINT.search(name))
     framework = _framework(text)
     return Draft(
-        command=f"python {script}" if script else "python train.py",
+        command=f"python {script or 'train.py'}",
+        why_command="" if script else "nothing here is called so: name your script",
         image=image,
         why_image=why,
         checkpoint=saved[0] if saved else "",

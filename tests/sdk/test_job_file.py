@@ -237,7 +237,11 @@ def test_init_knows_a_trainer_and_a_dockerfile(tmp_path: Path) -> None:
     assert found.image == "registry.example/base:1"
     assert "outputs: out\n" in found.text()
     assert read(tmp_path, found.text())["command"] == "python finetune.py"
-    assert draft(tmp_path / "nowhere").command == "python train.py"
+    (tmp_path / "two").mkdir()
+    for name in ("a.py", "b.py"):
+        (tmp_path / "two" / name).touch()
+    text = draft(tmp_path / "two").text()
+    assert "command: python train.py  # nothing here is called so: name your script" in text
 
 
 def test_the_module_needs_no_network_and_is_not_loaded_by_the_package() -> None:
