@@ -182,6 +182,7 @@ class AsyncJob:
     pause = _awaited(sync.Job.pause)
     resume = _awaited(sync.Job.resume)
     events = _awaited(sync.Job.events)
+    code_origin = _awaited(sync.Job.code_origin)
     checkpoints = _awaited(sync.Job.checkpoints)
     statement = _awaited(sync.Job.statement)
     export = _awaited(sync.Job.export)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -66,13 +66,18 @@ from sublet_contracts.documents import (
     Amendment,
     Deposit,
     KeyDocument,
+    open_document,
     sign_document,
 )
+from sublet_contracts.documents import Job as JobDocument
 from sublet_contracts.envelope import Envelope
 from sublet_contracts.keys import SigningKey
 from sublet_contracts.problems import ProblemCode
 from sublet_contracts.states import JOB, JobState, is_terminal
-from sublet_contracts.tree import LeftOut, TreeFile, TreeIndex
+from sublet_contracts.tree import LeftOut, TreeFile, TreeIndex, TreeRefused
+
+if TYPE_CHECKING:
+    from sublet.code_origin import CodeOrigin
 
 POLL_S = 0.5
 PAGE = 1000
@@ -535,6 +540,27 @@ class Job:
             return (), 0
         index = read_index(self._client.link, self.id, digest)
         return index.left_out, index.left_out_total
+
+    def code_origin(self) -> "CodeOrigin | None":
+        """Return from which commit the code comes that went along with it (`code=`), and what was
+        changed since; None: none did, or it isn't kept any more. Raises SubletError."""
+        from sublet.code_origin import MAX_ORIGIN_BYTES, ORIGIN, read_origin
+
+        document = open_document(self.view().document, JobDocument).document
+        for item in document.inputs:
+            if item.destination != document.workdir:
+                continue
+            try:
+                index = read_index(self._client.link, self.id, item.index_digest)
+                file = next((file for file in index.files if file.path == ORIGIN), None)
+                if file is not None and file.size_bytes <= MAX_ORIGIN_BYTES:
+                    return read_origin(self._content(file))
+            except (TreeRefused, ValueError):
+                continue
+            except SubletError as error:
+                if error.problem.code != ProblemCode.NOT_FOUND:
+                    raise
+        return None
 
     def _content(self, file: TreeFile) -> bytes:
         return read_file(self._client.link, self.id, file)

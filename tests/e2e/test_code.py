@@ -104,6 +104,7 @@ def test_a_folder_of_code_runs_as_it_lies_there_and_secrets_stay_home(
     assert "left out: 3 by default, 1 by .gitignore" in done.stderr
     assert f"commit {commit}, 1 file changed since" in done.stderr
     job = json.loads(done.stdout)["id"]
+    assert f"commit {commit}, 1 file changed since" in local.command("inspect", job)
     logged = local.command("logs", job).splitlines()
     assert "loss 0.25 model.py loss():" in logged
     sent = [".gitignore", ".sublet", ".sublet/code.json", ".sublet/uncommitted.diff", "lib"]

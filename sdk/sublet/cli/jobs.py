@@ -99,6 +99,7 @@ def inspect(argv: Sequence[str]) -> int:
         saved = job.checkpoints(limit=_MOST_CHECKPOINTS)
         checkpoints = saved.checkpoints
         left_out, left_out_total = _left_out(job)
+        origin = job.code_origin()
         if options.json:
             print(_inspect_json(view, checkpoints, left_out, left_out_total))
             return SUCCEEDED
@@ -111,6 +112,7 @@ def inspect(argv: Sequence[str]) -> int:
         _pair(
             "command", clip(safe(" ".join(view.command)) or "(the image's own)", _columns() - 12)
         ),
+        *([_pair("code", safe(origin.line()))] if origin is not None else []),
         _pair("wants", requirements_text(view.resources)),
         _pair(
             "price",
