@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sublet import ckpt
 from sublet.client import Client
 from sublet.demo.local import LocalMarket
 
@@ -39,6 +40,36 @@ def test_the_script_runs_on_a_laptop_and_resumes_there(tmp_path: Path, points: P
     results = [(folder / "out" / "line.json").read_bytes() for folder in (whole, halves)]
     assert results[0] == results[1]
     assert json.loads(results[0])["slope"] == pytest.approx(2.0, abs=0.01)
+
+
+def test_a_job_in_any_language_saves_by_folders_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked to stop, it leaves a step that the agent accepts as whole, and goes on from it."""
+    here, there = tmp_path / "here", tmp_path / "there"
+
+    def run(checkpoint: Path, last: str) -> int:
+        return subprocess.run(
+            ["sh", str(EXAMPLES / "anything.sh"), str(tmp_path / "out"), last],
+            env={"PATH": os.environ["PATH"], "SUBLET_CHECKPOINT_DIR": str(checkpoint)},
+            check=False,
+        ).returncode
+
+    here.mkdir()
+    assert run(here, "150") == 0
+    assert [path.name for path in (here / "out").iterdir()] == ["step-100"]
+    (there / "in").mkdir(parents=True)
+    (here / "out" / "step-100").rename(there / "in" / "step-100")
+    monkeypatch.setenv("SUBLET_CHECKPOINT_DIR", str(there))
+    restored = ckpt.restore()  # it is as its DONE says
+    assert restored is not None
+    assert (restored / "sum").read_text() == f"{sum(range(101))}\n"
+    (there / "STOP").touch()
+    assert run(there, "1000") == ckpt.EXIT_PREEMPTED
+    assert [path.name for path in (there / "out").iterdir()] == ["step-101"]
+    (there / "STOP").unlink()
+    assert run(there, "1000") == 0
+    assert (tmp_path / "out" / "sum.txt").read_text() == f"{sum(range(1001))}\n"
 
 
 @pytest.mark.slow
