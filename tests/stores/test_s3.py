@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from sublet_broker.adapters.blobs.s3_blobs import S3Blobs, blob_key
+from sublet_broker.adapters.blobs.s3_blobs import AT_ONCE, RETRIES, S3Blobs, blob_key
 from sublet_broker.adapters.blobs.s3_place import (
     Credentials,
     PlaceRefused,
@@ -91,6 +93,31 @@ def test_a_store_that_fails_is_away_within_its_time_and_nothing_is_lost(
         except BlobsAway:
             assert time.monotonic() - began_s < 60
     assert blobs.read_pack(PACK, 0, len(DATA)) == DATA
+
+
+def test_a_stall_holds_few_threads(before: Front, blobs: S3Blobs) -> None:
+    blobs.put(NAME, DATA)
+    answers: Counter[str] = Counter()
+
+    def ask(_: int) -> None:
+        try:
+            blobs.has(NAME)
+            answers["there"] += 1
+        except BlobsAway:
+            answers["away"] += 1
+
+    asked = len(before.asked)
+    with before.does(lambda method, path: Fault(stall=True)), ThreadPoolExecutor(40) as pool:
+        list(pool.map(ask, range(40)))
+    assert answers == {"away": 40}
+    assert len(before.asked) - asked <= AT_ONCE * (RETRIES + 1)
+    # Once it answers again, all are let through.
+    limit_s = time.monotonic() + 60
+    while blobs.trouble():
+        assert time.monotonic() < limit_s
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(ask, range(20)))
+    assert answers == {"away": 40, "there": 20}
 
 
 @pytest.mark.parametrize("code", ["NoSuchBucket", "NotFound"])

@@ -10,8 +10,9 @@ store really keeps is its operator's to know; what it returns is hashed by whoev
 
 Rules:
 - No call waits for ever: each has a time for all of it, and few retries within a time of their own.
-- A store that didn't answer isn't asked again for PAUSE_S: whoever asks meanwhile is told at once,
-  so that a stall there holds few of the broker's threads.
+- At most AT_ONCE calls are under way, and who finds no place for SLOT_S is told that it is away. A
+  store that didn't answer isn't asked again for PAUSE_S, and then by one caller, until it answers:
+  all others are told at once. So a stall there holds few of the broker's threads.
 - That a store doesn't answer says nothing about what lies in it: BlobsAway is never BlobMissing.
 - A pack is created, never replaced.
 """
@@ -49,6 +50,8 @@ RETRIES = 2
 READS = 2
 """A bit that flipped on the way is no damage: what doesn't match is read once more."""
 PAUSE_S = 2.0
+AT_ONCE = 6
+SLOT_S = 5.0
 KEY_S = 60
 """So old a key may get before it is asked for again."""
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -75,8 +78,11 @@ class S3Blobs:
         self._large = _client(place, key, large_s)
         self._pause_s = pause_s
         self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(AT_ONCE)
+        self._why_away = ""
+        """Why it didn't answer last; "": it did."""
         self._paused_until_s = 0.0
-        self._why_paused = ""
+        self._being_tried = False
 
     # -- blobs -------------------------------------------------------------------------------------
 
@@ -255,30 +261,63 @@ class S3Blobs:
         """Around what asks the store. Raises BlobsAway, StorageFull, FileNotFoundError where there
         is no such object, and AlreadyExistsError as it is. `without_words`: its answer has no
         body, so that a 404 alone must do."""
-        with self._lock:
-            if time.monotonic() < self._paused_until_s:
-                raise BlobsAway(self._why_paused)
+        self._refuse_while_away()
+        if not self._slots.acquire(timeout=SLOT_S):
+            raise BlobsAway("it is slow: too many calls are under way")
+        why_away: str | None = None
+        trial = False
         try:
+            trial = self._may_ask()  # It may have gone while this one waited.
             yield
+            why_away = ""
         except refused.AlreadyExistsError:
+            why_away = ""
             raise
         except FileNotFoundError as error:
+            why_away = ""
             _, code, says = _what(error)
             # Any server has 404s, and what is missing may be the bucket: lost is what is named so.
             if without_words or code == "NoSuchKey":
                 raise
             log.warning("the blob store: %s", says)
             raise _Refused(says, 404) from error
+        except BlobsAway:
+            raise
         except (refused.BaseError, OSError, PlaceRefused) as error:
             status, code, says = _what(error)
+            why_away = ""
             if status == 507 or (status in (400, 403, 409) and _FULL.search(code)):
                 raise StorageFull("the blob store is full: free some space there") from error
-            log.warning("the blob store: %s", says)
             if status == 0 or status >= 500:
-                with self._lock:
-                    self._paused_until_s = time.monotonic() + self._pause_s
-                    self._why_paused = says
+                why_away = says
+            log.warning("the blob store: %s", says)
             raise _Refused(says, status) from error
+        finally:
+            self._slots.release()
+            self._ended(trial, why_away)
+
+    def _refuse_while_away(self) -> None:
+        """Raise BlobsAway where the store isn't to be asked. Called with or without the lock."""
+        away = self._why_away
+        if away and (self._being_tried or time.monotonic() < self._paused_until_s):
+            raise BlobsAway(away)
+
+    def _may_ask(self) -> bool:
+        """Return whether this call tries if the store is back. Raises BlobsAway: it isn't asked."""
+        with self._lock:
+            self._refuse_while_away()
+            self._being_tried = bool(self._why_away)
+            return self._being_tried
+
+    def _ended(self, trial: bool, why_away: str | None = None) -> None:
+        """A call is over. `why_away`: "" where the store answered, None where nothing is known."""
+        with self._lock:
+            if trial:
+                self._being_tried = False
+            if why_away is not None:
+                self._why_away = why_away
+            if why_away:
+                self._paused_until_s = time.monotonic() + self._pause_s
 
 
 class _Refused(BlobsAway):
