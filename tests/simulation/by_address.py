@@ -43,6 +43,10 @@ class Puts:
 
     def put(self, store: StoreByAddress, address: UploadAddress, data: bytes) -> int:
         """Return the store's status; 0: nothing came back."""
+        with self._market.broker.disk.of_a_store():
+            return self._put(store, address, data)
+
+    def _put(self, store: StoreByAddress, address: UploadAddress, data: bytes) -> int:
         market, engine = self._market, self._market.engine
         now_ms = market.broker.now_ms()
         mood = ""
@@ -71,8 +75,9 @@ class Puts:
         from tests.simulation.broker import BrokerAway
         from tests.simulation.store import UNKEPT
 
-        with suppress(BrokerAway, OSError, *UNKEPT):
-            self._market.broker.call(store.keep, address.url, data)
+        broker = self._market.broker
+        with suppress(BrokerAway, OSError, *UNKEPT), broker.disk.of_a_store():
+            broker.call(store.keep, address.url, data)
 
 
 def put_pack(

@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from blake3 import blake3
 
 from sublet_broker.adapters.blobs.file_blobs import FileBlobs
 from sublet_broker.market.facts import ContentFact, Fact
-from tests.simulation.doom import Doom
+from tests.simulation.doom import CrashPoints, Doom
 from tests.simulation.engine import Crashed
 
 if TYPE_CHECKING:
@@ -172,6 +173,17 @@ class SimDisk:
         self.doom.lift()
         self.fsync_fails_in = 0
         self.power_fails = False
+
+    @contextmanager
+    def of_a_store(self) -> Iterator[None]:
+        """What is put meanwhile is put by a store of its own, which keeps it whole or not at all:
+        it doesn't die with the broker, nor does its disk fail."""
+        mine = self.doom, self.fsync_fails_in
+        self.doom, self.fsync_fails_in = Doom(CrashPoints()), 0
+        try:
+            yield
+        finally:
+            self.doom, self.fsync_fails_in = mine
 
     def cut_power(self) -> None:
         """Forget what wasn't fsynced, or some of it."""
