@@ -73,6 +73,8 @@ class AgentHost:
         self.doom = Doom(market.points)
         self.on_assign: Callable[[Assign], None] | None = None
         """What a liar does with a lease, in the core's place."""
+        self.pull_blocks_ms = 0
+        """For so long nothing passes its line once it begins to pull."""
         self.full_until_ms = 0
         self.hung_until_ms = 0
         self.hangs_since_ms = 0
@@ -427,6 +429,10 @@ class AgentHost:
                 self._later(took_ms, lambda: self._looked_up(lease_id, image))
             case effects.Pull(lease_id):
                 self.market.auditor.pulls.began(self, lease_id)
+                if self.pull_blocks_ms:
+                    now_ms = self.engine.now_ms
+                    self.line.block(now_ms, now_ms + self.pull_blocks_ms, up=True, down=True)
+                    self.pull_blocks_ms = 0
                 took_ms = self.market.registry.pull_takes_ms(self.name)
                 self._later(took_ms, lambda: self._pulled(lease_id))
             case effects.Restore(lease_id):
@@ -833,7 +839,7 @@ class AgentHost:
         self.on_assign = None
         self.full_until_ms = self.wall_offset_ms = self.broken_until_ms = 0
         self.reboots_until_ms = 0
-        self.engine_away_until_ms = self.engine_stumbles_ms = 0
+        self.engine_away_until_ms = self.engine_stumbles_ms = self.pull_blocks_ms = 0
         self.lost_devices = {}
         self.hung_until_ms = self.engine.now_ms
         self.inflates = 1

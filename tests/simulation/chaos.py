@@ -124,7 +124,11 @@ class Chaos(Mishaps):
         line.slow_until_ms = self.engine.now_ms + self.engine.draw_ms(10_000, 180_000)
 
     def _partition(self) -> None:
-        self._block(up=True, down=True)
+        """At once; or as a machine begins to pull, which takes all of its line."""
+        if self.engine.happens(0.6):
+            self._block(up=True, down=True)
+        else:
+            self._busy_agent().pull_blocks_ms = self.engine.draw_ms(10_000, 50_000)
 
     def _one_way(self) -> None:
         up = self.engine.happens(0.5)

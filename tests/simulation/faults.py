@@ -5,7 +5,8 @@ from __future__ import annotations
 FAULTS: dict[str, str] = {
     "break": "a connection breaks; what was under way is lost, or some of it arrives late",
     "delay": "a line is slow for a while",
-    "partition": "nothing passes between one agent and the broker, in both directions",
+    "partition": "nothing passes between one agent and the broker, in both directions; at once, or "
+    "as it begins to pull",
     "one-way": "nothing passes in one direction, while the other works",
     "repeat": "an agent sends old, acknowledged messages again, in any order",
     "broker-crash": "the broker dies before or after one of its next commits, and comes back",
@@ -48,7 +49,8 @@ FAULTS: dict[str, str] = {
     "broker-clock": "the broker's wall clock is set back, with or without a restart, for a while",
     "upgrade": "the broker is stopped and comes back with other settings: fee, heartbeat, limits",
     "drift": "a machine's clock runs fast or slow from now on, by up to 500 ppm (NTP's most)",
-    "reclaim": "an owner takes devices back, and offers them again later",
+    "reclaim": "an owner takes devices back, at once or just when a run is about to finish, and "
+    "offers them again later",
     "inflate": "a provider claims more time than its run had",
     "fork": "a provider signs two receipts with one number",
     "two-leases": "a provider lets a lease pass, then signs it and the next one, and claims both",

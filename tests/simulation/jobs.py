@@ -23,6 +23,7 @@ from tests.simulation.saved_folders import SavedFolder
 PREEMPTED = 75
 _WHATEVER_ELSE = ("finished", "killed by its agent", "forgotten", "silence", "budget")
 """Ends that are what they are, whatever its device and its engine did before."""
+BASE_MODELS = 3
 ENGINE_GRACE_MS = 10_000
 """What a container engine stops gets TERM, and after so long KILL."""
 
@@ -80,9 +81,10 @@ def _index(files: tuple[TreeFile, ...]) -> bytes:
 
 
 def checkpoint_files(nonce: str, step: int, state: str) -> dict[str, bytes]:
-    """Return the files of a checkpoint: one that changes, one that never does."""
+    """Return the files of a checkpoint: one that changes, and one that never does, which other
+    jobs begin with, too."""
     return {
-        "base.bin": f"base of {nonce}".encode(),
+        "base.bin": f"base model {int(nonce[0], 16) % BASE_MODELS}".encode(),
         "state.json": json.dumps({"state": state, "step": step}).encode(),
     }
 
@@ -267,6 +269,11 @@ class Container:
                     self._exit(0 if self.program.ending == "polite" else PREEMPTED, "left")
 
         self.engine.after(self.program.save_ms, leave)
+
+    def finishes_in_ms(self) -> int:
+        """Return in how long all its work will be done, if nothing befalls it."""
+        steps = self.program.steps - self.begin[0]
+        return self.started_ms + steps * self.program.step_ms - self.engine.now_ms
 
     def stall(self) -> Stall:
         """What it says of how long saving has held it: more than can be, now and then."""

@@ -23,6 +23,7 @@ class Mishaps:
 
     market: Market
     engine: Engine
+    over: bool
 
     def _agent(self) -> AgentHost:
         return self.engine.random.choice(self.market.agents)
@@ -96,7 +97,7 @@ class Mishaps:
     def _engine(self) -> None:
         draw = self.engine.random
         found = self._some_run() if self.engine.happens(0.8) else None
-        if found is not None and self.engine.happens(0.4):
+        if found is not None and self.engine.happens(0.6):
             says = "the engine was asked to stop it"
             found[1].engine_stops(says, patient=draw.random() < 0.7)
             return
@@ -136,13 +137,26 @@ class Mishaps:
             self._take_back(agent)
 
     def _reclaim(self) -> None:
-        self._take_back(self._agent())
+        """An owner takes his machine back: at once, or just when a run is about to finish, which it
+        does while it saves."""
+        found = self._some_run() if self.engine.happens(0.6) else None
+        if found is None or found[1].folder is not None:
+            self._take_back(self._agent())
+            return
+        agent, container = found
+        at_ms = container.finishes_in_ms() - self.engine.draw_ms(0, container.program.save_ms)
 
-    def _take_back(self, agent: AgentHost) -> None:
+        def take_back() -> None:
+            if container.running and not self.over:
+                self._take_back(agent, least_grace_ms=30_000)
+
+        self.engine.after(at_ms, take_back)
+
+    def _take_back(self, agent: AgentHost, least_grace_ms: int = 0) -> None:
         if not agent.up:
             return
         reason = self.engine.random.choice((Reason.RECLAIMED, Reason.PROVIDER_DRAINED))
-        grace_ms = self.engine.random.choice((0, 5_000, 30_000, 60_000))
+        grace_ms = max(least_grace_ms, self.engine.random.choice((0, 5_000, 30_000, 60_000)))
         agent._later(1, lambda: agent.drain(reason, grace_ms))
         agent._later(self.engine.draw_ms(30_000, 300_000), lambda: agent.post(events.OfferAgain()))
 
