@@ -19,6 +19,7 @@ from sublet.transfers import InputError, read_file, read_index, upload_inputs
 from sublet_agent.adapters.workspace.transfer import Cancelled, Transfer, TransferRefused
 from sublet_broker.adapters.blobs.s3_addresses import S3Addresses
 from sublet_broker.adapters.blobs.s3_blobs import S3Blobs, pack_key
+from sublet_broker.adapters.blobs.s3_place import Credentials
 from sublet_contracts import moves
 from sublet_contracts.problems import ProblemCode
 from sublet_contracts.tree import ScannedTree, scan_tree
@@ -41,6 +42,8 @@ class Market:
     blobs: S3Blobs
     renter: Party
     job: str
+    keys: list[Credentials]
+    """The broker's to the store: the last one."""
 
     def link(self) -> Link:
         """Return the SDK's way to the broker."""
@@ -68,13 +71,14 @@ class Market:
 @pytest.fixture
 async def market() -> AsyncIterator[Market]:
     with front(s3_servers.moto(), s3_servers.KEY) as store:
-        blobs = S3Blobs(s3_servers.new_place(store.endpoint), lambda: s3_servers.KEY, pause_s=0.0)
+        keys = [s3_servers.KEY]
+        blobs = S3Blobs(s3_servers.new_place(store.endpoint), lambda: keys[-1], pause_s=0.0)
         async with running(blobs=blobs, addresses=S3Addresses(blobs)) as world:
             renter = await world.renter()
             answer = await renter.post("/v1/jobs", renter.job())
             assert answer.status_code == 201, answer.text
             store.asked.clear()
-            yield Market(world, store, blobs, renter, answer.json()["id"])
+            yield Market(world, store, blobs, renter, answer.json()["id"], keys)
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +139,24 @@ async def test_an_agents_upload_arrives_whole(
     assert same(tmp_path / "got", tmp_path / "tree")
     assert market.carried() == []
     assert len(list(market.blobs.packs())) == 1
+
+
+async def test_a_key_that_expires_in_mid_upload_stops_nothing(
+    market: Market, tree: ScannedTree, tmp_path: Path
+) -> None:
+    """The one that signed the address counts no more when the content comes."""
+
+    def expire(method: str, path: str) -> Fault | None:
+        if method == "PUT" and "/packs/" in path and len(market.keys) == 1:
+            market.keys.append(Credentials("ANOTHER", "a new secret", "a new token"))
+            market.store.key = market.keys[-1]
+        return None
+
+    with market.store.does(expire):
+        await asyncio.to_thread(up_and_down, market, tree, tmp_path / "got")
+    assert len(market.keys) == 2
+    assert same(tmp_path / "got", tmp_path / "tree")
+    assert market.carried() == []
 
 
 READING = {

@@ -189,6 +189,8 @@ def test_many_who_put_the_same_at_once_all_succeed(
     for again in range(5):
         (tmp_path / str(again)).mkdir()
         place = opener(tmp_path / str(again))
+        if not place.whole:
+            pytest.skip("this server shows what is half written")
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(partial(put, place), range(8)))
         assert list(place.store.names()) == [NAME]
