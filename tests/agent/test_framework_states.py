@@ -17,6 +17,7 @@ from tests.services import require
 
 RUNS: dict[str, tuple[list[str], int]] = {
     "torch": (["torch_in_place.py", "5", "0"], 5),
+    "trainer": (["trainer_blog.py", "every"], 1),  # it keeps all, and prints at its end only
     "accelerate": (["accelerate_loop.py", "FOLDER", "22", "0"], 4),
     "diffusers": (["diffusers_unet.py", "--output_dir", "FOLDER", "--max_train_steps", "16"], 3),
     "lightning": (["lightning_fit.py", "FOLDER", "16", "0"], 3),
