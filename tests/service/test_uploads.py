@@ -4,6 +4,7 @@ point, a lie, a late or repeated request leave all of it or nothing, and no file
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 
 import pytest
@@ -401,3 +402,43 @@ def test_a_bit_that_flips_later_is_found_by_the_scrub(world: World) -> None:
     with world.store.snapshot() as tx:
         packs = {fact.id for fact in tx.find(PackFact)}
     assert set(world.blobs.packs()) == packs
+
+
+@pytest.mark.parametrize("call", ["read_pack", "put_pack", "delete_pack"])
+def test_a_store_that_is_away_in_the_middle_of_the_brokers_own_work_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Scrubbing, and writing anew a pack that is half empty."""
+    world = World(Settings(scrub_every_ms=HOUR_MS), by_address=True)
+    renter = world.renter()
+    large, small = b"large" * 1000, b"small"
+    send(world, own(renter), large, small)
+    send(world, own(renter), large)  # so that most of the first pack isn't needed there
+
+    def away(*_: object) -> bytes:
+        raise BlobsAway("it does not answer")
+
+    world.clock.ms += 2 * HOUR_MS
+    other = [b"more" * 1000, b"less"]
+    send(world, own(renter), *other)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.blobs, call, away)
+        for work in (
+            lambda: send(world, own(renter), other[0]),
+            world.broker.packs.scrub,
+            lambda: let_days_pass(world, 0),
+        ):
+            with contextlib.suppress(BlobsAway):
+                work()
+    everything = [large, small, *other]
+    assert missing(renter, *everything) in ([], [other[0]])
+    send(world, own(renter), other[0])
+    assert [get(renter, chunk) for chunk in everything] == everything
+    let_days_pass(world, 1.1)
+    let_it_expire(world)
+    let_days_pass(world, 1.1)
+    with world.store.snapshot() as tx:
+        packs = {fact.id for fact in tx.find(PackFact)}
+    assert set(world.blobs.packs()) == packs
+    assert [get(renter, chunk) for chunk in everything] == everything
+    world.audit()
