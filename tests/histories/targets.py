@@ -17,6 +17,8 @@ from pydantic import BaseModel
 from sublet_agent.adapters.workspace.reader import MAX_PROGRESS_BYTES, read_progress
 from sublet_agent.adapters.workspace.workspace import check_done
 from sublet_agent.core.checkpoints import within
+from sublet_contracts.addresses import TYPE as ADDRESSES
+from sublet_contracts.addresses import AddressRefused, read_runs, read_upload
 from sublet_contracts.api import JobLogLine
 from sublet_contracts.auth import EMPTY_DIGEST, RequestRefused, authenticate, sign_request
 from sublet_contracts.checkpoint_folders import read_record as read_folder_record
@@ -471,6 +473,42 @@ def _export_seeds() -> Iterable[bytes]:
         yield json.dumps(export).encode()
 
 
+ADDRESS_KEY = SigningKey.from_seed(b"addresses".ljust(32, b"-"))
+AT_HOME = "https://broker.example"
+
+
+def _address(data: bytes) -> None:
+    """The payload of an answer with addresses, signed as a hostile broker would."""
+    answer = sign_payload(ADDRESSES, data, [ADDRESS_KEY]).model_dump_json().encode()
+    ours: dict[str, str] = {"broker": ADDRESS_KEY.party, "broker_url": AT_HOME}
+    try:
+        address = read_upload(answer, **ours, name="pack")
+    except AddressRefused as error:
+        can_be_told(error)
+    else:
+        assert address.url.lower().startswith("https://")
+        assert not any(header in ("authorization", "host") for header in address.headers)
+    try:
+        runs = read_runs(answer, **ours, sizes=[1, 2, 3])
+    except AddressRefused as error:
+        can_be_told(error)
+        return
+    assert [number for run in runs for number in run.chunks] == [0, 1, 2]
+    assert all(run.size_bytes > 0 and run.url.lower().startswith("https://") for run in runs)
+
+
+def _address_seeds() -> Iterable[bytes]:
+    url = "https://store.example/bucket/packs/aa?X-Amz-Signature=00"
+    for there in (url, "http://169.254.169.254/", "https://127.1/", "https://[::1]/"):
+        headers = {"if-none-match": "*", "content-length": "1", "x-amz-a": "b"}
+        yield canonical_json({"name": "pack", "pack": "a" * 64, "url": there, "headers": headers})
+        reads = [
+            {"url": there, "offset_bytes": 0, "chunks": 2},
+            {"url": there, "offset_bytes": 2**40, "chunks": 1},
+        ]
+        yield canonical_json({"reads": reads})
+
+
 def _log_line(data: bytes) -> None:
     """A line of the log stream, as the renter's client reads it: the cursor is in it."""
     try:
@@ -559,6 +597,7 @@ TARGETS: dict[str, Target] = {
         Target("query", _query, _query_seeds),
         Target("export", _export, _export_seeds),
         Target("log_line", _log_line, _log_line_seeds),
+        Target("address", _address, _address_seeds),
     )
 }
 
