@@ -324,6 +324,21 @@ def test_a_held_lease_goes_on_over_a_reconnect() -> None:
     assert not wanted(step, effects.Remove)
 
 
+@pytest.mark.parametrize("step_ms", [-3_600_000, 3_600_000])
+def test_a_clock_that_is_set_back_or_ahead_neither_holds_receipts_up_nor_hurries_them(
+    step_ms: int,
+) -> None:
+    world = World()
+    lease_id = world.running()
+    issued = []
+    for ran_ms in range(3_000, 93_000, 3_000):
+        world.ran(lease_id, ran_ms)
+        world.now = NOW + ran_ms + (step_ms if ran_ms > 20_000 else 0)
+        world.do(events.Tick())
+        issued = [receipt.cum_device_ms for receipt in receipts_of(world)]
+    assert issued == [30_000, 60_000, 90_000]
+
+
 def test_receipts_are_chained_cumulative_and_end_with_the_reason() -> None:
     world = World()
     lease_id = world.running()

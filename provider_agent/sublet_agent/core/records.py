@@ -130,7 +130,6 @@ class RunRecord(_Record):
     """how long a machine lasts, as the broker said with the lease; 0: it did not"""
     last_receipt_sequence: int = 0
     last_receipt_id: str | None = None
-    last_receipt_ms: int = 0
     last_receipt_cum_device_ms: int = -1
     unlisted_since_ms: int = 0
     """since when the broker no longer names this ended lease in its welcome; 0: it does"""

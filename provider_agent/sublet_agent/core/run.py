@@ -275,7 +275,7 @@ class Run:
                     # The broker's order comes earlier than this; here we stop working for nothing
                     # when it can't be heard.
                     self.stop("drain", Reason.BUDGET_EXHAUSTED, left_ms, now_ms)
-            if receipts.is_due(record, now_ms):
+            if receipts.is_due(record):
                 self._receipt(now_ms)
         elif record.phase is RunPhase.FINISHING:
             self._finish(now_ms)
