@@ -65,7 +65,9 @@ def test_a_plain_look_at_anothers_job_is_404(who: str, town_door: Door) -> None:
             answer = town_door.ask(who, "GET", path.replace("{job}", job))
             assert answer.status == 404, (path, answer)
         mine = town_door.ask("anna", "GET", path.replace("{job}", town.anna_job))
-        assert mine.status == 200, (path, mine)
+        # This broker carries content itself, and has no addresses to give.
+        by_address = "/addresses/" in path and b"no_such_address" in mine.body
+        assert mine.status == 200 or by_address, (path, mine)
 
 
 @pytest.mark.parametrize("who", OTHERS)

@@ -5,6 +5,7 @@ plain lines (the job's output on stdout, notes about it on stderr). Receipts are
 meanwhile. The broker may be away for minutes: the job needs neither it nor this process.
 """
 
+import signal
 import sys
 import threading
 import time
@@ -109,9 +110,11 @@ def follow(job: FollowedJob, stop: threading.Event | None = None) -> JobView:
             target=_read_lines, args=(job.client.copy(), view, lines, all_read, stop), daemon=True
         )
         reader.start()
-        with _screen() as screen:
+        with _screen() as screen, _interrupts_set(stop) as interrupted:
             try:
                 view = _watch(impatient.handle(view), view, screen, lines, stop)
+                if interrupted.is_set():
+                    return _left(impatient.handle(view), view, screen)
                 if is_terminal(JOB, view.state):
                     _show_last_output(screen, lines, all_read)
                 screen.status(view, 0.0)
@@ -123,6 +126,32 @@ def follow(job: FollowedJob, stop: threading.Event | None = None) -> JobView:
             for text in _closing_notes(view):
                 screen.note(text)
     return view
+
+
+@contextmanager
+def _interrupts_set(stop: threading.Event) -> Iterator[threading.Event]:
+    """Let a first Ctrl-C set `stop` and the event that is given; a second one raises, as ever.
+
+    An exception may be raised anywhere: between a lock's being taken and noted, where the thread
+    that draws waits for it for ever, or while an object is finalised, where it is lost.
+    """
+    interrupted = threading.Event()
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield interrupted  # somebody else decides what it means
+        return
+
+    def on_interrupt(number: int, frame: object) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+        stop.set()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _left(job: FollowedJob, seen: JobView, screen: Screen) -> JobView:
