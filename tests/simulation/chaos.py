@@ -11,6 +11,7 @@ from sublet_agent.core import events
 from sublet_agent.core.offers import read_assign
 from sublet_agent.core.records import RunRecord
 from sublet_agent.core.run_phases import LIVE, RunPhase
+from sublet_broker.market.facts import CheckpointFact
 from sublet_broker.service.errors import Refusal
 from sublet_contracts.digests import digest_of
 from sublet_contracts.documents import (
@@ -211,7 +212,10 @@ class Chaos(Mishaps):
         store = self.market.broker.store
         kind = self.engine.random.random()
         span_ms = 0 if kind < 0.3 else self.engine.draw_ms(200, 5_000 if kind < 0.7 else 90_000)
-        if self.engine.happens(0.7):
+        if self.engine.happens(0.3):
+            # Where a checkpoint is noted, or judged: few commits are, and much hangs on them.
+            store.breaks_at, store.breaks_for_ms = CheckpointFact, span_ms
+        elif self.engine.happens(0.6):
             store.breaks_in, store.breaks_for_ms = self.engine.draw_ms(1, 12), span_ms
         else:
             store.away_until_ms = self.engine.now_ms + span_ms
