@@ -669,6 +669,10 @@ def _status(container: Mapping[str, Any]) -> RunStatus:
             return RunStatus("created")
         case "exited" | "dead":
             code = int(state["ExitCode"])
+            finished = _milliseconds(state.get("FinishedAt"))
+            if started is not None and finished is not None:
+                # The engine notes the start once it has happened: what ends at once ended before.
+                finished = max(started, finished)
             return RunStatus(
                 "exited",
                 code,
@@ -676,7 +680,7 @@ def _status(container: Mapping[str, Any]) -> RunStatus:
                 returned=not 128 < code <= 128 + _LAST_SIGNAL,
                 oom_killed=bool(state.get("OOMKilled")),
                 started_ms=started,
-                finished_ms=_milliseconds(state.get("FinishedAt")),
+                finished_ms=finished,
                 error=meant.says if meant else None,
             )
     return RunStatus("running", paused=bool(state.get("Paused")), started_ms=started)
