@@ -826,7 +826,9 @@ class AgentHost:
         )
 
     def hang(self, span_ms: int) -> None:
-        """Its process stands still (SIGSTOP) and goes on later."""
+        """Its process, where there is one, stands still (SIGSTOP) and goes on later."""
+        if not self.up:
+            return
         now_ms = self.engine.now_ms
         if self.hung_until_ms <= now_ms:
             self.hangs_since_ms = now_ms
