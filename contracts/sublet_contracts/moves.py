@@ -25,6 +25,7 @@ READ_ATTEMPTS = 3
 _PAUSE_S = (0.2, 10.0)
 _KEPT = (200, 201, 204)
 _IS_THERE = 412
+_PARTIAL = 206
 
 
 class NotMoved(Exception):
@@ -76,6 +77,19 @@ def upload(
             return
     said = f"it answers {status}" if status else "it does not answer"
     raise NotMoved(f"the store that the broker named took nothing: {said}")
+
+
+def exactly(status: int, pieces: Iterable[bytes], size_bytes: int) -> bytes | None:
+    """Return what a store answers to a range, if it is as long as that; None: it isn't. No more is
+    taken than fits."""
+    if status != _PARTIAL:
+        return None
+    data = bytearray()
+    for piece in pieces:
+        data += piece
+        if len(data) > size_bytes:
+            return None
+    return bytes(data) if len(data) == size_bytes else None
 
 
 def read(

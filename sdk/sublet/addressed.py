@@ -89,13 +89,6 @@ def _get(run: Run) -> bytes | None:
     try:
         headers = {"range": run.range_header, "accept-encoding": "identity"}
         with httpx.stream("GET", run.url, headers=headers, timeout=_TIMEOUT) as answer:
-            if answer.status_code != 206:
-                return None
-            data = bytearray()
-            for piece in answer.iter_raw():
-                data += piece
-                if len(data) > run.size_bytes:
-                    return None
-            return bytes(data)
+            return moves.exactly(answer.status_code, answer.iter_raw(), run.size_bytes)
     except httpx.HTTPError:
         return None

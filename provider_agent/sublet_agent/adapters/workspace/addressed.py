@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import httpx
 
+from sublet_contracts import moves
 from sublet_contracts.addresses import Run, UploadAddress
 
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
@@ -39,14 +40,7 @@ class StoreClient:
         try:
             headers = {"range": run.range_header, "accept-encoding": "identity"}
             with self._http.stream("GET", run.url, headers=headers) as answer:
-                if answer.status_code != 206:
-                    return None
-                data = bytearray()
-                for piece in answer.iter_raw():
-                    data += piece
-                    if len(data) > run.size_bytes:
-                        return None
-                return bytes(data)
+                return moves.exactly(answer.status_code, answer.iter_raw(), run.size_bytes)
         except httpx.HTTPError:
             return None
 
